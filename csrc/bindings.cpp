@@ -1,0 +1,274 @@
+// The one place where the kernels meet PyTorch: schemas, checks, outputs, and who runs on which device.
+//
+// LibTorch's stable ABI only, so that one library serves every PyTorch from 2.11 on and every Python. Gradients and
+// shape inference are registered from Python, in kernels/<family>/native.py.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "cpu/anomaly_score.h"
+#ifdef RACCGAN_CUDA
+#include <dlfcn.h>
+
+#include "cuda/anomaly_score.h"
+#endif
+
+namespace raccgan {
+namespace {
+
+using torch::headeronly::IntHeaderOnlyArrayRef;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// ---- any op ------------------------------------------------------------------------------------------------------
+
+Dtype dtype_of(const Tensor& t, const char* what) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return Dtype::kFloat32;
+    case ScalarType::BFloat16: return Dtype::kBFloat16;
+    case ScalarType::Half: return Dtype::kFloat16;
+    default: STD_TORCH_CHECK(false, what, " must be float32, bfloat16 or float16");
+  }
+}
+
+bool same_sizes(const Tensor& a, const Tensor& b) {
+  const auto sizes_a = a.sizes(), sizes_b = b.sizes();
+  return std::equal(sizes_a.begin(), sizes_a.end(), sizes_b.begin(), sizes_b.end());
+}
+
+Tensor empty_float(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return torch::stable::new_empty(like, sizes, ScalarType::Float);
+}
+
+// The dimensions of one sample with more than one element, as (stride, size), the innermost first.
+std::vector<std::pair<int64_t, int64_t>> sample_layout(const Tensor& t) {
+  std::vector<std::pair<int64_t, int64_t>> layout;
+  for (int64_t d = 1; d < t.dim(); ++d) {
+    if (t.size(d) != 1) layout.emplace_back(t.stride(d), t.size(d));
+  }
+  std::sort(layout.begin(), layout.end());
+  return layout;
+}
+
+// Whether a sample is one run of elements without gaps, in some order of its dimensions.
+bool dense_sample(const Tensor& t) {
+  int64_t expected = 1;
+  for (const auto& [stride, size] : sample_layout(t)) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+bool same_strides(const Tensor& a, const Tensor& b) {
+  for (int64_t d = 1; d < a.dim(); ++d) {
+    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
+  }
+  return true;
+}
+
+// ---- anomaly_score -----------------------------------------------------------------------------------------------
+
+// Whether every image is [C, pixels] in memory, or [pixels, C] where channels_last is set.
+bool has_layout(const Tensor& x, bool channels_last) {
+  const int64_t c = x.size(1), h = x.size(2), w = x.size(3);
+  const auto is = [&](int64_t d, int64_t stride) { return x.size(d) == 1 || x.stride(d) == stride; };
+  return channels_last ? is(1, 1) && is(3, c) && is(2, c * w) : is(3, 1) && is(2, w) && is(1, h * w);
+}
+
+Pair pair_of(const Tensor& a, const Tensor& b, const char* what) {
+  return {a.const_data_ptr(), b.const_data_ptr(), a.stride(0), b.stride(0), dtype_of(a, what)};
+}
+
+// The checked inputs in a layout that the kernels read, and the outputs.
+struct AnomalyScore {
+  Tensor x, x_hat;
+  std::optional<Tensor> f, f_hat;
+  bool channels_last;
+  Tensor residual, feature, map;
+
+  AnomalyScore(const Tensor& x_in, const Tensor& x_hat_in, const std::optional<Tensor>& f_in,
+               const std::optional<Tensor>& f_hat_in, bool want_map, int64_t max_channels_last)
+      : x(x_in), x_hat(x_hat_in), f(f_in), f_hat(f_hat_in) {
+    check();
+    channels_last = false;
+    if (!has_layout(x, false) || !has_layout(x_hat, false)) {
+      channels_last = x.size(1) <= max_channels_last && has_layout(x, true) && has_layout(x_hat, true);
+      if (!channels_last) {
+        x = torch::stable::contiguous(x);
+        x_hat = torch::stable::contiguous(x_hat);
+      }
+    }
+    if (f && !(same_strides(*f, *f_hat) && dense_sample(*f))) {
+      f = torch::stable::contiguous(*f);
+      f_hat = torch::stable::contiguous(*f_hat);
+    }
+    residual = empty_float(x, {x.size(0)});
+    feature = empty_float(x, {x.size(0)});
+    map = empty_float(x, want_map ? std::vector<int64_t>{x.size(0), x.size(2), x.size(3)} : std::vector<int64_t>{0});
+  }
+
+  void check() const {
+    STD_TORCH_CHECK(x.dim() == 4 && same_sizes(x, x_hat), "x and x_hat must be [N, C, H, W] alike");
+    STD_TORCH_CHECK(x.scalar_type() == x_hat.scalar_type(), "x and x_hat must be of one dtype");
+    STD_TORCH_CHECK(x.device() == x_hat.device(), "x and x_hat must be on one device");
+    STD_TORCH_CHECK(f.has_value() == f_hat.has_value(), "give both f and f_hat, or neither");
+    if (!f) return;
+    STD_TORCH_CHECK(f->dim() >= 1 && f->size(0) == x.size(0) && same_sizes(*f, *f_hat),
+                    "f and f_hat must be [N, ...] alike, N as in x");
+    STD_TORCH_CHECK(f->scalar_type() == f_hat->scalar_type(), "f and f_hat must be of one dtype");
+    STD_TORCH_CHECK(f->device() == x.device() && f_hat->device() == x.device(), "f and f_hat must be on x's device");
+  }
+
+  int64_t elements() const { return f && x.size(0) != 0 ? f->numel() / x.size(0) : 0; }  // of f, a sample
+
+  ImageArgs image_args(double* partial) const {
+    return {pair_of(x, x_hat, "x"), x.size(1), x.size(2) * x.size(3), channels_last,
+            map.dim() == 3 ? map.mutable_data_ptr<float>() : nullptr, partial};
+  }
+
+  FeatureArgs feature_args(double* partial) const { return {pair_of(*f, *f_hat, "f"), elements(), partial}; }
+
+  std::tuple<Tensor, Tensor, Tensor> outputs() const { return {residual, feature, map}; }
+};
+
+// means[n] = (partial[n, 0] + partial[n, 1] + ...) / size, the sums in float64 and in that order.
+void write_means(const std::vector<double>& partial, int64_t n, int64_t size, float* means) {
+  const int64_t a_sample = n == 0 ? 0 : static_cast<int64_t>(partial.size()) / n;
+  for (int64_t i = 0; i < n; ++i) {
+    double sum = 0;
+    for (int64_t p = i * a_sample; p < (i + 1) * a_sample; ++p) sum += partial[p];
+    means[i] = static_cast<float>(sum / static_cast<double>(size));
+  }
+}
+
+// Shares out `count` pieces of `elements` each. A thread is worth waking for about as many elements as PyTorch's own
+// pointwise operations take (at::internal::GRAIN_SIZE).
+template <class Work>
+void share_out(int64_t count, int64_t elements, const Work& work) {
+  constexpr int64_t kElementsAThread = 32768;
+  torch::stable::parallel_for(0, count, std::max<int64_t>(1, kElementsAThread / std::max<int64_t>(1, elements)), work);
+}
+
+std::tuple<Tensor, Tensor, Tensor> anomaly_score_cpu(const Tensor& x, const Tensor& x_hat,
+                                                     const std::optional<Tensor>& f,
+                                                     const std::optional<Tensor>& f_hat, bool want_map) {
+  const AnomalyScore call(x, x_hat, f, f_hat, want_map, kMaxChannelsLast);
+  const int64_t n = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
+
+  std::vector<double> partial(n * pieces(pixels, kImagePiece));
+  const ImageArgs images = call.image_args(partial.data());
+  const auto image_pieces = RACCGAN_SELECT(image_pieces);
+  share_out(static_cast<int64_t>(partial.size()), channels * std::min(pixels, kImagePiece),
+            [&](int64_t begin, int64_t end) { image_pieces(images, begin, end); });
+  write_means(partial, n, channels * pixels, call.residual.mutable_data_ptr<float>());
+
+  if (!f) {
+    std::fill_n(call.feature.mutable_data_ptr<float>(), n, 0.0f);
+    return call.outputs();
+  }
+  const int64_t elements = call.elements();
+  partial.assign(n * pieces(elements, kFeaturePiece), 0);
+  const FeatureArgs features = call.feature_args(partial.data());
+  const auto feature_pieces = RACCGAN_SELECT(feature_pieces);
+  share_out(static_cast<int64_t>(partial.size()), std::min(elements, kFeaturePiece),
+            [&](int64_t begin, int64_t end) { feature_pieces(features, begin, end); });
+  write_means(partial, n, elements, call.feature.mutable_data_ptr<float>());
+  return call.outputs();
+}
+
+#ifdef RACCGAN_CUDA
+
+// The stream on which PyTorch queues work for that device. Only libtorch_cuda has the function; it is looked up in
+// the copy that PyTorch has loaded, so that this library links and loads without it, and whatever PyTorch it was
+// built against.
+void* current_cuda_stream(int32_t device) {
+  using Get = int32_t (*)(int32_t, void**);
+  static const auto get = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return reinterpret_cast<Get>(library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr);
+  }();
+  STD_TORCH_CHECK(get != nullptr, "PyTorch's CUDA library is not loaded in this process");
+  void* stream = nullptr;
+  STD_TORCH_CHECK(get(device, &stream) == 0, "PyTorch did not name its current CUDA stream");
+  return stream;
+}
+
+std::tuple<Tensor, Tensor, Tensor> anomaly_score_cuda(const Tensor& x, const Tensor& x_hat,
+                                                      const std::optional<Tensor>& f,
+                                                      const std::optional<Tensor>& f_hat, bool want_map) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const AnomalyScore call(x, x_hat, f, f_hat, want_map, cuda::kMaxChannelsLast);
+  const int64_t n = x.size(0), pixels = x.size(2) * x.size(3), elements = call.elements();
+  const int64_t image_pieces = pieces(pixels, cuda::kImagePiece), feature_pieces = pieces(elements, cuda::kFeaturePiece);
+  const Tensor partial = torch::stable::new_empty(x, {n * (image_pieces + feature_pieces)}, ScalarType::Double);
+
+  double* const sums = partial.mutable_data_ptr<double>();
+  const ImageArgs images = call.image_args(sums);
+  FeatureArgs features{};
+  if (f) features = call.feature_args(sums + n * image_pieces);
+  const char* const error = cuda::anomaly_score(
+      n, images, f ? &features : nullptr, call.residual.mutable_data_ptr<float>(),
+      call.feature.mutable_data_ptr<float>(), x.get_device_index(), current_cuda_stream(x.get_device_index()));
+  STD_TORCH_CHECK(error == nullptr, "anomaly_score: CUDA says: ", error);
+  return call.outputs();
+}
+
+#endif
+
+// ---- what is in this library -------------------------------------------------------------------------------------
+
+#ifdef RACCGAN_CUDA
+constexpr const char* kCuda = RACCGAN_CUDA;  // the toolkit's version
+constexpr const char* kCudaArchitectures = RACCGAN_CUDA_ARCHITECTURES;
+#else
+constexpr const char* kCuda = "";
+constexpr const char* kCudaArchitectures = "";
+#endif
+
+std::string native_build() {
+  std::ostringstream json;
+  const char* separator = "";
+  json << "{\"cpu_targets\": [";
+#define RACCGAN_APPEND(target, unused) json << std::exchange(separator, ", ") << '"' << #target << '"';
+  RACCGAN_FOR_EACH_TARGET(RACCGAN_APPEND, )
+#undef RACCGAN_APPEND
+  json << "], \"cpu_capability\": \"" << name_of(chosen_target()) << "\", \"cuda\": \"" << kCuda
+       << "\", \"cuda_architectures\": \"" << kCudaArchitectures << "\"}";
+  return json.str();
+}
+
+}  // namespace
+}  // namespace raccgan
+
+STABLE_TORCH_LIBRARY(raccgan, m) {
+  m.def(
+      "anomaly_score_native(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, bool want_map)"
+      " -> (Tensor residual, Tensor feature, Tensor map)");
+  // JSON: cpu_targets and cpu_capability (the one in use), the CUDA toolkit's version or "", the GPU architectures.
+  m.def("native_build() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) {
+  m.impl("anomaly_score_native", TORCH_BOX(&raccgan::anomaly_score_cpu));
+}
+
+#ifdef RACCGAN_CUDA
+STABLE_TORCH_LIBRARY_IMPL(raccgan, CUDA, m) {
+  m.impl("anomaly_score_native", TORCH_BOX(&raccgan::anomaly_score_cuda));
+}
+#endif
+
+STABLE_TORCH_LIBRARY_IMPL(raccgan, CompositeExplicitAutograd, m) {
+  m.impl("native_build", TORCH_BOX(&raccgan::native_build));
+}

@@ -1,0 +1,87 @@
+"""Setuptools' build backend, except that it uses the PyTorch that is already installed where that one suits.
+
+An isolated build sees none of the packages of the environment it installs into, and would download a PyTorch of its
+own, gigabytes in its CUDA builds, just to compile against. The stable ABI does not mind which one it is, so: where the
+target environment has a PyTorch that pyproject.toml admits, its folder goes to the end of ``sys.path`` for the build;
+elsewhere PyTorch becomes a build requirement, in the bounds of pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+import tomllib
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from setuptools import build_meta
+from setuptools.build_meta import (
+    build_sdist,
+    prepare_metadata_for_build_editable,
+    prepare_metadata_for_build_wheel,
+)
+
+__all__ = [
+    "build_editable",
+    "build_sdist",
+    "build_wheel",
+    "get_requires_for_build_editable",
+    "get_requires_for_build_sdist",
+    "get_requires_for_build_wheel",
+    "prepare_metadata_for_build_editable",
+    "prepare_metadata_for_build_wheel",
+]
+
+Settings = dict[str, Any] | None
+
+
+def _torch_requirement() -> str:
+    """PyTorch's line among the dependencies in pyproject.toml, say ``torch>=2.11,<2.14``."""
+    project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
+    return next(line for line in project["dependencies"] if line.startswith("torch>"))
+
+
+def _folder_of_installed_torch() -> str | None:
+    """The site-packages folder of the environment built for, if there is a suitable PyTorch in it."""
+    from packaging.requirements import Requirement
+
+    admitted = Requirement(_torch_requirement()).specifier
+    for folder in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        for torch in distributions(name="torch", path=[folder]):
+            if admitted.contains(torch.version, prereleases=True):
+                return folder
+    return None
+
+
+def _show_torch_to_the_build() -> None:
+    folder = _folder_of_installed_torch()
+    if folder and folder not in sys.path:
+        sys.path.append(folder)  # behind the build's own setuptools
+
+
+# ---- the hooks of PEP 517 and PEP 660; those that only ask for requirements do not run setup.py -----------------------
+
+
+def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
+    return [] if _folder_of_installed_torch() else [_torch_requirement()]
+
+
+def get_requires_for_build_editable(config_settings: Settings = None) -> list[str]:
+    return get_requires_for_build_wheel(config_settings)
+
+
+def get_requires_for_build_sdist(config_settings: Settings = None) -> list[str]:
+    return []
+
+
+def build_wheel(wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None) -> str:
+    _show_torch_to_the_build()
+    return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
+
+
+def build_editable(
+    wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
+) -> str:
+    _show_torch_to_the_build()
+    return build_meta.build_editable(wheel_directory, config_settings, metadata_directory)

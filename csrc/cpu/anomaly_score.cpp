@@ -1,0 +1,213 @@
+// The anomaly score on a CPU: one read of each tensor, and the same bits whatever the batch, the number of threads
+// and the processor.
+//
+// A sample is cut into pieces of fixed size, which the threads share out. Inside a piece float32 sums stay short
+// (64 additions in a row, about 32 sums side by side); everything above them is added in float64, in a fixed order.
+// The additions form the same tree on every target, and the compiler may not fuse multiplications into them
+// (-ffp-contract=off), so that a threshold set on one machine means the same on another. The channels of a pixel are
+// added in their order in both memory layouts, and the score comes from the per-pixel sums whether or not the map is
+// wanted: neither changes the score either.
+#include "anomaly_score.h"
+
+#include "vector.h"
+
+namespace raccgan {
+namespace {
+
+constexpr int kLanes = 32;  // sums side by side, in as many vectors as the target needs
+constexpr int kVectors = kLanes / kWidth;
+constexpr int64_t kRun = 64;  // additions in a row in float32
+constexpr int64_t kBlock = kRun * kLanes;
+constexpr int64_t kSquares = kMaxChannelsLast;  // squares of a channels_last image held at a time, 16 KiB
+
+static_assert(kImagePiece <= kBlock && kImagePiece % kLanes == 0 && kSquares % kLanes == 0);
+
+double sum_of_lanes(const Floats (&sums)[kVectors]) {
+  float lanes[kLanes];
+  memcpy(lanes, sums, sizeof lanes);
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
+template <class T>
+Floats squared_difference(const typename T::Stored* a, const typename T::Stored* b) {
+  const Floats d = T::load(a) - T::load(b);
+  return d * d;
+}
+
+// use(i, squares) for the elements i, i + 1, ... of (a - b)^2, a vector at a time; the last one is filled up with
+// zeros.
+template <class T, class Use>
+void for_squares(const typename T::Stored* a, const typename T::Stored* b, int64_t count, const Use& use) {
+  int64_t i = 0;
+#pragma GCC unroll 4
+  for (; i + kWidth <= count; i += kWidth) use(i, squared_difference<T>(a + i, b + i));
+  if (i == count) return;
+  typename T::Stored rest_a[kWidth] = {}, rest_b[kWidth] = {};
+  memcpy(rest_a, a + i, (count - i) * sizeof *a);
+  memcpy(rest_b, b + i, (count - i) * sizeof *b);
+  use(i, squared_difference<T>(rest_a, rest_b));
+}
+
+// ---- features ----------------------------------------------------------------------------------------------------
+
+template <class T>
+void add_squares(Floats (&sums)[kVectors], const typename T::Stored* a, const typename T::Stored* b) {
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) sums[v] += squared_difference<T>(a + v * kWidth, b + v * kWidth);
+}
+
+// Sum of (a - b)^2 over at most kBlock elements.
+template <class T>
+double sum_of_block(const typename T::Stored* a, const typename T::Stored* b, int64_t count) {
+  Floats sums[kVectors] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) add_squares<T>(sums, a + i, b + i);
+  if (i < count) {
+    typename T::Stored rest_a[kLanes] = {}, rest_b[kLanes] = {};
+    memcpy(rest_a, a + i, (count - i) * sizeof *a);
+    memcpy(rest_b, b + i, (count - i) * sizeof *b);
+    add_squares<T>(sums, rest_a, rest_b);
+  }
+  return sum_of_lanes(sums);
+}
+
+template <class T>
+double sum_of_feature_piece(const FeatureArgs& args, int64_t n, int64_t first, int64_t count) {
+  const auto* a = static_cast<const typename T::Stored*>(args.features.a) + n * args.features.stride_a + first;
+  const auto* b = static_cast<const typename T::Stored*>(args.features.b) + n * args.features.stride_b + first;
+  double sum = 0;
+  for (int64_t i = 0; i < count; i += kBlock) {
+    sum += sum_of_block<T>(a + i, b + i, count - i < kBlock ? count - i : kBlock);
+  }
+  return sum;
+}
+
+// ---- images ------------------------------------------------------------------------------------------------------
+
+// sums[p] = the sum over the channels of (a - b)^2 at pixel p, for `count` <= kImagePiece pixels of an image whose
+// channels lie `plane` elements apart. Every kRun channels are added up apart, as the other layout does.
+template <class T>
+void sum_planes(const typename T::Stored* a, const typename T::Stored* b, int64_t channels, int64_t plane,
+                int64_t count, float* sums) {
+  alignas(64) float run[kImagePiece];
+  for (int64_t c = 0; c < channels; ++c) {
+    float* const to = c < kRun ? sums : run;
+    if (c % kRun == 0) {
+      for_squares<T>(a, b, count, [=](int64_t i, Floats squares) { store(to + i, squares); });
+    } else {
+      for_squares<T>(a, b, count, [=](int64_t i, Floats squares) { store(to + i, load_raw<Floats>(to + i) + squares); });
+    }
+    if (to == run && (c % kRun == kRun - 1 || c == channels - 1)) {
+      for (int64_t i = 0; i < count; ++i) sums[i] += run[i];
+    }
+    a += plane;
+    b += plane;
+  }
+}
+
+// sums[p] = squares[p, 0] + squares[p, 1] + ..., in that order, for `count` pixels. kChannels > 0 makes the number of
+// channels a constant, with which the compiler vectorises over the pixels.
+template <int kChannels>
+void sum_channels(const float* squares, int64_t channels, int64_t count, float* sums) {
+  const int64_t step = kChannels > 0 ? kChannels : channels;
+  for (int64_t p = 0; p < count; ++p) {
+    const float* const at = squares + p * step;
+    float sum = 0;
+    for (int64_t c0 = 0; c0 < step; c0 += kRun) {
+      float run = at[c0];
+      for (int64_t c = c0 + 1; c < step && c < c0 + kRun; ++c) run += at[c];
+      sum = c0 == 0 ? run : sum + run;
+    }
+    sums[p] = sum;
+  }
+}
+
+// The same sums as sum_planes, of an image whose channels lie side by side.
+template <class T>
+void sum_channels_last(const typename T::Stored* a, const typename T::Stored* b, int64_t channels, int64_t count,
+                       float* sums) {
+  alignas(64) float squares[kSquares + kWidth];
+  const int64_t most = kSquares / channels;
+  for (int64_t p = 0; p < count; p += most) {
+    const int64_t here = count - p < most ? count - p : most;
+    for_squares<T>(a + p * channels, b + p * channels, here * channels,
+                   [&](int64_t i, Floats v) { store(squares + i, v); });
+    const auto sum = channels == 3 ? sum_channels<3> : channels == 4 ? sum_channels<4> : sum_channels<0>;
+    sum(squares, channels, here, sums + p);
+  }
+}
+
+template <class T>
+double sum_of_image_piece(const ImageArgs& args, int64_t n, int64_t first, int64_t count) {
+  alignas(64) float sums[kImagePiece] = {};
+  const int64_t start = args.channels_last ? first * args.channels : first;
+  const auto* a = static_cast<const typename T::Stored*>(args.images.a) + n * args.images.stride_a + start;
+  const auto* b = static_cast<const typename T::Stored*>(args.images.b) + n * args.images.stride_b + start;
+  if (args.channels_last) {
+    sum_channels_last<T>(a, b, args.channels, count, sums);
+  } else {
+    sum_planes<T>(a, b, args.channels, args.pixels, count, sums);
+  }
+  if (args.map != nullptr) {
+    float* const map = args.map + n * args.pixels + first;
+    for (int64_t i = 0; i < count; ++i) map[i] = sums[i] / static_cast<float>(args.channels);
+  }
+  Floats lanes[kVectors] = {};
+  for (int64_t i = 0; i < count; i += kLanes) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) lanes[v] += load_raw<Floats>(sums + i + v * kWidth);
+  }
+  return sum_of_lanes(lanes);
+}
+
+// ---- pieces ------------------------------------------------------------------------------------------------------
+
+// partial[i] = sum_of_piece(sample, first element, number of elements) for begin <= i < end.
+template <class Sum>
+void for_pieces(int64_t size, int64_t piece, int64_t begin, int64_t end, double* partial, const Sum& sum_of_piece) {
+  const int64_t a_sample = pieces(size, piece);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t first = i % a_sample * piece;
+    partial[i] = sum_of_piece(i / a_sample, first, size - first < piece ? size - first : piece);
+  }
+}
+
+template <class T>
+void image_pieces_of(const ImageArgs& args, int64_t begin, int64_t end) {
+  for_pieces(args.pixels, kImagePiece, begin, end, args.partial, [&](int64_t n, int64_t first, int64_t count) {
+    return sum_of_image_piece<T>(args, n, first, count);
+  });
+}
+
+template <class T>
+void feature_pieces_of(const FeatureArgs& args, int64_t begin, int64_t end) {
+  for_pieces(args.elements, kFeaturePiece, begin, end, args.partial, [&](int64_t n, int64_t first, int64_t count) {
+    return sum_of_feature_piece<T>(args, n, first, count);
+  });
+}
+
+}  // namespace
+
+namespace RACCGAN_TARGET {
+
+void image_pieces(const ImageArgs& args, int64_t begin, int64_t end) {
+  switch (args.images.dtype) {
+    case Dtype::kFloat32: return image_pieces_of<Float32>(args, begin, end);
+    case Dtype::kBFloat16: return image_pieces_of<BFloat16>(args, begin, end);
+    case Dtype::kFloat16: return image_pieces_of<Float16>(args, begin, end);
+  }
+}
+
+void feature_pieces(const FeatureArgs& args, int64_t begin, int64_t end) {
+  switch (args.features.dtype) {
+    case Dtype::kFloat32: return feature_pieces_of<Float32>(args, begin, end);
+    case Dtype::kBFloat16: return feature_pieces_of<BFloat16>(args, begin, end);
+    case Dtype::kFloat16: return feature_pieces_of<Float16>(args, begin, end);
+  }
+}
+
+}  // namespace RACCGAN_TARGET
+}  // namespace raccgan

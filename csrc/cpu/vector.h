@@ -1,0 +1,72 @@
+// Vectors of float32 of the target's natural width, and loads that widen bfloat16 and float16 to them.
+//
+// Included by the per-target sources only. Everything here is in an anonymous namespace, for the reason in targets.h.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace raccgan {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+#elif defined(__AVX__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+constexpr int kWidth = kBytes / 4;  // float32 in a vector
+
+typedef float Floats __attribute__((vector_size(kBytes)));
+typedef uint32_t Words __attribute__((vector_size(kBytes)));
+typedef uint16_t Halves __attribute__((vector_size(kBytes / 2)));
+
+template <class Vector>
+inline Vector load_raw(const void* from) {
+  Vector v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+
+inline void store(float* to, Floats v) { memcpy(to, &v, sizeof v); }
+
+// An element type: how it is stored, and how kWidth of them become float32.
+struct Float32 {
+  using Stored = float;
+  static Floats load(const float* from) { return load_raw<Floats>(from); }
+};
+
+struct BFloat16 {
+  using Stored = uint16_t;
+  // bfloat16 is the upper half of a float32.
+  static Floats load(const uint16_t* from) {
+    return (Floats)(__builtin_convertvector(load_raw<Halves>(from), Words) << 16);
+  }
+};
+
+struct Float16 {
+  using Stored = uint16_t;
+  static Floats load(const uint16_t* from) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__F16C__)
+    return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+    // Exponent and fraction move to their float32 places; times 2^112 corrects the exponent's bias and normalises
+    // the subnormal numbers. Infinity and NaN, whose exponent is all ones, get float32's.
+    const Words half = __builtin_convertvector(load_raw<Halves>(from), Words);
+    const Words magnitude = (half & 0x7fff) << 13;
+    const Words scaled = (Words)((Floats)magnitude * 0x1p112f);
+    const Words special = (Words)(magnitude >= 0x0f800000) & 0x7f800000;
+    return (Floats)(scaled | special | (half & 0x8000) << 16);
+#endif
+  }
+};
+
+}  // namespace
+}  // namespace raccgan

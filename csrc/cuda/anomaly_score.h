@@ -1,0 +1,19 @@
+// The CUDA kernels of the anomaly score, for bindings.cpp: no CUDA header, so that any C++ compiler takes it.
+#pragma once
+
+#include "../anomaly_score.h"
+
+namespace raccgan {
+namespace cuda {
+
+constexpr int64_t kImagePiece = 1024;  // pixels
+constexpr int64_t kFeaturePiece = 16384;  // elements
+constexpr int64_t kMaxChannelsLast = INT64_MAX;
+
+// Queues the score of n images on `stream` (a cudaStream_t) of `device`: residual [n] and feature [n], which are zero
+// without features, and the map of `images`. Returns null, or CUDA's message if a launch failed.
+const char* anomaly_score(int64_t n, const ImageArgs& images, const FeatureArgs* features, float* residual,
+                          float* feature, int device, void* stream);
+
+}  // namespace cuda
+}  // namespace raccgan

@@ -1,0 +1,85 @@
+"""Anomaly score: how far an image and its features are from their reconstructions.
+
+    A(x | y) = mean (x - x')^2 + kappa * mean (f(x) - f(x'))^2,   x' = G(E(x, y), y)      (f-AnoGAN, eq. 5)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from raccgan.kernels import backend
+from raccgan.kernels.anomaly_score import native, reference
+
+IMPLEMENTATIONS: backend.Family = {
+    "reference": backend.Implementation(reference.anomaly_score, backend.always),
+    "native": backend.Implementation(native.anomaly_score, native.can_run),
+}
+
+
+class AnomalyScore(NamedTuple):
+    """One score an image, the two terms it is made of, and the map of squared differences."""
+
+    score: Tensor  # [N]
+    residual: Tensor  # [N]
+    feature: Tensor  # [N], zero where no features were given
+    map: Tensor | None  # [N, H, W]
+
+
+def anomaly_score(
+    x: Tensor,
+    x_hat: Tensor,
+    f: Tensor | None = None,
+    f_hat: Tensor | None = None,
+    *,
+    kappa: float = 1.0,
+    want_map: bool = True,
+    kernels: str = "fused",
+) -> AnomalyScore:
+    """Score images against their reconstructions.
+
+    Args:
+        x, x_hat: images and reconstructions, [N, C, H, W], in [-1, 1], any strides.
+        f, f_hat: their features, [N, ...], both or neither.
+        kappa: weight of the feature term.
+        want_map: also return the per-pixel map, the mean over C of the squared difference.
+        kernels: which implementation, see :mod:`raccgan.kernels.backend`.
+
+    Returns:
+        Scores and map in float32 (float64 for float64 inputs), accumulated in that dtype. A sample's score does
+        not depend on the batch it is in.
+
+    Gradients: to second order and beyond, for all four tensors.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not match.
+        raccgan.kernels.backend.KernelError: ``kernels`` names what cannot serve this call.
+    """
+    _check(x, x_hat, f, f_hat)
+    run = backend.choose("anomaly_score", IMPLEMENTATIONS, kernels, backend.Call.of(x)).run
+    residual, feature, pixels = run(x, x_hat, f, f_hat, want_map)
+    return AnomalyScore(residual + kappa * feature, residual, feature, pixels if want_map else None)
+
+
+def _check(x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None) -> None:
+    if x.dim() != 4 or x.shape != x_hat.shape:
+        raise ValueError(f"anomaly_score: x and x_hat must be [N, C, H, W] alike, got {_s(x)} and {_s(x_hat)}")
+    if not x.is_floating_point():
+        raise ValueError(f"anomaly_score: x must be floating point, got {x.dtype}")
+    if (f is None) != (f_hat is None):
+        raise ValueError("anomaly_score: give both f and f_hat, or neither")
+    if f is not None and f_hat is not None:
+        if f.dim() < 2 or f.shape != f_hat.shape or f.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"anomaly_score: f and f_hat must be [N, ...] alike with N={x.shape[0]}, got {_s(f)} and {_s(f_hat)}"
+            )
+    for name, t in (("x_hat", x_hat), ("f", f), ("f_hat", f_hat)):
+        if t is not None and (t.device != x.device or t.dtype != x.dtype):
+            raise ValueError(
+                f"anomaly_score: {name} is {t.dtype} on {t.device}, x is {x.dtype} on {x.device}; they must match"
+            )
+
+
+def _s(t: Tensor) -> list[int]:
+    return list(t.shape)

@@ -1,0 +1,118 @@
+"""Depthwise-separable convolution with what stands around it in a residual block (MobileNets; Howard et al., 2017).
+
+    y = pool(pointwise(depthwise(up(act(x * scale + shift))))) + residual
+
+A depthwise k x k convolution and a pointwise 1 x 1 convolution, both with bias and nothing between them. scale and
+shift carry a folded conditional batch norm or instance norm; up is nearest, pool is average.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from raccgan.kernels import backend
+from raccgan.kernels.depthwise_separable import reference, rewritten
+
+ACTIVATIONS = ("none", "relu")
+
+IMPLEMENTATIONS: backend.Family = {
+    "reference": backend.Implementation(reference.depthwise_separable, backend.always),
+    "rewritten": backend.Implementation(rewritten.depthwise_separable, rewritten.can_run),
+}
+
+
+class Statistics(NamedTuple):
+    """What the next layer would otherwise re-read the whole output for; each [N, C], float32 at least."""
+
+    sum: Tensor  # next norm: mean = sum / (H * W); CBAM's average
+    sum_of_squares: Tensor  # next norm: variance = sum_of_squares / (H * W) - mean^2
+    max: Tensor  # CBAM's max
+
+
+def depthwise_separable(
+    x: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor | None,
+    pointwise_weight: Tensor,
+    pointwise_bias: Tensor | None,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "none",
+    upsample: int = 1,
+    pool: int = 1,
+    residual: Tensor | None = None,
+    kernels: str = "fused",
+) -> Tensor:
+    """Normalise, activate, upsample, convolve depthwise then pointwise, pool and add.
+
+    Args:
+        x: [N, C, H, W], NCHW or channels_last; float32, bfloat16, float16 or float64.
+        depthwise_weight: [C, 1, k, k], k odd; zero padding k // 2 keeps the size.
+        depthwise_bias: [C] or None.
+        pointwise_weight: [D, C, 1, 1].
+        pointwise_bias: [D] or None.
+        scale, shift: [N, C] each, both or neither.
+        activation: "none" or "relu", after scale and shift.
+        upsample: 1 or 2, nearest.
+        pool: 1 or 2, average; odd sizes are cut as ``avg_pool2d`` cuts them.
+        residual: added last, of the output's shape.
+        kernels: which implementation, see :mod:`raccgan.kernels.backend`.
+
+    Returns:
+        [N, D, H * upsample // pool, W * upsample // pool] in x's dtype and memory format.
+
+    Gradients: any order with the reference, for every tensor.
+
+    Raises:
+        ValueError: shapes or options outside the above.
+        raccgan.kernels.backend.KernelError: ``kernels`` names what cannot serve this call.
+    """
+    _check(x, depthwise_weight, pointwise_weight, scale, shift, activation, upsample, pool)
+    run = backend.choose("depthwise_separable", IMPLEMENTATIONS, kernels, backend.Call.of(x)).run
+    y: Tensor = run(
+        x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias,
+        scale, shift, activation, upsample, pool, residual,
+    )  # fmt: skip
+    return y
+
+
+def statistics(y: Tensor) -> Statistics:
+    """Per-sample, per-channel sum, sum of squares and max of y [N, C, H, W], for the layer that reads y next."""
+    wide = y.to(torch.promote_types(y.dtype, torch.float32))
+    return Statistics(wide.sum(dim=(2, 3)), wide.square().sum(dim=(2, 3)), wide.amax(dim=(2, 3)))
+
+
+def _check(
+    x: Tensor,
+    depthwise_weight: Tensor,
+    pointwise_weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+    upsample: int,
+    pool: int,
+) -> None:
+    def refuse(what: str) -> None:
+        raise ValueError(f"depthwise_separable: {what}")
+
+    if x.dim() != 4:
+        refuse(f"x must be [N, C, H, W], got {list(x.shape)}")
+    n, c = x.shape[:2]
+    k = depthwise_weight.shape[-1]
+    if depthwise_weight.shape != (c, 1, k, k) or k % 2 == 0:
+        refuse(f"depthwise_weight must be [{c}, 1, k, k] with odd k, got {list(depthwise_weight.shape)}")
+    if pointwise_weight.shape != (pointwise_weight.shape[0], c, 1, 1):
+        refuse(f"pointwise_weight must be [D, {c}, 1, 1], got {list(pointwise_weight.shape)}")
+    if (scale is None) != (shift is None):
+        refuse("give both scale and shift, or neither")
+    for name, t in (("scale", scale), ("shift", shift)):
+        if t is not None and t.shape != (n, c):
+            refuse(f"{name} must be [{n}, {c}], got {list(t.shape)}")
+    if activation not in ACTIVATIONS:
+        refuse(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if upsample not in (1, 2) or pool not in (1, 2):
+        refuse(f"upsample and pool must be 1 or 2, got {upsample} and {pool}")

@@ -1,0 +1,66 @@
+"""The compiled library: csrc/, built by setup.py into raccgan/_native.abi3.so.
+
+Where it is missing or does not load, nothing here raises or prints: :func:`why_not` says what is wrong in one line,
+and the other implementations serve.
+
+Environment:
+    RACCGAN_CPU_CAPABILITY: caps the processor's instructions that the CPU kernels use: portable, avx2 or avx512.
+        Read once, when the library is first used. Results do not depend on it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+
+import raccgan
+
+
+class Build(TypedDict):
+    """What is in the library, and what of it this processor uses."""
+
+    cpu_targets: list[str]
+    cpu_capability: str  # the one of cpu_targets in use
+    cuda: str  # version of the CUDA toolkit, empty where the CUDA part was left out
+    cuda_architectures: str
+
+
+def path() -> Path | None:
+    """Where the library is, or ``None`` where it was not built."""
+    return next(iter(sorted(Path(raccgan.__file__).parent.glob("_native*.so"))), None)
+
+
+@functools.cache
+def why_not() -> str | None:
+    """Load the library at the first call. ``None`` if it is loaded, else one line that says why not."""
+    library = path()
+    if library is None:
+        return 'the compiled library is not built: run "pip install -e ." with PyTorch and a C++ compiler there'
+    try:
+        torch.ops.load_library(str(library))
+        torch.ops.raccgan.native_build()
+    except (OSError, RuntimeError) as error:
+        return f"the compiled library does not load: {_first_line(error)}"
+    return None
+
+
+def load() -> bool:
+    """Load the library if that has not been done; whether its operations can be called."""
+    return why_not() is None
+
+
+@functools.cache
+def build() -> Build | None:
+    """What is in the library, or ``None`` where it does not load."""
+    if not load():
+        return None
+    found: Build = json.loads(torch.ops.raccgan.native_build())
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

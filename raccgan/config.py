@@ -1,0 +1,193 @@
+"""Every setting of a run, its default, its help and its limits; the presets; nothing else. Imports no torch.
+
+A field here is a field of ``config.json``, of the checkpoint and an option of the commands, by the same name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raccgan.errors import InputError
+
+
+def _setting(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is trained on what, how, and how it is judged. Fields of the model decide whether a checkpoint fits."""
+
+    # The data
+    dataset: str = _setting("digits", "digits, mnist, fashion-mnist, mvtec, chest-xray; or a folder, or a .csv list")
+    category: str = _setting("", "which category of an MVTec folder, such as screw")
+    protocol: str = _setting("", "one-vs-rest, leave-one-out or folder (default: what suits the data set)")
+    normal: str = _setting("", "normal classes, comma-separated (default: what suits the data set)")
+    held_out: float = _setting(0.15, "share of the normal training images kept for the threshold", low=0.01, high=0.9)
+    fit: str = _setting("stretch", "how an image becomes square", choices=("stretch", "crop", "pad"))
+
+    # The model
+    image_size: int = _setting(32, "side of the square that images are resized to: 4 times a power of two", low=8, high=1024)
+    channels: int = _setting(0, "1 for grey, 3 for colour, 0 for what the data set has", low=0, high=3)
+    base_width: int = _setting(64, "channels that the multipliers multiply", low=1, high=1024)
+    multipliers: str = _setting("", "generator widths at 4x4 and after each block, in units of base_width, such as 4,4,2,1")
+    latent: int = _setting(0, "latent size; 0 for 32 a chunk up to 64 px and 20 a chunk above", low=0, high=65536)
+    embedding: int = _setting(128, "size of the class embedding", low=1, high=4096)
+    convolution: str = _setting("depthwise-separable", "convolutions of the blocks", choices=("depthwise-separable", "dense"))
+    attention_generator: str = _setting("last-4", "blocks that CBAM follows: none, all, last-N, or numbers such as 0,2")
+    attention_discriminator: str = _setting("none", "the same, in the discriminator")
+    attention_encoder: str = _setting("none", "the same, in the encoder")
+    discriminator_head: str = _setting("auto", "sum over pixels, or flatten; auto flattens up to 32 px", choices=("auto", "sum", "flatten"))
+    encoder_conditioning: str = _setting("film", "how the class enters the encoder; scalar is the authors' form", choices=("film", "scalar"))
+    encoder_latent: str = _setting("linear", "output of the encoder; tanh is the authors' form", choices=("linear", "tanh"))
+
+    # Training of the generator and the discriminator
+    gan_steps: int = _setting(20000, "generator steps", low=0)
+    batch_size: int = _setting(64, "images a step", low=1)
+    critic_steps: int = _setting(1, "discriminator steps a generator step", low=1, high=100)
+    penalty: float = _setting(10.0, "weight of the gradient penalty", low=0)
+    generator_lr: float = _setting(1e-4, "learning rate of the generator (Adam)", low=0, high=1)
+    discriminator_lr: float = _setting(4e-4, "learning rate of the discriminator (Adam)", low=0, high=1)
+    ema: float = _setting(0.999, "decay of the generator's moving average", low=0, high=0.999999)
+
+    # Training of the encoder
+    encoder_steps: int = _setting(10000, "encoder steps", low=0)
+    encoder_lr: float = _setting(1e-3, "learning rate of the encoder (Adam), brought to zero on a cosine", low=0, high=1)
+    kappa: float = _setting(1.0, "weight of the feature term in the encoder's loss and in the score", low=0)
+
+    # Scoring
+    quantile: float = _setting(0.95, "quantile of the held-out normal scores that is the threshold", low=0, high=1)
+    score_batch: int = _setting(64, "images scored at once, all normal classes of each beside it", low=1)
+
+    # The run
+    kernels: str = _setting("fused", "implementation of the ops", choices=("reference", "fused", "native", "triton"))
+    precision: str = _setting("float32", "arithmetic of training; scores are always float32", choices=("float32", "bfloat16"))
+    seed: int = _setting(0, "seed of everything random", low=0, high=2**31 - 1)
+    checkpoint_every: int = _setting(500, "steps between checkpoints", low=1)
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            _check(f, getattr(self, f.name))
+        blocks = (self.image_size // 4).bit_length() - 1
+        if self.image_size != 4 * 2**blocks:
+            raise InputError(f"image_size {self.image_size} is not 4 times a power of two (8, 16, 32, 64, 128, 256 ...)")
+        if self.multipliers and len(self.widths) != blocks + 1:
+            raise InputError(
+                f"multipliers {self.multipliers!r} are {len(self.widths)} numbers; {self.image_size} px need {blocks + 1}"
+            )
+        if self.latent_size % (blocks + 1):
+            raise InputError(f"latent {self.latent} does not divide into the {blocks + 1} equal chunks of {self.image_size} px")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Generator channels at 4 x 4 and after each block; the other two networks mirror them."""
+        if self.multipliers:
+            try:
+                factors = tuple(float(part) for part in self.multipliers.split(","))
+            except ValueError:
+                raise InputError(f"multipliers {self.multipliers!r} are not numbers such as 4,4,2,1") from None
+        else:
+            factors = _multipliers(self.image_size)
+        widths = tuple(int(self.base_width * factor) for factor in factors)
+        if min(widths) < 1:
+            raise InputError(f"multipliers {self.multipliers!r} times base_width {self.base_width} leave a layer without channels")
+        return widths
+
+    @property
+    def latent_size(self) -> int:
+        chunks = len(self.widths)
+        return self.latent or chunks * (32 if self.image_size <= 64 else 20)
+
+    @property
+    def head(self) -> str:
+        if self.discriminator_head != "auto":
+            return self.discriminator_head
+        return "flatten" if self.image_size <= 32 else "sum"
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def _multipliers(size: int) -> tuple[float, ...]:
+    """The published 4-4-2-1 at 32 px and 16-16-8-4-2-1 at 128 px, and their pattern at every other size."""
+    halvings = [float(2**i) for i in range((size // 4).bit_length() - 1)]
+    return tuple(min(16.0, factor) for factor in (halvings[-1], *reversed(halvings)))
+
+
+MODEL_FIELDS = (
+    "image_size",
+    "base_width",
+    "multipliers",
+    "latent",
+    "embedding",
+    "convolution",
+    "attention_generator",
+    "attention_discriminator",
+    "attention_encoder",
+    "discriminator_head",
+    "encoder_conditioning",
+    "encoder_latent",
+)
+"""Fields that shape the weights, beside the channels and the classes of the data."""
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # 8 px is what these digits are; no pixel is invented. Steps and rates: a few minutes on two CPU cores.
+    "digits": {
+        "image_size": 8,
+        "multipliers": "2,1",
+        "batch_size": 32,
+        "gan_steps": 2500,
+        "generator_lr": 2e-4,
+        "discriminator_lr": 8e-4,
+        "ema": 0.99,
+        "encoder_steps": 500,
+    },
+    "mnist": {"dataset": "mnist"},
+    "fashion-mnist": {"dataset": "fashion-mnist"},
+    "mvtec": {"dataset": "mvtec", "image_size": 128, "base_width": 96, "batch_size": 16},
+    "pulmonary": {"dataset": "chest-xray", "image_size": 128, "base_width": 96, "batch_size": 16},
+}
+
+
+def make_config(preset: str | None, overrides: Mapping[str, Any]) -> Config:
+    """The preset's configuration with ``overrides`` on top.
+
+    Without a preset the data set chooses: the preset of its name, else ``mvtec`` for colour folders and lists.
+
+    Raises:
+        InputError: an unknown preset or field, or a value outside its limits.
+    """
+    if preset is None:
+        preset = _preset_of(str(overrides.get("dataset", "digits")))
+    if preset not in PRESETS:
+        raise InputError(f"no preset called {preset!r}; there are {', '.join(PRESETS)}")
+    known = {f.name for f in dataclasses.fields(Config)}
+    for name in overrides:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise InputError(f"no setting called {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    return Config(**{**PRESETS[preset], **overrides})
+
+
+def _preset_of(dataset: str) -> str:
+    return next((name for name, values in PRESETS.items() if values.get("dataset", "digits") == dataset), "mvtec")
+
+
+def _check(f: dataclasses.Field[Any], value: Any) -> None:
+    """One field against the type of its default, its choices and its limits."""
+    wanted = type(f.default)
+    good = isinstance(value, (int, float) if wanted is float else wanted) and not isinstance(value, bool)
+    if not good:
+        raise InputError(f"{f.name} must be {wanted.__name__}, got {value!r}")
+    choices, low, high = f.metadata["choices"], f.metadata["low"], f.metadata["high"]
+    if choices and value not in choices:
+        raise InputError(f"{f.name} {value!r} is not one of {', '.join(choices)}")
+    if isinstance(value, float) and value != value:
+        raise InputError(f"{f.name} is not a number")
+    if (low is not None and value < low) or (high is not None and value > high):
+        limits = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise InputError(f"{f.name} {value} is out of range: it must be {limits}")

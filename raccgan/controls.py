@@ -1,0 +1,140 @@
+"""The two plain controls that every result table carries: 1-nearest-neighbour and a plain autoencoder.
+
+Both see the same normal training images as the model and score the same test images; both match famous GANs on small
+images, so a result without them says little. A higher score is more anomalous.
+
+Images are float tensors [N, C, S, S] in [-1, 1]; scores are float64 arrays [M].
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SIZES = (8, 16, 32, 64, 128, 256)
+
+
+def nearest_neighbour(train: Tensor, test: Tensor, *, max_train: int = 20_000) -> NDArray[np.float64]:
+    """Distance of each test image to the nearest training image, Euclidean on the pixels.
+
+    Of more than ``max_train`` training images, that many are taken at even distances over their order, so that each
+    class of a training set in class order keeps its share and every run takes the same ones.
+
+    Args:
+        train: normal images [N, C, H, W], N at least 1.
+        test: images to score [M, C, H, W].
+        max_train: the most training images to compare with; time and memory grow with it.
+
+    Raises:
+        ValueError: no training image, or images of different shapes.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    _check(train, test)
+    if len(test) == 0:
+        return np.empty(0)
+    if len(train) > max_train:
+        train = train[torch.linspace(0, len(train) - 1, max_train).round().long().to(train.device)]
+    known, asked = (images.detach().float().flatten(1).cpu().numpy() for images in (train, test))
+    index = NearestNeighbors(n_neighbors=1, algorithm="brute", metric="euclidean").fit(known)
+    distances, _ = index.kneighbors(asked)
+    return distances[:, 0].astype(np.float64)
+
+
+def autoencoder(
+    train: Tensor,
+    test: Tensor,
+    *,
+    seed: int,
+    steps: int = 1500,
+    batch_size: int = 64,
+    bottleneck: int = 32,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float64]:
+    """Mean squared error of each test image under a small convolutional autoencoder trained on ``train``.
+
+    Stride-2 convolutions down to 4x4, a linear bottleneck, and the mirror image of it back; batch norm and ReLU
+    between; Adam 1e-3 on the mean squared error for ``steps`` steps, never for a time, so that a seed gives the same
+    scores again on the same machine. The caller's random state is neither read nor changed.
+
+    Args:
+        train: normal images [N, C, S, S], N at least 1, S one of :data:`SIZES`.
+        test: images to score [M, C, S, S]; a score does not depend on the others.
+        seed: decides the initial weights and the order of the batches.
+        bottleneck: numbers that describe an image; fewer let through less that is not normal.
+        progress: called with (step, steps) after each step.
+
+    Raises:
+        ValueError: no training image, images of different shapes, not square, or not of such a size.
+    """
+    _check(train, test)
+    channels, height, width = train.shape[1:]
+    if height != width or height not in SIZES:
+        raise ValueError(f"the autoencoder takes square images of {SIZES} pixels, not {height} x {width}")
+    # fork_rng and the CPU generator alone: torch.manual_seed would change the caller's random state on a GPU too.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        net = _network(channels, height, bottleneck).to(device)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True), torch.enable_grad():
+        _fit(net, train, steps, batch_size, torch.Generator().manual_seed(seed), progress)
+    return _errors(net, test, batch_size)
+
+
+def _check(train: Tensor, test: Tensor) -> None:
+    if len(train) == 0:
+        raise ValueError("a control needs at least one normal training image")
+    if train.ndim != 4 or train.shape[1:] != test.shape[1:]:
+        raise ValueError(f"both sets must be [N, C, H, W] alike, not {tuple(train.shape)} and {tuple(test.shape)}")
+
+
+def _network(channels: int, size: int, bottleneck: int) -> nn.Module:
+    halvings = int(math.log2(size)) - 2
+    widths = [channels, *(min(32 * 2**i, 128) for i in range(halvings))]
+    flat = widths[-1] * 4 * 4
+    down: list[nn.Module] = []
+    up: list[nn.Module] = []
+    for outer, inner in zip(widths, widths[1:], strict=False):
+        down += [nn.Conv2d(outer, inner, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()]
+        last = not up
+        stage = [nn.ReLU(), nn.ConvTranspose2d(inner, outer, 4, stride=2, padding=1, bias=last)]
+        up = stage + ([] if last else [nn.BatchNorm2d(outer)]) + up
+    middle = [nn.Flatten(), nn.Linear(flat, bottleneck), nn.Linear(bottleneck, flat), nn.Unflatten(1, (widths[-1], 4, 4))]
+    return nn.Sequential(*down, *middle, nn.BatchNorm2d(widths[-1]), *up, nn.Tanh())
+
+
+def _fit(
+    net: nn.Module,
+    train: Tensor,
+    steps: int,
+    batch_size: int,
+    generator: torch.Generator,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    device = next(net.parameters()).device
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    net.train()
+    for step in range(1, steps + 1):
+        chosen = torch.randint(len(train), (batch_size,), generator=generator)
+        batch = train[chosen.to(train.device)].detach().to(device, torch.float32)
+        loss = F.mse_loss(net(batch), batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if progress is not None:
+            progress(step, steps)
+
+
+@torch.no_grad()
+def _errors(net: nn.Module, test: Tensor, batch_size: int) -> NDArray[np.float64]:
+    device = next(net.parameters()).device
+    net.eval()
+    scores = [np.empty(0)]
+    for part in test.split(batch_size):
+        images = part.to(device, torch.float32)
+        scores.append((net(images) - images).square().double().mean(dim=(1, 2, 3)).cpu().numpy())
+    return np.concatenate(scores)

@@ -1,0 +1,209 @@
+"""Samples as tensors, and the order in which training sees them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from raccgan.data.images import decode, decode_mask, decode_stack
+from raccgan.data.samples import Sample
+from raccgan.errors import InputError
+
+Item = tuple[Tensor, int, int]
+Result = TypeVar("Result")
+
+
+class ImageDataset(Dataset[Item]):
+    """Decoded samples: ``dataset[i]`` is (float32 [C, size, size] in [-1, 1], class index, i).
+
+    As many images as fit in ``cache_bytes`` are decoded once, on first use, and kept as float32. Pixels that are in
+    memory already are decoded together at the start.
+
+    Args:
+        samples: what to serve, in this order.
+        classes: class names; a sample's class index is its label's place here, -1 where it has none.
+        size, channels, fit: as in ``images.decode``.
+        cache_bytes: the most memory that decoded images may take.
+
+    Raises:
+        InputError: from every access, where a file cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        *,
+        classes: Sequence[str],
+        size: int,
+        channels: int,
+        fit: str = "stretch",
+        cache_bytes: int = 2 << 30,
+    ) -> None:
+        self.samples = tuple(samples)
+        self.classes = tuple(classes)
+        self.size = size
+        self.channels = channels
+        self.fit = fit
+        place = {name: index for index, name in enumerate(self.classes)}
+        self.labels = torch.tensor([place.get(sample.label, -1) for sample in self.samples], dtype=torch.int64)  # [N]
+        kept = min(len(self.samples), cache_bytes // (4 * channels * size * size))
+        self._cache = torch.empty(kept, channels, size, size)  # the first `kept` images
+        self._cached = np.zeros(kept, dtype=bool)
+        self._preload()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Item:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        return self.__getitems__([index % len(self)])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """A whole batch at once; DataLoader calls this instead of one ``__getitem__`` an image."""
+        labels = self.labels[list(indices)].tolist()
+        return list(zip(self.images(indices), labels, indices, strict=True))
+
+    def images(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """The images at ``indices`` (0..N-1, in any order, repeats allowed): float32 [n, C, size, size], a copy."""
+        wanted = indices if isinstance(indices, Tensor) else torch.tensor(list(indices), dtype=torch.int64)
+        places = wanted.tolist()
+        if places and not 0 <= min(places) <= max(places) < len(self):
+            raise IndexError(f"images {min(places)} to {max(places)} of {len(self)}")
+        self._fill([index for index in places if self._is_missing(index)])
+        beyond = [(row, index) for row, index in enumerate(places) if index >= len(self._cache)]
+        if not beyond:
+            return self._cache[wanted]
+        batch = torch.empty(len(wanted), self.channels, self.size, self.size)
+        within = wanted < len(self._cache)
+        batch[within] = self._cache[wanted[within]]
+        pixels = _in_threads(self._decode, [index for _, index in beyond])
+        for (row, _), image in zip(beyond, pixels, strict=True):
+            batch[row] = torch.from_numpy(image)
+        return batch
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Decode every image and mask once, in threads, so that a bad file is found before training and not in it.
+
+        Args:
+            progress: called with (done, total) after each image.
+
+        Raises:
+            InputError: names the first bad file in the order of the samples, and counts the others.
+        """
+        bad = []
+        for done, problem in enumerate(_in_threads(self._problem, range(len(self))), start=1):
+            if problem is not None:
+                bad.append(problem)
+            if progress is not None:
+                progress(done, len(self))
+        if len(bad) == 1:
+            raise InputError(bad[0])
+        if bad:
+            raise InputError(f"{bad[0]} ({len(bad) - 1} more of the {len(self)} images cannot be used either)")
+
+    def _problem(self, index: int) -> str | None:
+        sample = self.samples[index]
+        try:
+            if self._is_missing(index):
+                self._fill([index])
+            elif index >= len(self._cache):
+                self._decode(index)
+            if sample.mask is not None:
+                decode_mask(sample.mask, self.size, self.fit)
+        except InputError as error:
+            return str(error)
+        return None
+
+    def _is_missing(self, index: int) -> bool:
+        return index < len(self._cache) and not self._cached[index]
+
+    def _fill(self, indices: Sequence[int]) -> None:
+        for index, image in zip(indices, _in_threads(self._decode, indices), strict=True):
+            self._cache[index] = torch.from_numpy(image)
+            self._cached[index] = True
+
+    def _decode(self, index: int) -> np.ndarray:
+        return decode(self.samples[index].image, size=self.size, channels=self.channels, fit=self.fit)
+
+    def _preload(self, chunk: int = 4096) -> None:
+        """Decode the pixels in memory, a chunk of images of one shape and type at a time."""
+        alike: dict[tuple[tuple[int, ...], str], list[int]] = {}
+        for index, sample in enumerate(self.samples[: len(self._cache)]):
+            if not isinstance(sample.image, Path):
+                alike.setdefault((sample.image.shape, sample.image.dtype.str), []).append(index)
+        for members in alike.values():
+            for start in range(0, len(members), chunk):
+                part = members[start : start + chunk]
+                stack = np.stack([np.asarray(self.samples[index].image) for index in part])
+                decoded = decode_stack(stack, size=self.size, channels=self.channels, fit=self.fit)
+                self._cache[part] = torch.from_numpy(decoded)
+                self._cached[part] = True
+
+
+def _in_threads(function: Callable[[int], Result], indices: Sequence[int], few: int = 2) -> Iterator[Result]:
+    """``map`` in threads, results in order; Pillow decodes without the interpreter lock."""
+    if len(indices) <= few:
+        yield from map(function, indices)
+        return
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        yield from pool.map(function, indices)
+
+
+class StepBatches(Sampler[list[int]]):
+    """The batch of each training step as a pure function of (seed, step): what makes resuming exact.
+
+    Epoch e is a permutation of all indices, drawn from (seed, e). The permutations follow each other in one endless
+    sequence, and step s takes places s*batch_size to (s+1)*batch_size of it. So every batch is full; one that crosses
+    an epoch's end may hold an index twice, and a batch larger than the data holds every index at least once.
+
+    Args:
+        length: number of images, at least 1.
+        batch_size: indices a step.
+        seed: any integer.
+        start_step, stop_step: iteration yields the batches of steps start_step to stop_step - 1.
+    """
+
+    def __init__(self, length: int, batch_size: int, *, seed: int, start_step: int = 0, stop_step: int) -> None:
+        if length < 1 or batch_size < 1:
+            raise ValueError(f"length {length} and batch_size {batch_size} have to be at least 1")
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start_step = start_step
+        self.stop_step = stop_step
+        self._epoch = -1
+        self._order = np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return max(0, self.stop_step - self.start_step)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start_step, self.stop_step):
+            yield self.batch(step)
+
+    def batch(self, step: int) -> list[int]:
+        """The indices of one step."""
+        batch: list[int] = []
+        place = step * self.batch_size
+        while len(batch) < self.batch_size:
+            epoch, first = divmod(place + len(batch), self.length)
+            batch += self._permutation(epoch)[first : first + self.batch_size - len(batch)].tolist()
+        return batch
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            # Sorted raw output of the bit generator: NumPy keeps that stream fixed across versions, which it does not
+            # promise for Generator.permutation, nor PyTorch for randperm.
+            words = np.random.PCG64([self.seed % 2**64, epoch]).random_raw(self.length)
+            self._order = np.argsort(words, kind="stable")
+            self._epoch = epoch
+        return self._order

@@ -1,0 +1,272 @@
+"""From a file or an array to pixels in [-1, 1], and from a mask file to booleans, with one geometry for both.
+
+Intensities keep the depth they were stored with: everything is float32 from the moment it is read, and resizing is
+bilinear with antialiasing, in float. What counts as white depends on the stored type alone, never on the image:
+
+========================================  ==========================================================
+stored as                                 scaled by
+========================================  ==========================================================
+1-bit, 8-bit, palette, CMYK, YCbCr, HSV   255 (colour spaces are converted to RGB first)
+16-bit grey (PNG, TIFF, PGM)              65535; 32-bit integer files too, and values past it are refused
+float (TIFF mode F, arrays)               1: values outside [0, 1], NaN and infinity are refused
+16-bit colour                             Pillow reads it as 8-bit
+========================================  ==========================================================
+
+Alpha is composited over black. Of an animation or a multi-page file the first frame counts. The EXIF orientation is
+applied. Grey becomes colour by repetition, colour becomes grey by luminance (0.299, 0.587, 0.114).
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from raccgan.data.samples import Pixels, Sample, printable
+from raccgan.errors import InputError
+
+FITS = {
+    "stretch": "resize to a square, aspect not kept",
+    "crop": "the central square",
+    "pad": "the whole image, black bars make it square",
+}
+
+LUMINANCE = np.array([0.299, 0.587, 0.114])
+
+Float = NDArray[np.float32]
+
+
+def decode(image: Path | Pixels, *, size: int, channels: int, fit: str = "stretch") -> Float:
+    """Read one image.
+
+    Args:
+        image: a file, or pixels H x W or H x W x C (C 1 to 4) as uint8, uint16, bool or float in [0, 1].
+        size: height and width of the result.
+        channels: 1 (grey) or 3 (RGB).
+        fit: one of ``FITS``.
+
+    Returns:
+        float32 [channels, size, size] in [-1, 1].
+
+    Raises:
+        InputError: the file cannot be read as an image, or its values have no defined scale; names file and reason.
+    """
+    unit = _read_unit(image) if isinstance(image, Path) else _unit(image, "the array")
+    decoded: Float = _finish(unit[None], size, channels, fit)[0]
+    return decoded
+
+
+def decode_stack(images: Pixels, *, size: int, channels: int, fit: str = "stretch") -> Float:
+    """``decode`` for images of one shape, [N, H, W] or [N, H, W, C] -> float32 [N, channels, size, size].
+
+    The result equals that of ``decode`` bit for bit.
+    """
+    per_image = images if images.ndim == 4 else images[..., None]
+    return _finish(_unit(per_image, "the array"), size, channels, fit)
+
+
+def decode_mask(path: Path, size: int, fit: str = "stretch") -> NDArray[np.bool_]:
+    """Read a ground-truth mask: bool [size, size], True where any channel is not zero; nearest neighbour.
+
+    It goes through the geometry of ``decode``, so that mask and image stay aligned.
+    """
+    anomalous = (_read_unit(path) > 0).any(axis=-1)
+    height, width = anomalous.shape
+    place = _place(height, width, size, fit)
+    result = np.zeros((size, size), dtype=bool)
+    source = Image.fromarray(anomalous.astype(np.uint8))
+    result[place.rows, place.columns] = np.asarray(source.resize(place.resized, Image.Resampling.NEAREST, place.box))
+    return result
+
+
+def count_channels(samples: Sequence[Sample], most: int = 200) -> int:
+    """3 where any sample is in colour, else 1. Reads headers only, of at most ``most`` files spread over the samples.
+
+    A file that cannot be opened is passed over here; ``ImageDataset.verify`` names it.
+    """
+    step = max(1, -(-len(samples) // most))
+    return 3 if any(_is_colour(sample.image) for sample in samples[::step]) else 1
+
+
+def _is_colour(image: Path | Pixels) -> bool:
+    if not isinstance(image, Path):
+        return image.ndim == 3 and image.shape[2] >= 3
+    try:
+        with _quiet(), Image.open(image) as opened:
+            if opened.mode in ("P", "PA"):
+                palette = np.asarray(opened.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)
+                return bool((palette != palette[:, :1]).any())
+            return not (opened.mode in ("1", "L", "LA", "La", "F") or opened.mode.startswith("I"))
+    except Exception:  # as in _read: a damaged file makes Pillow raise anything
+        return False
+
+
+class _Place(NamedTuple):
+    box: tuple[float, float, float, float]  # left, upper, right, lower: the part of the image that is used
+    resized: tuple[int, int]  # width, height it is resized to
+    rows: slice  # where that lands in the square
+    columns: slice
+
+
+def _place(height: int, width: int, size: int, fit: str) -> _Place:
+    """Where an image of height x width comes to lie in a square of ``size``."""
+    if fit == "crop":
+        side = min(height, width)
+        left, top = (width - side) / 2, (height - side) / 2
+        return _Place((left, top, left + side, top + side), (size, size), slice(0, size), slice(0, size))
+    rows, columns = size, size
+    if fit == "pad":
+        rows = max(1, round(size * height / max(height, width)))
+        columns = max(1, round(size * width / max(height, width)))
+    elif fit != "stretch":
+        raise InputError(f"no fit called {fit!r}; there are {', '.join(FITS)}")
+    top, left = (size - rows) // 2, (size - columns) // 2
+    box = (0.0, 0.0, float(width), float(height))
+    return _Place(box, (columns, rows), slice(top, top + rows), slice(left, left + columns))
+
+
+def _finish(unit: Float, size: int, channels: int, fit: str) -> Float:
+    """[N, H, W, 1 or 3] in [0, 1] -> [N, channels, size, size] in [-1, 1]."""
+    if channels not in (1, 3):
+        raise InputError(f"images have 1 or 3 channels, not {channels}")
+    planes = np.moveaxis(unit, -1, 1)
+    place = _place(planes.shape[2], planes.shape[3], size, fit)
+    if planes.shape[2:] == (size, size):
+        result = np.ascontiguousarray(planes)
+    else:
+        result = np.zeros((*planes.shape[:2], size, size), dtype=np.float32)
+        for target, plane in zip(result.reshape(-1, size, size), _each_plane(planes), strict=True):
+            resized = Image.fromarray(plane).resize(place.resized, Image.Resampling.BILINEAR, place.box)
+            target[place.rows, place.columns] = np.asarray(resized)
+    if channels < result.shape[1]:
+        # In float64, so that white stays 1 and grey stored as colour comes back unchanged.
+        result = np.tensordot(result, LUMINANCE, axes=(1, 0))[:, None].astype(np.float32)
+    # Weights that add up to 1 in rounded arithmetic can pass 1 by one ulp.
+    result = np.clip(result, 0, 1) * 2 - 1
+    return np.repeat(result, 3, axis=1) if result.shape[1] < channels else result
+
+
+def _each_plane(planes: Float) -> Iterator[Float]:
+    for image in planes:
+        for plane in image:
+            yield np.ascontiguousarray(plane)
+
+
+def _unit(pixels: Pixels, what: str) -> Float:
+    """[..., H, W, C] or H x W pixels of any supported type -> float32 [..., H, W, 1 or 3] in [0, 1]."""
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim < 3 or not 1 <= pixels.shape[-1] <= 4 or 0 in pixels.shape[-3:-1]:
+        raise InputError(f"{what} has shape {pixels.shape}; an image is H x W or H x W x C with 1 to 4 channels")
+    if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2:
+        unit = pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+    elif pixels.dtype.kind == "b":
+        unit = pixels.astype(np.float32)
+    elif pixels.dtype.kind == "f":
+        # The comparison is false for NaN too.
+        if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 1):
+            raise InputError(
+                f"{what} has float pixels from {pixels.min():g} to {pixels.max():g}; they have to lie in [0, 1], "
+                "without NaN or infinity: rescale and save again"
+            )
+        unit = pixels.astype(np.float32)
+    else:
+        raise InputError(f"{what} has {pixels.dtype} pixels; use uint8, uint16, or float in [0, 1]")
+    if unit.shape[-1] in (2, 4):
+        unit = unit[..., :-1] * unit[..., -1:]
+    return unit
+
+
+def _read_unit(path: Path) -> Float:
+    return _unit(_read(path), printable(path))
+
+
+def _read(path: Path) -> Pixels:
+    """The pixels of a file as the decoder gives them, upright: H x W or H x W x C."""
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{printable(path)} is empty (0 bytes): remove it or copy it again")
+        with _quiet(), Image.open(path) as opened:
+            opened.load()
+            orientation = opened.getexif().get(0x0112, 1)
+            pixels = _pixels(opened, printable(path))
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        raise InputError(f"{printable(path)} is not an image that Pillow can read") from None
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise InputError(f"{printable(path)} has more than {limit} pixels: make it smaller first") from None
+    except Exception as error:  # on damaged bytes Pillow's decoders raise anything, from OSError to struct.error
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        raise InputError(f"cannot read {printable(path)}: {reason}") from None
+    upright = _UPRIGHT.get(orientation)
+    return upright(pixels) if upright else pixels
+
+
+def _pixels(opened: Image.Image, what: str) -> Pixels:
+    """The pixels of a loaded image: uint8, uint16, bool or float."""
+    mode = opened.mode
+    if mode == "I":
+        wide = np.asarray(opened)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise InputError(
+                f"{what} has integer pixels from {wide.min()} to {wide.max()}; they have to lie in 0..65535: "
+                "save it as 16-bit, or as float in [0, 1]"
+            )
+        return wide.astype(np.uint16)
+    if mode.startswith("I;16"):
+        return np.asarray(opened).astype(np.uint16)  # native byte order
+    if mode == "F":
+        return np.asarray(opened)
+    if opened.has_transparency_data:
+        return np.asarray(opened.convert("LA" if mode in ("L", "LA") else "RGBA"))
+    if mode in ("1", "L", "RGB"):
+        return np.asarray(opened)
+    return np.asarray(opened.convert("RGB"))
+
+
+# How to turn each EXIF orientation upright. On arrays, because Pillow does not turn every 16-bit mode.
+_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels.swapaxes(0, 1)[:, ::-1],
+    7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
+}
+
+_quiet_lock = threading.Lock()
+_quiet_users = 0
+_quiet_filters: warnings.catch_warnings[None] | None = None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings from Pillow while any thread decodes: what matters is raised.
+
+    ``warnings.catch_warnings`` alone is not safe in threads: overlapping ones restore each other's filters. Here the
+    first thread in changes the filters and the last one out restores them.
+    """
+    global _quiet_users, _quiet_filters
+    with _quiet_lock:
+        _quiet_users += 1
+        if _quiet_filters is None:
+            _quiet_filters = warnings.catch_warnings(action="ignore")
+            _quiet_filters.__enter__()
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_users -= 1
+            if _quiet_users == 0 and _quiet_filters is not None:
+                _quiet_filters.__exit__(None, None, None)
+                _quiet_filters = None

@@ -1,0 +1,190 @@
+"""Which samples are normal, which are trained on, which calibrate the threshold and which are tested.
+
+Every protocol trains on normal images of the training part alone and tests on the test part, where every class that
+is not normal is anomalous. They differ in what they demand:
+
+- ``one-vs-rest``: the named class (or classes, for a class-conditional model) is normal, every other one anomalous.
+- ``leave-one-out``: all classes but one are normal.
+- ``folder``: the source's own layout says what is normal. Where the source has no official split, every anomalous
+  image is tested, because none is ever trained on; a test part without anomalies is allowed.
+
+The normal classes are named (``3 5``) or excluded (``!7`` means all but 7).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from raccgan.data.samples import Sample, Source
+from raccgan.errors import InputError
+
+PROTOCOLS = {
+    "one-vs-rest": "the named class or classes are normal, every other one is anomalous",
+    "leave-one-out": "all classes but one are normal, the one left out is anomalous",
+    "folder": "the source's own normal class, everything else in its test part is anomalous",
+}
+
+TRAIN_SHARE = 0.6
+"""Share of each class that trains where a source brings no split of its own."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The samples of one experiment. ``train`` and ``held_out`` are normal, and no sample is in two parts."""
+
+    normal_classes: tuple[str, ...]  # order = condition index
+    train: tuple[Sample, ...]
+    held_out: tuple[Sample, ...]  # from the training part, never trained on: calibrates the threshold
+    test: tuple[Sample, ...]  # normal and anomalous
+
+    def is_anomalous(self, sample: Sample) -> bool:
+        """True where the sample's class is none of the normal ones."""
+        return sample.label not in self.normal_classes
+
+
+def make_split(
+    source: Source, protocol: str | None, normal: Sequence[str], *, held_out: float = 0.15, seed: int = 0
+) -> Split:
+    """Split a source by a protocol.
+
+    Args:
+        source: the samples.
+        protocol: a name in ``PROTOCOLS``, or None for the source's own.
+        normal: class names, or ``!name`` for all but that one; empty for the source's default.
+        held_out: share of the normal training images, per class, that is kept from training; at least one image is
+            held out and at least one trains.
+        seed: chooses the held-out images, and nothing else.
+
+    Raises:
+        InputError: unknown protocol or class, too few normal images, or a test part that could not be evaluated.
+    """
+    protocol = protocol or source.default_protocol
+    if protocol not in PROTOCOLS:
+        raise InputError(f"no protocol called {protocol!r}; there are {', '.join(PROTOCOLS)}")
+    if not 0 < held_out < 1:
+        raise InputError(f"the held-out share is {held_out}; it has to lie between 0 and 1, for example 0.15")
+    classes = _normal_classes(source, protocol, normal)
+    training: list[Sample] = []
+    kept: list[Sample] = []
+    for label in classes:
+        members = [sample for sample in source.samples if sample.label == label and sample.split == "train"]
+        count = _held_out_count(source, label, members, held_out)
+        chosen = set(hash_order((sample.key for sample in members), salt=f"held out {seed}")[:count])
+        kept += [sample for sample in members if sample.key in chosen]
+        training += [sample for sample in members if sample.key not in chosen]
+    test = _test_samples(source, protocol, classes)
+    return Split(classes, tuple(training), tuple(kept), tuple(test))
+
+
+def hash_order(keys: Iterable[str], *, salt: str) -> list[str]:
+    """The keys in an order that looks random and depends on the salt and on each key alone.
+
+    A hash instead of a random generator: the same on every machine and library version, and a file added to a folder
+    leaves the order of the others as it was.
+    """
+    return sorted(
+        keys,
+        key=lambda key: hashlib.blake2b(f"{salt}\0{key}".encode("utf-8", "backslashreplace"), digest_size=16).digest(),
+    )
+
+
+def split_by_class(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """Give samples without an official split a fixed one: in each class 60% train, the rest test.
+
+    It depends on nothing but the keys. A class of two or more has at least one image on either side; a class of one
+    trains.
+    """
+    by_class: dict[str, list[str]] = {}
+    for sample in samples:
+        by_class.setdefault(sample.label, []).append(sample.key)
+    training: set[str] = set()
+    for keys in by_class.values():
+        count = max(1, min(round(TRAIN_SHARE * len(keys)), len(keys) - 1))
+        training.update(hash_order(keys, salt="split by class")[:count])
+    return tuple(replace(sample, split="train" if sample.key in training else "test") for sample in samples)
+
+
+def closest(name: str, known: Iterable[str], what: str = "classes") -> str:
+    """The end of an error line about an unknown name: the closest known one, and all of them."""
+    folded = {candidate.casefold(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1)
+    hint = f"; did you mean {folded[close[0]]!r}?" if close else ";"
+    return f"{hint} the {what} are {_listed(list(folded.values()))}"
+
+
+def _normal_classes(source: Source, protocol: str, named: Sequence[str]) -> tuple[str, ...]:
+    """The normal classes in the source's order, whatever the order they were named in."""
+    if not named and protocol == "leave-one-out":
+        raise InputError(
+            f"leave-one-out needs the class to leave out: say --normal '!{source.classes[-1]}' for all classes but "
+            f"{source.classes[-1]!r}; the classes are {_listed(source.classes)}"
+        )
+    named = tuple(named) or source.default_normal
+    if not named:
+        raise InputError(
+            f"{source.name} does not say which class is normal: name it, for example --normal {source.classes[0]}; "
+            f"the classes are {_listed(source.classes)}"
+        )
+    # A class that is really called "!x" is meant by that name.
+    excluded = {name[1:] for name in named if name.startswith("!") and name not in source.classes}
+    if excluded and len(excluded) < len(set(named)):
+        raise InputError(
+            f"name the normal classes ({source.classes[0]}) or exclude some (!{source.classes[-1]}), not both"
+        )
+    for name in excluded or named:
+        if name not in source.classes:
+            raise InputError(f"{source.name} has no class {name!r}{closest(name, source.classes)}")
+    classes = tuple(name for name in source.classes if (name not in excluded if excluded else name in named))
+    if not classes:
+        raise InputError(f"every class of {source.name} is excluded; at least one has to be normal")
+    _check_anomalous_classes(source, protocol, classes)
+    return classes
+
+
+def _check_anomalous_classes(source: Source, protocol: str, classes: tuple[str, ...]) -> None:
+    left = len(source.classes) - len(classes)
+    if protocol == "leave-one-out" and left != 1:
+        raise InputError(
+            f"leave-one-out leaves exactly one class out, but {left} of {len(source.classes)} are not normal: "
+            f"say for example --normal '!{source.classes[-1]}'"
+        )
+    if protocol == "one-vs-rest" and left == 0:
+        raise InputError(
+            f"all classes of {source.name} ({_listed(source.classes)}) are normal, so nothing is anomalous: "
+            f"name fewer, for example --normal {source.classes[0]}"
+        )
+
+
+def _held_out_count(source: Source, label: str, members: Sequence[Sample], share: float) -> int:
+    if not members:
+        raise InputError(f"{source.name} has no training image of the normal class {label!r}")
+    if len(members) == 1:
+        raise InputError(
+            f"{source.name} has only one training image of the normal class {label!r}; "
+            "at least two are needed, one to train on and one to calibrate the threshold"
+        )
+    return max(1, min(round(share * len(members)), len(members) - 1))
+
+
+def _test_samples(source: Source, protocol: str, classes: tuple[str, ...]) -> list[Sample]:
+    test = []
+    for sample in source.samples:
+        if sample.split == "test":
+            test.append(sample)
+        elif protocol == "folder" and not source.official_split and sample.label not in classes:
+            test.append(replace(sample, split="test"))
+    anomalous = sum(sample.label not in classes for sample in test)
+    if not test:
+        raise InputError(f"{source.name} has no test image")
+    if protocol != "folder" and anomalous in (0, len(test)):
+        missing = "anomalous" if anomalous == 0 else "normal"
+        raise InputError(f"the test part of {source.name} has no {missing} image, so {protocol} cannot be evaluated")
+    return test
+
+
+def _listed(names: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

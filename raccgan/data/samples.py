@@ -1,0 +1,52 @@
+"""What a source of images is, before anything is decoded: samples, their labels and their split."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+Pixels = NDArray[Any]
+"""H x W or H x W x C pixels: uint8, uint16, or float in [0, 1]."""
+
+SplitName = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and what is known about it. Two samples are equal where everything but the pixels is."""
+
+    key: str  # what scores.csv shows: the path relative to the data root, or "test/17"
+    label: str  # class name: "3", "good", "NORMAL"
+    split: SplitName
+    image: Path | Pixels = field(compare=False, repr=False)  # a file, or pixels already in memory
+    mask: Path | None = None  # ground truth, non-zero = anomalous
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named set of samples, with what it takes as normal when the user names nothing."""
+
+    name: str
+    samples: tuple[Sample, ...]
+    classes: tuple[str, ...]  # natural order, or the order of the official labels
+    channels: int  # 1 where the images are grey, else 3
+    default_normal: tuple[str, ...]  # empty: the user has to say
+    default_protocol: str
+    official_split: bool = True  # False: the 60/40 split is ours
+    ignored_files: int = 0  # files beside the images that are no images
+
+
+def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort key that puts "9" before "10"; the name itself breaks ties such as "1" and "01"."""
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return [(0, int(part), "") if part.isascii() and part.isdigit() else (1, 0, part) for part in parts], name
+
+
+def printable(path: Path | str) -> str:
+    r"""The path with forward slashes, safe to write as UTF-8: bytes that are no UTF-8 show as ``\xff``."""
+    return os.fsencode(Path(path).as_posix()).decode("utf-8", "backslashreplace")

@@ -1,0 +1,72 @@
+"""``python -m raccgan.doctor``: which implementation serves which op here, and why not the others."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from raccgan import __version__, options
+
+if TYPE_CHECKING:
+    import torch
+
+EXAMPLES = """\
+  python -m raccgan.doctor
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    options.Parser(
+        "Print what runs where: versions, the compiled library, and for each op and device the implementation that "
+        "--kernels fused takes, with the reason for each one that it passes over.",
+        EXAMPLES,
+        prog="python -m raccgan.doctor",
+    ).parse_args(arguments)
+    for line in _report():
+        print(line)
+    return 0
+
+
+def _report() -> Iterator[str]:
+    import torch
+
+    from raccgan.kernels import library
+
+    yield f"raccgan {__version__}, Python {platform.python_version()}, PyTorch {torch.__version__}"
+    yield f"CPU: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            yield f"GPU {i}: {torch.cuda.get_device_name(i)}, compute capability {torch.cuda.get_device_capability(i)}"
+    else:
+        yield "GPU: none that this PyTorch can use" + ("" if torch.version.cuda else " (it was built without CUDA)")
+    build = library.build()
+    if build is None:
+        yield f"compiled library: none; {library.why_not()}"
+    else:
+        cuda = f"CUDA {build['cuda']} for {build['cuda_architectures']}" if build["cuda"] else "no CUDA part"
+        yield f"compiled library: CPU {', '.join(build['cpu_targets'])}, using {build['cpu_capability']}; {cuda}"
+    devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
+    for device in devices:
+        yield ""
+        yield from _table(device)
+
+
+def _table(device: torch.device) -> Iterator[str]:
+    """For every op, what ``fused`` takes on ``device``, and what it passes over."""
+    import torch
+
+    from raccgan.kernels import backend
+
+    yield f"--kernels fused on {device.type}"
+    for family, implementations in backend.families().items():
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            choice = backend.choose(family, implementations, "fused", backend.Call(device, dtype, ()))
+            yield f"  {family:<20} {str(dtype).removeprefix('torch.'):<9} {choice.name}"
+            for name, reason in choice.passed_over.items():
+                yield f"  {'':<20} {'':<9}   not {name}: {reason}"
+
+
+if __name__ == "__main__":
+    sys.exit(options.call(main, sys.argv[1:]))

@@ -1,0 +1,242 @@
+"""A trained model against the test images: threshold, scores, metrics, the controls, and what is left in the folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raccgan import controls, metrics, pictures
+from raccgan.checkpoint import History
+from raccgan.data.dataset import ImageDataset
+from raccgan.data.images import decode_mask
+from raccgan.files import write_csv, write_json
+from raccgan.progress import Progress
+from raccgan.randomness import stream
+from raccgan.run import Run
+from raccgan.scoring import Scored, Scorer, threshold_of
+
+CONTROL_BYTES = 1 << 30
+"""The most training pixels, as float32, that the controls see."""
+
+AUTOENCODER_STEPS = 1500
+
+SCORES_HEADER = ("path", "class", "label", "score", "predicted", "nearest_class", "residual", "feature")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything the pictures and tables are made of."""
+
+    metrics: dict[str, Any]
+    scored: Scored
+    anomalous: np.ndarray  # [N] bool
+    threshold: float
+    controls: dict[str, np.ndarray]  # scores [N] by control
+
+
+def calibrate(run: Run, scorer: Scorer) -> float:
+    """The threshold: the configured quantile of the held-out normal images' scores."""
+    scored = score(scorer, run.dataset(run.split.held_out), "held-out scores")
+    return threshold_of(scored.score.numpy(), run.config.quantile)
+
+
+def score(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = False) -> Scored:
+    """Score every image of a data set under a progress bar."""
+    with Progress(title, len(data), unit="image") as progress:
+        return scorer.score_batches(data.images, len(data), details=details, progress=progress.update)
+
+
+def evaluate(run: Run, scorer: Scorer, threshold: float, *, seconds: float) -> Evaluation:
+    """Score the test images and the controls, and compute the metrics.
+
+    Args:
+        seconds: training time, for the record.
+    """
+    test = run.dataset(run.split.test)
+    anomalous = np.array([run.split.is_anomalous(sample) for sample in run.split.test])
+    has_masks = any(sample.mask is not None for sample in run.split.test)
+    scored = score(scorer, test, "test scores", details=has_masks)
+    scores = scored.score.numpy()
+    image = metrics.image_metrics(scores, anomalous, threshold)
+    pixel = metrics.pixel_metrics(scored.map.numpy(), _masks(run)) if scored.map is not None else None
+    control_scores = _control_scores(run, test)
+    found: dict[str, Any] = {
+        "image": dataclasses.asdict(image),
+        "pixel": {"auroc": pixel.auroc if pixel else None, "aupro": pixel.aupro if pixel else None},
+        "controls": {
+            name: {"auroc": metrics.image_metrics(values, anomalous, float(np.median(values))).auroc}
+            for name, values in control_scores.items()
+        },
+        "threshold": threshold,
+        "seed": run.config.seed,
+        "seconds": round(seconds, 1),
+        "kernels": run.config.kernels,
+        "device": str(run.device),
+        "dataset": run.config.dataset,
+        "protocol": run.config.protocol,
+        "normal_classes": run.classes,
+        "images": {
+            "train": len(run.split.train),
+            "held_out": len(run.split.held_out),
+            "test_normal": int((~anomalous).sum()),
+            "test_anomalous": int(anomalous.sum()),
+        },
+    }
+    return Evaluation(found, scored, anomalous, threshold, control_scores)
+
+
+def write_results(out: Path, run: Run, evaluation: Evaluation, scorer: Scorer, history: History) -> None:
+    """``metrics.json``, ``scores.csv`` and the pictures, into ``out``."""
+    write_json(out / "metrics.json", evaluation.metrics)
+    _write_scores(out / "scores.csv", run, evaluation)
+    _write_samples(out / "samples.png", run, scorer)
+    _write_reconstructions(out / "reconstructions.png", run, evaluation, scorer)
+    if history:
+        pictures.loss_curves(out / "losses.png", history)
+    if evaluation.anomalous.any() and not evaluation.anomalous.all():
+        pictures.roc_and_histogram(
+            out / "roc.png",
+            evaluation.scored.score.numpy(),
+            evaluation.anomalous,
+            evaluation.threshold,
+            evaluation.metrics["image"]["auroc"],
+            {
+                name.replace("_", " "): (values, evaluation.metrics["controls"][name]["auroc"])
+                for name, values in evaluation.controls.items()
+            },
+        )
+
+
+def summary(evaluation: Evaluation) -> str:
+    """The result in two lines, for the terminal."""
+    image, beside = evaluation.metrics["image"], evaluation.metrics["controls"]
+    confusion = image["confusion"]
+    controls_text = ", ".join(f"{name.replace('_', ' ')} {_percent(value['auroc'])}" for name, value in beside.items())
+    pixel = evaluation.metrics["pixel"]
+    pixel_text = f", pixel AUROC {_percent(pixel['auroc'])}" if pixel["auroc"] is not None else ""
+    return (
+        f"image AUROC {_percent(image['auroc'])}, AUPR {_percent(image['auprc'])}{pixel_text}"
+        f"  (controls: {controls_text})\n"
+        f"at threshold {evaluation.threshold:.4g}: {confusion['true_positive']} of "
+        f"{confusion['true_positive'] + confusion['false_negative']} anomalies found, "
+        f"{confusion['false_positive']} of {confusion['false_positive'] + confusion['true_negative']} normal images "
+        "taken for anomalies"
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def _masks(run: Run) -> np.ndarray:
+    """[N, H, W] bool; an image without a mask file is normal everywhere."""
+    size = run.config.image_size
+    empty = np.zeros((size, size), dtype=bool)
+    return np.stack(
+        [empty if sample.mask is None else decode_mask(sample.mask, size, run.config.fit) for sample in run.split.test]
+    )
+
+
+def _control_scores(run: Run, test: ImageDataset) -> dict[str, np.ndarray]:
+    """The two plain controls on the same split: what a GAN has to beat."""
+    train = run.dataset(run.split.train)
+    most = max(1, CONTROL_BYTES // (4 * run.channels * run.config.image_size**2))
+    known = train.images(np.linspace(0, len(train) - 1, min(most, len(train))).round().astype(int).tolist())
+    asked = test.images(range(len(test)))
+    result: dict[str, np.ndarray] = {}
+    with Progress("control: autoencoder", AUTOENCODER_STEPS) as progress:
+        result["autoencoder"] = controls.autoencoder(
+            known,
+            asked,
+            seed=run.config.seed,
+            steps=AUTOENCODER_STEPS,
+            device=run.device,
+            progress=lambda step, steps: progress.update(),
+        )
+    result["nearest_neighbour"] = controls.nearest_neighbour(known, asked)
+    return result
+
+
+def _write_scores(path: Path, run: Run, evaluation: Evaluation) -> None:
+    scored = evaluation.scored
+    rows = zip(
+        run.split.test,
+        evaluation.anomalous.tolist(),
+        scored.score.tolist(),
+        scored.condition.tolist(),
+        scored.residual.tolist(),
+        scored.feature.tolist(),
+        strict=True,
+    )
+    write_csv(
+        path,
+        SCORES_HEADER,
+        (
+            (
+                sample.key,
+                sample.label,
+                decision(anomalous),
+                f"{value:.9g}",
+                decision(value > evaluation.threshold),
+                run.classes[condition],
+                f"{residual:.9g}",
+                f"{feature:.9g}",
+            )
+            for sample, anomalous, value, condition, residual, feature in rows
+        ),
+    )
+
+
+def decision(anomalous: bool) -> str:
+    """The word in tables and pictures."""
+    return "anomalous" if anomalous else "normal"
+
+
+@torch.inference_mode()
+def _write_samples(path: Path, run: Run, scorer: Scorer, columns: int = 10) -> None:
+    """Images that the generator makes of each normal class, from the run's seed."""
+    draw = stream(run.config.seed, "samples")
+    rows: dict[str, np.ndarray] = {}
+    for index, name in list(enumerate(run.classes))[:20]:
+        z = torch.randn(columns, run.config.latent_size, generator=draw).to(run.device)
+        y = torch.full((columns,), index, device=run.device)
+        rows[name] = scorer.generator(z, y).float().cpu().numpy()
+    pictures.sample_grid(path, rows, title="generated, one row a normal class")
+
+
+def _write_reconstructions(path: Path, run: Run, evaluation: Evaluation, scorer: Scorer, each: int = 6) -> None:
+    """Some normal and some anomalous test images, drawn without looking at their scores."""
+    draw = random.Random(run.config.seed)
+    chosen: list[int] = []
+    for wanted in (False, True):
+        members = np.flatnonzero(evaluation.anomalous == wanted).tolist()
+        chosen += sorted(draw.sample(members, min(each, len(members))))
+    test = run.dataset([run.split.test[i] for i in chosen])
+    images: Tensor = test.images(range(len(test)))
+    scored = scorer.score(images, details=True)
+    assert scored.map is not None and scored.reconstruction is not None
+    items = []
+    for place, i in enumerate(chosen):
+        sample = run.split.test[i]
+        mask = None if sample.mask is None else decode_mask(sample.mask, run.config.image_size, run.config.fit)
+        items.append(
+            pictures.Reconstruction(
+                original=images[place].numpy(),
+                reconstruction=scored.reconstruction[place].numpy(),
+                map=scored.map[place].numpy(),
+                name=sample.key,
+                label=sample.label,
+                score=float(scored.score[place]),
+                anomalous=bool(evaluation.anomalous[i]),
+                predicted=bool(scored.score[place] > evaluation.threshold),
+                mask=mask,
+            )
+        )
+    pictures.reconstructions(path, items)

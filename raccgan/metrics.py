@@ -1,0 +1,185 @@
+"""How well scores tell anomalous from normal: per image, and per pixel where masks are known.
+
+A higher score is more anomalous; an image is predicted anomalous if, and only if, its score > threshold.
+All curves are scikit-learn's. A number that the data do not define (one class missing) is None, never a guess.
+
+The per-region overlap (PRO) needs no curve of its own. At a threshold it is the mean, over the connected anomalous
+regions R, of the share of R that is found: sum over R of sum over found pixels p in R of 1/|R|, over the number of
+regions. That is the true positive rate of a ROC in which each anomalous pixel weighs 1/|R| and a normal one 1.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from raccgan.errors import InputError
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How many images were judged which way at the threshold; positive means anomalous."""
+
+    true_positive: int
+    false_positive: int
+    true_negative: int
+    false_negative: int
+
+
+@dataclass(frozen=True)
+class ImageMetrics:
+    """Image-level results, all in 0..1 (``f1_max_threshold`` in units of the score), None where undefined.
+
+    ``auroc``, ``auprc`` (average precision), ``f1_max`` and ``f1_max_threshold`` look at the labels to choose or sweep
+    the threshold; the others are at the threshold given.
+    """
+
+    auroc: float | None
+    auprc: float | None
+    f1_max: float | None
+    f1_max_threshold: float | None
+    confusion: Confusion
+    precision: float | None
+    recall: float | None
+    balanced_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class PixelMetrics:
+    """Pixel-level results in 0..1: area under the ROC and, up to a false positive rate, under the PRO curve."""
+
+    auroc: float | None
+    aupro: float | None
+
+
+def image_metrics(scores: ArrayLike, anomalous: ArrayLike, threshold: float) -> ImageMetrics:
+    """Judge ``scores [N]`` by the labels ``anomalous [N]`` (bool, or 0 and 1).
+
+    Precision is None where nothing is predicted anomalous, recall where nothing is, all but the confusion where only
+    one class is there at all (precision and recall as far as they are defined).
+
+    Raises:
+        InputError: a score is NaN or infinite (the message names the first), or the threshold is NaN.
+        ValueError: the shapes differ or are not ``[N]``.
+    """
+    from sklearn.metrics import (
+        average_precision_score,
+        balanced_accuracy_score,
+        confusion_matrix,
+        precision_score,
+        recall_score,
+        roc_auc_score,
+    )
+
+    s, y = _scores_and_labels(scores, anomalous)
+    if np.isnan(threshold):
+        raise InputError("the threshold is NaN: calibrate it on normal images with finite scores")
+    predicted = s > threshold
+    # scikit-learn takes no empty table, and then nothing has been counted anyway.
+    counts = confusion_matrix(y, predicted, labels=[False, True]).ravel() if s.size else np.zeros(4, int)
+    both = _has_both(y)
+    f1_max, f1_max_threshold = _best_f1(s, y) if both else (None, None)
+    tn, fp, fn, tp = (int(count) for count in counts)
+    return ImageMetrics(
+        auroc=float(roc_auc_score(y, s)) if both else None,
+        auprc=float(average_precision_score(y, s)) if both else None,
+        f1_max=f1_max,
+        f1_max_threshold=f1_max_threshold,
+        confusion=Confusion(true_positive=tp, false_positive=fp, true_negative=tn, false_negative=fn),
+        precision=float(precision_score(y, predicted)) if tp + fp else None,
+        recall=float(recall_score(y, predicted)) if tp + fn else None,
+        balanced_accuracy=float(balanced_accuracy_score(y, predicted)) if both else None,
+    )
+
+
+def pixel_metrics(maps: ArrayLike, masks: ArrayLike, max_fpr: float = 0.3) -> PixelMetrics:
+    """Judge anomaly ``maps [N, H, W]`` by the true ``masks [N, H, W]`` (bool, or 0 and 1), all pixels pooled.
+
+    AUPRO is the area under mean region overlap against false positive rate from 0 to ``max_fpr``, over ``max_fpr``.
+    Regions are 8-connected within one image. Both are None where all pixels are normal or all anomalous.
+    About 130 bytes a pixel are in use at the peak.
+
+    Raises:
+        InputError: a map holds NaN or infinity (the message names the first image).
+        ValueError: the shapes differ or are not ``[N, H, W]``, or ``max_fpr`` is not in 0 < max_fpr <= 1.
+    """
+    from sklearn.metrics import auc, roc_auc_score, roc_curve
+
+    m, y = np.asarray(maps, dtype=np.float64), np.asarray(masks).astype(bool)
+    if m.ndim != 3 or m.shape != y.shape:
+        raise ValueError(f"maps and masks must both be [N, H, W], not {m.shape} and {y.shape}")
+    if not 0 < max_fpr <= 1:
+        raise ValueError(f"max_fpr must be in 0 < max_fpr <= 1, not {max_fpr}")
+    broken = ~np.isfinite(m).all(axis=(1, 2))
+    if broken.any():
+        raise InputError(f"the anomaly map of image {int(broken.argmax())} holds NaN or infinity: the model is broken")
+    if not _has_both(y):
+        return PixelMetrics(auroc=None, aupro=None)
+    weights = _region_weights(y)
+    fpr, overlap, _ = roc_curve(y.ravel(), m.ravel(), sample_weight=weights.ravel())
+    inside = int(np.searchsorted(fpr, max_fpr, side="right"))
+    fpr_to_limit = np.append(fpr[:inside], max_fpr)
+    overlap_to_limit = np.append(overlap[:inside], np.interp(max_fpr, fpr, overlap))
+    return PixelMetrics(
+        auroc=float(roc_auc_score(y.ravel(), m.ravel())),
+        aupro=float(auc(fpr_to_limit, overlap_to_limit) / max_fpr),
+    )
+
+
+def roc(scores: ArrayLike, anomalous: ArrayLike) -> tuple[Floats, Floats]:
+    """False and true positive rates, each [points] from 0 to 1; both empty where one class is missing.
+
+    Raises:
+        InputError, ValueError: as :func:`image_metrics`.
+    """
+    from sklearn.metrics import roc_curve
+
+    s, y = _scores_and_labels(scores, anomalous)
+    if not _has_both(y):
+        return np.empty(0), np.empty(0)
+    fpr, tpr, _ = roc_curve(y, s)
+    return fpr, tpr
+
+
+def _scores_and_labels(scores: ArrayLike, anomalous: ArrayLike) -> tuple[Floats, Bools]:
+    s, y = np.asarray(scores, dtype=np.float64), np.asarray(anomalous).astype(bool)
+    if s.ndim != 1 or s.shape != y.shape:
+        raise ValueError(f"scores and labels must both be [N], not {s.shape} and {y.shape}")
+    broken = ~np.isfinite(s)
+    if broken.any():
+        first = int(broken.argmax())
+        raise InputError(f"the score of image {first} is {s[first]}: the model or the image is broken")
+    return s, y
+
+
+def _has_both(y: NDArray[Any]) -> bool:
+    return bool(y.any() and not y.all())
+
+
+def _best_f1(s: Floats, y: Bools) -> tuple[float, float]:
+    """Highest F1 over all thresholds, and a threshold that reaches it with score > threshold."""
+    from sklearn.metrics import precision_recall_curve
+
+    precision, recall, reached = precision_recall_curve(y, s)
+    # Precision and recall are both 0 where no true positive is left: F1 is 0 there.
+    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    best = int(f1[:-1].argmax())  # the curve's last point belongs to no threshold
+    # The curve counts score >= t; ours counts score > t, so the threshold is the next lower score.
+    lower = s[s < reached[best]]
+    return float(f1[best]), float(lower.max() if lower.size else np.nextafter(reached[best], -np.inf))
+
+
+def _region_weights(masks: Bools) -> Floats:
+    """1 for a normal pixel, 1 / (size of its region) for an anomalous one; [N, H, W]."""
+    from scipy import ndimage
+
+    neighbours = np.zeros((3, 3, 3), dtype=bool)
+    neighbours[1] = True  # all 8 within an image, none across images
+    regions, count = ndimage.label(masks, structure=neighbours)
+    sizes = np.bincount(regions.ravel(), minlength=count + 1).astype(np.float64)
+    sizes[0] = 1  # the normal pixels
+    return 1 / sizes[regions]

@@ -1,0 +1,76 @@
+"""Encoder: an image and a class to the latent from which the generator should make that image again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raccgan.models.blocks import ResidualDown, attention_blocks, initialise
+
+CONDITIONINGS = ("film", "scalar")
+LATENTS = ("linear", "tanh")
+
+
+class Encoder(nn.Module):
+    """E(x, y): a latent for an image as a member of a class. A stem 3x3, then blocks that all halve the image.
+
+    ``conditioning`` says how the class enters:
+
+    - ``film``: an embedding scales and shifts every norm of the trunk, and adds its own term to every coordinate;
+    - ``scalar``: the authors' form, <embedding(y), h>, one number added to every coordinate alike.
+
+    ``output`` is ``linear``, as z is N(0, 1), or the authors' ``tanh``, which cannot leave [-1, 1].
+    """
+
+    def __init__(
+        self,
+        *,
+        widths: Sequence[int],
+        classes: int,
+        image_channels: int,
+        latent: int,
+        conditioning: str = "film",
+        output: str = "linear",
+        embedding: int = 128,
+        attention: str = "none",
+        kind: str = "depthwise-separable",
+        kernels: str = "fused",
+    ) -> None:
+        super().__init__()
+        if conditioning not in CONDITIONINGS:
+            raise ValueError(f"encoder conditioning {conditioning!r} is not one of {', '.join(CONDITIONINGS)}")
+        if output not in LATENTS:
+            raise ValueError(f"encoder latent {output!r} is not one of {', '.join(LATENTS)}")
+        attended = attention_blocks(attention, len(widths) - 1)
+        film = conditioning == "film"
+        self.stem = nn.Conv2d(image_channels, widths[0], 3, padding=1)
+        self.blocks = nn.ModuleList(
+            ResidualDown(
+                c, d, preactivation=True, down=True, kind=kind, kernels=kernels,
+                attention=i in attended, condition=embedding if film else 0,
+            )
+            for i, (c, d) in enumerate(zip(widths, widths[1:], strict=False))
+        )  # fmt: skip
+        size = 16 * widths[-1]
+        self.linear = nn.Linear(size, latent)
+        self.embedding = nn.Embedding(classes, embedding if film else size)
+        self.class_term = nn.Linear(embedding, latent, bias=False) if film else None
+        self.output = output
+        initialise(self)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Latents [N, latent] of images x [N, C, H, W] in [-1, 1] as members of the classes y [N] (int64)."""
+        condition = self.embedding(y)
+        h = self.stem(x)
+        for block in self.blocks:
+            h = block(h, condition if self.class_term is not None else None)
+        h = F.relu(h).flatten(1)
+        z: Tensor = self.linear(h)
+        if self.class_term is not None:
+            z = z + self.class_term(condition)
+        else:
+            z = z + (condition * h).sum(dim=1, keepdim=True)
+        return torch.tanh(z) if self.output == "tanh" else z

@@ -1,0 +1,86 @@
+"""Generator: a latent and a class to an image (BigGAN, with depthwise-separable convolutions and CBAM)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from raccgan.models.blocks import CBAM, BatchNorm, ConditionalBatchNorm, attention_blocks, convolution, initialise
+
+
+class GeneratorBlock(nn.Module):
+    """norm -> ReLU -> nearest x2 -> conv 7x7 -> norm -> ReLU -> conv 7x7, beside a skip; CBAM after it where asked.
+
+    Both norms are conditional. The skip is nearest x2, and a spectrally normalised 1x1 convolution only where the
+    channels change; it runs before the repetition, with which it commutes.
+    """
+
+    def __init__(
+        self, channels: int, out_channels: int, condition: int, *, kind: str, kernels: str, attention: bool
+    ) -> None:
+        super().__init__()
+        self.norm1 = ConditionalBatchNorm(channels, condition)
+        self.first = convolution(kind, channels, out_channels, 7, kernels)
+        self.norm2 = ConditionalBatchNorm(out_channels, condition)
+        self.second = convolution(kind, out_channels, out_channels, 7, kernels)
+        self.skip = spectral_norm(nn.Conv2d(channels, out_channels, 1)) if channels != out_channels else None
+        self.attention = CBAM(out_channels, kernels) if attention else None
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        skip = F.interpolate(x if self.skip is None else self.skip(x), scale_factor=2, mode="nearest")
+        h = self.first(x, self.norm1(x, y), activation="relu", upsample=2)
+        h = self.second(h, self.norm2(h, y), activation="relu", residual=skip)
+        return h if self.attention is None else self.attention(h)
+
+
+class Generator(nn.Module):
+    """G(z, y): images in [-1, 1] from latents and classes.
+
+    z is cut in equal chunks: the first feeds a linear layer to 4 x 4, each block gets one more beside the class
+    embedding that all blocks share. ``widths`` are the channels at 4 x 4 and after each block, so the image is
+    4 * 2^(len(widths) - 1) pixels wide.
+    """
+
+    def __init__(
+        self,
+        *,
+        widths: Sequence[int],
+        classes: int,
+        image_channels: int,
+        latent: int,
+        embedding: int = 128,
+        attention: str = "last-4",
+        kind: str = "depthwise-separable",
+        kernels: str = "fused",
+    ) -> None:
+        super().__init__()
+        blocks = len(widths) - 1
+        if latent % (blocks + 1):
+            raise ValueError(f"latent {latent} does not divide into {blocks + 1} equal chunks")
+        self.chunk = latent // (blocks + 1)
+        self.latent = latent
+        self.widths = tuple(widths)
+        condition = embedding + self.chunk
+        attended = attention_blocks(attention, blocks)
+        self.embedding = nn.Embedding(classes, embedding)
+        self.linear = nn.Linear(self.chunk, 16 * widths[0])
+        self.blocks = nn.ModuleList(
+            GeneratorBlock(c, d, condition, kind=kind, kernels=kernels, attention=i in attended)
+            for i, (c, d) in enumerate(zip(widths, widths[1:], strict=False))
+        )
+        self.norm = BatchNorm(widths[-1])
+        self.head = spectral_norm(nn.Conv2d(widths[-1], image_channels, 3, padding=1))
+        initialise(self)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        """Images [N, C, H, W] for latents z [N, latent] and class indices y [N] (int64)."""
+        first, *rest = z.split(self.chunk, dim=1)
+        shared = self.embedding(y)
+        h = self.linear(first).view(-1, self.widths[0], 4, 4)
+        for block, chunk in zip(self.blocks, rest, strict=True):
+            h = block(h, torch.cat([shared, chunk], dim=1))
+        return torch.tanh(self.head(F.relu(self.norm(h))))

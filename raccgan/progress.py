@@ -1,0 +1,56 @@
+"""Progress of long work: one bar with time left in a terminal, a plain line every so often anywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+LINE_EVERY = 15.0
+"""Seconds between plain lines."""
+
+
+class Progress:
+    """A counter from ``start`` to ``total`` on standard error; ``update`` takes live figures to show beside it."""
+
+    def __init__(self, title: str, total: int, start: int = 0, unit: str = "step") -> None:
+        self.title, self.total, self.done, self.unit = title, total, start, unit
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=start, desc=title, unit=unit, dynamic_ncols=True)
+        self._begun = self._said = time.monotonic()
+        self._begun_at = start
+
+    def update(self, count: int = 1, figures: Mapping[str, float] | None = None) -> None:
+        self.done += count
+        text = "  ".join(f"{name} {value:.4g}" for name, value in (figures or {}).items())
+        if self._bar is not None:
+            if text:
+                self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(count)
+            return
+        now = time.monotonic()
+        if now - self._said >= LINE_EVERY or self.done >= self.total:
+            self._said = now
+            left = (now - self._begun) / max(1, self.done - self._begun_at) * (self.total - self.done)
+            line = f"{self.title}: {self.unit} {self.done} of {self.total}, {_clock(left)} left"
+            print(f"{line}  {text}".rstrip(), file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

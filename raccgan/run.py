@@ -1,0 +1,75 @@
+"""What a command works on: the configuration, the data split by its protocol, and the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from raccgan.config import Config
+from raccgan.data.dataset import ImageDataset
+from raccgan.data.protocol import Split, make_split
+from raccgan.data.registry import load_source
+from raccgan.data.samples import Sample
+from raccgan.networks import Networks
+from raccgan.progress import Progress
+from raccgan.scoring import MINIMUM, Scorer
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration made concrete on one data set and one device."""
+
+    config: Config
+    split: Split
+    channels: int
+    device: torch.device
+
+    @property
+    def classes(self) -> list[str]:
+        """The normal classes; the position is the condition's index."""
+        return list(self.split.normal_classes)
+
+    def dataset(self, samples: Sequence[Sample]) -> ImageDataset:
+        """``samples`` as tensors of this run's size and channels."""
+        return ImageDataset(
+            samples, classes=self.classes, size=self.config.image_size, channels=self.channels, fit=self.config.fit
+        )
+
+    def scorer(self, networks: Networks, label_policy: str = MINIMUM) -> Scorer:
+        """A scorer with this run's settings."""
+        return Scorer(
+            networks,
+            self.classes,
+            kappa=self.config.kappa,
+            kernels=self.config.kernels,
+            pairs=self.config.score_batch,
+            label_policy=label_policy,
+        )
+
+
+def prepare(config: Config, data_root: Path, device: torch.device) -> Run:
+    """Load the data set and split it.
+
+    Raises:
+        InputError: whatever is wrong with the data, the protocol or the classes.
+    """
+    source = load_source(config.dataset, data_root, category=config.category or None)
+    normal = [name.strip() for name in config.normal.split(",") if name.strip()]
+    split = make_split(source, config.protocol or None, normal, held_out=config.held_out, seed=config.seed)
+    resolved = replace(
+        config, protocol=config.protocol or source.default_protocol, normal=",".join(split.normal_classes)
+    )
+    return Run(resolved, split, config.channels or source.channels, device)
+
+
+def verify(data: ImageDataset, title: str) -> None:
+    """Read every image once, so that a broken one is named now and not in the middle of the run.
+
+    Raises:
+        InputError: the first broken file.
+    """
+    with Progress(title, len(data), unit="image") as progress:
+        data.verify(lambda done, total: progress.update())

@@ -1,0 +1,161 @@
+"""Scoring: one anomaly score an image, whatever the batch, and the threshold that turns it into a decision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raccgan.errors import InputError
+from raccgan.kernels.anomaly_score import anomaly_score
+from raccgan.networks import Networks
+
+MINIMUM = "minimum"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of N images, on the CPU."""
+
+    score: Tensor  # [N] float32: A(x | y), higher is more anomalous
+    condition: Tensor  # [N] int64: the normal class y that the score is under
+    residual: Tensor  # [N] float32: the image term alone
+    feature: Tensor  # [N] float32: the feature term alone, kappa not applied
+    map: Tensor | None  # [N, H, W] float32: squared difference per pixel, mean over channels
+    reconstruction: Tensor | None  # [N, C, H, W] in [-1, 1]
+
+
+class Scorer:
+    """A(x | y) = mean (x - x')^2 + kappa mean (f(x) - f(x'))^2 with x' = G(E(x, y), y); see METHOD in README.
+
+    Label policy: with ``minimum``, the default, the score is the minimum over all *normal* classes y, the one under
+    which the image looks most normal; with the name of a normal class, known beforehand, it is under that class.
+    The image's own label never enters.
+
+    Networks are put in eval mode, so an image's score does not depend on its batch, up to the rounding of the
+    library's convolutions (a relative 1e-4 is tested). Precision is float32, whatever training used.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        classes: Sequence[str],
+        *,
+        kappa: float,
+        kernels: str,
+        pairs: int = 64,
+        label_policy: str = MINIMUM,
+    ) -> None:
+        if label_policy == MINIMUM:
+            self.conditions = list(range(len(classes)))
+        elif label_policy in classes:
+            self.conditions = [list(classes).index(label_policy)]
+        else:
+            raise InputError(
+                f"label policy {label_policy!r} cannot apply: it is neither {MINIMUM!r} nor a normal class of this "
+                f"checkpoint ({', '.join(classes)})"
+            )
+        self.generator = networks.average.eval()
+        self.discriminator = networks.discriminator.eval()
+        self.encoder = networks.encoder.eval()
+        self.device = next(self.encoder.parameters()).device
+        self.kappa = kappa
+        self.kernels = kernels
+        self.pairs = pairs
+
+    @torch.inference_mode()
+    def score(self, images: Tensor, *, details: bool = False) -> Scored:
+        """Score images [N, C, H, W] in [-1, 1]; with ``details``, maps and reconstructions too.
+
+        Raises:
+            InputError: the images are not finite or not in [-1, 1].
+        """
+        _check_range(images)
+        k, n = len(self.conditions), images.shape[0]
+        x = images.to(self.device, torch.float32)
+        f = self.discriminator.features(x)
+        # Every image under every condition, image by image: [n * k], in passes of at most `pairs`.
+        image_of = torch.arange(n, device=self.device).repeat_interleave(k)
+        condition_of = torch.tensor(self.conditions, device=self.device).repeat(n)
+        terms = []
+        for i, y in zip(image_of.split(self.pairs), condition_of.split(self.pairs), strict=True):
+            x_hat = self._reconstruct(x[i], y)
+            result = anomaly_score(
+                x[i], x_hat, f[i], self.discriminator.features(x_hat),
+                kappa=self.kappa, want_map=False, kernels=self.kernels,
+            )  # fmt: skip
+            terms.append(torch.stack([result.score, result.residual, result.feature]))
+        table = torch.cat(terms, dim=1).view(3, n, k) if terms else x.new_empty(3, 0, k)
+        best = table[0].argmin(dim=1, keepdim=True)  # [n, 1]
+        score, residual, feature = (term.gather(1, best).squeeze(1) for term in table)
+        condition = torch.tensor(self.conditions, device=self.device)[best.squeeze(1)]
+        maps, reconstruction = self._details(x, condition) if details else (None, None)
+        return Scored(score.cpu(), condition.cpu(), residual.cpu(), feature.cpu(), maps, reconstruction)
+
+    def score_batches(
+        self,
+        read: Callable[[list[int]], Tensor],
+        count: int,
+        *,
+        details: bool = False,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Scored:
+        """Score ``count`` images that ``read(indices)`` delivers, as many at a time as make one pass."""
+        batch = max(1, self.pairs // len(self.conditions))
+        parts = []
+        for start in range(0, count, batch):
+            indices = list(range(start, min(count, start + batch)))
+            parts.append(self.score(read(indices), details=details))
+            progress(len(indices))
+        return concatenate(parts)
+
+    def _reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
+        x_hat: Tensor = self.generator(self.encoder(x, y), y)
+        return x_hat
+
+    def _details(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        x_hat = torch.cat(
+            [self._reconstruct(a, y) for a, y in zip(x.split(self.pairs), condition.split(self.pairs), strict=True)]
+        )
+        maps = anomaly_score(x, x_hat, kappa=0.0, kernels=self.kernels).map
+        assert maps is not None
+        return maps.cpu(), x_hat.cpu()
+
+
+def concatenate(parts: Sequence[Scored]) -> Scored:
+    """Batches of scores as one."""
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    details = bool(parts) and parts[0].map is not None
+    return Scored(
+        joined("score"),
+        joined("condition"),
+        joined("residual"),
+        joined("feature"),
+        joined("map") if details else None,
+        joined("reconstruction") if details else None,
+    )
+
+
+def threshold_of(held_out_scores: np.ndarray, quantile: float) -> float:
+    """The threshold: a quantile of the scores of normal images that were held out of training.
+
+    Raises:
+        InputError: there are no such scores.
+    """
+    if len(held_out_scores) == 0:
+        raise InputError("no held-out normal images, so there is no threshold; raise --held-out")
+    return float(np.quantile(held_out_scores, quantile))
+
+
+def _check_range(images: Tensor) -> None:
+    if images.numel() == 0:
+        return
+    low, high = images.aminmax()
+    if not (low >= -1.0001 and high <= 1.0001):  # also false for NaN
+        raise InputError(f"images must be in [-1, 1] and finite, got values from {low:.4g} to {high:.4g}")

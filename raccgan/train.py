@@ -1,0 +1,199 @@
+"""``python -m raccgan.train``: train the GAN, then the encoder, then score and evaluate, in one go or phase by phase."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raccgan import options
+from raccgan.config import Config, make_config
+from raccgan.errors import InputError
+
+if TYPE_CHECKING:
+    from raccgan.checkpoint import Checkpoint
+    from raccgan.data.dataset import ImageDataset
+    from raccgan.run import Run
+    from raccgan.training import Log
+
+PHASES = ("all", "gan", "encoder", "evaluate")
+
+EXAMPLES = """\
+  python -m raccgan.train
+      real handwritten digits, 0 to 4 normal; a few minutes on a CPU, nothing to download
+  python -m raccgan.train --dataset mnist --normal 3 --gan-steps 3000
+      one digit of MNIST against the nine others
+  python -m raccgan.train --dataset mvtec --category screw --data-root ~/data
+      MVTec AD, one category; looks in ~/data/mvtec/screw
+  python -m raccgan.train --dataset ~/scans --normal healthy --out runs/scans
+      your own folder: one sub-folder a class, such as healthy/ and abnormal/
+  python -m raccgan.train --resume runs/scans
+      go on where a run stopped
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    given = _parser().parse_args(arguments)
+    if given.phase not in PHASES:
+        raise InputError(f"--phase {given.phase!r} is not one of {', '.join(PHASES)}")
+    device = options.pick_device(given.device)
+
+    from raccgan import checkpoint as checkpoints
+    from raccgan.files import prepare_out, write_json
+    from raccgan.run import prepare
+
+    out, resumed = _place(given)
+    settings = options.settings_of(given)
+    if resumed is not None:
+        config = checkpoints.config_of(resumed, **settings)
+    else:
+        config = make_config(given.preset, settings)
+    options.require_kernels(config.kernels, device)
+    run = prepare(config, given.data_root, device)
+    if resumed is not None:
+        checkpoints.check_same_model(resumed, run.config, run.classes, run.channels)
+    prepare_out(out)
+    write_json(out / "config.json", run.config.to_dict())
+    _say(
+        f"{run.config.dataset}: normal {', '.join(run.classes)}; {len(run.split.train)} images to train on, "
+        f"{len(run.split.held_out)} held out for the threshold, {len(run.split.test)} to test; results in {out}"
+    )
+    return _run_phases(run, given.phase, out, resumed)
+
+
+def _run_phases(run: Run, phase: str, out: Path, resumed: Checkpoint | None) -> int:
+    from raccgan.checkpoint import NAME
+    from raccgan.evaluation import calibrate, evaluate, summary, write_results
+    from raccgan.networks import build
+    from raccgan.training import Training
+
+    _check_phase(phase, run.config, resumed)
+    networks = build(run.config, channels=run.channels, classes=len(run.classes), device=run.device)
+    data = _training_data(run)
+    training = Training(
+        run.config,
+        networks,
+        data,
+        classes=run.classes,
+        channels=run.channels,
+        path=out / NAME,
+        resumed=resumed,
+        log=_tensorboard(out),
+    )
+    if phase in ("all", "gan"):
+        training.run("gan")
+    if phase in ("all", "encoder"):
+        training.run("encoder")
+    if phase == "gan":
+        _say(f"the generator is trained; --phase encoder --resume {out} goes on")
+        return 0
+    scorer = run.scorer(networks)
+    training.threshold = calibrate(run, scorer)
+    training.save("encoder")
+    if phase == "encoder":
+        _say(f"the encoder is trained, threshold {training.threshold:.4g}; --phase evaluate --resume {out} goes on")
+        return 0
+    evaluation = evaluate(run, scorer, training.threshold, seconds=training.seconds)
+    write_results(out, run, evaluation, scorer, training.history)
+    print(summary(evaluation))
+    print(f"scores, metrics, pictures and the checkpoint are in {out}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = options.Parser(
+        "Train RA-CCGAN on normal images and test it: generator and discriminator, then encoder, then scores.",
+        EXAMPLES,
+        prog="python -m raccgan.train",
+    )
+    options.add_preset(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="continue the run in this folder (default: the one that --out names)",
+    )
+    parser.add_argument(
+        "--phase", default="all", metavar="PHASE", help=f"one of {', '.join(PHASES)} (default: all)"
+    )
+    options.add_places(parser)
+    options.add_settings(parser)
+    return parser
+
+
+def _place(given: argparse.Namespace) -> tuple[Path, Checkpoint | None]:
+    """The run's folder, and the checkpoint to go on from. A finished or stopped run is never overwritten."""
+    from raccgan.checkpoint import NAME, load
+
+    if given.resume is None:
+        if given.out is None:
+            return _free_folder(Path("runs") / Path(getattr(given, "dataset", given.preset or "digits")).name), None
+        if (given.out / NAME).exists():
+            raise InputError(f"{given.out} holds a run already: add --resume to continue it, or name another --out")
+        return given.out, None
+    source = Path(given.resume) if given.resume else given.out
+    if source is None:
+        raise InputError("--resume needs a folder, for example --resume runs/digits")
+    if given.preset is not None:
+        raise InputError("--preset and --resume exclude each other: the settings are the checkpoint's")
+    return given.out or (source if source.is_dir() else source.parent), load(source)
+
+
+def _free_folder(wanted: Path) -> Path:
+    """``wanted``, or with -2, -3 ... appended where that is there already."""
+    candidates = (wanted if i == 1 else wanted.with_name(f"{wanted.name}-{i}") for i in range(1, 10_000))
+    return next(place for place in candidates if not place.exists())
+
+
+def _check_phase(phase: str, config: Config, resumed: Checkpoint | None) -> None:
+    done = resumed.steps if resumed is not None else {"gan": 0, "encoder": 0}
+    if phase in ("encoder", "evaluate") and done["gan"] < config.gan_steps:
+        raise InputError(
+            f"--phase {phase} needs a trained generator, and this run has {done['gan']} of {config.gan_steps} steps: "
+            "run --phase gan first, or --resume such a run"
+        )
+    if phase == "evaluate" and done["encoder"] < config.encoder_steps:
+        raise InputError(
+            f"--phase evaluate needs a trained encoder, and this run has {done['encoder']} of {config.encoder_steps} "
+            "steps: run --phase encoder first"
+        )
+
+
+def _training_data(run: Run) -> ImageDataset:
+    """The normal images to train on, every file of the run read once: training refuses what it cannot read."""
+    from raccgan.run import verify
+
+    data = run.dataset(run.split.train)
+    if run.config.batch_size > len(data):
+        raise InputError(
+            f"--batch-size {run.config.batch_size} is larger than the {len(data)} images there are to train on"
+        )
+    verify(data, "reading images")
+    return data
+
+
+def _tensorboard(out: Path) -> Log:
+    """Losses to TensorBoard where it is installed; nowhere else."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return lambda phase, step, figures: None
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(out / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def log(phase: str, step: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            writer.add_scalar(f"{phase}/{name}", value, step)  # type: ignore[no-untyped-call]
+
+    return log
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(options.call(main, sys.argv[1:]))

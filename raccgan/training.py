@@ -1,0 +1,239 @@
+"""The two phases of training: the generator with its discriminator, then the encoder behind both."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raccgan import checkpoint as checkpoints
+from raccgan.checkpoint import Checkpoint, History
+from raccgan.config import Config
+from raccgan.data.dataset import ImageDataset, StepBatches
+from raccgan.errors import InputError
+from raccgan.losses import critic_loss, encoder_loss, generator_loss
+from raccgan.networks import Networks, update_average
+from raccgan.progress import Progress
+from raccgan.randomness import stream
+
+PHASES = ("gan", "encoder")
+
+Losses = dict[str, Tensor]
+Log = Callable[[str, int, dict[str, float]], None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C: the step was finished and the checkpoint written; the message says how to go on."""
+
+
+class Training:
+    """Networks, optimisers and how far each phase has come; runs a phase and leaves checkpoints.
+
+    A step's random draws and its batch are functions of (seed, phase, step) alone, so a resumed run computes what
+    the uninterrupted one would have.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        networks: Networks,
+        data: ImageDataset,
+        *,
+        classes: list[str],
+        channels: int,
+        path: Path,
+        resumed: Checkpoint | None = None,
+        log: Log = lambda phase, step, figures: None,
+    ) -> None:
+        self.config, self.networks, self.data, self.path, self.log = config, networks, data, path, log
+        self.classes, self.channels = classes, channels
+        self.device = next(networks.generator.parameters()).device
+        adam = {"betas": (0.0, 0.999), "eps": 1e-6}
+        self.optimisers: dict[str, torch.optim.Optimizer] = {
+            "generator": torch.optim.Adam(networks.generator.parameters(), lr=config.generator_lr, **adam),
+            "discriminator": torch.optim.Adam(networks.discriminator.parameters(), lr=config.discriminator_lr, **adam),
+            "encoder": torch.optim.Adam(networks.encoder.parameters(), lr=config.encoder_lr),
+        }
+        self.steps = dict.fromkeys(PHASES, 0)
+        self.history: History = {}
+        self.threshold: float | None = None
+        self.seconds = 0.0
+        self._saved_at = "none was written yet"
+        if resumed is not None:
+            self._restore(resumed)
+
+    @property
+    def goals(self) -> dict[str, int]:
+        """Steps of each phase when it is done."""
+        return {"gan": self.config.gan_steps, "encoder": self.config.encoder_steps}
+
+    def run(self, phase: str) -> None:
+        """Run one phase from where it stands to its goal.
+
+        Raises:
+            InputError: losses or weights that are not finite, with the step and the last good checkpoint.
+            Interrupted: Ctrl-C, after the step was finished and saved.
+        """
+        step_of = {"gan": self._gan_step, "encoder": self._encoder_step}[phase]
+        start, goal = self.steps[phase], self.goals[phase]
+        self._freeze(phase)
+        every = max(1, goal // 400)  # points of the loss curves
+        begun, before = time.monotonic(), self.seconds
+        with _finish_step_on_interrupt() as interrupted, Progress(_TITLES[phase], goal, start) as progress:
+            for step, (x, y) in zip(range(start, goal), self._batches(phase), strict=False):
+                losses = step_of(step, x, y)
+                values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+                if not all(map(math.isfinite, values.values())):
+                    raise self._not_finite(phase, step, f"losses are {_readable(values)}")
+                self.steps[phase] = step + 1
+                self.seconds = before + time.monotonic() - begun
+                if (step + 1) % every == 0:
+                    for name, value in values.items():
+                        self.history.setdefault(name, []).append((step + 1, value))
+                    self.log(phase, step + 1, values)
+                progress.update(1, values)
+                if interrupted():
+                    self.save(phase)
+                    raise Interrupted(f"stopped after {phase} step {step + 1}; --resume continues from {self.path}")
+                if (step + 1) % self.config.checkpoint_every == 0 or step + 1 == goal:
+                    self.save(phase)
+
+    def save(self, phase: str) -> None:
+        """Write the checkpoint, unless a weight is not finite: then the last good one stays."""
+        for name, network in self.networks.items():
+            if not all(bool(p.isfinite().all()) for p in network.parameters()):
+                raise self._not_finite(phase, self.steps[phase] - 1, f"a weight of the {name} is not finite")
+        checkpoints.save(
+            self.path,
+            Checkpoint(
+                config=self.config.to_dict(),
+                classes=self.classes,
+                channels=self.channels,
+                networks={name: network.state_dict() for name, network in self.networks.items()},
+                optimisers={name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+                steps=self.steps,
+                history=self.history,
+                threshold=self.threshold,
+                seconds=self.seconds,
+            ),
+        )
+        self._saved_at = f"{self.path} of {phase} step {self.steps[phase]}"
+
+    def _gan_step(self, step: int, x: Tensor, y: Tensor) -> Losses:
+        """``critic_steps`` discriminator steps on slices of the batch, then one generator step."""
+        g, d = self.networks.generator, self.networks.discriminator
+        draw = stream(self.config.seed, "gan", step)
+        n = self.config.batch_size
+        d.requires_grad_(True)
+        for real, label in zip(x.split(n), y.split(n), strict=True):
+            z, mix = self._normal(n, draw), torch.rand(n, 1, 1, 1, generator=draw).to(self.device)
+            with torch.no_grad(), self._precision():
+                fake = g(z, label).float()
+            with self._precision():
+                terms = critic_loss(d, real, fake, label, mix)
+            self._descend("discriminator", self.config.penalty * terms.penalty - terms.wasserstein)
+        d.requires_grad_(False)
+        label = y[-n:]
+        with self._precision():
+            loss = generator_loss(d, g(self._normal(n, draw), label), label)
+        self._descend("generator", loss)
+        # A short memory at first: the average would otherwise hold on to the first, random weights.
+        update_average(self.networks.average, g, min(self.config.ema, (1 + step) / (10 + step)))
+        return {
+            "wasserstein": terms.wasserstein.detach(),
+            "penalty": terms.penalty.detach(),
+            "generator": loss.detach(),
+        }
+
+    def _encoder_step(self, step: int, x: Tensor, y: Tensor) -> Losses:
+        for group in self.optimisers["encoder"].param_groups:
+            group["lr"] = self.config.encoder_lr * 0.5 * (1 + math.cos(math.pi * step / self.config.encoder_steps))
+        with self._precision():
+            terms = encoder_loss(self.networks.encoder, self.networks.average, self.networks.discriminator, x, y)
+        self._descend("encoder", terms.image + self.config.kappa * terms.feature)
+        return {"image": terms.image.detach(), "feature": terms.feature.detach()}
+
+    def _descend(self, name: str, loss: Tensor) -> None:
+        optimiser = self.optimisers[name]
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+
+    def _freeze(self, phase: str) -> None:
+        """Which networks learn, and which are in eval mode, in this phase."""
+        learning = {"gan": {"generator", "discriminator"}, "encoder": {"encoder"}}[phase]
+        for name, network in self.networks.items():
+            network.train(name in learning).requires_grad_(name in learning)
+
+    def _batches(self, phase: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and classes of every step still to do, on the device."""
+        size = self.config.batch_size * (self.config.critic_steps if phase == "gan" else 1)
+        batches = StepBatches(
+            len(self.data), size, seed=stream(self.config.seed, phase + "/data").initial_seed(),
+            start_step=self.steps[phase], stop_step=self.goals[phase],
+        )  # fmt: skip
+        for images, labels, _ in torch.utils.data.DataLoader(self.data, batch_sampler=batches):
+            yield (
+                images.to(self.device, memory_format=torch.channels_last),
+                labels.to(self.device),
+            )
+
+    def _normal(self, n: int, draw: torch.Generator) -> Tensor:
+        return torch.randn(n, self.config.latent_size, generator=draw).to(self.device)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _restore(self, resumed: Checkpoint) -> None:
+        resumed.restore(self.networks)
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(resumed.optimisers[name])
+        self.steps = dict(resumed.steps)
+        self.history = {name: list(points) for name, points in resumed.history.items()}
+        self.threshold = resumed.threshold
+        self.seconds = resumed.seconds
+        self._saved_at = f"{self.path} as it was resumed"
+
+    def _not_finite(self, phase: str, step: int, what: str) -> InputError:
+        return InputError(
+            f"{phase} step {step + 1}: {what}; the last good checkpoint is {self._saved_at}; "
+            "a lower learning rate or a higher penalty usually mends it"
+        )
+
+
+_TITLES = {"gan": "generator and discriminator", "encoder": "encoder"}
+
+
+def _readable(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+@contextmanager
+def _finish_step_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a flag that is read between steps; the second interrupts at once."""
+    asked = False
+
+    def handler(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    try:
+        previous = signal.signal(signal.SIGINT, handler)
+    except ValueError:  # not the main thread: whoever started us handles Ctrl-C
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,156 @@
+"""Builds the compiled half of raccgan: one library, csrc/ -> raccgan/_native.abi3.so. The rest is in pyproject.toml.
+
+The library keeps to LibTorch's stable ABI and uses no Python API at all, so one build serves every Python and every
+PyTorch from 2.11 on, with CUDA or without. The CPU kernels are compiled once a target below, and the processor decides
+at run time. The CUDA kernels are compiled by nvcc where there is one.
+
+Environment:
+    RACCGAN_CUDA    1: fail without nvcc; 0: leave the CUDA part out; unset: build it if there is an nvcc.
+    CUDA_HOME       the toolkit to use; otherwise the nvcc on PATH, then the one in /usr/local/cuda.
+    CXX, CXXFLAGS, NVCC_APPEND_FLAGS    as usual.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+COMMON = ["csrc/bindings.cpp", "csrc/cpu/targets.cpp"]
+CPU_KERNELS = sorted({str(path) for path in Path("csrc/cpu").glob("*.cpp")} - set(COMMON))
+CUDA_KERNELS = sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
+
+X86 = platform.machine() in ("x86_64", "AMD64")
+CPU_TARGETS: dict[str, list[str]] = {"portable": []}
+if X86:  # the same names in csrc/cpu/targets.h
+    CPU_TARGETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    CPU_TARGETS["avx512"] = [*CPU_TARGETS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+
+CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-Wall", "-fvisibility=hidden", *(["-DRACCGAN_X86"] if X86 else [])]
+COMMON_FLAGS = [*CXX_FLAGS, "-DTORCH_TARGET_VERSION=0x020b000000000000"]  # 2.11, the oldest in pyproject.toml
+# Every target gives the same bits only if none fuses a multiplication and an addition of its own accord. No vector
+# passes between functions of different targets, which is what psabi warns of.
+KERNEL_FLAGS = [*CXX_FLAGS, "-ffp-contract=off", "-Wno-psabi"]
+
+GPU_ARCHITECTURES = ("80", "86", "89", "90a")
+PTX_ARCHITECTURE = "90"  # for GPUs that came later: their driver compiles it at first use
+NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "2"]
+
+
+class Toolkit(NamedTuple):
+    """A CUDA toolkit: its compiler, and what of it ends up in the library."""
+
+    nvcc: str
+    version: str
+    architectures: list[str]
+    library_dirs: list[str]
+
+    @classmethod
+    def find(cls) -> Toolkit | None:
+        """The toolkit to build with, or None where there is none or it is not wanted."""
+        wanted = os.environ.get("RACCGAN_CUDA")
+        homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+        places = [*(f"{home}/bin" for home in homes if home), os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+        nvcc = shutil.which("nvcc", path=os.pathsep.join(places))
+        if wanted == "0" or (nvcc is None and wanted != "1"):
+            return None
+        if nvcc is None:
+            raise CompileError("RACCGAN_CUDA=1, but there is no nvcc: set CUDA_HOME to the CUDA toolkit's folder")
+        return cls.of(nvcc)
+
+    @classmethod
+    def of(cls, nvcc: str) -> Toolkit:
+        def ask(*args: str) -> str:
+            done = subprocess.run([nvcc, *args], check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            return done.stdout
+
+        version = re.search(r"release ([\d.]+)", ask("--version"))
+        # Where nvcc itself looks for its libraries: the nvcc on PATH may be a link or a wrapper script.
+        steps = ask("--dryrun", "-c", CUDA_KERNELS[0])
+        top = re.search(r"^#\$ TOP=(.+)$", steps, re.MULTILINE)
+        if version is None or top is None:
+            raise CompileError(f"{nvcc} does not answer as nvcc does; RACCGAN_CUDA=0 leaves the CUDA part out")
+        known = ask("--list-gpu-arch").split()
+        architectures = [a for a in GPU_ARCHITECTURES if f"compute_{a.rstrip('a')}" in known]
+        library_dirs = [*re.findall(r'"-L([^"]+)"', steps), f"{top[1]}/lib64", f"{top[1]}/lib"]
+        return cls(nvcc, version[1], architectures, library_dirs)
+
+    def compile(self, source: str, folder: Path) -> str:
+        """Compile one source for every architecture; returns the object's path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        output = str(folder / Path(source).with_suffix(".o").name)
+        codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.architectures]
+        if PTX_ARCHITECTURE in {a.rstrip("a") for a in self.architectures}:
+            codes.append(f"-gencode=arch=compute_{PTX_ARCHITECTURE},code=compute_{PTX_ARCHITECTURE}")
+        command = [self.nvcc, *NVCC_FLAGS, *codes, "-c", source, "-o", output]
+        print(*command, flush=True)
+        if subprocess.run(command).returncode != 0:
+            raise CompileError(f"nvcc could not compile {source}; RACCGAN_CUDA=0 leaves the CUDA part out")
+        return output
+
+
+class BuildNative(build_ext):
+    """Compiles each source as its kind wants it, and links all of them into one library."""
+
+    def run(self) -> None:
+        if find_spec("torch") is None:
+            self.warn("leaving out the compiled library: PyTorch is not installed where this build runs")
+            self.extensions = []
+        super().run()
+
+    def build_extension(self, ext: Extension) -> None:
+        from torch.utils import cpp_extension
+
+        folder = Path(self.build_temp)
+        toolkit = Toolkit.find()
+        cuda_flags: list[str] = []
+        if toolkit:
+            codes = ", ".join(toolkit.architectures)
+            cuda_flags = [f'-DRACCGAN_CUDA="{toolkit.version}"', f'-DRACCGAN_CUDA_ARCHITECTURES="{codes}"']
+        else:
+            self.warn("leaving out the CUDA part: no nvcc found, or RACCGAN_CUDA=0")
+
+        def cxx(source: str, target: str, flags: list[str]) -> list[str]:
+            return self.compiler.compile(
+                [source],
+                output_dir=str(folder / target),
+                include_dirs=cpp_extension.include_paths(),
+                extra_postargs=flags,
+            )
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            jobs = [pool.submit(toolkit.compile, source, folder / "cuda") for source in CUDA_KERNELS if toolkit]
+            jobs += [pool.submit(cxx, source, "common", COMMON_FLAGS + cuda_flags) for source in COMMON]
+            for target, flags in CPU_TARGETS.items():
+                target_flags = [*KERNEL_FLAGS, *flags, f"-DRACCGAN_TARGET={target}"]
+                jobs += [pool.submit(cxx, source, target, target_flags) for source in CPU_KERNELS]
+        objects = [path for job in jobs for path in ([job.result()] if isinstance(job.result(), str) else job.result())]
+
+        libraries, library_dirs = ["torch_cpu", "c10"], cpp_extension.library_paths()
+        if toolkit:
+            libraries += ["cudart_static", "dl", "rt", "pthread"]
+            library_dirs += toolkit.library_dirs
+        self.compiler.link_shared_object(
+            objects,
+            self.get_ext_fullpath(ext.name),
+            libraries=libraries,
+            library_dirs=library_dirs,
+            target_lang="c++",
+        )
+
+
+setup(
+    ext_modules=[Extension("raccgan._native", COMMON + CPU_KERNELS, py_limited_api=True)],
+    cmdclass={"build_ext": BuildNative},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import pytest
+
+from raccgan.data.samples import Sample, natural_key, printable
+
+
+@pytest.mark.parametrize(
+    ("given", "ordered"),
+    [
+        (["10", "9", "1"], ["1", "9", "10"]),
+        (["b", "B2", "b10", "a", "A1"], ["a", "A1", "b", "B2", "b10"]),
+        (["img12.png", "img2.png", "img.png"], ["img2.png", "img12.png", "img.png"]),
+        (["01", "1", "001"], ["001", "01", "1"]),
+        (["²", "2", "x"], ["2", "x", "²"]),
+    ],
+)
+def test_natural_order(given: list[str], ordered: list[str]) -> None:
+    assert sorted(given, key=natural_key) == ordered
+    assert sorted(reversed(given), key=natural_key) == ordered
+
+
+def test_printable_survives_names_that_are_no_utf8() -> None:
+    name = b"caf\xe9/\xff.png".decode("utf-8", "surrogateescape")
+    assert printable(Path(name)) == r"caf\xe9/\xff.png"
+    assert printable(Path("größe/1.png")) == "größe/1.png"
+
+
+def test_samples_compare_without_their_pixels() -> None:
+    one, other = (Sample("test/1", "3", "test", Path(name)) for name in "ab")
+    assert one == other
+    assert len({one, other}) == 1
