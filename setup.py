@@ -71,8 +71,7 @@ class Toolkit(NamedTuple):
     @classmethod
     def of(cls, nvcc: str) -> Toolkit:
         def ask(*args: str) -> str:
-            done = subprocess.run([nvcc, *args], check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            return done.stdout
+            return subprocess.run([nvcc, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
 
         version = re.search(r"release ([\d.]+)", ask("--version"))
         # Where nvcc itself looks for its libraries: the nvcc on PATH may be a link or a wrapper script.
@@ -85,8 +84,8 @@ class Toolkit(NamedTuple):
         library_dirs = [*re.findall(r'"-L([^"]+)"', steps), f"{top[1]}/lib64", f"{top[1]}/lib"]
         return cls(nvcc, version[1], architectures, library_dirs)
 
-    def compile(self, source: str, folder: Path) -> str:
-        """Compile one source for every architecture; returns the object's path."""
+    def compile(self, source: str, folder: Path) -> list[str]:
+        """Compile one source for every architecture; returns the object's path, as setuptools' compilers do."""
         folder.mkdir(parents=True, exist_ok=True)
         output = str(folder / Path(source).with_suffix(".o").name)
         codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.architectures]
@@ -96,7 +95,7 @@ class Toolkit(NamedTuple):
         print(*command, flush=True)
         if subprocess.run(command).returncode != 0:
             raise CompileError(f"nvcc could not compile {source}; RACCGAN_CUDA=0 leaves the CUDA part out")
-        return output
+        return [output]
 
 
 class BuildNative(build_ext):
@@ -105,7 +104,7 @@ class BuildNative(build_ext):
     def run(self) -> None:
         if find_spec("torch") is None:
             self.warn("leaving out the compiled library: PyTorch is not installed where this build runs")
-            self.extensions = []
+            self.extensions: list[Extension] = []
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
@@ -134,7 +133,7 @@ class BuildNative(build_ext):
             for target, flags in CPU_TARGETS.items():
                 target_flags = [*KERNEL_FLAGS, *flags, f"-DRACCGAN_TARGET={target}"]
                 jobs += [pool.submit(cxx, source, target, target_flags) for source in CPU_KERNELS]
-        objects = [path for job in jobs for path in ([job.result()] if isinstance(job.result(), str) else job.result())]
+        objects = [path for job in jobs for path in job.result()]
 
         libraries, library_dirs = ["torch_cpu", "c10"], cpp_extension.library_paths()
         if toolkit:

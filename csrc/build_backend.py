@@ -60,7 +60,7 @@ def _show_torch_to_the_build() -> None:
         sys.path.append(folder)  # behind the build's own setuptools
 
 
-# ---- the hooks of PEP 517 and PEP 660; those that only ask for requirements do not run setup.py -----------------------
+# ---- the hooks of PEP 517 and PEP 660; those that only ask for requirements do not run setup.py -----------------
 
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:

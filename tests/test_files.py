@@ -139,7 +139,8 @@ def test_csv_refuses_a_ragged_row_and_keeps_the_older_table(tmp_path: Path) -> N
 def test_the_run_folder_is_created_proven_and_left_clean(tmp_path: Path) -> None:
     folder = prepare_out(str(tmp_path / "runs" / "one"))
     assert folder == tmp_path / "runs" / "one"
-    assert folder.is_dir() and os.listdir(folder) == []
+    assert folder.is_dir()
+    assert os.listdir(folder) == []
     (folder / "kept.txt").write_text("x")
     assert os.listdir(prepare_out(folder)) == ["kept.txt"]
 

@@ -50,7 +50,8 @@ def test_best_f1_and_its_threshold_agree_with_a_literal_sweep(seed: int) -> None
 def test_best_f1_threshold_lies_below_every_score_where_all_are_predicted() -> None:
     found = image_metrics([1.0, 2.0, 0.5], [True, False, True], 0.0)
     assert found.f1_max == pytest.approx(0.8)
-    assert found.f1_max_threshold is not None and 0.499 < found.f1_max_threshold < 0.5
+    assert found.f1_max_threshold is not None
+    assert 0.499 < found.f1_max_threshold < 0.5
 
 
 def test_a_perfect_split_and_the_counts_at_the_threshold() -> None:

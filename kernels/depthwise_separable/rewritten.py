@@ -54,11 +54,20 @@ def depthwise_separable(
             pointwise_bias = extra if pointwise_bias is None else pointwise_bias + extra
         pointwise_weight = pointwise_weight * depthwise_weight.view(1, -1, 1, 1)
     else:
-        x = Depthwise.apply(x, depthwise_weight, depthwise_bias)
+        x = _depthwise(x, depthwise_weight, depthwise_bias)
     if pool > 1:
         x = F.avg_pool2d(x, pool)
     x = F.conv2d(x, pointwise_weight, pointwise_bias)
     return x if residual is None else x + residual
+
+
+def _depthwise(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """D(x, w) + b in autocast's dtype where that is on: a Function's backward runs outside of it, so casts go first."""
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, w, b = x.to(dtype), w.to(dtype), None if b is None else b.to(dtype)
+    y: Tensor = Depthwise.apply(x, w, b)
+    return y
 
 
 class Depthwise(torch.autograd.Function):

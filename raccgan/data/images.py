@@ -38,6 +38,9 @@ FITS = {
     "pad": "the whole image, black bars make it square",
 }
 
+# Named, because some of Pillow's other readers start programs (EPS) or are rarely used and as rarely looked after.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 Float = NDArray[np.float32]
@@ -99,7 +102,7 @@ def _is_colour(image: Path | Pixels) -> bool:
     if not isinstance(image, Path):
         return image.ndim == 3 and image.shape[2] >= 3
     try:
-        with _quiet(), Image.open(image) as opened:
+        with _quiet(), Image.open(image, formats=FORMATS) as opened:
             if opened.mode in ("P", "PA"):
                 palette = np.asarray(opened.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)
                 return bool((palette != palette[:, :1]).any())
@@ -148,8 +151,7 @@ def _finish(unit: Float, size: int, channels: int, fit: str) -> Float:
     if channels < result.shape[1]:
         # In float64, so that white stays 1 and grey stored as colour comes back unchanged.
         result = np.tensordot(result, LUMINANCE, axes=(1, 0))[:, None].astype(np.float32)
-    # Weights that add up to 1 in rounded arithmetic can pass 1 by one ulp.
-    result = np.clip(result, 0, 1) * 2 - 1
+    result = result * 2 - 1
     return np.repeat(result, 3, axis=1) if result.shape[1] < channels else result
 
 
@@ -166,7 +168,8 @@ def _unit(pixels: Pixels, what: str) -> Float:
     if pixels.ndim < 3 or not 1 <= pixels.shape[-1] <= 4 or 0 in pixels.shape[-3:-1]:
         raise InputError(f"{what} has shape {pixels.shape}; an image is H x W or H x W x C with 1 to 4 channels")
     if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2:
-        unit = pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+        unit = pixels.astype(np.float32)
+        unit /= np.iinfo(pixels.dtype).max
     elif pixels.dtype.kind == "b":
         unit = pixels.astype(np.float32)
     elif pixels.dtype.kind == "f":
@@ -193,14 +196,15 @@ def _read(path: Path) -> Pixels:
     try:
         if path.stat().st_size == 0:
             raise InputError(f"{printable(path)} is empty (0 bytes): remove it or copy it again")
-        with _quiet(), Image.open(path) as opened:
+        # As a stream: from a path, Pillow 13 maps raw TIFF files into memory and garbles those that lie on their side.
+        with _quiet(), path.open("rb") as stream, Image.open(stream, formats=FORMATS) as opened:
             opened.load()
             orientation = opened.getexif().get(0x0112, 1)
             pixels = _pixels(opened, printable(path))
     except InputError:
         raise
     except UnidentifiedImageError:
-        raise InputError(f"{printable(path)} is not an image that Pillow can read") from None
+        raise InputError(f"{printable(path)} is no image of a kind that is read here ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise InputError(f"{printable(path)} has more than {limit} pixels: make it smaller first") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from types import ModuleType
 
 from raccgan.errors import InputError
@@ -22,21 +21,13 @@ def import_torchvision_datasets() -> ModuleType:
         InputError: torchvision is not installed, or fails to import for another reason.
     """
     try:
-        return _import()
+        return importlib.import_module("torchvision.datasets")
     except ImportError:
         raise InputError("this dataset is read with torchvision, which is not installed: install torchvision") from None
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise InputError(f"torchvision cannot be imported ({error}): install one that fits this torch") from None
     _declare_operators()
-    return _import()
-
-
-def _import() -> ModuleType:
-    if "torchvision" not in sys.modules:
-        # An import that failed leaves submodules behind, which a second one would not tie to the new package.
-        for name in [name for name in sys.modules if name.startswith("torchvision.")]:
-            del sys.modules[name]
     return importlib.import_module("torchvision.datasets")
 
 

@@ -56,7 +56,7 @@ def test_absolute_paths_and_the_only_list_of_a_folder(listed: Path) -> None:
     (listed / "list.csv").write_text(f"path,label,split\n{listed / 'img/0.png'},a,train\n")
     assert load_source("csv", listed).samples[0].image == listed / "img/0.png"
     (listed / "other.csv").write_text("")
-    with pytest.raises(InputError, match="should hold one .csv file, and holds list.csv, other.csv"):
+    with pytest.raises(InputError, match=r"should hold one .csv file, and holds list.csv, other.csv"):
         load_source("csv", listed)
 
 
@@ -94,10 +94,12 @@ def test_lines_that_cannot_be_used(listed: Path, text: str, message: str) -> Non
 
 def test_another_encoding_is_refused(listed: Path) -> None:
     (listed / "list.csv").write_bytes("path,label,split\nimg/0.png,größe,train\n".encode("latin-1"))
-    with pytest.raises(InputError, match="list.csv is not UTF-8"):
+    with pytest.raises(InputError, match=r"list.csv is not UTF-8"):
         load_csv(listed / "list.csv")
 
 
 def test_absent_list(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no file .*nowhere.csv: name a .csv file with the columns path, label, split"):
+    with pytest.raises(
+        InputError, match=r"no file .*nowhere.csv: name a .csv file with the columns path, label, split"
+    ):
         load_csv(tmp_path / "nowhere.csv")

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from raccgan.data import dataset as dataset_module
 from raccgan.data.dataset import ImageDataset, StepBatches
 from raccgan.data.images import decode
-from raccgan.data.samples import Sample
+from raccgan.data.samples import Pixels, Sample
 from raccgan.errors import InputError
 
 Draw = Callable[..., Path]
@@ -22,9 +22,10 @@ ONE_IMAGE = 4 * SIZE * SIZE  # bytes of one grey image in the cache
 def samples(draw: Draw) -> list[Sample]:
     """Five files and two arrays, of different sizes and modes."""
     modes = ["L", "RGB", "RGBA", "L", "P"]
-    files = [draw(f"{index}.png", mode=mode, size=(5 + index, 9)) for index, mode in enumerate(modes)]
+    files: list[Path] = [draw(f"{index}.png", mode=mode, size=(5 + index, 9)) for index, mode in enumerate(modes)]
     arrays = [np.full((4, 4), value, dtype=np.uint8) for value in (0, 255)]
-    return [Sample(str(i), "ab"[i % 2], "train", image) for i, image in enumerate([*files, *arrays])]
+    images: list[Path | Pixels] = [*files, *arrays]
+    return [Sample(str(i), "ab"[i % 2], "train", image) for i, image in enumerate(images)]
 
 
 @pytest.mark.parametrize("cache", [0, ONE_IMAGE - 1, 3 * ONE_IMAGE, 2 << 30])
@@ -34,7 +35,9 @@ def test_images_are_the_decoded_ones_with_any_cache(samples: list[Sample], cache
     expected = torch.stack([torch.from_numpy(decode(sample.image, size=SIZE, channels=channels)) for sample in samples])
     for indices in ([0, 1, 2, 3, 4, 5, 6], [6, 0, 6, 3], [4], [], torch.tensor([2, 5])):
         for _ in range(2):
-            torch.testing.assert_close(dataset.images(indices), expected[list(indices)], rtol=0, atol=0)
+            torch.testing.assert_close(
+                dataset.images(indices), expected[torch.as_tensor(indices, dtype=torch.int64)], rtol=0, atol=0
+            )
     image, label, index = dataset[-1]
     assert (image.dtype, label, index) == (torch.float32, 1, 6)
     assert torch.equal(image, expected[6])
@@ -106,7 +109,7 @@ def test_verify_names_the_first_bad_file_and_counts_the_others(
     assert steps == [(done, 7) for done in range(1, 8)]
 
     (tmp_path / "3.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"3.png is not an image that Pillow can read$"):
+    with pytest.raises(InputError, match=r"3.png is no image of a kind that is read here .*$"):
         ImageDataset(samples, classes=["a", "b"], size=SIZE, channels=1, cache_bytes=cache).verify()
     (tmp_path / "1.png").write_bytes(b"")
     (tmp_path / "4.png").unlink()
@@ -116,14 +119,14 @@ def test_verify_names_the_first_bad_file_and_counts_the_others(
 
 def test_verify_reads_the_masks_too(draw: Draw, tmp_path: Path) -> None:
     sample = Sample("a", "a", "test", draw("a.png"), mask=tmp_path / "a_mask.png")
-    with pytest.raises(InputError, match="a_mask.png"):
+    with pytest.raises(InputError, match=r"a_mask.png"):
         ImageDataset([sample], classes=["b"], size=SIZE, channels=1).verify()
 
 
 def test_training_meets_a_bad_file_as_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"x")
     dataset = ImageDataset([Sample("a", "a", "train", tmp_path / "bad.png")], classes=["a"], size=SIZE, channels=1)
-    with pytest.raises(InputError, match="bad.png"):
+    with pytest.raises(InputError, match=r"bad.png"):
         dataset[0]
 
 
@@ -166,7 +169,7 @@ def test_the_order_does_not_depend_on_the_global_generators() -> None:
 
 def test_the_order_is_frozen() -> None:
     """A change here would break the resuming of runs that stand."""
-    assert StepBatches(8, 8, seed=0, stop_step=2).batch(1) == []
+    assert StepBatches(8, 8, seed=0, stop_step=2).batch(1) == [7, 4, 5, 1, 6, 2, 0, 3]
 
 
 @pytest.mark.parametrize(("length", "batch_size"), [(0, 4), (4, 0)])

@@ -98,7 +98,7 @@ def test_floats_without_a_defined_scale_are_refused(tmp_path: Path, value: float
     pixels[1, 1] = value
     Image.fromarray(pixels).save(tmp_path / "a.tif")
     for image in (tmp_path / "a.tif", pixels, pixels.astype(np.float64)):
-        with pytest.raises(InputError, match="float pixels from .*; they have to lie in"):
+        with pytest.raises(InputError, match=r"float pixels from .*; they have to lie in"):
             decode(image, size=3, channels=1)
 
 
@@ -171,14 +171,14 @@ def test_luminance() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("ending", ["png", "tif", "16-bit png", "jpg"])
+@pytest.mark.parametrize("ending", ["png", "tif", "16-bit tif", "lzw tif", "16-bit png", "jpg"])
 def test_exif_orientation(tmp_path: Path, orientation: int, ending: str) -> None:
     path = tmp_path / f"a.{ending[-3:]}"
     pixels = (np.arange(24).reshape(4, 6) * 10).astype(np.uint8)
     stored = Image.fromarray(pixels.astype(np.uint16) * 257 if "16" in ending else pixels)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored.save(path, exif=exif)
+    stored.save(path, exif=exif, **({"compression": "tiff_lzw"} if "lzw" in ending else {}))
     upright = Image.fromarray(pixels)
     upright.getexif()[0x0112] = orientation
     expected = decode(np.asarray(ImageOps.exif_transpose(upright)), size=6, channels=1, fit="pad")
@@ -190,8 +190,7 @@ def test_exif_orientation(tmp_path: Path, orientation: int, ending: str) -> None
 def test_the_first_frame_of_an_animation_counts(tmp_path: Path) -> None:
     frames = [Image.new("L", (4, 4), value) for value in (0, 255)]
     for name in ("a.gif", "a.tif", "a.webp", "a.png"):
-        lossless = {"lossless": True} if name == "a.webp" else {}
-        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **lossless)
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
         assert (decode(tmp_path / name, size=4, channels=1) == -1).all()
 
 
@@ -239,7 +238,7 @@ def test_a_stack_equals_its_images_bit_for_bit(shape: tuple[int, ...], size: int
 @pytest.mark.parametrize("size", [16, 32, 45])
 def test_masks_stay_aligned_with_their_images(tmp_path: Path, fit: str, height: int, width: int, size: int) -> None:
     marked = np.zeros((height, width), dtype=np.uint8)
-    marked[height // 2 : height // 2 + 12, width // 2 - 4 : width // 2 + 9] = 255
+    marked[height // 3 : height * 3 // 4, width // 4 : width * 2 // 3] = 255
     Image.fromarray(marked).save(tmp_path / "a.png")
     mask = decode_mask(tmp_path / "a.png", size, fit)
     assert mask.shape == (size, size)
@@ -277,12 +276,13 @@ def jpeg_bytes() -> bytes:
     ("content", "reason"),
     [
         (b"", r"is empty \(0 bytes\)"),
-        (b"no image at all", "is not an image that Pillow can read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n", "is no image of a kind"),
+        (b"no image at all", "is no image of a kind that is read here"),
         (png_bytes()[: len(png_bytes()) // 2], "cannot read .*: .*truncated"),
-        (png_bytes()[:20], "cannot read|is not an image"),
+        (png_bytes()[:20], "cannot read|is no image"),
         (jpeg_bytes()[: len(jpeg_bytes()) // 2], "cannot read .*: .*truncated"),
         (png_bytes()[:60] + b"\xff" * 50 + png_bytes()[110:], "cannot read"),
-        (b"GIF89a" + struct.pack("<HH", 10, 10) + b"\x00" * 5, "cannot read|is not an image"),
+        (b"GIF89a" + struct.pack("<HH", 10, 10) + b"\x00" * 5, "cannot read|is no image"),
         (b"P5 3 3 255\n" + b"\x00" * 4, "cannot read"),
     ],
 )
@@ -293,12 +293,12 @@ def test_damaged_files_are_named_with_the_reason(tmp_path: Path, content: bytes,
         decode(path, size=8, channels=1)
     assert "broken.png" in str(caught.value)
     assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="broken.png"):
+    with pytest.raises(InputError, match=r"broken.png"):
         decode_mask(path, 8)
 
 
 def test_absent_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot read .*nowhere.png: No such file"):
+    with pytest.raises(InputError, match=r"cannot read .*nowhere.png: No such file"):
         decode(tmp_path / "nowhere.png", size=8, channels=1)
     with pytest.raises(InputError, match="cannot read"):
         decode(tmp_path, size=8, channels=1)
@@ -308,7 +308,7 @@ def test_decompression_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, re
     Image.new("L", (20, 20)).save(tmp_path / "bomb.png")
     Image.new("L", (12, 12)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(InputError, match="bomb.png has more than 200 pixels"):
+    with pytest.raises(InputError, match=r"bomb.png has more than 200 pixels"):
         decode(tmp_path / "bomb.png", size=8, channels=1)
     decode(tmp_path / "large.png", size=8, channels=1)  # Pillow only warns of this one
     assert not recwarn.list

@@ -27,8 +27,8 @@ def test_mnist(real_data: Path, name: str, folder: str) -> None:
     assert len(split.train) + len(split.held_out) == official
     assert len(split.test) == 10_000
     assert sum(split.is_anomalous(sample) for sample in split.test) == pytest.approx(9000, abs=150)
-    images = ImageDataset(split.train[:64], classes=split.normal_classes, size=32, channels=1).images(range(64))
-    assert (images.min(), images.max()) == (-1, 1)
+    images = ImageDataset(split.train[:64], classes=split.normal_classes, size=28, channels=1).images(range(64))
+    assert (images.min().item(), images.max().item()) == (-1, 1)
 
 
 def test_screw(real_data: Path) -> None:

@@ -1,0 +1,230 @@
+"""The shared grid: what every implementation of every op family is held to, against the reference in float64.
+
+An implementation joins by its line in its family's ``IMPLEMENTATIONS``; a family joins by its line in ``FAMILIES``.
+Sizes of 1, odd and prime ones, sliced and permuted tensors and ties are in the grid on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from raccgan.kernels import anomaly_score, backend, cbam, depthwise_separable
+
+Inputs = dict[str, Any]  # by the reference's parameter names, in its order
+
+LAYOUTS = ("contiguous", "channels_last", "sliced")
+DTYPES = (torch.float32, torch.bfloat16)
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+@dataclass(frozen=True)
+class Family:
+    """An op family: its implementations, its cases, and how a case becomes inputs."""
+
+    name: str
+    implementations: backend.Family
+    cases: dict[str, dict[str, Any]]
+    make: Callable[..., Inputs]  # (draw, **case) -> float64 inputs on the CPU
+
+    def inputs(self, case: str, dtype: torch.dtype, device: str = "cpu", layout: str = "contiguous") -> Inputs:
+        """A case's inputs; the same numbers, rounded to ``dtype``, in every layout."""
+        made = self.make(torch.Generator().manual_seed(1), **self.cases[case])
+        return {name: _placed(value, dtype, device, layout) for name, value in made.items()}
+
+    def run(self, implementation: str, inputs: Inputs) -> tuple[Tensor, ...]:
+        """The differentiable outputs of one implementation."""
+        result = self.implementations[implementation].run(*inputs.values())
+        return result if isinstance(result, tuple) else (result,)
+
+
+def _placed(value: Any, dtype: torch.dtype, device: str, layout: str) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    value = value.to(device, dtype)
+    if layout == "channels_last" and value.dim() == 4:
+        value = value.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced" and value.dim() == 4:
+        wide = torch.full((*value.shape[:-1], 2 * value.shape[-1] + 1), torch.nan, dtype=dtype, device=device)
+        wide[..., 1::2] = value
+        value = wide[..., 1::2]
+    return value
+
+
+def tensors(inputs: Inputs) -> dict[str, Tensor]:
+    return {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+
+
+def leaves(inputs: Inputs, names: set[str] | None = None) -> Inputs:
+    """The inputs with gradients asked for, of all tensors or of the named ones, in the layout they have."""
+    return {
+        name: value.detach().requires_grad_(names is None or name in names) if isinstance(value, Tensor) else value
+        for name, value in inputs.items()
+    }
+
+
+def relative_error(got: Tensor, wanted: Tensor) -> float:
+    """Largest difference over the largest magnitude; 0 for empty tensors, infinite where NaN is."""
+    if got.shape != wanted.shape:
+        raise AssertionError(f"shape {list(got.shape)}, wanted {list(wanted.shape)}")
+    if got.numel() == 0:
+        return 0.0
+    difference = (got.double() - wanted.double()).abs().max().item()
+    scale = max(wanted.double().abs().max().item(), 1e-6)
+    return float("inf") if difference != difference else difference / scale
+
+
+def assert_close(got: Tensor, wanted: Tensor, beside: Tensor, what: str) -> None:
+    """``got`` is about as near to the float64 result as plain PyTorch in the same dtype, ``beside``, is.
+
+    Three times that error, and a floor of a few units in the last place for results that PyTorch gets exactly.
+    """
+    allowed = 3 * relative_error(beside, wanted) + 8 * torch.finfo(beside.dtype).eps
+    error = relative_error(got, wanted)
+    assert error <= allowed, f"{what}: relative error {error:.2e}, allowed {allowed:.2e}"
+
+
+def skip_unless_served(family: Family, implementation: str, inputs: Inputs) -> None:
+    reason = family.implementations[implementation].can_run(backend.Call.of(next(iter(tensors(inputs).values()))))
+    if reason is not None:
+        pytest.skip(f"{implementation}: {reason}")
+
+
+def _normal(draw: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+
+def _anomaly_score(
+    draw: torch.Generator, *, shape: tuple[int, int, int, int], features: tuple[int, ...] | None, want_map: bool = True
+) -> Inputs:
+    x, x_hat = _normal(draw, *shape).tanh(), _normal(draw, *shape).tanh()
+    f = None if features is None else _normal(draw, shape[0], *features)
+    f_hat = None if features is None else _normal(draw, shape[0], *features)
+    return {"x": x, "x_hat": x_hat, "f": f, "f_hat": f_hat, "want_map": want_map}
+
+
+def _depthwise_separable(
+    draw: torch.Generator,
+    *,
+    shape: tuple[int, int, int, int],
+    out: int,
+    k: int,
+    affine: bool = True,
+    bias: bool = True,
+    activation: str = "relu",
+    upsample: int = 1,
+    pool: int = 1,
+    residual: bool = False,
+) -> Inputs:
+    n, c, h, w = shape
+    size = (h * upsample // pool, w * upsample // pool)
+    return {
+        "x": _normal(draw, *shape),
+        "depthwise_weight": _normal(draw, c, 1, k, k) / k,
+        "depthwise_bias": _normal(draw, c) if bias else None,
+        "pointwise_weight": _normal(draw, out, c, 1, 1) / c**0.5,
+        "pointwise_bias": _normal(draw, out) if bias else None,
+        "scale": 1 + _normal(draw, n, c) / 4 if affine else None,
+        "shift": _normal(draw, n, c) / 4 if affine else None,
+        "activation": activation,
+        "upsample": upsample,
+        "pool": pool,
+        "residual": _normal(draw, n, out, *size) if residual else None,
+    }
+
+
+def _cbam(
+    draw: torch.Generator,
+    *,
+    shape: tuple[int, int, int, int],
+    norm: str,
+    reduced: int = 2,
+    k: int = 7,
+    ties: bool = False,
+) -> Inputs:
+    c = shape[1]
+    x = _normal(draw, *shape)
+    return {
+        "x": x.relu().round() if ties else x,
+        "reduce_weight": _normal(draw, reduced, c) / c**0.5,
+        "reduce_bias": _normal(draw, reduced) / 4,
+        "expand_weight": _normal(draw, c, reduced) / reduced**0.5,
+        "expand_bias": _normal(draw, c) / 4,
+        "spatial_weight": _normal(draw, 1, 2, k, k) / k,
+        "norm_weight": 1 + _normal(draw, 1) / 4,
+        "norm_bias": _normal(draw, 1) / 4,
+        "norm": norm,
+        "mean": _normal(draw, 1) / 4 if norm == "fixed" else None,
+        "var": 1 + _normal(draw, 1).square() if norm == "fixed" else None,
+        "eps": 1e-5,
+    }
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family(
+            "anomaly_score",
+            anomaly_score.IMPLEMENTATIONS,
+            {
+                "grey": {"shape": (3, 1, 8, 8), "features": (6, 4, 4)},
+                "colour": {"shape": (2, 3, 16, 16), "features": (17,)},
+                "one": {"shape": (1, 1, 1, 1), "features": (1,)},
+                "prime": {"shape": (5, 7, 13, 11), "features": (31, 3, 5)},
+                "no features": {"shape": (2, 1, 5, 9), "features": None},
+                "no map": {"shape": (2, 3, 7, 4), "features": (5,), "want_map": False},
+                "empty": {"shape": (0, 3, 4, 4), "features": (5,)},
+            },
+            _anomaly_score,
+        ),
+        Family(
+            "depthwise_separable",
+            depthwise_separable.IMPLEMENTATIONS,
+            {
+                "plain": {"shape": (2, 4, 6, 6), "out": 3, "k": 3, "affine": False, "activation": "none"},
+                "generator": {"shape": (2, 6, 4, 4), "out": 5, "k": 7, "upsample": 2},
+                "generator, second": {"shape": (2, 3, 8, 8), "out": 3, "k": 7, "residual": True},
+                "discriminator": {"shape": (2, 3, 8, 8), "out": 5, "k": 3, "pool": 2, "residual": True},
+                "skip": {"shape": (2, 3, 6, 6), "out": 4, "k": 1, "affine": False, "activation": "none", "pool": 2},
+                "no bias": {"shape": (1, 2, 5, 5), "out": 3, "k": 5, "bias": False},
+                "skip, no bias": {"shape": (1, 2, 4, 6), "out": 3, "k": 1, "bias": False, "upsample": 2},
+                "one": {"shape": (1, 1, 1, 1), "out": 1, "k": 3},
+                "prime": {"shape": (3, 7, 5, 11), "out": 13, "k": 3, "upsample": 2},
+                "odd, pooled": {"shape": (1, 3, 7, 5), "out": 2, "k": 3, "pool": 2},
+                "up and pool": {"shape": (1, 2, 3, 5), "out": 2, "k": 3, "upsample": 2, "pool": 2},
+            },
+            _depthwise_separable,
+        ),
+        Family(
+            "cbam",
+            cbam.IMPLEMENTATIONS,
+            {
+                "instance": {"shape": (2, 8, 6, 6), "norm": "instance"},
+                "batch": {"shape": (3, 5, 4, 7), "norm": "batch"},
+                "fixed": {"shape": (2, 16, 5, 5), "norm": "fixed"},
+                "one channel": {"shape": (2, 1, 4, 4), "norm": "instance", "reduced": 1},
+                "ties": {"shape": (2, 4, 5, 5), "norm": "instance", "ties": True},
+                "prime": {"shape": (1, 13, 11, 3), "norm": "fixed", "k": 3},
+            },
+            _cbam,
+        ),
+    )
+}
+
+
+def grid(*, reference: bool = False, cases: bool = True) -> Any:
+    """pytest parameters: family, implementation, case and device, all combinations that exist."""
+    rows = [
+        pytest.param(family, name, case, device, id="-".join(filter(None, (family.name, name, case, device))))
+        for family in FAMILIES.values()
+        for name in family.implementations
+        for case in (family.cases if cases else [next(iter(family.cases))])
+        for device in DEVICES
+        if reference or name != "reference"
+    ]
+    return pytest.mark.parametrize(("family", "implementation", "case", "device"), rows)

@@ -1,0 +1,190 @@
+"""Every implementation on the shared grid: values, gradients of first and second order, layouts, poisoned buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels.grid import (
+    DTYPES,
+    FAMILIES,
+    LAYOUTS,
+    Family,
+    Inputs,
+    assert_close,
+    grid,
+    leaves,
+    relative_error,
+    skip_unless_served,
+    tensors,
+)
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Every tensor that is made without values is full of NaN."""
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    was = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        assert torch.empty(3).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
+
+
+def first_order(family: Family, implementation: str, inputs: Inputs) -> dict[str, Tensor]:
+    """Gradients of a sum that weighs every output differently."""
+    made = leaves(inputs)
+    return dict(zip(tensors(made), _gradients(_weighed(family.run(implementation, made)), made), strict=True))
+
+
+def second_order(family: Family, implementation: str, inputs: Inputs) -> dict[str, Tensor]:
+    """Gradients of a gradient penalty: of the squared norm of the gradients with respect to every tensor."""
+    made = leaves(inputs)
+    first = _gradients(_weighed(family.run(implementation, made)), made, create_graph=True)
+    penalty = sum((g.to(torch.promote_types(g.dtype, torch.float32)).square().sum() for g in first), torch.zeros(()))
+    return dict(zip(tensors(made), _gradients(penalty, made), strict=True))
+
+
+def _weighed(outputs: tuple[Tensor, ...]) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64, device=outputs[0].device)
+    for i, output in enumerate(outputs):
+        weights = torch.linspace(0.5, 1.5 + i, max(1, output.numel()), dtype=torch.float64, device=output.device)
+        total = total + (output.double() * weights[: output.numel()].view(output.shape)).sum()
+    return total
+
+
+def _gradients(value: Tensor, made: Inputs, create_graph: bool = False) -> list[Tensor]:
+    wanted = list(tensors(made).values())
+    if not value.requires_grad:
+        return [torch.zeros_like(t) for t in wanted]
+    found = torch.autograd.grad(value, wanted, create_graph=create_graph, allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@grid()
+def test_forward(
+    family: Family, implementation: str, case: str, device: str, dtype: torch.dtype, layout: str
+) -> None:
+    inputs = family.inputs(case, dtype, device, layout)
+    skip_unless_served(family, implementation, inputs)
+    with poisoned():
+        got = family.run(implementation, inputs)
+    beside = family.run("reference", inputs)
+    wanted = family.run("reference", {n: v.double() if isinstance(v, Tensor) else v for n, v in inputs.items()})
+    assert len(got) == len(beside)
+    for i, (g, b, w) in enumerate(zip(got, beside, wanted, strict=True)):
+        assert g.dtype == b.dtype
+        assert_close(g, w, b, f"output {i}")
+
+
+@pytest.mark.parametrize("order", [first_order, second_order])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@grid()
+def test_gradients(
+    family: Family, implementation: str, case: str, device: str, layout: str, order: object
+) -> None:
+    assert callable(order)
+    inputs = family.inputs(case, torch.float32, device, layout)
+    skip_unless_served(family, implementation, inputs)
+    with poisoned():
+        got = order(family, implementation, inputs)
+    beside = order(family, "reference", inputs)
+    wanted = order(family, "reference", family.inputs(case, torch.float64, device, layout))
+    for name in wanted:
+        # A gradient of one number (a norm's bias) is a sum with cancellation: it may miss by an absolute 1e-5.
+        if (got[name].double() - wanted[name]).abs().max().item() > 1e-5 if got[name].numel() else False:
+            assert_close(got[name], wanted[name], beside[name], name)
+
+
+@grid(reference=True)
+def test_gradgradcheck(family: Family, implementation: str, case: str, device: str) -> None:
+    """Numerical derivatives in float64, for whoever takes it; the others are held to the reference above."""
+    inputs = family.inputs(case, torch.float64, device)
+    if implementation != "reference":
+        skip_unless_served(family, implementation, inputs)
+    if case in ("ties", "empty"):
+        pytest.skip(f"no finite difference at {case}: a max is not differentiable there, or there is nothing to move")
+    made = leaves(inputs)
+    arguments = tuple(tensors(made).values())
+
+    def run(*moved: Tensor) -> tuple[Tensor, ...]:
+        outputs = family.run(implementation, {**made, **dict(zip(tensors(made), moved, strict=True))})
+        return tuple(output for output in outputs if output.requires_grad)
+
+    fast = {"fast_mode": True}
+    assert torch.autograd.gradcheck(run, arguments, **fast)
+    assert torch.autograd.gradgradcheck(run, arguments, **fast)
+
+
+@grid()
+def test_gradients_of_any_subset(family: Family, implementation: str, case: str, device: str) -> None:
+    """Asking for one tensor's gradient gives what asking for all gives, and nothing for the others."""
+    inputs = family.inputs(case, torch.float32, device)
+    skip_unless_served(family, implementation, inputs)
+    wanted = first_order(family, implementation, inputs)
+    for name in wanted:
+        made = leaves(inputs, {name})
+        value = _weighed(family.run(implementation, made))
+        if value.requires_grad:
+            (got,) = torch.autograd.grad(value, [made[name]], allow_unused=True)
+            assert relative_error(torch.zeros_like(made[name]) if got is None else got, wanted[name]) < 1e-5
+
+
+@grid(cases=False)
+def test_deterministic(family: Family, implementation: str, case: str, device: str) -> None:
+    for case in family.cases:
+        inputs = family.inputs(case, torch.float32, device)
+        skip_unless_served(family, implementation, inputs)
+        first, again = family.run(implementation, inputs), family.run(implementation, inputs)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@grid(reference=True, cases=False)
+def test_compiles_in_one_graph(family: Family, implementation: str, case: str, device: str) -> None:
+    inputs = family.inputs(case, torch.float32, device)
+    if implementation != "reference":
+        skip_unless_served(family, implementation, inputs)
+    made = leaves(inputs)
+    compiled = torch.compile(
+        lambda *arguments: family.implementations[implementation].run(*arguments), fullgraph=True, backend="aot_eager"
+    )
+    result = compiled(*made.values())
+    outputs = result if isinstance(result, tuple) else (result,)
+    for got, wanted in zip(outputs, family.run(implementation, made), strict=True):
+        assert relative_error(got, wanted) < 1e-5
+    _weighed(outputs).backward()
+    assert made["x"].grad is not None
+
+
+@pytest.mark.parametrize("case", FAMILIES["anomaly_score"].cases)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck_of_the_compiled_anomaly_score(case: str, layout: str) -> None:
+    family = FAMILIES["anomaly_score"]
+    inputs = leaves(family.inputs(case, torch.float32, layout=layout))
+    skip_unless_served(family, "native", inputs)
+    torch.library.opcheck(torch.ops.raccgan.anomaly_score_native.default, tuple(inputs.values()))
+
+
+def test_ties_share_the_gradient_evenly() -> None:
+    """All-zero features, as after a ReLU: every place of the max gets the same gradient in every implementation."""
+    family = FAMILIES["cbam"]
+    for implementation in family.implementations:
+        inputs = leaves(family.inputs("instance", torch.float32))
+        inputs["x"] = torch.zeros(1, 4, 3, 3, requires_grad=True)
+        inputs["reduce_weight"] = inputs["reduce_weight"].detach()[:, :4].requires_grad_()
+        inputs["expand_weight"] = inputs["expand_weight"].detach()[:4].requires_grad_()
+        inputs["expand_bias"] = inputs["expand_bias"].detach()[:4].requires_grad_()
+        skip_unless_served(family, implementation, inputs)
+        y = family.run(implementation, inputs)[0]
+        (g,) = torch.autograd.grad(y.sum(), inputs["x"])
+        assert torch.allclose(g, g[:, :, :1, :1].expand_as(g), atol=1e-6)

@@ -1,0 +1,132 @@
+"""The three networks: the published parameter counts, shapes, and what must not couple samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from raccgan.models.blocks import CBAM, attention_blocks
+from raccgan.models.discriminator import Discriminator
+from raccgan.models.encoder import Encoder
+from raccgan.models.generator import Generator
+
+AT_32 = (256, 256, 128, 64)  # 4-4-2-1 times 64
+AT_128 = tuple(96 * m for m in (16, 16, 8, 4, 2, 1))
+
+
+def count(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "g", "d", "e"), [("depthwise-separable", 776_449, 357_965, 940_160), ("dense", 2_262_145, 2_410_945, 2_960_000)]
+)
+def test_published_counts_at_32_px(kind: str, g: int, d: int, e: int) -> None:
+    """0.776, 0.358 and 0.940 M, dense 2.262, 2.411 and 2.960 M: grey, ten classes, the authors' encoder, no CBAM."""
+    shared = {"classes": 10, "image_channels": 1, "kind": kind}
+    assert count(Generator(widths=AT_32, latent=128, attention="none", **shared)) == g
+    assert count(Discriminator(widths=AT_32[::-1], head="flatten", **shared)) == d
+    assert count(Encoder(widths=AT_32[::-1], latent=128, conditioning="scalar", **shared)) == e
+
+
+@pytest.mark.parametrize(
+    ("kind", "g", "e"), [("depthwise-separable", 11_732_609, 16_437_240), ("dense", 67_912_385, 91_707_384)]
+)
+def test_published_counts_at_128_px(kind: str, g: int, e: int) -> None:
+    """11.73 and 16.44 M, dense 67.9 and 91.7 M: grey, two classes. Counted without memory, on the meta device."""
+    shared = {"classes": 2, "image_channels": 1, "kind": kind}
+    with torch.device("meta"):
+        assert count(Generator(widths=AT_128, latent=120, attention="none", **shared)) == g
+        assert count(Encoder(widths=AT_128[::-1], latent=120, conditioning="scalar", **shared)) == e
+
+
+@pytest.mark.parametrize("size", [8, 16, 32, 64, 128])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("classes", [1, 10, 1000])
+def test_shapes(size: int, channels: int, classes: int) -> None:
+    widths = [8] * ((size // 4).bit_length())
+    latent = 6 * len(widths)
+    shared = {"classes": classes, "image_channels": channels}
+    g = Generator(widths=widths, latent=latent, embedding=8, **shared)
+    d = Discriminator(widths=widths[::-1], head="sum" if size > 32 else "flatten", **shared)
+    e = Encoder(widths=widths[::-1], latent=latent, embedding=8, **shared)
+    y = torch.tensor([0, classes - 1])
+    x = g(torch.randn(2, latent), y)
+    assert x.shape == (2, channels, size, size)
+    assert x.abs().max() <= 1
+    assert d(x, y).shape == (2,)
+    assert d.features(x).shape == (2, 8, 4, 4)
+    assert e(x, y).shape == (2, latent)
+
+
+@pytest.mark.parametrize("attention", ["none", "all"])
+def test_the_discriminator_couples_no_samples(attention: str) -> None:
+    """The gradient of one sample's value with respect to another is zero, in training mode."""
+    d = Discriminator(widths=(8, 8, 8), classes=2, image_channels=1, head="flatten", attention=attention).train()
+    x = torch.randn(3, 1, 16, 16, requires_grad=True)
+    (g,) = torch.autograd.grad(d(x, torch.tensor([0, 1, 0]))[1], x)
+    assert g[1].abs().max() > 0
+    assert g[0].abs().max() == 0
+    assert g[2].abs().max() == 0
+
+
+@pytest.mark.parametrize(("conditioning", "differs"), [("film", True), ("scalar", False)])
+def test_the_encoder_tells_classes_apart_in_every_coordinate(conditioning: str, differs: bool) -> None:
+    """Ours moves every coordinate by its own amount; the authors' form moves all by the same."""
+    e = Encoder(
+        widths=(8, 8, 8), classes=2, image_channels=1, latent=12, conditioning=conditioning, embedding=4
+    ).double()
+    x = torch.randn(1, 1, 16, 16, dtype=torch.float64)
+    moved = (e(x, torch.tensor([1])) - e(x, torch.tensor([0]))).squeeze(0)
+    assert (moved.std() > 1e-6) == differs
+    assert moved.abs().min() > 0
+
+
+def test_the_latent_is_linear_or_tanh() -> None:
+    torch.manual_seed(0)
+    x, y = 100 * torch.randn(4, 1, 16, 16), torch.zeros(4, dtype=torch.int64)
+    widths = {"widths": (8, 8, 8), "classes": 1, "image_channels": 1, "latent": 12}
+    big = Encoder(output="linear", **widths)
+    big.linear.weight.data *= 100
+    assert big(x, y).abs().max() > 1
+    big.output = "tanh"
+    assert big(x, y).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("where", "blocks"), [("none", 0), ("all", 3), ("last-2", 2), ("last-9", 3), ("0,2", 2)])
+def test_attention_stands_where_it_is_asked_for(where: str, blocks: int) -> None:
+    g = Generator(widths=(8, 8, 8, 8), classes=2, image_channels=1, latent=16, attention=where)
+    assert sum(isinstance(module, CBAM) for module in g.modules()) == blocks
+
+
+@pytest.mark.parametrize("which", ["last", "7", "-1", "1;2", ""])
+def test_attention_that_is_no_place_is_refused(which: str) -> None:
+    with pytest.raises(ValueError, match="attention"):
+        attention_blocks(which, 3)
+
+
+def test_cbam_has_at_least_one_reduced_channel() -> None:
+    assert CBAM(3, "reference").reduce.out_features == 1
+    assert CBAM(64, "reference").reduce.out_features == 4
+
+
+def test_conditional_batch_norm_in_evaluation_is_the_batch_norm_of_training() -> None:
+    """Where the running moments are those of the batch, evaluation gives what training gave."""
+    torch.manual_seed(0)
+    g = Generator(widths=(8, 8, 8), classes=2, image_channels=1, latent=12, embedding=4, attention="all").double()
+    for norm in (module for module in g.modules() if hasattr(module, "momentum")):
+        norm.momentum = 1.0
+    z, y = torch.randn(64, 12, dtype=torch.float64), torch.randint(0, 2, (64,))
+    with torch.no_grad():
+        trained = g(z, y)
+    # Spectral norm turned once more in training, and running variances are unbiased: near, not equal.
+    assert (g.eval()(z, y) - trained).abs().max() < 1e-2
+
+
+def test_a_checkpoint_of_one_path_serves_the_other() -> None:
+    shared = {"widths": (8, 8, 8), "classes": 2, "image_channels": 1, "latent": 12}
+    plain, fused = (Generator(kernels=name, **shared).eval() for name in ("reference", "fused"))
+    fused.load_state_dict(plain.state_dict())
+    z, y = torch.randn(3, 12), torch.tensor([0, 1, 1])
+    torch.testing.assert_close(fused(z, y), plain(z, y), rtol=1e-3, atol=1e-4)
