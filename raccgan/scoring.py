@@ -75,6 +75,10 @@ class Scorer:
         """
         _check_range(images)
         k, n = len(self.conditions), images.shape[0]
+        if n == 0:
+            none = torch.empty(0)
+            pixels, shape = (none.view(0, *images.shape[2:]), images) if details else (None, None)
+            return Scored(none, none.long(), none, none, pixels, shape)
         x = images.to(self.device, torch.float32)
         f = self.discriminator.features(x)
         # Every image under every condition, image by image: [n * k], in passes of at most `pairs`.
@@ -88,7 +92,7 @@ class Scorer:
                 kappa=self.kappa, want_map=False, kernels=self.kernels,
             )  # fmt: skip
             terms.append(torch.stack([result.score, result.residual, result.feature]))
-        table = torch.cat(terms, dim=1).view(3, n, k) if terms else x.new_empty(3, 0, k)
+        table = torch.cat(terms, dim=1).view(3, n, k)
         best = table[0].argmin(dim=1, keepdim=True)  # [n, 1]
         score, residual, feature = (term.gather(1, best).squeeze(1) for term in table)
         condition = torch.tensor(self.conditions, device=self.device)[best.squeeze(1)]

@@ -41,8 +41,6 @@ FITS = {
 # Named, because some of Pillow's other readers start programs (EPS) or are rarely used and as rarely looked after.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 
-LUMINANCE = np.array([0.299, 0.587, 0.114])
-
 Float = NDArray[np.float32]
 
 
@@ -150,7 +148,8 @@ def _finish(unit: Float, size: int, channels: int, fit: str) -> Float:
             target[place.rows, place.columns] = np.asarray(resized)
     if channels < result.shape[1]:
         # In float64, so that white stays 1 and grey stored as colour comes back unchanged.
-        result = np.tensordot(result, LUMINANCE, axes=(1, 0))[:, None].astype(np.float32)
+        red, green, blue = np.split(result.astype(np.float64), 3, axis=1)
+        result = (0.299 * red + 0.587 * green + 0.114 * blue).astype(np.float32)
     result = result * 2 - 1
     return np.repeat(result, 3, axis=1) if result.shape[1] < channels else result
 

@@ -1,0 +1,81 @@
+"""A tiny run that every test of the road can afford: digits at 8 px, a few channels, a few steps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raccgan.checkpoint import NAME, Checkpoint
+from raccgan.config import Config, make_config
+from raccgan.data.dataset import ImageDataset
+from raccgan.networks import Networks, build
+from raccgan.run import Run, prepare
+from raccgan.training import Training
+
+TINY: dict[str, Any] = {
+    "base_width": 4,
+    "latent": 8,
+    "embedding": 4,
+    "batch_size": 8,
+    "gan_steps": 6,
+    "encoder_steps": 6,
+    "checkpoint_every": 3,
+}
+
+TINY_OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+"""The same, for a command line."""
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny tensors gain nothing from more threads, and tests that share cores lose much."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Real images of the development machines; tests that need them are skipped where they are not."""
+    root = Path(os.environ.get("RACCGAN_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not root.is_dir():
+        pytest.skip("no real images: set RACCGAN_DATA to a folder with MNIST, mvtec/screw and chest_xray")
+    return root
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., tuple[Run, Training]]:
+    """Make a tiny run and its training; settings override, ``resumed`` continues a checkpoint."""
+
+    def make(resumed: Checkpoint | None = None, folder: str = "run", **settings: Any) -> tuple[Run, Training]:
+        run = prepare(tiny_config(**settings), tmp_path, CPU)
+        (tmp_path / folder).mkdir(exist_ok=True)
+        training = Training(
+            run.config,
+            networks(run),
+            training_data(run),
+            classes=run.classes,
+            channels=run.channels,
+            path=tmp_path / folder / NAME,
+            resumed=resumed,
+        )
+        return run, training
+
+    return make
+
+
+def tiny_config(**settings: Any) -> Config:
+    return make_config("digits", TINY | settings)
+
+
+def networks(run: Run) -> Networks:
+    return build(run.config, channels=run.channels, classes=len(run.classes), device=run.device)
+
+
+def training_data(run: Run) -> ImageDataset:
+    return run.dataset(run.split.train)

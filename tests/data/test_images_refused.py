@@ -1,0 +1,109 @@
+"""What is no image, or has no defined scale, is refused in a line that names the file and the reason."""
+
+import io
+import struct
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raccgan.data.images import decode, decode_mask
+from raccgan.errors import InputError
+
+RANDOM = np.random.default_rng(0)
+
+
+def png_bytes() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(RANDOM.integers(0, 256, (32, 32)).astype(np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def jpeg_bytes() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(RANDOM.integers(0, 256, (64, 64)).astype(np.uint8)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", r"is empty \(0 bytes\)"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n", "is no image of a kind"),
+        (b"no image at all", "is no image of a kind that is read here"),
+        (png_bytes()[: len(png_bytes()) // 2], "cannot read .*: .*truncated"),
+        (png_bytes()[:20], "cannot read|is no image"),
+        (jpeg_bytes()[: len(jpeg_bytes()) // 2], "cannot read .*: .*truncated"),
+        (png_bytes()[:60] + b"\xff" * 50 + png_bytes()[110:], "cannot read"),
+        (b"GIF89a" + struct.pack("<HH", 10, 10) + b"\x00" * 5, "cannot read|is no image"),
+        (b"P5 3 3 255\n" + b"\x00" * 4, "cannot read"),
+    ],
+)
+def test_damaged_files_are_named_with_the_reason(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "broken.png"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=reason) as caught:
+        decode(path, size=8, channels=1)
+    assert "broken.png" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"broken.png"):
+        decode_mask(path, 8)
+
+
+def test_absent_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot read .*nowhere.png: No such file"):
+        decode(tmp_path / "nowhere.png", size=8, channels=1)
+    with pytest.raises(InputError, match="cannot read"):
+        decode(tmp_path, size=8, channels=1)
+
+
+def test_decompression_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+    Image.new("L", (20, 20)).save(tmp_path / "bomb.png")
+    Image.new("L", (12, 12)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InputError, match=r"bomb.png has more than 200 pixels"):
+        decode(tmp_path / "bomb.png", size=8, channels=1)
+    decode(tmp_path / "large.png", size=8, channels=1)  # Pillow only warns of this one
+    assert not recwarn.list
+
+
+def test_warning_filters_are_restored_after_many_threads(tmp_path: Path) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    before = list(warnings.filters)
+
+    def work() -> None:
+        for _ in range(20):
+            decode(tmp_path / "a.png", size=4, channels=1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(warnings.filters) == before
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((3, 3), dtype=np.int64), "the array has int64 pixels; use uint8, uint16, or float"),
+        (np.zeros((3, 3), dtype=np.uint32), "the array has uint32 pixels"),
+        (np.zeros(3, dtype=np.uint8), "has shape"),
+        (np.zeros((3, 3, 5), dtype=np.uint8), "has shape"),
+        (np.zeros((0, 3), dtype=np.uint8), "has shape"),
+    ],
+)
+def test_arrays_that_are_no_image(pixels: np.ndarray, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        decode(pixels, size=3, channels=1)
+
+
+def test_unknown_fit_and_channels() -> None:
+    image = np.zeros((3, 3), dtype=np.uint8)
+    with pytest.raises(InputError, match="no fit called 'squash'; there are stretch, crop, pad"):
+        decode(image, size=3, channels=1, fit="squash")
+    with pytest.raises(InputError, match="1 or 3 channels, not 2"):
+        decode(image, size=3, channels=2)

@@ -1,0 +1,97 @@
+"""Scores: one an image whatever the batch, under the best normal class, and the threshold from held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from raccgan.errors import InputError
+from raccgan.run import Run
+from raccgan.scoring import Scorer, threshold_of
+from raccgan.training import Training
+
+Make = Callable[..., tuple[Run, Training]]
+
+
+@pytest.fixture
+def run_and_scorer(tiny: Make) -> tuple[Run, Scorer]:
+    run, training = tiny()
+    training.run("gan")
+    training.run("encoder")
+    return run, run.scorer(training.networks)
+
+
+def test_a_score_does_not_depend_on_the_batch(run_and_scorer: tuple[Run, Scorer]) -> None:
+    """Alone, in batches of any size, in any order, whatever mode the networks were left in: a relative 1e-4."""
+    run, scorer = run_and_scorer
+    images = run.dataset(run.split.test).images(range(37))
+    whole = scorer.score(images).score
+    alone = torch.cat([scorer.score(images[i : i + 1]).score for i in range(37)])
+    order = torch.randperm(37, generator=torch.Generator().manual_seed(0))
+    shuffled = torch.empty(37)
+    shuffled[order] = scorer.score(images[order]).score
+    batched = scorer.score_batches(lambda indices: images[indices], 37).score
+    for other in (alone, shuffled, batched):
+        torch.testing.assert_close(other, whole, rtol=1e-4, atol=0)
+    assert whole.std() > 0
+
+
+def test_the_score_is_the_minimum_over_the_normal_classes(run_and_scorer: tuple[Run, Scorer], tiny: Make) -> None:
+    run, scorer = run_and_scorer
+    images = run.dataset(run.split.test).images(range(12))
+    x = images.clone()
+    f = scorer.discriminator.features(x)
+    by_class = []
+    for index in range(len(run.classes)):
+        y = torch.full((12,), index)
+        x_hat = scorer.generator(scorer.encoder(x, y), y)
+        term = (f - scorer.discriminator.features(x_hat)).square().flatten(1).mean(dim=1)
+        by_class.append((x - x_hat).square().flatten(1).mean(dim=1) + run.config.kappa * term)
+    table = torch.stack(by_class)
+    scored = scorer.score(images, details=True)
+    torch.testing.assert_close(scored.score, table.amin(dim=0).detach(), rtol=1e-4, atol=0)
+    assert torch.equal(scored.condition, table.argmin(dim=0))
+    assert len(set(scored.condition.tolist())) > 1
+    assert scored.map is not None
+    torch.testing.assert_close(scored.map.mean(dim=(1, 2)), scored.residual, rtol=1e-4, atol=1e-6)
+
+
+def test_a_known_class_conditions_on_it_alone(run_and_scorer: tuple[Run, Scorer], tiny: Make) -> None:
+    run, free = run_and_scorer
+    _, training = tiny()
+    images = run.dataset(run.split.test).images(range(9))
+    fixed = run.scorer(training.networks, label_policy="3")
+    assert set(fixed.score(images).condition.tolist()) == {3}
+    with pytest.raises(InputError, match=r"label policy '7' cannot apply: .* \(0, 1, 2, 3, 4\)"):
+        run.scorer(training.networks, label_policy="7")
+
+
+def test_both_paths_score_alike(run_and_scorer: tuple[Run, Scorer]) -> None:
+    run, scorer = run_and_scorer
+    images = run.dataset(run.split.test).images(range(20))
+    fused = scorer.score(images).score
+    scorer.kernels = "reference"
+    torch.testing.assert_close(scorer.score(images).score, fused, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("value", [1.5, -2.0, float("nan"), float("inf")])
+def test_images_outside_the_range_are_refused(run_and_scorer: tuple[Run, Scorer], value: float) -> None:
+    _, scorer = run_and_scorer
+    images = torch.zeros(2, 1, 8, 8)
+    images[1, 0, 3, 3] = value
+    with pytest.raises(InputError, match=r"must be in \[-1, 1\]"):
+        scorer.score(images)
+
+
+def test_no_images_give_no_scores(run_and_scorer: tuple[Run, Scorer]) -> None:
+    _, scorer = run_and_scorer
+    assert scorer.score(torch.empty(0, 1, 8, 8)).score.shape == (0,)
+
+
+def test_the_threshold_is_a_quantile_of_held_out_scores() -> None:
+    assert threshold_of(np.arange(101.0), 0.95) == 95.0
+    with pytest.raises(InputError, match="no held-out normal images"):
+        threshold_of(np.array([]), 0.95)
