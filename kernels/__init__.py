@@ -6,6 +6,6 @@ cbam                 channel gate, then spatial gate (Woo et al., 2018)
 anomaly_score        mean squared residuals of image and features per image, and the map per pixel
 ==================== ===========================================================================
 
-Use: ``from raccgan.kernels.cbam import cbam``. Every public function takes ``kernels``: ``reference``, ``fused``, ``native`` or ``triton``; see
-:mod:`raccgan.kernels.backend` for what each name means and who serves which call.
+Use: ``from raccgan.kernels.cbam import cbam``. Every public function takes ``kernels``: ``reference``, ``fused``,
+``native`` or ``triton``; see :mod:`raccgan.kernels.backend` for what each name means and who serves which call.
 """

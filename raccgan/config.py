@@ -14,7 +14,9 @@ from typing import Any
 from raccgan.errors import InputError
 
 
-def _setting(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None) -> Any:
+def _setting(
+    default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None
+) -> Any:
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
@@ -31,19 +33,31 @@ class Config:
     fit: str = _setting("stretch", "how an image becomes square", choices=("stretch", "crop", "pad"))
 
     # The model
-    image_size: int = _setting(32, "side of the square that images are resized to: 4 times a power of two", low=8, high=1024)
+    image_size: int = _setting(
+        32, "side of the square that images are resized to: 4 times a power of two", low=8, high=1024
+    )
     channels: int = _setting(0, "1 for grey, 3 for colour, 0 for what the data set has", low=0, high=3)
     base_width: int = _setting(64, "channels that the multipliers multiply", low=1, high=1024)
-    multipliers: str = _setting("", "generator widths at 4x4 and after each block, in units of base_width, such as 4,4,2,1")
+    multipliers: str = _setting(
+        "", "generator widths at 4x4 and after each block, in units of base_width, such as 4,4,2,1"
+    )
     latent: int = _setting(0, "latent size; 0 for 32 a chunk up to 64 px and 20 a chunk above", low=0, high=65536)
     embedding: int = _setting(128, "size of the class embedding", low=1, high=4096)
-    convolution: str = _setting("depthwise-separable", "convolutions of the blocks", choices=("depthwise-separable", "dense"))
+    convolution: str = _setting(
+        "depthwise-separable", "convolutions of the blocks", choices=("depthwise-separable", "dense")
+    )
     attention_generator: str = _setting("last-4", "blocks that CBAM follows: none, all, last-N, or numbers such as 0,2")
     attention_discriminator: str = _setting("none", "the same, in the discriminator")
     attention_encoder: str = _setting("none", "the same, in the encoder")
-    discriminator_head: str = _setting("auto", "sum over pixels, or flatten; auto flattens up to 32 px", choices=("auto", "sum", "flatten"))
-    encoder_conditioning: str = _setting("film", "how the class enters the encoder; scalar is the authors' form", choices=("film", "scalar"))
-    encoder_latent: str = _setting("linear", "output of the encoder; tanh is the authors' form", choices=("linear", "tanh"))
+    discriminator_head: str = _setting(
+        "auto", "sum over pixels, or flatten; auto flattens up to 32 px", choices=("auto", "sum", "flatten")
+    )
+    encoder_conditioning: str = _setting(
+        "film", "how the class enters the encoder; scalar is the authors' form", choices=("film", "scalar")
+    )
+    encoder_latent: str = _setting(
+        "linear", "output of the encoder; tanh is the authors' form", choices=("linear", "tanh")
+    )
 
     # Training of the generator and the discriminator
     gan_steps: int = _setting(20000, "generator steps", low=0)
@@ -56,7 +70,9 @@ class Config:
 
     # Training of the encoder
     encoder_steps: int = _setting(10000, "encoder steps", low=0)
-    encoder_lr: float = _setting(1e-3, "learning rate of the encoder (Adam), brought to zero on a cosine", low=0, high=1)
+    encoder_lr: float = _setting(
+        1e-3, "learning rate of the encoder (Adam), brought to zero on a cosine", low=0, high=1
+    )
     kappa: float = _setting(1.0, "weight of the feature term in the encoder's loss and in the score", low=0)
 
     # Scoring
@@ -65,7 +81,9 @@ class Config:
 
     # The run
     kernels: str = _setting("fused", "implementation of the ops", choices=("reference", "fused", "native", "triton"))
-    precision: str = _setting("float32", "arithmetic of training; scores are always float32", choices=("float32", "bfloat16"))
+    precision: str = _setting(
+        "float32", "arithmetic of training; scores are always float32", choices=("float32", "bfloat16")
+    )
     seed: int = _setting(0, "seed of everything random", low=0, high=2**31 - 1)
     checkpoint_every: int = _setting(500, "steps between checkpoints", low=1)
 
@@ -74,13 +92,25 @@ class Config:
             _check(f, getattr(self, f.name))
         blocks = (self.image_size // 4).bit_length() - 1
         if self.image_size != 4 * 2**blocks:
-            raise InputError(f"image_size {self.image_size} is not 4 times a power of two (8, 16, 32, 64, 128, 256 ...)")
+            raise InputError(
+                f"image_size {self.image_size} is not 4 times a power of two (8, 16, 32, 64, 128, 256 ...)"
+            )
         if self.multipliers and len(self.widths) != blocks + 1:
             raise InputError(
-                f"multipliers {self.multipliers!r} are {len(self.widths)} numbers; {self.image_size} px need {blocks + 1}"
+                f"multipliers {self.multipliers!r} are {len(self.widths)} numbers; "
+                f"{self.image_size} px need {blocks + 1}"
             )
+        if self.channels not in (0, 1, 3):
+            raise InputError(f"channels must be 0, 1 or 3, got {self.channels}")
+        for name, count in (("generator", blocks), ("discriminator", blocks + 1), ("encoder", blocks)):
+            try:
+                attention_blocks(getattr(self, f"attention_{name}"), count)
+            except ValueError as error:
+                raise InputError(f"attention_{name}: {error}") from None
         if self.latent_size % (blocks + 1):
-            raise InputError(f"latent {self.latent} does not divide into the {blocks + 1} equal chunks of {self.image_size} px")
+            raise InputError(
+                f"latent {self.latent} does not divide into the {blocks + 1} equal chunks of {self.image_size} px"
+            )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -94,7 +124,9 @@ class Config:
             factors = _multipliers(self.image_size)
         widths = tuple(int(self.base_width * factor) for factor in factors)
         if min(widths) < 1:
-            raise InputError(f"multipliers {self.multipliers!r} times base_width {self.base_width} leave a layer without channels")
+            raise InputError(
+                f"multipliers {self.multipliers!r} times base_width {self.base_width} leave a layer without channels"
+            )
         return widths
 
     @property
@@ -110,6 +142,24 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def attention_blocks(which: str, blocks: int) -> set[int]:
+    """The blocks, counted from 0, that CBAM follows: "none", "all", "last-2", or numbers such as "0,2".
+
+    Raises:
+        ValueError: anything else, or a block that is not there.
+    """
+    if which in ("none", "all"):
+        return set(range(blocks if which == "all" else 0))
+    if which.startswith("last-") and which[5:].isdigit():
+        return set(range(max(0, blocks - int(which[5:])), blocks))
+    parts = [part.strip() for part in which.split(",")]
+    if all(part.isdigit() and int(part) < blocks for part in parts):
+        return {int(part) for part in parts}
+    raise ValueError(
+        f'attention {which!r} is not "none", "all", "last-N" or block numbers from 0 to {blocks - 1} such as "0,2"'
+    )
 
 
 def _multipliers(size: int) -> tuple[float, ...]:

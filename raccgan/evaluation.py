@@ -221,7 +221,8 @@ def _write_reconstructions(path: Path, run: Run, evaluation: Evaluation, scorer:
     test = run.dataset([run.split.test[i] for i in chosen])
     images: Tensor = test.images(range(len(test)))
     scored = scorer.score(images, details=True)
-    assert scored.map is not None and scored.reconstruction is not None
+    assert scored.map is not None
+    assert scored.reconstruction is not None
     items = []
     for place, i in enumerate(chosen):
         sample = run.split.test[i]

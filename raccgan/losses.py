@@ -54,9 +54,7 @@ class EncoderLoss(NamedTuple):
     feature: Tensor
 
 
-def encoder_loss(
-    encoder: Encoder, generator: Generator, critic: Discriminator, x: Tensor, y: Tensor
-) -> EncoderLoss:
+def encoder_loss(encoder: Encoder, generator: Generator, critic: Discriminator, x: Tensor, y: Tensor) -> EncoderLoss:
     """mean (x - x')^2 and mean (f(x) - f(x'))^2 with x' = G(E(x, y), y).
 
     The gradient of both terms reaches E: the second through f and G, which are frozen and in eval mode, but not cut.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ class Networks:
 
 def build(config: Config, *, channels: int, classes: int, device: torch.device) -> Networks:
     """Networks with weights drawn from the configuration's seed, in channels_last, on ``device``."""
-    common = {
+    common: dict[str, Any] = {
         "classes": classes,
         "image_channels": channels,
         "kind": config.convolution,

@@ -1,4 +1,4 @@
-"""``python -m raccgan.train``: train the GAN, then the encoder, then score and evaluate, in one go or phase by phase."""
+"""``python -m raccgan.train``: the GAN, then the encoder, then scores and metrics; in one go or phase by phase."""
 
 from __future__ import annotations
 
@@ -47,10 +47,7 @@ def main(arguments: Sequence[str]) -> int:
 
     out, resumed = _place(given)
     settings = options.settings_of(given)
-    if resumed is not None:
-        config = checkpoints.config_of(resumed, **settings)
-    else:
-        config = make_config(given.preset, settings)
+    config = make_config(given.preset, settings) if resumed is None else checkpoints.config_of(resumed, **settings)
     options.require_kernels(config.kernels, device)
     run = prepare(config, given.data_root, device)
     if resumed is not None:
@@ -117,9 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="continue the run in this folder (default: the one that --out names)",
     )
-    parser.add_argument(
-        "--phase", default="all", metavar="PHASE", help=f"one of {', '.join(PHASES)} (default: all)"
-    )
+    parser.add_argument("--phase", default="all", metavar="PHASE", help=f"one of {', '.join(PHASES)} (default: all)")
     options.add_places(parser)
     options.add_settings(parser)
     return parser
@@ -182,11 +177,11 @@ def _tensorboard(out: Path) -> Log:
         return lambda phase, step, figures: None
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(out / "tensorboard"))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(out / "tensorboard"))
 
     def log(phase: str, step: int, figures: dict[str, float]) -> None:
         for name, value in figures.items():
-            writer.add_scalar(f"{phase}/{name}", value, step)  # type: ignore[no-untyped-call]
+            writer.add_scalar(f"{phase}/{name}", value, step)
 
     return log
 

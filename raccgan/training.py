@@ -55,7 +55,7 @@ class Training:
         self.config, self.networks, self.data, self.path, self.log = config, networks, data, path, log
         self.classes, self.channels = classes, channels
         self.device = next(networks.generator.parameters()).device
-        adam = {"betas": (0.0, 0.999), "eps": 1e-6}
+        adam: dict[str, Any] = {"betas": (0.0, 0.999), "eps": 1e-6}
         self.optimisers: dict[str, torch.optim.Optimizer] = {
             "generator": torch.optim.Adam(networks.generator.parameters(), lr=config.generator_lr, **adam),
             "discriminator": torch.optim.Adam(networks.discriminator.parameters(), lr=config.discriminator_lr, **adam),
@@ -163,7 +163,7 @@ class Training:
     def _descend(self, name: str, loss: Tensor) -> None:
         optimiser = self.optimisers[name]
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
 
     def _freeze(self, phase: str) -> None:

@@ -60,7 +60,7 @@ def test_the_score_is_the_minimum_over_the_normal_classes(run_and_scorer: tuple[
 
 
 def test_a_known_class_conditions_on_it_alone(run_and_scorer: tuple[Run, Scorer], tiny: Make) -> None:
-    run, free = run_and_scorer
+    run, _ = run_and_scorer
     _, training = tiny()
     images = run.dataset(run.split.test).images(range(9))
     fixed = run.scorer(training.networks, label_policy="3")

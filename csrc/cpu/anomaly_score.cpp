@@ -38,12 +38,18 @@ Floats squared_difference(const typename T::Stored* a, const typename T::Stored*
 }
 
 // use(i, squares) for the elements i, i + 1, ... of (a - b)^2, a vector at a time; the last one is filled up with
-// zeros.
+// zeros. `next` says how many elements further the caller reads afterwards: fetching that ahead is worth up to half
+// of the time, since the processor's own prefetcher starts anew in every plane and on every page.
 template <class T, class Use>
-void for_squares(const typename T::Stored* a, const typename T::Stored* b, int64_t count, const Use& use) {
+void for_squares(const typename T::Stored* a, const typename T::Stored* b, int64_t count, int64_t next,
+                 const Use& use) {
   int64_t i = 0;
 #pragma GCC unroll 4
-  for (; i + kWidth <= count; i += kWidth) use(i, squared_difference<T>(a + i, b + i));
+  for (; i + kWidth <= count; i += kWidth) {
+    __builtin_prefetch(a + i + next, 0, 2);  // into the second-level cache
+    __builtin_prefetch(b + i + next, 0, 2);
+    use(i, squared_difference<T>(a + i, b + i));
+  }
   if (i == count) return;
   typename T::Stored rest_a[kWidth] = {}, rest_b[kWidth] = {};
   memcpy(rest_a, a + i, (count - i) * sizeof *a);
@@ -95,10 +101,11 @@ void sum_planes(const typename T::Stored* a, const typename T::Stored* b, int64_
   alignas(64) float run[kImagePiece];
   for (int64_t c = 0; c < channels; ++c) {
     float* const to = c < kRun ? sums : run;
+    const int64_t next = c + 1 < channels ? plane : count - c * plane;
     if (c % kRun == 0) {
-      for_squares<T>(a, b, count, [=](int64_t i, Floats squares) { store(to + i, squares); });
+      for_squares<T>(a, b, count, next, [=](int64_t i, Floats squares) { store(to + i, squares); });
     } else {
-      for_squares<T>(a, b, count, [=](int64_t i, Floats squares) { store(to + i, load_raw<Floats>(to + i) + squares); });
+      for_squares<T>(a, b, count, next, [=](int64_t i, Floats squares) { store(to + i, load(to + i) + squares); });
     }
     if (to == run && (c % kRun == kRun - 1 || c == channels - 1)) {
       for (int64_t i = 0; i < count; ++i) sums[i] += run[i];
@@ -133,7 +140,7 @@ void sum_channels_last(const typename T::Stored* a, const typename T::Stored* b,
   const int64_t most = kSquares / channels;
   for (int64_t p = 0; p < count; p += most) {
     const int64_t here = count - p < most ? count - p : most;
-    for_squares<T>(a + p * channels, b + p * channels, here * channels,
+    for_squares<T>(a + p * channels, b + p * channels, here * channels, here * channels,
                    [&](int64_t i, Floats v) { store(squares + i, v); });
     const auto sum = channels == 3 ? sum_channels<3> : channels == 4 ? sum_channels<4> : sum_channels<0>;
     sum(squares, channels, here, sums + p);
@@ -142,7 +149,8 @@ void sum_channels_last(const typename T::Stored* a, const typename T::Stored* b,
 
 template <class T>
 double sum_of_image_piece(const ImageArgs& args, int64_t n, int64_t first, int64_t count) {
-  alignas(64) float sums[kImagePiece] = {};
+  alignas(64) float sums[kImagePiece];
+  for (int64_t i = count; i < kImagePiece; ++i) sums[i] = 0;
   const int64_t start = args.channels_last ? first * args.channels : first;
   const auto* a = static_cast<const typename T::Stored*>(args.images.a) + n * args.images.stride_a + start;
   const auto* b = static_cast<const typename T::Stored*>(args.images.b) + n * args.images.stride_b + start;
@@ -158,7 +166,7 @@ double sum_of_image_piece(const ImageArgs& args, int64_t n, int64_t first, int64
   Floats lanes[kVectors] = {};
   for (int64_t i = 0; i < count; i += kLanes) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) lanes[v] += load_raw<Floats>(sums + i + v * kWidth);
+    for (int v = 0; v < kVectors; ++v) lanes[v] += load(sums + i + v * kWidth);
   }
   return sum_of_lanes(lanes);
 }

@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__F16C__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -26,40 +26,51 @@ typedef float Floats __attribute__((vector_size(kBytes)));
 typedef uint32_t Words __attribute__((vector_size(kBytes)));
 typedef uint16_t Halves __attribute__((vector_size(kBytes / 2)));
 
-template <class Vector>
-inline Vector load_raw(const void* from) {
-  Vector v;
+inline Floats load(const float* from) {
+  Floats v;
   memcpy(&v, from, sizeof v);
   return v;
 }
 
 inline void store(float* to, Floats v) { memcpy(to, &v, sizeof v); }
 
+// kWidth 16-bit words, each in the lower half of a 32-bit one.
+inline Words load_halves(const uint16_t* from) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__AVX2__)
+  return (Words)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+  Halves v;
+  memcpy(&v, from, sizeof v);
+  return __builtin_convertvector(v, Words);
+#endif
+}
+
 // An element type: how it is stored, and how kWidth of them become float32.
 struct Float32 {
   using Stored = float;
-  static Floats load(const float* from) { return load_raw<Floats>(from); }
+  static Floats load(const float* from) { return raccgan::load(from); }
 };
 
 struct BFloat16 {
   using Stored = uint16_t;
   // bfloat16 is the upper half of a float32.
-  static Floats load(const uint16_t* from) {
-    return (Floats)(__builtin_convertvector(load_raw<Halves>(from), Words) << 16);
-  }
+  static Floats load(const uint16_t* from) { return (Floats)(load_halves(from) << 16); }
 };
 
 struct Float16 {
   using Stored = uint16_t;
   static Floats load(const uint16_t* from) {
 #if defined(__AVX512F__)
+    // Masked, with all lanes on: of the plain one GCC 12 warns that it reads something uninitialised.
     return (Floats)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 #elif defined(__F16C__)
     return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 #else
     // Exponent and fraction move to their float32 places; times 2^112 corrects the exponent's bias and normalises
     // the subnormal numbers. Infinity and NaN, whose exponent is all ones, get float32's.
-    const Words half = __builtin_convertvector(load_raw<Halves>(from), Words);
+    const Words half = load_halves(from);
     const Words magnitude = (half & 0x7fff) << 13;
     const Words scaled = (Words)((Floats)magnitude * 0x1p112f);
     const Words special = (Words)(magnitude >= 0x0f800000) & 0x7f800000;

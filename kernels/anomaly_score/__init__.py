@@ -1,6 +1,6 @@
 """Anomaly score: how far an image and its features are from their reconstructions.
 
-    A(x | y) = mean (x - x')^2 + kappa * mean (f(x) - f(x'))^2,   x' = G(E(x, y), y)      (f-AnoGAN, eq. 5)
+A(x | y) = mean (x - x')^2 + kappa * mean (f(x) - f(x'))^2,   x' = G(E(x, y), y)      (f-AnoGAN, eq. 5)
 """
 
 from __future__ import annotations
@@ -69,11 +69,10 @@ def _check(x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None) -> 
         raise ValueError(f"anomaly_score: x must be floating point, got {x.dtype}")
     if (f is None) != (f_hat is None):
         raise ValueError("anomaly_score: give both f and f_hat, or neither")
-    if f is not None and f_hat is not None:
-        if f.dim() < 2 or f.shape != f_hat.shape or f.shape[0] != x.shape[0]:
-            raise ValueError(
-                f"anomaly_score: f and f_hat must be [N, ...] alike with N={x.shape[0]}, got {_s(f)} and {_s(f_hat)}"
-            )
+    if f is not None and f_hat is not None and (f.dim() < 2 or f.shape != f_hat.shape or f.shape[0] != x.shape[0]):
+        raise ValueError(
+            f"anomaly_score: f and f_hat must be [N, ...] alike with N={x.shape[0]}, got {_s(f)} and {_s(f_hat)}"
+        )
     for name, t in (("x_hat", x_hat), ("f", f), ("f_hat", f_hat)):
         if t is not None and (t.device != x.device or t.dtype != x.dtype):
             raise ValueError(

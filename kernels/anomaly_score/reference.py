@@ -1,8 +1,8 @@
 """The definition of the anomaly score: plain PyTorch, any dtype, any order of derivative.
 
-    residual[n]  = mean over c,h,w of (x - x_hat)^2
-    feature[n]   = mean over the features of (f - f_hat)^2
-    map[n, h, w] = mean over c of (x - x_hat)^2
+residual[n]  = mean over c,h,w of (x - x_hat)^2
+feature[n]   = mean over the features of (f - f_hat)^2
+map[n, h, w] = mean over c of (x - x_hat)^2
 """
 
 from __future__ import annotations

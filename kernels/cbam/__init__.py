@@ -1,6 +1,6 @@
 """CBAM: convolutional block attention module (Woo, Park, Lee, Kweon; ECCV 2018).
 
-    y = x * channel_gate(x) * spatial_gate(x * channel_gate(x))
+y = x * channel_gate(x) * spatial_gate(x * channel_gate(x))
 """
 
 from __future__ import annotations

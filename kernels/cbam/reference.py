@@ -41,7 +41,8 @@ def cbam(
         wide = s.to(torch.promote_types(s.dtype, torch.float32))
         over = (0, 1, 2, 3) if norm == "batch" else (1, 2, 3)
         var, mean = (moment.reshape(-1) for moment in torch.var_mean(wide, dim=over, correction=0))
-    assert mean is not None and var is not None  # the public function has checked
+    assert mean is not None  # the public function has checked
+    assert var is not None
     scale = norm_weight * torch.rsqrt(var + eps)  # [1] or [N]
     s = s * scale[:, None, None, None] + (norm_bias - mean * scale)[:, None, None, None]
     return (x * torch.sigmoid(s)).to(x.dtype), mean, var

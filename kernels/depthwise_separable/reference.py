@@ -1,6 +1,6 @@
 """The definition of the fused depthwise-separable convolution: plain PyTorch, any dtype, any order of derivative.
 
-    y = pool(pointwise(depthwise(up(act(x * scale + shift))))) + residual
+y = pool(pointwise(depthwise(up(act(x * scale + shift))))) + residual
 """
 
 from __future__ import annotations

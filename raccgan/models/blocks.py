@@ -86,7 +86,7 @@ class Dense(nn.Module):
 def convolution(
     kind: str, channels: int, out_channels: int, kernel_size: int, kernels: str
 ) -> DepthwiseSeparable | Dense:
-    """The convolution of a residual block, by name. Dense ones are 3 x 3 at most, as a dense 7 x 7 is no one's choice."""
+    """The convolution of a residual block, by name. Dense ones are 3 x 3 at most: a dense 7 x 7 is no one's choice."""
     if kind == "dense":
         return Dense(channels, out_channels, min(kernel_size, 3))
     return DepthwiseSeparable(channels, out_channels, kernel_size, kernels)
@@ -264,34 +264,12 @@ def _modulate(affine: tuple[Tensor, Tensor], film: tuple[Tensor, ...] | None) ->
     return scale * (1 + a), shift * (1 + a) + b
 
 
-def attention_blocks(which: str, blocks: int) -> set[int]:
-    """The blocks, counted from 0, that CBAM follows: "none", "all", "last-2", or numbers such as "0,2".
-
-    Raises:
-        ValueError: anything else, or a block that is not there.
-    """
-    if which == "none":
-        return set()
-    if which == "all":
-        return set(range(blocks))
-    if which.startswith("last-") and which[5:].isdigit():
-        return set(range(max(0, blocks - int(which[5:])), blocks))
-    parts = which.split(",")
-    if all(part.strip().isdigit() and int(part) < blocks for part in parts):
-        return {int(part) for part in parts}
-    raise ValueError(
-        f'attention {which!r} is not "none", "all", "last-N" or block numbers from 0 to {blocks - 1} such as "0,2"'
-    )
-
-
 def initialise(network: nn.Module) -> None:
     """Orthogonal weights and zero biases for every convolution, linear layer and embedding (BigGAN)."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
-            if hasattr(module, "parametrizations"):
-                # Through the parametrisation's own parameter: assigning `weight` would write the normalised one.
-                nn.init.orthogonal_(module.parametrizations.weight.original)
-            else:
-                nn.init.orthogonal_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
+            # Under spectral norm `weight` is computed; what is drawn is the parameter behind it.
+            behind = dict(module.named_parameters())
+            nn.init.orthogonal_(behind.get("parametrizations.weight.original", module.weight))
+            if "bias" in behind:
+                nn.init.zeros_(behind["bias"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from raccgan.models.blocks import ResidualDown, attention_blocks, initialise
+from raccgan.config import attention_blocks
+from raccgan.models.blocks import ResidualDown, initialise
 
 HEADS = ("sum", "flatten")
 
@@ -37,10 +39,8 @@ class Discriminator(nn.Module):
         attended = attention_blocks(attention, len(widths))
         last = len(widths) - 1
         self.blocks = nn.ModuleList(
-            ResidualDown(
-                c, d, preactivation=i > 0, down=i < last, kind=kind, kernels=kernels, attention=i in attended
-            )
-            for i, (c, d) in enumerate(zip((image_channels, *widths), widths, strict=False))
+            ResidualDown(c, d, preactivation=i > 0, down=i < last, kind=kind, kernels=kernels, attention=i in attended)
+            for i, (c, d) in enumerate(pairwise((image_channels, *widths)))
         )
         self.head = head
         size = widths[-1] * (16 if head == "flatten" else 1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raccgan.models.blocks import ResidualDown, attention_blocks, initialise
+from raccgan.config import attention_blocks
+from raccgan.models.blocks import ResidualDown, initialise
 
 CONDITIONINGS = ("film", "scalar")
 LATENTS = ("linear", "tanh")
@@ -52,7 +54,7 @@ class Encoder(nn.Module):
                 c, d, preactivation=True, down=True, kind=kind, kernels=kernels,
                 attention=i in attended, condition=embedding if film else 0,
             )
-            for i, (c, d) in enumerate(zip(widths, widths[1:], strict=False))
+            for i, (c, d) in enumerate(pairwise(widths))
         )  # fmt: skip
         size = 16 * widths[-1]
         self.linear = nn.Linear(size, latent)

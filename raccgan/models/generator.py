@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from raccgan.models.blocks import CBAM, BatchNorm, ConditionalBatchNorm, attention_blocks, convolution, initialise
+from raccgan.config import attention_blocks
+from raccgan.models.blocks import CBAM, BatchNorm, ConditionalBatchNorm, convolution, initialise
 
 
 class GeneratorBlock(nn.Module):
@@ -70,7 +72,7 @@ class Generator(nn.Module):
         self.linear = nn.Linear(self.chunk, 16 * widths[0])
         self.blocks = nn.ModuleList(
             GeneratorBlock(c, d, condition, kind=kind, kernels=kernels, attention=i in attended)
-            for i, (c, d) in enumerate(zip(widths, widths[1:], strict=False))
+            for i, (c, d) in enumerate(pairwise(widths))
         )
         self.norm = BatchNorm(widths[-1])
         self.head = spectral_norm(nn.Conv2d(widths[-1], image_channels, 3, padding=1))

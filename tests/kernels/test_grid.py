@@ -72,9 +72,7 @@ def _gradients(value: Tensor, made: Inputs, create_graph: bool = False) -> list[
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @grid()
-def test_forward(
-    family: Family, implementation: str, case: str, device: str, dtype: torch.dtype, layout: str
-) -> None:
+def test_forward(family: Family, implementation: str, case: str, device: str, dtype: torch.dtype, layout: str) -> None:
     inputs = family.inputs(case, dtype, device, layout)
     skip_unless_served(family, implementation, inputs)
     with poisoned():
@@ -90,9 +88,7 @@ def test_forward(
 @pytest.mark.parametrize("order", [first_order, second_order])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @grid()
-def test_gradients(
-    family: Family, implementation: str, case: str, device: str, layout: str, order: object
-) -> None:
+def test_gradients(family: Family, implementation: str, case: str, device: str, layout: str, order: object) -> None:
     assert callable(order)
     inputs = family.inputs(case, torch.float32, device, layout)
     skip_unless_served(family, implementation, inputs)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from raccgan.models.blocks import CBAM, attention_blocks
+from raccgan.config import attention_blocks
+from raccgan.models.blocks import CBAM
 from raccgan.models.discriminator import Discriminator
 from raccgan.models.encoder import Encoder
 from raccgan.models.generator import Generator
@@ -20,7 +21,8 @@ def count(network: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("kind", "g", "d", "e"), [("depthwise-separable", 776_449, 357_965, 940_160), ("dense", 2_262_145, 2_410_945, 2_960_000)]
+    ("kind", "g", "d", "e"),
+    [("depthwise-separable", 776_449, 357_965, 940_160), ("dense", 2_262_145, 2_410_945, 2_960_000)],
 )
 def test_published_counts_at_32_px(kind: str, g: int, d: int, e: int) -> None:
     """0.776, 0.358 and 0.940 M, dense 2.262, 2.411 and 2.960 M: grey, ten classes, the authors' encoder, no CBAM."""
