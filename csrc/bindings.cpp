@@ -103,7 +103,8 @@ struct AnomalyScore {
     check();
     channels_last = false;
     if (!has_layout(x, false) || !has_layout(x_hat, false)) {
-      channels_last = x.size(1) <= max_channels_last && has_layout(x, true) && has_layout(x_hat, true);
+      const bool fits = x.size(1) > 0 && x.size(1) <= max_channels_last;
+      channels_last = fits && has_layout(x, true) && has_layout(x_hat, true);
       if (!channels_last) {
         x = torch::stable::contiguous(x);
         x_hat = torch::stable::contiguous(x_hat);
@@ -196,7 +197,7 @@ void* current_cuda_stream(int32_t device) {
   using Get = int32_t (*)(int32_t, void**);
   static const auto get = [] {
     void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-    return reinterpret_cast<Get>(library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr);
+    return reinterpret_cast<Get>(dlsym(library ? library : RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
   }();
   STD_TORCH_CHECK(get != nullptr, "PyTorch's CUDA library is not loaded in this process");
   void* stream = nullptr;
@@ -207,10 +208,11 @@ void* current_cuda_stream(int32_t device) {
 std::tuple<Tensor, Tensor, Tensor> anomaly_score_cuda(const Tensor& x, const Tensor& x_hat,
                                                       const std::optional<Tensor>& f,
                                                       const std::optional<Tensor>& f_hat, bool want_map) {
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const AnomalyScore call(x, x_hat, f, f_hat, want_map, cuda::kMaxChannelsLast);
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const int64_t n = x.size(0), pixels = x.size(2) * x.size(3), elements = call.elements();
-  const int64_t image_pieces = pieces(pixels, cuda::kImagePiece), feature_pieces = pieces(elements, cuda::kFeaturePiece);
+  const int64_t image_pieces = pieces(pixels, cuda::kImagePiece);
+  const int64_t feature_pieces = pieces(elements, cuda::kFeaturePiece);
   const Tensor partial = torch::stable::new_empty(x, {n * (image_pieces + feature_pieces)}, ScalarType::Double);
 
   double* const sums = partial.mutable_data_ptr<double>();

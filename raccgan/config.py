@@ -78,6 +78,7 @@ class Config:
     # Scoring
     quantile: float = _setting(0.95, "quantile of the held-out normal scores that is the threshold", low=0, high=1)
     score_batch: int = _setting(64, "images scored at once, all normal classes of each beside it", low=1)
+    control_steps: int = _setting(1500, "training steps of the autoencoder that results are compared with", low=1)
 
     # The run
     kernels: str = _setting("fused", "implementation of the ops", choices=("reference", "fused", "native", "triton"))

@@ -25,8 +25,6 @@ from raccgan.scoring import Scored, Scorer, threshold_of
 CONTROL_BYTES = 1 << 30
 """The most training pixels, as float32, that the controls see."""
 
-AUTOENCODER_STEPS = 1500
-
 SCORES_HEADER = ("path", "class", "label", "score", "predicted", "nearest_class", "residual", "feature")
 
 
@@ -151,12 +149,12 @@ def _control_scores(run: Run, test: ImageDataset) -> dict[str, np.ndarray]:
     known = train.images(np.linspace(0, len(train) - 1, min(most, len(train))).round().astype(int).tolist())
     asked = test.images(range(len(test)))
     result: dict[str, np.ndarray] = {}
-    with Progress("control: autoencoder", AUTOENCODER_STEPS) as progress:
+    with Progress("control: autoencoder", run.config.control_steps) as progress:
         result["autoencoder"] = controls.autoencoder(
             known,
             asked,
             seed=run.config.seed,
-            steps=AUTOENCODER_STEPS,
+            steps=run.config.control_steps,
             device=run.device,
             progress=lambda step, steps: progress.update(),
         )

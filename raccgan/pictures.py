@@ -15,13 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import LogFormatter, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -32,8 +36,8 @@ PathLike = str | os.PathLike[str]
 Array = NDArray[Any]
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0b6fb8", "#d9550b", "#0a7d55", "#8a4fa8", "#6b7280"
-RED, INK = "#c22f2f", "#1f2937"
-FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+RED, INK, OUTLINE = "#c22f2f", "#1f2937", "#06b6d4"
+FONT, BOLD = (Path(matplotlib.get_data_path(), "fonts", "ttf", f"DejaVuSans{kind}.ttf") for kind in ("", "-Bold"))
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -85,29 +89,31 @@ def sample_grid(path: PathLike, rows: Mapping[str, Array], *, title: str = "", u
         title: a line above.
         upscale: how many times to enlarge, nearest neighbour. Default: to at least 64 pixels.
     """
-    gap, margin, size = 4, 16, 15
-    font = ImageFont.truetype(str(FONT), size)
+    gap, margin = 4, 16
     pixels = {_plain(name): [_to_uint8(image) for image in images] for name, images in rows.items()}
     height, width = next((images[0].shape[:2] for images in pixels.values() if images), (64, 64))
     times = upscale or math.ceil(64 / min(height, width))
     height, width = height * times, width * times
+    size = max(15, height // 7)
+    font, bold = ImageFont.truetype(FONT, size), ImageFont.truetype(BOLD, size)
     names = [_short(name, 28) for name in pixels]
     left = margin + max((math.ceil(font.getlength(name)) for name in names), default=0) + margin
     top = margin + (size + margin if title else 0)
+    step = max(height, size) + gap
     columns = max((len(images) for images in pixels.values()), default=0)
     title = _plain(title)
     canvas = Image.new(
         "RGB",
         (
-            max(left + columns * (width + gap) - gap, margin + math.ceil(font.getlength(title))) + margin,
-            top + max(len(names), 1) * (height + gap) - gap + margin,
+            max(left + columns * (width + gap) - gap, margin + math.ceil(bold.getlength(title))) + margin,
+            top + max(len(names), 1) * step - gap + margin,
         ),
         "white",
     )
     draw = ImageDraw.Draw(canvas)
-    draw.text((margin, margin), title, INK, font)
+    draw.text((margin, margin), title, INK, bold)
     for row, (name, images) in enumerate(zip(names, pixels.values(), strict=True)):
-        y = top + row * (height + gap)
+        y = top + row * step
         draw.text((margin, y + height / 2), name, INK, font, anchor="lm")
         for column, image in enumerate(images):
             tile = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
@@ -120,28 +126,32 @@ def reconstructions(path: PathLike, items: Sequence[Reconstruction]) -> None:
 
     The map lies over the original, clearer where it is low. The true mask, where there is one, is outlined.
     """
-    top = max([float(np.quantile(item.map, 0.999)) for item in items] + [1e-12])
-    with _figure(path, 7.6, 0.75 + 1.45 * max(len(items), 1)) as figure:
-        grid = figure.add_gridspec(max(len(items), 1), 5, width_ratios=(1.7, 1, 1, 1, 0.07))
+    scale = Normalize(0, max([float(np.quantile(item.map, 0.999)) for item in items] + [1e-12]))
+    with _figure(path, 7.2, 0.9 + 1.5 * len(items)) as figure:
+        heights = [*([1.0] * len(items)), 0.07]
+        grid = figure.add_gridspec(len(heights), 4, width_ratios=(1.5, 1, 1, 1), height_ratios=heights)
         for row, item in enumerate(items):
-            _caption(figure.add_subplot(grid[row, 0]), item)
-            axes = [figure.add_subplot(grid[row, column]) for column in (1, 2, 3)]
-            _show(axes[0], _to_uint8(item.original))
-            _show(axes[1], _to_uint8(item.reconstruction))
-            grey = _to_uint8(item.original).mean(axis=-1) if len(item.original) == 3 else _to_uint8(item.original)
-            _show(axes[2], grey)
-            share = np.clip(item.map / top, 0, 1)
-            shown = axes[2].imshow(item.map, cmap="inferno", vmin=0, vmax=top, alpha=0.4 + 0.6 * share)
+            caption, *axes = (figure.add_subplot(grid[row, column]) for column in range(4))
+            _caption(caption, item)
+            original = _to_uint8(item.original)
+            below = original if original.ndim == 2 else original.mean(axis=-1)  # colours there would mix with the map's
+            for ax, image in zip(axes, (original, _to_uint8(item.reconstruction), below), strict=True):
+                ax.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+                ax.axis("off")
+            clear = 0.4 + 0.6 * np.clip(scale(item.map), 0, 1)
+            axes[2].imshow(item.map, cmap="inferno", norm=scale, alpha=clear, interpolation="nearest")
             for ax in (axes[0], axes[2]):
                 _outline(ax, item.mask)
             if row == 0:
                 for ax, title in zip(axes, ("original", "reconstruction", "anomaly map"), strict=True):
                     ax.set_title(title, loc="center")
-                scale = matplotlib.cm.ScalarMappable(shown.norm, "inferno")
-                ends = figure.add_subplot(grid[: min(3, len(items)), 4])
-                figure.colorbar(scale, cax=ends, label="squared error a pixel", extend="max")
+        bar = figure.add_subplot(grid[-1, 1:])
+        figure.colorbar(ScalarMappable(scale, "inferno"), bar, orientation="horizontal", extend="max")
+        bar.set_xlabel("anomaly map: squared error of a pixel")
         if any(item.mask is not None for item in items):
-            figure.supxlabel("outline: the true anomaly", fontsize=9, color=GREY)
+            note = figure.add_subplot(grid[-1, 0])
+            note.axis("off")
+            note.text(0, 0.5, "outline: the true anomaly", va="center", fontsize=9, color=OUTLINE, weight="bold")
 
 
 def loss_curves(path: PathLike, history: Mapping[str, Sequence[tuple[int, float]]]) -> None:
@@ -169,6 +179,7 @@ def loss_curves(path: PathLike, history: Mapping[str, Sequence[tuple[int, float]
             finite = np.concatenate([np.array(history[name], dtype=float)[:, 1] for name in labels])
             if title != LOSSES[0][0] and (finite[np.isfinite(finite)] > 0).all():
                 ax.set_yscale("log")
+                _plain_powers(ax.yaxis)
             ax.legend(loc="best")
         if not panels:
             figure.text(0.5, 0.5, "no step recorded", ha="center", color=GREY)
@@ -208,10 +219,10 @@ def _roc(ax: Axes, y: Array, curves: Mapping[str, tuple[ArrayLike, float | None]
     ax.set(title="ROC", xlabel="normal images taken for anomalies", ylabel="anomalies found")
     ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+        axis.set_major_formatter(PercentFormatter(1))
     ax.legend(loc="lower right", fontsize=9)
     if y.all() or not y.any():
-        ax.text(0.5, 0.6, "needs normal and\nanomalous images", ha="center", color=GREY)
+        ax.text(0.5, 0.6, "needs normal and\nanomalous images", ha="center", color=INK, backgroundcolor="white")
 
 
 def _histogram(ax: Axes, s: Array, y: Array, threshold: float) -> None:
@@ -222,11 +233,15 @@ def _histogram(ax: Axes, s: Array, y: Array, threshold: float) -> None:
     edges = np.geomspace(low, high, 41) if logarithmic else np.histogram_bin_edges([low, high], 40)
     for chosen, colour, name in ((~y, BLUE, "normal"), (y, ORANGE, "anomalous")):
         count = int(chosen.sum())
-        share = np.full(count, 1 / max(count, 1))
-        ax.hist(s[chosen], edges, weights=share, color=colour, alpha=0.55, label=f"{name}, {count} images")
-    ax.set_xscale("log" if logarithmic else "linear")
+        shares = np.histogram(s[chosen], edges)[0] / max(count, 1)
+        ax.stairs(shares, edges, fill=True, color=colour, alpha=0.3, label=f"{name}, {count} images")
+        if count:
+            ax.stairs(shares, edges, color=colour, linewidth=1.4)
+    if logarithmic:
+        ax.set_xscale("log")
+        _plain_powers(ax.xaxis)
     ax.set(title="scores", xlabel="anomaly score", ylabel="share of the class's images")
-    ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set_ylim(0, max(ax.get_ylim()[1] * 1.25, 0.01))  # room for the legend
     if math.isfinite(threshold):
         ax.axvline(threshold, color=INK, linewidth=1.4, linestyle="--", label=f"threshold {threshold:.4g}")
@@ -241,20 +256,14 @@ def _caption(ax: Axes, item: Reconstruction) -> None:
         (False, False): "normal: right",
     }[bool(item.predicted), bool(item.anomalous)]
     ax.axis("off")
-    lines = (
-        (_short(item.name, 24), {"weight": "bold"}),
-        (f"class {_short(item.label, 20)}", {"color": GREY}),
+    lines: tuple[tuple[str, dict[str, Any]], ...] = (
+        (_short(item.name, 25), {"weight": "bold"}),
+        (f"class {_short(item.label, 21)}", {"color": GREY}),
         (f"score {item.score:.4g}", {}),
         (verdict, {"color": GREEN if item.predicted == item.anomalous else RED, "weight": "bold"}),
     )
     for place, (text, style) in enumerate(lines):
-        ax.text(0, 0.83 - 0.22 * place, _plain(text), transform=ax.transAxes, va="center", fontsize=9, **style)
-
-
-def _show(ax: Axes, image: Array) -> None:
-    ax.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    ax.set(xticks=(), yticks=())
-    ax.spines[:].set_visible(False)
+        ax.text(0, 0.76 - 0.17 * place, _plain(text), transform=ax.transAxes, va="center", fontsize=9, **style)
 
 
 def _outline(ax: Axes, mask: Array | None) -> None:
@@ -262,8 +271,20 @@ def _outline(ax: Axes, mask: Array | None) -> None:
         return
     framed = np.pad(np.asarray(mask, dtype=float), 1)  # closes the outline at the border of the image
     height, width = framed.shape
-    ax.contour(np.arange(width) - 1, np.arange(height) - 1, framed, levels=[0.5], colors="#22d3ee", linewidths=1.2)
+    ax.contour(np.arange(width) - 1, np.arange(height) - 1, framed, levels=[0.5], colors=OUTLINE, linewidths=1.2)
     ax.set(xlim=(-0.5, width - 2.5), ylim=(height - 2.5, -0.5))
+
+
+class _PlainPowers(LogFormatter):
+    """0.01 instead of 1e-02, and numbers between where the axis holds less than a decade."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def _plain_powers(axis: Axis) -> None:
+    axis.set_major_formatter(_PlainPowers())
+    axis.set_minor_formatter(_PlainPowers(minor_thresholds=(1, 0.4)))
 
 
 def _smooth(values: Array) -> Array:
@@ -300,7 +321,7 @@ def _plain(text: str) -> str:
 def _figure(path: PathLike, width: float, height: float) -> Iterator[Figure]:
     """A figure in inches that is written to ``path`` at the end, in our style whatever the user's settings are."""
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
         FigureCanvasAgg(figure)
         yield figure
         write_atomically(path, lambda file: figure.savefig(file, format="png"))

@@ -52,24 +52,24 @@ def main(arguments: Sequence[str]) -> int:
     run = prepare(config, given.data_root, device)
     if resumed is not None:
         checkpoints.check_same_model(resumed, run.config, run.classes, run.channels)
-    prepare_out(out)
+    data = _training_data(run)
+    _check_phase(given.phase, run.config, resumed)
+    prepare_out(out)  # last of all checks, so that a refused run leaves nothing behind
     write_json(out / "config.json", run.config.to_dict())
     _say(
         f"{run.config.dataset}: normal {', '.join(run.classes)}; {len(run.split.train)} images to train on, "
         f"{len(run.split.held_out)} held out for the threshold, {len(run.split.test)} to test; results in {out}"
     )
-    return _run_phases(run, given.phase, out, resumed)
+    return _run_phases(run, data, given.phase, out, resumed)
 
 
-def _run_phases(run: Run, phase: str, out: Path, resumed: Checkpoint | None) -> int:
+def _run_phases(run: Run, data: ImageDataset, phase: str, out: Path, resumed: Checkpoint | None) -> int:
     from raccgan.checkpoint import NAME
     from raccgan.evaluation import calibrate, evaluate, summary, write_results
     from raccgan.networks import build
     from raccgan.training import Training
 
-    _check_phase(phase, run.config, resumed)
     networks = build(run.config, channels=run.channels, classes=len(run.classes), device=run.device)
-    data = _training_data(run)
     training = Training(
         run.config,
         networks,

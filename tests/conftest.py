@@ -25,6 +25,7 @@ TINY: dict[str, Any] = {
     "gan_steps": 6,
     "encoder_steps": 6,
     "checkpoint_every": 3,
+    "control_steps": 3,
 }
 
 TINY_OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]

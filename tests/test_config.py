@@ -41,7 +41,7 @@ def test_published_widths_and_latents() -> None:
     [
         ({"image_size": 28}, "image_size 28 is not 4 times a power of two"),
         ({"image_size": 4}, "out of range"),
-        ({"multipliers": "2,1", "image_size": 32}, "2 numbers; 32 px need 4"),
+        ({"multipliers": "2,1", "image_size": 32}, "2 numbers, 32 px need 4"),
         ({"multipliers": "a,b", "image_size": 8}, "are not numbers"),
         ({"multipliers": "0,1", "image_size": 8}, "without channels"),
         ({"latent": 127, "image_size": 32}, "does not divide into the 4 equal chunks"),

@@ -101,7 +101,7 @@ def test_json_keeps_the_order_allows_null_and_refuses_nan(tmp_path: Path) -> Non
     write_json(place, {"z": 1, "a": None, "name": "肺"})
     assert list(json.loads(place.read_text("utf-8")).items()) == [("z", 1), ("a", None), ("name", "肺")]
     for number in (float("nan"), float("inf")):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="not JSON compliant"):
             write_json(place, {"a": number})
     assert json.loads(place.read_text("utf-8"))["z"] == 1
     assert os.listdir(tmp_path) == ["metrics.json"]

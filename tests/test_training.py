@@ -117,9 +117,7 @@ def test_both_paths_train_to_the_same_losses(tiny: Make) -> None:
     """Reference and fused, same seed, 15 + 15 steps: losses agree within a relative 1e-3."""
     settings = {"gan_steps": 15, "encoder_steps": 15, "attention_discriminator": "all", "attention_encoder": "all"}
     reference, fused = (trained(tiny, kernels=name, **settings).history for name in ("reference", "fused"))
-    assert reference != fused, (
-        "the two paths did not differ at all: is one of them used?"
-    )
+    assert reference != fused, "not one bit differs: is one path used for both?"
     for name, points in reference.items():
         for (step, wanted), (_, got) in zip(points, fused[name], strict=True):
             assert got == pytest.approx(wanted, rel=1e-3, abs=1e-4), (name, step)

@@ -150,7 +150,7 @@ void sum_channels_last(const typename T::Stored* a, const typename T::Stored* b,
 template <class T>
 double sum_of_image_piece(const ImageArgs& args, int64_t n, int64_t first, int64_t count) {
   alignas(64) float sums[kImagePiece];
-  for (int64_t i = count; i < kImagePiece; ++i) sums[i] = 0;
+  for (int64_t i = args.channels > 0 ? count : 0; i < kImagePiece; ++i) sums[i] = 0;
   const int64_t start = args.channels_last ? first * args.channels : first;
   const auto* a = static_cast<const typename T::Stored*>(args.images.a) + n * args.images.stride_a + start;
   const auto* b = static_cast<const typename T::Stored*>(args.images.b) + n * args.images.stride_b + start;

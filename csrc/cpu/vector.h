@@ -63,8 +63,7 @@ struct Float16 {
   using Stored = uint16_t;
   static Floats load(const uint16_t* from) {
 #if defined(__AVX512F__)
-    // Masked, with all lanes on: of the plain one GCC 12 warns that it reads something uninitialised.
-    return (Floats)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 #elif defined(__F16C__)
     return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 #else

@@ -1,14 +1,14 @@
 // The anomaly score on a GPU: one read of each tensor, no atomics.
 //
-// Compiled for the architectures in setup.py, but not yet run on a GPU: no speed or correctness is claimed for it.
+// Compiled for the architectures in setup.py and run in emulation (emulation.h), but not yet run on a GPU: no speed is
+// claimed for it.
 //
 // Two launches. In the first a block sums (a - b)^2 over one piece of a sample: float32 within a thread, float64
 // across threads. The second adds a sample's pieces up in float64, in a fixed order. Which thread adds what depends
 // on the sample's shape and dtype alone, not on alignment or batch, so a sample's score is always the same.
 #include "anomaly_score.h"
 
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
+#include "device.h"
 
 namespace raccgan {
 namespace cuda {
@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(kThreads) sum_channels_last(ImageArgs args, in
 
 // kWhole: the sample's elements are a multiple of a 16-byte load, and aligned to it.
 template <class T, bool kWhole>
-__global__ void __launch_bounds__(kThreads) sum_features(FeatureArgs args) {
+__global__ void __launch_bounds__(kThreads) sum_elements(FeatureArgs args) {
   constexpr int kCount = kVector<T>;
   const Piece piece(args.elements, kFeaturePiece);
   const auto* const a = sample_of<T>(args.features.a, piece.n, args.features.stride_a) + piece.first;
@@ -230,11 +230,11 @@ bool aligned(const Pair& pair, int64_t run) {
 }
 
 template <class T>
-void launch_images(const ImageArgs& args, unsigned blocks, cudaStream_t stream) {
+void sum_images(const ImageArgs& args, int64_t blocks, cudaStream_t stream) {
   constexpr int kCount = kVector<T>;
   if (!args.channels_last) {
     const auto kernel = aligned<T>(args.images, args.pixels) ? sum_planes<T, true> : sum_planes<T, false>;
-    kernel<<<blocks, kThreads, 0, stream>>>(args);
+    launch(kernel, blocks, kThreads, stream, args);
     return;
   }
   const bool whole = args.channels % kCount == 0;
@@ -244,21 +244,21 @@ void launch_images(const ImageArgs& args, unsigned blocks, cudaStream_t stream) 
   const auto kernel = !whole ? sum_channels_last<T, 1, false>
       : aligned<T>(args.images, args.channels) ? sum_channels_last<T, kCount, true>
                                                : sum_channels_last<T, kCount, false>;
-  kernel<<<blocks, kThreads, 0, stream>>>(args, group);
+  launch(kernel, blocks, kThreads, stream, args, group);
 }
 
 template <class T>
-void launch_features(const FeatureArgs& args, unsigned blocks, cudaStream_t stream) {
-  const auto kernel = aligned<T>(args.features, args.elements) ? sum_features<T, true> : sum_features<T, false>;
-  kernel<<<blocks, kThreads, 0, stream>>>(args);
+void sum_features(const FeatureArgs& args, int64_t blocks, cudaStream_t stream) {
+  const auto kernel = aligned<T>(args.features, args.elements) ? sum_elements<T, true> : sum_elements<T, false>;
+  launch(kernel, blocks, kThreads, stream, args);
 }
 
-// launch<T>(...) for the element type of that name.
-#define RACCGAN_LAUNCH(launch, dtype, ...)                        \
-  switch (dtype) {                                                \
-    case Dtype::kFloat32: launch<Float32>(__VA_ARGS__); break;    \
-    case Dtype::kBFloat16: launch<BFloat16>(__VA_ARGS__); break;  \
-    case Dtype::kFloat16: launch<Float16>(__VA_ARGS__); break;    \
+// sum<T>(args, blocks, stream) for the element type T of that name.
+#define RACCGAN_FOR_DTYPE(sum, dtype, ...)                    \
+  switch (dtype) {                                            \
+    case Dtype::kFloat32: sum<Float32>(__VA_ARGS__); break;   \
+    case Dtype::kBFloat16: sum<BFloat16>(__VA_ARGS__); break; \
+    case Dtype::kFloat16: sum<Float16>(__VA_ARGS__); break;   \
   }
 
 }  // namespace
@@ -276,13 +276,9 @@ const char* anomaly_score(int64_t n, const ImageArgs& images, const FeatureArgs*
   // This library's CUDA runtime is linked statically, and has its own idea of the current device.
   cudaError_t error = cudaSetDevice(device);
   if (error != cudaSuccess) return cudaGetErrorString(error);
-  if (image_blocks > 0) {
-    RACCGAN_LAUNCH(launch_images, images.images.dtype, images, static_cast<unsigned>(image_blocks), stream);
-  }
-  if (feature_blocks > 0) {
-    RACCGAN_LAUNCH(launch_features, f.features.dtype, f, static_cast<unsigned>(feature_blocks), stream);
-  }
-  finish<<<static_cast<unsigned>(n), kWarp, 0, stream>>>(images, f, features != nullptr, residual, feature);
+  if (image_blocks > 0) RACCGAN_FOR_DTYPE(sum_images, images.images.dtype, images, image_blocks, stream);
+  if (feature_blocks > 0) RACCGAN_FOR_DTYPE(sum_features, f.features.dtype, f, feature_blocks, stream);
+  launch(finish, n, kWarp, stream, images, f, features != nullptr, residual, feature);
   error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

@@ -1,0 +1,309 @@
+"""The compiled library: that it loads anywhere, and that its numbers are the same everywhere.
+
+Shapes, dtypes and gradients of the operations are tested in tests/kernels/.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from raccgan.kernels import library
+from raccgan.kernels.anomaly_score import native, reference
+
+ROOT = Path(__file__).parent.parent
+CSRC = ROOT / "csrc"
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+CAPABILITIES = ["portable", "avx2", "avx512"]
+
+needs_library = pytest.mark.skipif(library.path() is None, reason=str(library.why_not()))
+
+
+def image_pair(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(shape, generator=generator).to(dtype), torch.rand(shape, generator=generator).to(dtype)
+
+
+def in_float64(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    x, x_hat, f, f_hat = (t.double() for t in inputs)
+    return reference.anomaly_score(x, x_hat, f, f_hat, True)
+
+
+def digest_and_error() -> tuple[str, float]:
+    """The bits of some scores and maps, and how far they are at most from float64, relatively."""
+    digest = hashlib.sha256()
+    error = 0.0
+    for dtype in DTYPES:
+        for shape in [(2, 3, 75, 61), (1, 130, 9, 11), (3, 1, 32, 32)]:
+            inputs = *image_pair(shape, dtype), *image_pair((shape[0], 40001), dtype, seed=1)
+            for got, expected in zip(native.anomaly_score(*inputs, True), in_float64(*inputs), strict=True):
+                digest.update(got.numpy().tobytes())
+                error = max(error, ((got - expected).abs() / (expected + 1e-9)).max().item())
+    return digest.hexdigest(), error
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+@needs_library
+def test_the_library_loads_and_says_what_is_in_it() -> None:
+    assert library.load(), library.why_not()
+    build = library.build()
+    assert build is not None
+    assert build["cpu_targets"][0] == "portable"
+    assert build["cpu_capability"] in build["cpu_targets"]
+
+
+@needs_library
+def test_the_library_needs_nothing_that_a_cpu_build_of_pytorch_lacks() -> None:
+    nm, readelf = shutil.which("nm"), shutil.which("readelf")
+    if nm is None or readelf is None:
+        pytest.skip("no nm and readelf here")
+    undefined = subprocess.check_output([nm, "-D", "--undefined-only", str(library.path())], text=True)
+    needed = subprocess.check_output([readelf, "-d", str(library.path())], text=True)
+    assert not re.search(r"cuda_stream|\bcuda[A-Z]|c10_cuda|_ZN2at|_ZN3c10|\bPy", undefined)
+    assert not re.search(r"NEEDED.*(cuda|torch_python)", needed)
+
+
+def test_a_library_that_was_not_built_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "path", lambda: None)
+    assert 'run "pip install -e ."' in str(library.why_not.__wrapped__())
+
+
+def test_a_library_that_does_not_load_is_the_loaders_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "_native.so"
+    broken.write_bytes(b"not a library")
+    monkeypatch.setattr(library, "path", lambda: broken)
+    reason = library.why_not.__wrapped__()
+    assert reason is not None
+    assert reason.startswith("the compiled library does not load: ")
+    assert str(broken) in reason
+    assert "\n" not in reason
+
+
+@needs_library
+def test_an_unknown_capability_is_an_error_that_names_the_known_ones() -> None:
+    code = "from raccgan.kernels import library; print(library.why_not())"
+    said = subprocess.check_output(
+        [sys.executable, "-c", code], env={**os.environ, "RACCGAN_CPU_CAPABILITY": "mmx"}, cwd=ROOT, text=True
+    )
+    assert "RACCGAN_CPU_CAPABILITY=mmx is none of portable" in said
+    assert len(said.splitlines()) == 1
+
+
+# ---- the same numbers everywhere -------------------------------------------------------------------------------------
+
+
+@needs_library
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_every_capability_gives_the_same_bits(capability: str) -> None:
+    build = library.build()
+    assert build is not None
+    if capability not in build["cpu_targets"]:
+        pytest.skip(f"{capability} is not compiled for this processor family")
+    code = (
+        "import json, tests.test_build as t\n"
+        "print(json.dumps([*t.digest_and_error(), t.library.build()['cpu_capability']]))"
+    )
+    environment = {**os.environ, "RACCGAN_CPU_CAPABILITY": capability}
+    said = subprocess.check_output([sys.executable, "-c", code], env=environment, cwd=ROOT, text=True)
+    digest, error, used = json.loads(said)
+    if used != capability:
+        pytest.skip(f"this processor does not run {capability}")
+    assert error < 1e-6
+    assert digest == digest_and_error()[0]
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 3, 70, 61), (2, 130, 9, 11), (2, 1, 128, 128)])
+def test_a_score_depends_on_its_sample_alone(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, x_hat = image_pair(shape, dtype)
+    f, f_hat = image_pair((shape[0], 33, 1001), dtype)
+    residual, feature, pixels = native.anomaly_score(x, x_hat, f, f_hat, True)
+
+    def same(got: tuple[Tensor, Tensor, Tensor], n: slice = slice(None)) -> None:
+        assert torch.equal(got[0], residual[n])
+        assert torch.equal(got[1], feature[n])
+        assert got[2].numel() == 0 or torch.equal(got[2], pixels[n])
+
+    same(native.anomaly_score(x, x_hat, f, f_hat, False))
+    last = {"memory_format": torch.channels_last}
+    same(native.anomaly_score(x.contiguous(**last), x_hat.contiguous(**last), f, f_hat, True))
+    for i in range(shape[0]):
+        n = slice(i, i + 1)
+        same(native.anomaly_score(x[n], x_hat[n].clone(), f[n].clone(), f_hat[n], True), n)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            same(native.anomaly_score(x, x_hat, f, f_hat, True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_library
+@pytest.mark.parametrize("value", [0.1, 3.0])
+def test_ten_million_elements_keep_six_digits(value: float) -> None:
+    # Equal summands are the worst case: every rounding errs to the same side.
+    x = torch.full((1, 1, 4000, 2500), value)
+    residual, feature, _ = native.anomaly_score(x, torch.zeros_like(x), x, torch.zeros_like(x), False)
+    expected = x[0, 0, 0, 0].double() ** 2
+    assert torch.allclose(residual.double(), expected, rtol=1e-6, atol=0)
+    assert torch.allclose(feature.double(), expected, rtol=1e-6, atol=0)
+
+
+# ---- sources and build -----------------------------------------------------------------------------------------------
+
+
+def test_sources_compiled_per_target_include_c_headers_only() -> None:
+    # See csrc/cpu/targets.h: what C++ headers define inline would be merged across targets.
+    folder = CSRC / "cpu"
+    sources = [*(path for path in folder.glob("*.cpp") if path.name != "targets.cpp"), folder / "vector.h"]
+    for source in sources:
+        included = re.findall(r"#include <(.+)>", source.read_text())
+        assert set(included) <= {"immintrin.h", "math.h", "stddef.h", "stdint.h", "string.h"}, source
+
+
+@needs_library
+def test_the_cuda_part_is_there_where_nvcc_is() -> None:
+    if shutil.which("nvcc") is None or os.environ.get("RACCGAN_CUDA") == "0":
+        pytest.skip("no nvcc on PATH, or RACCGAN_CUDA=0")
+    build = library.build()
+    assert build is not None
+    assert re.fullmatch(r"\d+\.\d+", build["cuda"])
+    assert "80" in build["cuda_architectures"]
+
+
+@pytest.fixture
+def build_backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    pytest.importorskip("setuptools")
+    pytest.importorskip("packaging")
+    spec = importlib.util.spec_from_file_location("build_backend", CSRC / "build_backend.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(ROOT)
+    return module
+
+
+def test_the_build_asks_for_pytorch_only_where_there_is_none(
+    build_backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert build_backend.get_requires_for_build_sdist() == []
+    assert build_backend.get_requires_for_build_wheel() == []
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    (requirement,) = build_backend.get_requires_for_build_editable()
+    assert requirement.startswith("torch>=2.11,<")
+    for version, wanted in (("2.10.0", [requirement]), ("2.12.1+cu130", [])):
+        metadata = tmp_path / "torch.dist-info" / "METADATA"
+        metadata.parent.mkdir(exist_ok=True)
+        metadata.write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+        assert build_backend.get_requires_for_build_wheel() == wanted
+
+
+# ---- the CUDA kernels, run on the CPU (csrc/cuda/emulation.h) --------------------------------------------------------
+
+
+class Pair(ctypes.Structure):
+    _fields_ = (
+        ("a", ctypes.c_void_p),
+        ("b", ctypes.c_void_p),
+        ("stride_a", ctypes.c_int64),
+        ("stride_b", ctypes.c_int64),
+        ("dtype", ctypes.c_int32),
+    )
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor) -> Pair:
+        return cls(a.data_ptr(), b.data_ptr(), a.stride(0), b.stride(0), DTYPES.index(a.dtype))
+
+
+class ImageArgs(ctypes.Structure):
+    _fields_ = (
+        ("images", Pair),
+        ("channels", ctypes.c_int64),
+        ("pixels", ctypes.c_int64),
+        ("channels_last", ctypes.c_bool),
+        ("map", ctypes.c_void_p),
+        ("partial", ctypes.c_void_p),
+    )
+
+
+class FeatureArgs(ctypes.Structure):
+    _fields_ = (("features", Pair), ("elements", ctypes.c_int64), ("partial", ctypes.c_void_p))
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("no C++ compiler here")
+    folder = tmp_path_factory.mktemp("emulated")
+    (folder / "entry.cpp").write_text(
+        '#include "cuda/anomaly_score.h"\n'
+        "using namespace raccgan;\n"
+        'extern "C" const char* run(int64_t n, const ImageArgs* x, const FeatureArgs* f, float* r, float* s) {\n'
+        "  return cuda::anomaly_score(n, *x, f, r, s, 0, nullptr);\n"
+        "}\n"
+    )
+    flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-DRACCGAN_EMULATION", f"-I{CSRC}", f"-I{CSRC / 'cuda'}"]
+    sources = [str(folder / "entry.cpp"), "-x", "c++", str(CSRC / "cuda" / "anomaly_score.cu")]
+    subprocess.run([compiler, *flags, *sources, "-o", str(folder / "emulated.so")], check=True)
+    loaded = ctypes.CDLL(str(folder / "emulated.so"))
+    loaded.run.restype = ctypes.c_char_p
+    return loaded
+
+
+def run_emulated(emulated: ctypes.CDLL, x: Tensor, x_hat: Tensor, f: Tensor, f_hat: Tensor) -> list[Tensor]:
+    n, c, h, w = x.shape
+    elements = f[0].numel()
+    residual, feature, pixels = (torch.full(s, float("nan")) for s in [(n,), (n,), (n, h, w)])
+    partial = torch.full((2, n * (h * w // 1024 + elements // 16384 + 2)), float("nan"), dtype=torch.float64)
+    images = ImageArgs(
+        Pair.of(x, x_hat), c, h * w, c > 1 and x.stride(1) == 1, pixels.data_ptr(), partial[0].data_ptr()
+    )
+    features = FeatureArgs(Pair.of(f, f_hat), elements, partial[1].data_ptr())
+    outputs = (ctypes.c_void_p(residual.data_ptr()), ctypes.c_void_p(feature.data_ptr()))
+    assert emulated.run(ctypes.c_int64(n), ctypes.byref(images), ctypes.byref(features), *outputs) is None
+    return [residual, feature, pixels]
+
+
+def shifted(t: Tensor) -> Tensor:
+    """The same elements and strides, one element off any 16-byte boundary."""
+    storage = torch.empty(t.numel() + 1, dtype=t.dtype)
+    return storage.as_strided(t.size(), t.stride(), 1).copy_(t)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 7, 5), (1, 1, 1, 1), (2, 4, 40, 32), (1, 40, 6, 6), (1, 7, 3, 41), (1, 300, 2, 3)]
+)
+def test_the_cuda_kernels_in_emulation(
+    emulated: ctypes.CDLL, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool
+) -> None:
+    x, x_hat = image_pair(shape, dtype)
+    if channels_last:
+        x, x_hat = (t.contiguous(memory_format=torch.channels_last) for t in (x, x_hat))
+    f, f_hat = image_pair((shape[0], 16384 + shape[1]), dtype, seed=1)
+    got = run_emulated(emulated, x, x_hat, f, f_hat)
+    for ours, expected in zip(got, in_float64(x, x_hat, f, f_hat), strict=True):
+        assert torch.allclose(ours.double(), expected, rtol=2e-6, atol=0)
+    misaligned = run_emulated(emulated, shifted(x), shifted(x_hat), shifted(f), shifted(f_hat))
+    assert all(torch.equal(a, b) for a, b in zip(got, misaligned, strict=True)), "alignment must not change a bit"
