@@ -4,6 +4,7 @@ A run that is stopped, or a disk that fills, leaves the older file as it was and
 What the machine refuses (disk full, read-only folder, no such place) is an InputError in one line.
 """
 
+import contextlib
 import csv
 import errno
 import io
@@ -130,7 +131,6 @@ def _said(refusal: OSError) -> str:
 
 
 def _remove(temporary: Path) -> None:
-    try:
+    # An OSError: its folder is no folder, or has gone; then nothing is left there either.
+    with contextlib.suppress(OSError):
         temporary.unlink(missing_ok=True)
-    except OSError:
-        pass  # its folder is no folder, or has gone: then nothing is left there either

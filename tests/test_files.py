@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,7 +34,9 @@ def test_a_new_file_is_written_and_nothing_else_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("writer", [disk_full, disk_full_as_torch_says_it])
-def test_a_full_disk_leaves_the_older_file_and_no_temporary_one(tmp_path: Path, writer) -> None:
+def test_a_full_disk_leaves_the_older_file_and_no_temporary_one(
+    tmp_path: Path, writer: Callable[[BinaryIO], None]
+) -> None:
     place = tmp_path / "model.pt"
     place.write_bytes(b"older")
     with pytest.raises(InputError, match=r"model\.pt: No space left on device; free some space$") as caught:

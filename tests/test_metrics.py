@@ -165,11 +165,11 @@ def test_known_maps() -> None:
     masks = np.zeros((2, 8, 8), bool)
     masks[0, :2, :3] = masks[1, 4:, 4:] = True
     perfect = pixel_metrics(masks.astype(np.float32), masks)
-    assert (perfect.auroc, perfect.aupro) == (1.0, pytest.approx(1.0))
+    assert (perfect.auroc, perfect.aupro) == pytest.approx((1.0, 1.0))
     constant = pixel_metrics(np.ones(masks.shape), masks)
-    assert (constant.auroc, constant.aupro) == (0.5, pytest.approx(0.15))
+    assert (constant.auroc, constant.aupro) == pytest.approx((0.5, 0.15))
     inverted = pixel_metrics(~masks, masks)
-    assert (inverted.auroc, inverted.aupro) == (0.0, pytest.approx(0.0))
+    assert (inverted.auroc, inverted.aupro) == pytest.approx((0.0, 0.0))
 
 
 def test_a_small_region_counts_as_much_as_a_large_one() -> None:
