@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SIZES = (8, 16, 32, 64, 128, 256)
+SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def nearest_neighbour(train: Tensor, test: Tensor, *, max_train: int = 20_000) -> NDArray[np.float64]:

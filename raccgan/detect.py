@@ -67,6 +67,7 @@ def _parser() -> options.Parser:
         "Score images with a trained run. A file that cannot be read is named, skipped and counted.",
         EXAMPLES,
         prog="python -m raccgan.detect",
+        usage="python -m raccgan.detect RUN IMAGE ... [option ...]",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files, or folders of them")

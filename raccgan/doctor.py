@@ -54,18 +54,22 @@ def _report() -> Iterator[str]:
 
 
 def _table(device: torch.device) -> Iterator[str]:
-    """For every op, what ``fused`` takes on ``device``, and what it passes over."""
+    """For every op, what ``fused`` takes on ``device``, and what it passes over; dtypes served alike share a line."""
     import torch
 
     from raccgan.kernels import backend
 
     yield f"--kernels fused on {device.type}"
     for family, implementations in backend.families().items():
-        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        served: dict[str, tuple[list[str], dict[str, str]]] = {}
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             choice = backend.choose(family, implementations, "fused", backend.Call(device, dtype, ()))
-            yield f"  {family:<20} {str(dtype).removeprefix('torch.'):<9} {choice.name}"
-            for name, reason in choice.passed_over.items():
-                yield f"  {'':<20} {'':<9}   not {name}: {reason}"
+            dtypes, _ = served.setdefault(choice.name, ([], choice.passed_over))
+            dtypes.append(str(dtype).removeprefix("torch."))
+        for name, (dtypes, passed_over) in served.items():
+            yield f"  {family:<20} {name:<10} {', '.join(dtypes)}"
+            for other, reason in passed_over.items():
+                yield f"  {'':<20} not {other}: {reason}"
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         "and the two plain controls on the same split.",
         EXAMPLES,
         prog="python -m raccgan.evaluate",
+        usage="python -m raccgan.evaluate RUN [option ...]",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
     options.add_label_policy(parser)

@@ -29,12 +29,16 @@ _GROUPS = {
 """The first setting of each group of options, in the order of the settings."""
 
 
+_METAVARS = {str: "NAME", int: "N", float: "X"}
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with its errors in one line and examples left as they are written."""
 
-    def __init__(self, description: str, examples: str, prog: str) -> None:
+    def __init__(self, description: str, examples: str, prog: str, usage: str = "") -> None:
         super().__init__(
             prog=prog,
+            usage=usage or f"{prog} [option ...]",
             description=description,
             epilog=f"examples:\n{examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -62,7 +66,7 @@ def add_settings(parser: argparse.ArgumentParser, only: Iterable[str] | None = N
             dest=f.name,
             type=type(f.default),
             default=argparse.SUPPRESS,
-            metavar=f.name.split("_")[-1].upper(),
+            metavar=_METAVARS[type(f.default)],
             help=shown.replace("%", "%%"),
         )
 
