@@ -1,0 +1,14 @@
+"""The benchmarks: ``pytest bench/ --benchmark-only``, a few minutes; every case with ``--full``.
+
+Each case runs ours and what a user would otherwise pick on the same tensors in one run, after their outputs were
+checked against float64. Machines differ and are noisy: only ratios within one run count.
+
+========================= ========================================================================================
+layers.py                 the shapes: every layer of the two published models
+roofline.py               what a case must at least compute and move, and how fast this machine can do either
+peers.py                  who takes part in an op's case, on which inputs, in which pass
+measure.py                the check, then the timing
+results.py, picture.py    the table and its picture, in results/ with ``--save-results``
+test_<op>.py, test_step   the cases
+========================= ========================================================================================
+"""

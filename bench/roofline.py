@@ -1,0 +1,232 @@
+"""The floor under a case's time: what must be computed and moved, over what this machine can compute and move.
+
+    floor = max(bytes / bandwidth, 2 * multiply-adds / peak)
+
+Bytes and multiply-adds follow from shapes alone: each input of a stage is read once and each output written once, by
+the least arithmetic known for it (upsampling folded into the convolution, pooling before the matrix product). The two
+ceilings are measured in the same run. A pass is a sequence of stages, because each needs the one before it:
+
+=============== ==========================================================================================
+forward         outputs from inputs
+input gradient  gradients of the inputs: as many multiply-adds again
+gradient        gradients of the inputs and the weights: twice as many
+second gradient through the input gradient, to its cotangent and the weights: twice as many
+=============== ==========================================================================================
+
+Nothing here is a promise that a floor can be reached; a share above 1 means that data came from the cache.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from bench import layers
+from raccgan.config import Config
+
+PASSES: dict[str, tuple[str, ...]] = {
+    "forward": ("forward",),
+    "backward": ("forward", "gradient"),
+    "penalty": ("forward", "input gradient", "second gradient"),
+}
+# In a whole critic the norms have second derivatives too, which send a gradient back through the forward pass.
+CRITIC_PENALTY = (*PASSES["penalty"], "gradient")
+
+
+class Cost(NamedTuple):
+    """What one stage must do; ``dtype`` is the arithmetic's."""
+
+    macs: int
+    bytes: int
+    dtype: str = "float32"
+
+
+class Work(NamedTuple):
+    """An op on given shapes: multiply-adds of its forward pass, and the bytes of its tensors."""
+
+    macs: int
+    inputs: int  # what a gradient flows on to
+    weights: int
+    residual: int  # read forward only: its gradient is the output's, untouched
+    outputs: int
+    curved: bool  # whether the inputs have a second gradient
+    dtype: str
+
+    def stages(self, names: Iterable[str]) -> list[Cost]:
+        x, w, y = self.inputs, self.weights, self.outputs
+        second = 2 * x + w + y + w + y + (x if self.curved else 0)
+        known = {
+            "forward": (1, x + w + self.residual + y),
+            "input gradient": (1, y + x + w + x),
+            "gradient": (2, y + x + w + x + w),
+            "second gradient": (2, second),
+        }
+        return [Cost(known[name][0] * self.macs, known[name][1], self.dtype) for name in names]
+
+
+def depthwise_separable(
+    dtype: torch.dtype,
+    *,
+    shape: tuple[int, int, int, int],
+    out: int,
+    k: int,
+    affine: bool = True,
+    bias: bool = True,
+    activation: str = "relu",
+    upsample: int = 1,
+    pool: int = 1,
+    residual: bool = False,
+) -> Work:
+    n, c, h, w = shape
+    wide = n * h * w * upsample**2  # pixels that are convolved
+    final = n * (h * upsample // pool) * (w * upsample // pool)
+    if k == 1:  # folds into the pointwise convolution, which commutes with both resizings
+        macs = min(n * h * w, final) * c * out
+    else:
+        taps = [wide * k**2]
+        if upsample == 2:
+            taps.append(wide * ((k + 1) // 2) ** 2)  # one smaller convolution for each output parity
+        if pool == 2:
+            taps.append(final * (k + 1) ** 2)  # one larger convolution of stride 2
+        macs = min(taps) * c + final * c * out
+    e = dtype.itemsize
+    return Work(
+        macs=macs + (n * c * h * w if affine else 0),
+        inputs=e * (n * c * h * w + (2 * n * c if affine else 0)),
+        weights=e * (c * k * k + out * c + (c + out if bias else 0)),
+        residual=e * final * out if residual else 0,
+        outputs=e * final * out,
+        curved=affine,
+        dtype=_name(dtype),
+    )
+
+
+def cbam(
+    dtype: torch.dtype, *, shape: tuple[int, int, int, int], norm: str, reduced: int, k: int, ties: bool = False
+) -> Work:
+    n, c, h, w = shape
+    elements, e = n * c * h * w, dtype.itemsize
+    return Work(
+        # An element: two sums and the two gates, half a multiply-add or one each. Then the gates' own layers.
+        macs=3 * elements + 2 * n * h * w * k * k + 4 * n * c * reduced,
+        inputs=e * elements,
+        weights=e * (2 * c * reduced + c + reduced + 2 * k * k + 2),
+        residual=0,
+        outputs=e * elements,
+        curved=True,
+        dtype=_name(dtype),
+    )
+
+
+def anomaly_score(
+    dtype: torch.dtype, *, shape: tuple[int, int, int, int], features: tuple[int, ...] | None, want_map: bool = True
+) -> Work:
+    n, _, h, w = shape
+    elements = torch.Size(shape).numel() + (n * torch.Size(features).numel() if features else 0)
+    return Work(
+        macs=elements,
+        inputs=2 * dtype.itemsize * elements,
+        weights=0,
+        residual=0,
+        outputs=4 * (2 * n + (n * h * w if want_map else 0)),  # float32 whatever the inputs are
+        curved=True,
+        dtype="float32",
+    )
+
+
+WORK: dict[str, Callable[..., Work]] = {
+    "depthwise_separable": depthwise_separable,
+    "cbam": cbam,
+    "anomaly_score": anomaly_score,
+}
+
+
+def training_step(config: Config, image_channels: int, generator: int, discriminator: int) -> list[Cost]:
+    """One step of the first phase, layer by layer: D with penalty, then G, in float32.
+
+    Args:
+        generator, discriminator: how many parameters they have, for the optimisers and the moving average.
+
+    Heads, linear layers and norms are left out: a few hundredths of the work.
+    """
+    n, dtype = config.batch_size, torch.float32
+    G = [depthwise_separable(dtype, **layer.at(n)) for layer in layers.generator(config)]
+    G += [cbam(dtype, **layer.at(n)) for layer in layers.attention(config, "batch")]
+    D = [depthwise_separable(dtype, **layer.at(n)) for layer in layers.discriminator(config, image_channels)]
+    both = [depthwise_separable(dtype, **layer.at(2 * n)) for layer in layers.discriminator(config, image_channels)]
+    parts = (
+        (G, PASSES["forward"]),  # fake images for D
+        (both, PASSES["backward"]),  # D on real and fake images
+        (D, CRITIC_PENALTY),
+        (G, PASSES["backward"]),
+        (D, ("forward", "input gradient")),  # G's loss through D, whose weights stand still
+    )
+    costs = [cost for works, names in parts for work in works for cost in work.stages(names)]
+    # Adam reads the weight, its gradient and two moments and writes three of them; the average reads two, writes one.
+    return [*costs, Cost(0, 4 * (7 * (generator + discriminator) + 3 * generator))]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# ---- the ceilings ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the machine was seen to do at best, in bytes and floating-point operations a second."""
+
+    copy: float
+    read: float
+    peak: dict[str, float]  # by dtype, of a large matrix product
+
+    def floor_ms(self, costs: Iterable[Cost]) -> float:
+        """A kernel that only reads is held to the faster of the two bandwidths: a floor has to lie below."""
+        bandwidth = max(self.copy, self.read)
+        return sum(1e3 * max(c.bytes / bandwidth, 2 * c.macs / self.peak[c.dtype]) for c in costs)
+
+    def at_best(self, other: Ceilings) -> Ceilings:
+        """The higher of two measurements of each: what is lower was disturbed."""
+        peak = {dtype: max(value, other.peak[dtype]) for dtype, value in self.peak.items()}
+        return Ceilings(max(self.copy, other.copy), max(self.read, other.read), peak)
+
+
+def measure_ceilings(device: str) -> Ceilings:
+    """A few seconds: a large copy, a large sum, and a large matrix product in float32 and in bfloat16."""
+    large = device == "cuda"
+    count = 2**30 if large else 2**26  # 4 GiB, 256 MiB
+    source = torch.ones(count, device=device)
+    target = torch.zeros_like(source)
+    copied = _seconds(lambda: target.copy_(source), device)
+    read = _seconds(source.sum, device)
+    del source, target
+    side = 8192 if large else 1536
+    peak = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        peak[_name(dtype)] = 2 * side**3 / _seconds(lambda a=a, b=b: a @ b, device)
+    return Ceilings(copy=8 * count / copied, read=4 * count / read, peak=peak)
+
+
+def _seconds(run: Callable[[], object], device: str, rounds: int = 8) -> float:
+    """The shortest of several runs: a ceiling is what the machine can do undisturbed."""
+    run()
+    times = []
+    for _ in range(rounds):
+        synchronise(device)
+        begun = time.perf_counter()
+        run()
+        synchronise(device)
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def synchronise(device: str) -> None:
+    """Wait for the device: a GPU's calls return before their work is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
