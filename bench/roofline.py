@@ -21,6 +21,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -174,9 +175,6 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-# ---- the ceilings ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Ceilings:
     """What the machine was seen to do at best, in bytes and floating-point operations a second."""
@@ -202,14 +200,13 @@ def measure_ceilings(device: str) -> Ceilings:
     count = 2**30 if large else 2**26  # 4 GiB, 256 MiB
     source = torch.ones(count, device=device)
     target = torch.zeros_like(source)
-    copied = _seconds(lambda: target.copy_(source), device)
+    copied = _seconds(partial(target.copy_, source), device)
     read = _seconds(source.sum, device)
-    del source, target
     side = 8192 if large else 1536
     peak = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        peak[_name(dtype)] = 2 * side**3 / _seconds(lambda a=a, b=b: a @ b, device)
+        peak[_name(dtype)] = 2 * side**3 / _seconds(partial(torch.matmul, a, b), device)
     return Ceilings(copy=8 * count / copied, read=4 * count / read, peak=peak)
 
 

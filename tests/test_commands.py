@@ -158,7 +158,10 @@ def test_the_class_folders_of_a_user(tmp_path: Path) -> None:
     Image.new("RGB", (40, 12), (30, 30, 30)).save(tmp_path / "data" / "dark" / "colour.png")
     out = tmp_path / "run"
     arguments = ["--dataset", tmp_path / "data", "--protocol", "one-vs-rest", "--normal", "dark,middle"]
-    assert run(train, *arguments, "--out", out, *TINY_OPTIONS, "--image-size", 16, "--multipliers", "1,1,1", "--latent", 9) == 0
+    assert (
+        run(train, *arguments, "--out", out, *TINY_OPTIONS, "--image-size", 16, "--multipliers", "1,1,1", "--latent", 9)
+        == 0
+    )
     classes = {row["class"] for row in table(out / "scores.csv")}
     assert classes == {"bright", "dark", "middle"}
 
@@ -236,9 +239,7 @@ def test_bad_folders(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     shapes(tmp_path / "cut", ["normal", "abnormal"], 30)
     for path in sorted((tmp_path / "cut" / "normal").iterdir()):
         path.write_bytes(path.read_bytes()[:50])
-    line = refused(
-        capsys, train, "--dataset", tmp_path / "cut", *small, "--out", tmp_path / "run"
-    )  # training refuses
+    line = refused(capsys, train, "--dataset", tmp_path / "cut", *small, "--out", tmp_path / "run")  # training refuses
     assert re.search(r"normal/\d+\.png", line)
 
 

@@ -41,6 +41,8 @@ def cbam(
     mean: Tensor | None = None,
     var: Tensor | None = None,
     eps: float = 1e-5,
+    average: Tensor | None = None,
+    maximum: Tensor | None = None,
     kernels: str = "fused",
 ) -> CBAMResult:
     """Gate the features by channel, then by place.
@@ -55,6 +57,8 @@ def cbam(
             it may stand in a critic under a gradient penalty); "fixed" takes ``mean`` and ``var`` (inference).
         mean, var: [1] each, for "fixed" only.
         eps: added to the variance.
+        average, maximum: [N, C] each, over H,W of x, where whoever made x has them already (see
+            ``depthwise_separable_with_statistics``); computed otherwise.
         kernels: which implementation, see :mod:`raccgan.kernels.backend`.
 
     Returns:
@@ -67,10 +71,13 @@ def cbam(
         raccgan.kernels.backend.KernelError: ``kernels`` names what cannot serve this call.
     """
     _check(x, reduce_weight, expand_weight, spatial_weight, norm, mean, var)
+    for name, t in (("average", average), ("maximum", maximum)):
+        if t is not None and t.shape != x.shape[:2]:
+            raise ValueError(f"cbam: {name} must be {list(x.shape[:2])}, got {list(t.shape)}")
     run = backend.choose("cbam", IMPLEMENTATIONS, kernels, backend.Call.of(x)).run
     return CBAMResult(
         *run(
-            x, reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight,
+            x, average, maximum, reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight,
             norm_weight, norm_bias, norm, mean, var, eps,
         )
     )  # fmt: skip

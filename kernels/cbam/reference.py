@@ -16,6 +16,8 @@ from torch import Tensor
 
 def cbam(
     x: Tensor,
+    average: Tensor | None,
+    maximum: Tensor | None,
     reduce_weight: Tensor,
     reduce_bias: Tensor,
     expand_weight: Tensor,
@@ -33,7 +35,9 @@ def cbam(
     def mlp(v: Tensor) -> Tensor:
         return F.linear(F.relu(F.linear(v, reduce_weight, reduce_bias)), expand_weight, expand_bias)
 
-    channel_gate = torch.sigmoid(mlp(x.mean(dim=(2, 3))) + mlp(x.amax(dim=(2, 3))))
+    average = x.mean(dim=(2, 3)) if average is None else average
+    maximum = x.amax(dim=(2, 3)) if maximum is None else maximum
+    channel_gate = torch.sigmoid(mlp(average) + mlp(maximum))
     x = x * channel_gate[:, :, None, None]
     planes = torch.stack([x.amax(dim=1), x.mean(dim=1)], dim=1)  # [N, 2, H, W]
     s = F.conv2d(planes, spatial_weight, padding=spatial_weight.shape[-1] // 2)  # [N, 1, H, W]

@@ -8,7 +8,7 @@ shift carry a folded conditional batch norm or instance norm; up is nearest, poo
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,6 +78,12 @@ def depthwise_separable(
         scale, shift, activation, upsample, pool, residual,
     )  # fmt: skip
     return y
+
+
+def depthwise_separable_with_statistics(x: Tensor, *weights: Any, **options: Any) -> tuple[Tensor, Statistics]:
+    """:func:`depthwise_separable` of the same arguments, and the statistics of its result."""
+    y = depthwise_separable(x, *weights, **options)
+    return y, statistics(y)
 
 
 def statistics(y: Tensor) -> Statistics:

@@ -9,7 +9,7 @@ from raccgan.kernels import backend
 from raccgan.kernels.anomaly_score import anomaly_score
 from raccgan.kernels.backend import Call, Implementation, KernelError
 from raccgan.kernels.cbam import cbam
-from raccgan.kernels.depthwise_separable import depthwise_separable, statistics
+from raccgan.kernels.depthwise_separable import depthwise_separable, depthwise_separable_with_statistics
 
 CPU = Call(torch.device("cpu"), torch.float32, (1, 1, 4, 4))
 
@@ -100,6 +100,7 @@ def test_depthwise_separable_refuses_wrong_shapes_and_options(change: dict[str, 
         ({"spatial_weight": torch.zeros(1, 2, 6, 6)}, "odd k"),
         ({"norm": "layer"}, "norm must be one of"),
         ({"norm": "fixed"}, 'belong to norm="fixed"'),
+        ({"average": torch.zeros(2, 3)}, r"average must be \[2, 4\]"),
     ],
 )
 def test_cbam_refuses_wrong_shapes_and_options(change: dict[str, object], message: str) -> None:
@@ -119,8 +120,9 @@ def test_cbam_refuses_wrong_shapes_and_options(change: dict[str, object], messag
 
 
 def test_statistics_are_what_the_next_layer_would_compute() -> None:
-    y = torch.randn(2, 3, 5, 7)
-    found = statistics(y)
+    x, w, p = torch.randn(2, 4, 5, 7), torch.randn(4, 1, 3, 3), torch.randn(3, 4, 1, 1)
+    y, found = depthwise_separable_with_statistics(x, w, None, p, None, activation="relu")
+    assert torch.equal(y, depthwise_separable(x, w, None, p, None, activation="relu"))
     torch.testing.assert_close(found.sum / 35, y.mean(dim=(2, 3)))
     torch.testing.assert_close(found.sum_of_squares / 35 - (found.sum / 35) ** 2, y.var(dim=(2, 3), correction=0))
     torch.testing.assert_close(found.max, y.amax(dim=(2, 3)))

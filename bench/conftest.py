@@ -1,0 +1,104 @@
+"""Options, the ceilings, and what happens when all cases are measured: the table, and the files when asked."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import results
+from bench.measure import Case, Contestant, Outputs, compare
+from bench.results import Row
+from bench.roofline import Ceilings, measure_ceilings
+
+Compare = Callable[[Case, Sequence[Contestant], Outputs], list[Row]]
+
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+_ROWS = pytest.StashKey[list[Row]]()
+_CEILINGS = pytest.StashKey[dict[str, Ceilings]]()
+_JUDGED = pytest.StashKey[dict[str, list[results.Judged]]]()
+_SAVED = pytest.StashKey[list[Path]]()
+_THREADS = torch.get_num_threads()  # before the tests' own conftest, run together with this one, lowers it
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("bench", "benchmarks of raccgan")
+    group.addoption("--full", action="store_true", help="every case, not only the representative ones")
+    group.addoption("--save-results", action="store_true", help="write bench/results/<device>.csv, .png and .txt")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "full: a benchmark that runs with --full only")
+    config.stash[_ROWS], config.stash[_CEILINGS] = [], {}
+    # Its table shows rounds of all contestants together, which says nothing; ours is printed instead.
+    config.option.benchmark_quiet = True
+    # torch.compile's trace is hundreds of lines a case, which pytest would show with every failure.
+    logging.getLogger("torch.__trace").propagate = False
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("full"):
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+@pytest.fixture(params=[pytest.param(d, marks=pytest.mark.gpu) if d == "cuda" else d for d in DEVICES])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each device there is, as fast as a user would set it up; its ceilings are measured at its first case."""
+    name: str = request.param
+    threads, tuned = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    torch.set_num_threads(_THREADS)
+    torch.backends.cudnn.benchmark = True
+    if name not in request.config.stash[_CEILINGS]:
+        request.config.stash[_CEILINGS][name] = measure_ceilings(name)
+    yield name
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = tuned
+
+
+@pytest.fixture
+def measured(benchmark: Any, request: pytest.FixtureRequest) -> Compare:
+    """Check and time the contestants of a case, and keep their rows for the table."""
+
+    def run(case: Case, contestants: Sequence[Contestant], wanted: Outputs) -> list[Row]:
+        rows = compare(benchmark, case, contestants, wanted, seconds=1.5)
+        request.config.stash[_ROWS].extend(rows)
+        return rows
+
+    return run
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Judge all rows by ceilings measured once more, and write the files: also when a case failed, and it says so."""
+    stash = session.config.stash
+    stash[_JUDGED], stash[_SAVED] = {}, []
+    for device in {row.device: None for row in stash[_ROWS]}:
+        ceilings = stash[_CEILINGS][device] = stash[_CEILINGS][device].at_best(measure_ceilings(device))
+        judged = results.judge((row for row in stash[_ROWS] if row.device == device), ceilings)
+        stash[_JUDGED][device] = judged
+        if session.config.getoption("save_results"):
+            folder = Path(__file__).parent / "results"
+            command = "pytest " + shlex.join(session.config.invocation_params.args)
+            verdict = f"{session.testscollected - session.testsfailed} cases measured, {session.testsfailed} failed"
+            stash[_SAVED].append(results.save(folder, device, judged, ceilings, command, verdict))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    write = terminalreporter.write_line
+    for device, judged in config.stash[_JUDGED].items():
+        terminalreporter.section(f"benchmarks on {results.model(device)}")
+        for line in results.table(judged):
+            write(line)
+        write("")
+        write("* what --kernels fused picks; x peer: the best peer's time over this one's")
+        for j in results.losing(judged):
+            write(f"loses: {' '.join(j.row.key)}: {j.versus:.2f} of the best peer's speed")
+    for path in config.stash[_SAVED]:
+        write(f"saved {path.with_suffix('')}.csv, .png and .txt")

@@ -1,0 +1,152 @@
+"""The check, then the timing: every contestant of a case on the same tensors, interleaved in one run.
+
+A contestant whose outputs are further from float64 than plain PyTorch's, by more than a small factor, fails the case:
+a wrong result has no speed. Rounds go through all contestants, each round from another one onwards, so that a machine
+that slows down slows all of them; the median over the rounds counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.results import Row
+from bench.roofline import Cost, synchronise
+from tests.kernels.grid import relative_error
+
+Outputs = Sequence[Tensor | None]  # None: a gradient that is zero because nothing depends on the tensor
+
+# A shorter measurement is repeated within its round, as the clock and the interpreter would be measured instead.
+_SHORTEST = 2e-3
+_ROUNDS = (5, 30)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is compared: an op or a step, on a shape, in a dtype, through a pass."""
+
+    op: str
+    name: str
+    dtype: torch.dtype
+    pass_: str
+    device: str
+    costs: list[Cost]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One implementation in one memory layout."""
+
+    implementation: str
+    layout: str
+    peer: bool  # what a user would otherwise pick; the others are ours
+    fused: bool  # what --kernels fused picks for this call
+    check: Callable[[], Outputs]  # once, always on the same tensors
+    call: Callable[[], object]  # measured, on other tensors each time
+    raises: str = ""  # why it cannot take part
+
+
+def compare(
+    benchmark: Any, case: Case, contestants: Sequence[Contestant], wanted: Outputs, seconds: float
+) -> list[Row]:
+    """Check all contestants against ``wanted``, then measure them for about ``seconds``.
+
+    Raises:
+        AssertionError: an implementation's outputs are wrong.
+    """
+    failed = {c: c.raises for c in contestants if c.raises}
+    errors: dict[Contestant, float] = {}
+    for c in contestants:
+        if c not in failed:
+            try:
+                errors[c] = _largest_error(c.check(), wanted)
+            except Exception as error:
+                if not c.peer:
+                    raise
+                failed[c] = _first_line(error)
+    _assert_right(case, errors)
+    times = _interleaved(benchmark, case.device, list(errors), seconds)
+    benchmark.group = f"{case.op} {case.pass_}"
+    benchmark.extra_info.update({f"{c.implementation} {c.layout}": 1e3 * times[c] for c in errors})
+    return [
+        Row(
+            device=case.device, op=case.op, case=case.name, dtype=str(case.dtype).removeprefix("torch."),
+            layout=c.layout, pass_=case.pass_, implementation=c.implementation,
+            median_ms=1e3 * times[c] if c in times else None, costs=tuple(case.costs), error=errors.get(c),
+            peer=c.peer, fused=c.fused, note=failed.get(c, ""),
+        )
+        for c in contestants
+    ]  # fmt: skip
+
+
+def _largest_error(got: Outputs, wanted: Outputs) -> float:
+    """Over all outputs, each relative to its own largest value."""
+    assert len(got) == len(wanted)
+    errors = [0.0]
+    for g, w in zip(got, wanted, strict=True):
+        shown = next((t for t in (w, g) if t is not None), None)
+        if shown is None:
+            continue
+        zero = torch.zeros_like(shown)
+        errors.append(relative_error(zero if g is None else g, zero if w is None else w))
+    return max(errors)
+
+
+def _assert_right(case: Case, errors: dict[Contestant, float]) -> None:
+    eps = torch.finfo(case.dtype).eps
+    beside = max(error for c, error in errors.items() if c.implementation == "reference")
+    for c, error in errors.items():
+        # What PyTorch generates may add in another order; no user would notice. Beyond that, the case itself is at
+        # fault: it sits on a kink, where float64 says nothing about anyone.
+        allowed = 4 * eps**0.5 if c.peer else 3 * beside + 8 * eps
+        assert error <= allowed, f"{c.implementation} {c.layout}: relative error {error:.2e}, allowed {allowed:.2e}"
+
+
+def _interleaved(benchmark: Any, device: str, contestants: list[Contestant], seconds: float) -> dict[Contestant, float]:
+    """Median seconds a call of each; one round of the ``benchmark`` fixture is one call of everyone."""
+    repeats = dict.fromkeys(contestants, 1)
+    for c in contestants:
+        repeats[c] = max(1, min(100, round(_SHORTEST / min(_seconds(c, 1, device), _seconds(c, 1, device)))))
+    once = sum(_seconds(c, repeats[c], device) * repeats[c] for c in contestants)
+    rounds = max(_ROUNDS[0], min(_ROUNDS[1], round(seconds / once)))
+    times: dict[Contestant, list[float]] = {c: [] for c in contestants}
+    done = 0
+
+    def sweep() -> None:
+        nonlocal done
+        for i in range(len(contestants)):
+            c = contestants[(done + i) % len(contestants)]
+            times[c].append(_seconds(c, repeats[c], device))
+        done += 1
+
+    benchmark.pedantic(sweep, rounds=rounds)
+    return {c: median(of) for c, of in times.items()}
+
+
+def _seconds(c: Contestant, repeats: int, device: str) -> float:
+    synchronise(device)
+    begun = time.perf_counter()
+    for _ in range(repeats):
+        c.call()
+    synchronise(device)
+    return (time.perf_counter() - begun) / repeats
+
+
+def cache_bytes(device: str) -> int:
+    """The last cache before memory: inputs rotate through several times as much."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(0).L2_cache_size)
+    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    found = [int(text[:-1]) * 1024 for text in (path.read_text().strip() for path in sizes) if text.endswith("K")]
+    return max(found, default=2**25)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

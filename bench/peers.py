@@ -1,0 +1,192 @@
+"""Who takes part in an op's case, on which inputs, in which pass.
+
+Ours are all implementations that the family has and that serve the call. The peers are what a user would otherwise
+pick: the op's reference, which is eager PyTorch, and ``torch.compile`` of it. Everyone runs in both memory layouts.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.layers import Arguments
+from bench.measure import Case, Contestant, Outputs, cache_bytes
+from bench.roofline import PASSES, WORK
+from raccgan.kernels import backend
+from tests.kernels.grid import FAMILIES, Family, Inputs, leaves, tensors
+
+LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+
+# `rewritten` is PyTorch's own convolutions on less arithmetic: its gain is no kernel's.
+LABELS = {"rewritten": "rewritten (no kernel)"}
+
+# Outputs that a gradient comes back through: CBAM's moments only feed running averages.
+_DIFFERENTIATED = {"anomaly_score": 3, "cbam": 1, "depthwise_separable": 1}
+# In a gradient penalty, what leads back to the image: scale and shift are an instance norm's.
+_INPUTS = ("x", "x_hat", "f", "f_hat", "scale", "shift")
+
+Run = Callable[..., Any]
+
+
+class Sample(NamedTuple):
+    """Inputs of one call, and the gradients that come back to its outputs."""
+
+    inputs: Inputs
+    cotangents: tuple[Tensor, ...]
+
+
+def forward(run: Run, sample: Sample) -> Outputs:
+    with torch.no_grad():
+        return _outputs(run, sample)
+
+
+def backward(run: Run, sample: Sample) -> Outputs:
+    """Outputs, then the gradients of every tensor."""
+    outputs = _differentiated(_outputs(run, sample), len(sample.cotangents))
+    return torch.autograd.grad(outputs, _leaves(sample), sample.cotangents, allow_unused=True)
+
+
+def penalty(run: Run, sample: Sample) -> Outputs:
+    """Outputs, gradients of the inputs, then the gradients of their squared norm: what WGAN-GP asks of each layer."""
+    outputs = _differentiated(_outputs(run, sample), len(sample.cotangents))
+    inputs = [sample.inputs[name] for name in _INPUTS if isinstance(sample.inputs.get(name), Tensor)]
+    first = torch.autograd.grad(outputs, inputs, sample.cotangents, create_graph=True)
+    value = torch.stack([g.float().square().sum() if g.dtype != torch.float64 else g.square().sum() for g in first])
+    return torch.autograd.grad(value.sum(), [*_leaves(sample), *sample.cotangents], allow_unused=True)
+
+
+THROUGH: dict[str, Callable[[Run, Sample], Outputs]] = {
+    "forward": forward,
+    "backward": backward,
+    "penalty": penalty,
+}
+assert THROUGH.keys() == PASSES.keys()
+
+
+def op_case(op: str, name: str, arguments: Arguments, dtype: torch.dtype, pass_: str, device: str) -> Case:
+    work = WORK[op](dtype, **arguments)
+    return Case(op, name, dtype, pass_, device, work.stages(PASSES[pass_]))
+
+
+def enter(case: Case, arguments: Arguments) -> tuple[list[Contestant], Outputs]:
+    """The contestants of a case, and the outputs that float64 gives for the same, rounded, inputs."""
+    family, through = FAMILIES[case.op], THROUGH[case.pass_]
+    made = _draw(family, arguments, case.dtype)
+    exact = _placed(made, torch.float64, case.device, torch.contiguous_format)
+    reference = family.implementations["reference"].run
+    wanted = through(reference, exact)
+    refused = _refuses_second_order(reference, exact) if case.pass_ == "penalty" else ""
+    compiled = _compilers(reference, case)
+    contestants = []
+    for layout, memory_format in LAYOUTS.items():
+        placed = _placed(made, case.dtype, case.device, memory_format)
+        pool = rotated(placed, cache_bytes(case.device))
+        call = backend.Call.of(placed.inputs["x"])
+        fused = backend.choose(case.op, family.implementations, "fused", call).name
+        served = [name for name, one in family.implementations.items() if one.can_run(call) is None]
+        runs = {name: family.implementations[name].run for name in served} | compiled
+        for name, run in runs.items():
+            contestants.append(
+                Contestant(
+                    LABELS.get(name, name),
+                    layout,
+                    peer=name == "reference" or name in compiled,
+                    fused=name == fused,
+                    check=lambda run=run, sample=placed: through(run, sample),
+                    call=lambda run=run, pool=pool: through(run, next(pool)),
+                    raises=refused if name in compiled else "",
+                )
+            )
+    return contestants, wanted
+
+
+def rotated(sample: Sample, cache: int) -> Iterator[Sample]:
+    """The sample and copies of it for ever, so many that one comes back only after the cache was filled four times."""
+    size = sum(t.nbytes for t in (*tensors(sample.inputs).values(), *sample.cotangents))
+    count = max(2, min(256, -(-4 * cache // size)))
+    copies = [Sample(leaves(_copied(sample.inputs)), _grown(sample.cotangents)) for _ in range(count - 1)]
+    return itertools.cycle([sample, *copies])
+
+
+def _draw(family: Family, arguments: Arguments, dtype: torch.dtype) -> Sample:
+    """Inputs in float64 that ``dtype`` can hold exactly."""
+    draw = torch.Generator().manual_seed(1)
+    inputs = family.make(draw, **arguments)
+    if inputs.get("activation") == "relu":
+        inputs["x"] = _off_the_kink(inputs["x"], inputs["scale"], inputs["shift"])
+    inputs = {name: v.to(dtype).double() if isinstance(v, Tensor) else v for name, v in inputs.items()}
+    with torch.no_grad():
+        outputs = _outputs(family.implementations["reference"].run, Sample(inputs, ()))
+    through = _differentiated(outputs, _DIFFERENTIATED[family.name])
+    # The scores' outputs are float32 whatever came in, and so are the gradients that come back to them.
+    kept = dtype if family.name != "anomaly_score" else torch.promote_types(dtype, torch.float32)
+    cotangents = (torch.randn(o.shape, generator=draw, dtype=torch.float64) for o in through)
+    return Sample(inputs, tuple(g.to(kept).double() for g in cotangents))
+
+
+def _off_the_kink(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """Move what the ReLU would meet near 0: there rounding decides whether a gradient is there or not."""
+    a = torch.ones(x.shape[:2], dtype=x.dtype) if scale is None else scale
+    b = torch.zeros_like(a) if shift is None else shift
+    a, b = a[:, :, None, None], b[:, :, None, None]
+    return torch.where((x * a + b).abs() < 0.02, x + 0.04 / a, x)
+
+
+def _placed(sample: Sample, dtype: torch.dtype, device: str, memory_format: torch.memory_format) -> Sample:
+    """Leaves of ``dtype`` in the layout; gradients of the scores stay float32 (see _draw)."""
+    wide = torch.promote_types(dtype, torch.float32) if "x_hat" in sample.inputs else dtype
+
+    def placed(t: Any, kind: torch.dtype) -> Any:
+        if not isinstance(t, Tensor):
+            return t
+        return t.to(device, kind).clone(memory_format=memory_format if t.dim() == 4 else torch.contiguous_format)
+
+    inputs = {name: placed(value, dtype) for name, value in sample.inputs.items()}
+    return Sample(leaves(inputs), _grown(tuple(placed(g, wide) for g in sample.cotangents)))
+
+
+def _copied(inputs: Inputs) -> Inputs:
+    return {n: v.detach().clone() if isinstance(v, Tensor) else v for n, v in inputs.items()}
+
+
+def _grown(cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copies that ask for a gradient: in a critic, what comes back depends on the later layers' weights."""
+    return tuple(g.detach().clone().requires_grad_() for g in cotangents)
+
+
+def _leaves(sample: Sample) -> list[Tensor]:
+    return list(tensors(sample.inputs).values())
+
+
+def _outputs(run: Run, sample: Sample) -> tuple[Tensor, ...]:
+    result = run(*sample.inputs.values())
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _differentiated(outputs: tuple[Tensor, ...], count: int) -> list[Tensor]:
+    """The first ``count`` outputs that are there: a map that was not wanted is empty."""
+    return [o for o in outputs if o.numel() > 0][:count]
+
+
+def _compilers(reference: Run, case: Case) -> dict[str, Run]:
+    torch._dynamo.reset()  # a fresh case recompiles; torch gives up on a function after eight shapes
+    compiled = {"torch.compile": torch.compile(reference, dynamic=False)}
+    if case.device == "cuda":
+        compiled["torch.compile max-autotune"] = torch.compile(reference, dynamic=False, mode="max-autotune")
+    return compiled
+
+
+def _refuses_second_order(reference: Run, sample: Sample) -> str:
+    """What torch.compile says to a gradient of a gradient; empty on the day that it does not refuse.
+
+    The refusal is AOTAutograd's, before any code is generated: the backend that generates none tells it sooner.
+    """
+    try:
+        penalty(torch.compile(reference, dynamic=False, backend="aot_eager"), sample)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return ""

@@ -1,0 +1,197 @@
+"""Rows into a table: on the terminal always, under results/ when asked. What loses stays in.
+
+Columns of the CSV file: op, case, dtype, layout, pass (``backward`` includes the forward pass, ``penalty`` all three),
+implementation (``reference`` is eager PyTorch), median_ms (``raises`` where it cannot take part), floor_ms,
+share_of_floor (floor over time: 1 is the floor), best_peer, versus_best_peer (the best peer's time over this one's:
+above 1 is faster than it), max_rel_error (against float64).
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+import raccgan
+from bench.roofline import Ceilings, Cost
+from raccgan.files import write_csv, write_text
+from raccgan.kernels import backend, library
+
+COLUMNS = (
+    "op",
+    "case",
+    "dtype",
+    "layout",
+    "pass",
+    "implementation",
+    "median_ms",
+    "floor_ms",
+    "share_of_floor",
+    "best_peer",
+    "versus_best_peer",
+    "max_rel_error",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One implementation in one case, as measured."""
+
+    device: str
+    op: str
+    case: str
+    dtype: str
+    layout: str
+    pass_: str
+    implementation: str
+    median_ms: float | None  # None where it raised
+    costs: tuple[Cost, ...]
+    error: float | None
+    peer: bool
+    fused: bool
+    note: str = ""  # why it raised
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What is compared with one another."""
+        return self.op, self.case, self.dtype, self.pass_
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row beside its floor and the best peer of its case."""
+
+    row: Row
+    floor_ms: float
+    best_peer: Row
+
+    @property
+    def share(self) -> float | None:
+        return None if self.row.median_ms is None else self.floor_ms / self.row.median_ms
+
+    @property
+    def versus(self) -> float | None:
+        best = self.best_peer.median_ms
+        return None if self.row.median_ms is None or best is None else best / self.row.median_ms
+
+    def cells(self) -> list[object]:
+        row, best = self.row, self.best_peer
+        return [
+            row.op, row.case, row.dtype, row.layout, row.pass_, row.implementation,
+            "raises" if row.median_ms is None else f"{row.median_ms:.4g}",
+            f"{self.floor_ms:.3g}",
+            None if self.share is None else f"{self.share:.2g}",
+            f"{best.implementation} {best.layout}",
+            None if self.versus is None else f"{self.versus:.3g}",
+            None if row.error is None else f"{row.error:.1e}",
+        ]  # fmt: skip
+
+
+def judge(rows: Iterable[Row], ceilings: Ceilings) -> list[Judged]:
+    """All rows, those of one case together and in the order of their time."""
+    cases: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        cases.setdefault(row.key, []).append(row)
+    judged = []
+    for case in cases.values():
+        case.sort(key=milliseconds)
+        best = next(row for row in case if row.peer)
+        judged += [Judged(row, ceilings.floor_ms(row.costs), best) for row in case]
+    return judged
+
+
+def milliseconds(row: Row) -> float:
+    """For comparisons: who raises takes for ever."""
+    return float("inf") if row.median_ms is None else row.median_ms
+
+
+def fastest(rows: Iterable[Row], implementation: str) -> float:
+    """Milliseconds of an implementation in its faster layout; infinite where it has no row."""
+    return min((milliseconds(row) for row in rows if row.implementation == implementation), default=float("inf"))
+
+
+def table(judged: Sequence[Judged]) -> Iterator[str]:
+    """Lines for the terminal; a star marks what ``--kernels fused`` picks."""
+    title = ("ms", "floor", "share", "x peer", "error")
+    key = None
+    for j in judged:
+        row = j.row
+        if row.key != key:
+            key = row.key
+            yield ""
+            head = f"{row.op}  {row.case}  {row.dtype}  {row.pass_}"
+            yield f"{head:<46}" + "".join(f"{cell:>10}" for cell in title)
+        name = f"  {'*' if row.fused else ' '} {row.implementation}, {row.layout}"
+        if row.median_ms is None:
+            yield f"{name:<46}    raises: {row.note[:60]}"
+            continue
+        numbers = (f"{row.median_ms:.4g}", f"{j.floor_ms:.3g}", f"{j.share:.0%}", f"{j.versus:.2f}", f"{row.error:.0e}")
+        yield f"{name:<46}" + "".join(f"{cell:>10}" for cell in numbers)
+
+
+def losing(judged: Sequence[Judged]) -> list[Judged]:
+    """Where what ``fused`` picks, in its better layout, is more than a tenth slower than the best peer."""
+    best: dict[tuple[str, ...], Judged] = {}
+    for j in judged:  # in the order of time
+        if j.row.fused:
+            best.setdefault(j.row.key, j)
+    return [j for j in best.values() if j.versus is not None and j.versus < 0.9]
+
+
+def save(folder: Path, device: str, judged: Sequence[Judged], ceilings: Ceilings, command: str, verdict: str) -> Path:
+    """Write <device>.csv, .txt and .png, the device's name as in :func:`slug`; returns the CSV's path."""
+    from bench.picture import draw
+
+    stem = folder / slug(device)
+    write_csv(stem.with_suffix(".csv"), COLUMNS, [j.cells() for j in judged])
+    write_text(stem.with_suffix(".txt"), "\n".join(_circumstances(device, judged, ceilings, command, verdict)) + "\n")
+    draw(stem.with_suffix(".png"), judged, title=model(device))
+    return stem.with_suffix(".csv")
+
+
+def model(device: str) -> str:
+    """The processor's or GPU's own name."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def slug(device: str) -> str:
+    """The device's name as a file name: AMD EPYC 9R14 -> amd-epyc-9r14."""
+    name = re.sub(r"\((R|TM|r|tm)\)|CPU.*|Processor.*", "", model(device))
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _circumstances(
+    device: str, judged: Sequence[Judged], ceilings: Ceilings, command: str, verdict: str
+) -> Iterator[str]:
+    """Everything that the numbers depend on."""
+    yield f"command     {command}"
+    yield f"outcome     {verdict}"
+    yield f"date        {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    yield f"device      {model(device)}, {platform.system()} {platform.machine()}"
+    yield f"threads     {torch.get_num_threads()}; instructions {torch.backends.cpu.get_cpu_capability()}"
+    yield f"versions    Python {platform.python_version()}, PyTorch {torch.__version__}, raccgan {raccgan.__version__}"
+    build = library.build()
+    yield f"library     {'none' if build is None else 'instructions ' + build['cpu_capability']}"
+    peak = ", ".join(f"{value / 1e9:.0f} GFLOP/s in {dtype}" for dtype, value in ceilings.peak.items())
+    yield f"ceilings    copy {ceilings.copy / 1e9:.1f} GB/s, read {ceilings.read / 1e9:.1f} GB/s, {peak}"
+    yield ""
+    yield "--kernels fused picks, in float32:"
+    for family, implementations in backend.families().items():
+        call = backend.Call(torch.device(device), torch.float32, ())
+        yield f"  {family:<20} {backend.choose(family, implementations, 'fused', call).name}"
+    notes = sorted({(j.row.implementation, j.row.pass_, j.row.note) for j in judged if j.row.note})
+    if notes:
+        yield ""
+        yield "What raises, and its first line:"
+        yield from (f"  {implementation}, {pass_}: {note}" for implementation, pass_, note in notes)
+    yield ""
+    yield "Medians of interleaved rounds on rotated inputs. Only ratios within one file count."

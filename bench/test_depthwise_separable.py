@@ -1,0 +1,60 @@
+"""The depthwise-separable convolution at the layers of the two published models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench import layers
+from bench.conftest import Compare
+from bench.layers import MODELS, Arguments
+from bench.peers import LABELS, enter, op_case
+from bench.results import fastest
+
+# Representative: each network, both sizes, both places in a block, the narrow and wide ends; losing ones included.
+QUICK = {
+    "forward": (
+        "G32.2a 256-128 @8 b16", "G32.2b 128-128 @16 b16", "D32.2a 64-128 @16 b16", "D32.3b 256-256 @8 b16",
+        "G128.4a 384-192 @32 b4", "D128.2a 96-192 @64 b4",
+    ),
+    "backward": ("G32.2a 256-128 @8 b16", "G32.2b 128-128 @16 b16", "D32.3b 256-256 @8 b16", "G128.4a 384-192 @32 b4"),
+    "penalty": ("D32.2a 64-128 @16 b16", "D32.3b 256-256 @8 b16", "D32.2s 64-128 @16 b16", "D128.2a 96-192 @64 b4"),
+}  # fmt: skip
+QUICK_BFLOAT16 = {"forward": ("G32.2b 128-128 @16 b16",), "backward": (), "penalty": ()}
+
+
+def _cases() -> dict[str, Arguments]:
+    """All layers of both models, at all of the model's batches."""
+    return {
+        layer.case(batch): layer.at(batch)
+        for model in MODELS.values()
+        for layer in layers.generator(model.config) + layers.discriminator(model.config, model.image_channels)
+        for batch in model.batches
+    }
+
+
+CASES = _cases()
+
+
+def _parameters() -> list[object]:
+    rows = []
+    for dtype, quick in ((torch.float32, QUICK), (torch.bfloat16, QUICK_BFLOAT16)):
+        for pass_ in quick:
+            assert set(quick[pass_]) <= CASES.keys()
+            for name in CASES:
+                if pass_ == "penalty" and name.startswith("G"):
+                    continue  # only the discriminator is differentiated twice
+                marks = () if name in quick[pass_] else pytest.mark.full
+                rows.append(pytest.param(name, dtype, pass_, id=f"{name}-{dtype}-{pass_}", marks=marks))
+    return rows
+
+
+@pytest.mark.parametrize(("name", "dtype", "pass_"), _parameters())
+def test_depthwise_separable(measured: Compare, device: str, name: str, dtype: torch.dtype, pass_: str) -> None:
+    arguments = CASES[name]
+    case = op_case("depthwise_separable", name, arguments, dtype, pass_, device)
+    rows = measured(case, *enter(case, arguments))
+    if pass_ == "penalty" and dtype == torch.float32 and name in QUICK[pass_] and arguments["shape"][1] == 256:
+        # Eager's double backward of a depthwise convolution is one small convolution a channel; the closed family's
+        # is a handful at any width.
+        assert 1.3 * fastest(rows, LABELS["rewritten"]) <= fastest(rows, "reference")
