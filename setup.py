@@ -26,7 +26,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-COMMON = ["csrc/bindings.cpp", "csrc/cpu/targets.cpp"]
+COMMON = [*sorted(str(path) for path in Path("csrc/bindings").glob("*.cpp")), "csrc/cpu/targets.cpp"]
 CPU_KERNELS = sorted({str(path) for path in Path("csrc/cpu").glob("*.cpp")} - set(COMMON))
 CUDA_KERNELS = sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
 

@@ -7,9 +7,9 @@
 
 #include <stdint.h>
 
-namespace raccgan {
+#include "dtype.h"
 
-enum class Dtype : int32_t { kFloat32, kBFloat16, kFloat16 };
+namespace raccgan {
 
 // Two tensors of one dtype, compared sample by sample. A sample is one dense run of elements in the same order in
 // both; the samples themselves may lie anywhere.

@@ -104,7 +104,10 @@ def add_label_policy(parser: argparse.ArgumentParser) -> None:
 
 def add_preset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--preset", metavar="NAME", help=f"settings to start from: {', '.join(PRESETS)} (default: what suits the data)"
+        "--preset",
+        metavar="NAME",
+        help=f"settings to start from: {', '.join(PRESETS)}; all but digits are sized for a GPU "
+        "(default: what suits the data). A preset replaces some of the defaults shown below",
     )
 
 

@@ -29,7 +29,7 @@ class Scored:
 
 
 class Scorer:
-    """A(x | y) = mean (x - x')^2 + kappa mean (f(x) - f(x'))^2 with x' = G(E(x, y), y); see METHOD in README.
+    """A(x | y) = mean (x - x')^2 + kappa mean (f(x) - f(x'))^2 with x' = G(E(x, y), y).
 
     Label policy: with ``minimum``, the default, the score is the minimum over all *normal* classes y, the one under
     which the image looks most normal; with the name of a normal class, known beforehand, it is under that class.

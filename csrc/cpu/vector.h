@@ -34,6 +34,18 @@ inline Floats load(const float* from) {
 
 inline void store(float* to, Floats v) { memcpy(to, &v, sizeof v); }
 
+// a * b + c, rounded once where the target has the instruction. The compiler fuses nothing of its own accord
+// (-ffp-contract=off), so what uses this says that its bits may differ from target to target.
+inline Floats multiply_add(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
 // kWidth 16-bit words, each in the lower half of a 32-bit one.
 inline Words load_halves(const uint16_t* from) {
 #if defined(__AVX512F__)
@@ -47,16 +59,25 @@ inline Words load_halves(const uint16_t* from) {
 #endif
 }
 
-// An element type: how it is stored, and how kWidth of them become float32.
+// An element type: how it is stored, and how kWidth of them become float32 (and back, where a kernel writes it).
 struct Float32 {
   using Stored = float;
   static Floats load(const float* from) { return raccgan::load(from); }
+  static void store(float* to, Floats v) { raccgan::store(to, v); }
 };
 
 struct BFloat16 {
   using Stored = uint16_t;
   // bfloat16 is the upper half of a float32.
   static Floats load(const uint16_t* from) { return (Floats)(load_halves(from) << 16); }
+  // To the nearest, ties to even. A NaN stays one: rounding could carry its bits into infinity.
+  static void store(uint16_t* to, Floats v) {
+    const Words bits = (Words)v;
+    const Words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    const Words nan = (Words)(v != v);
+    const Halves halves = __builtin_convertvector((rounded & ~nan) | ((bits >> 16 | 0x40) & nan), Halves);
+    memcpy(to, &halves, sizeof halves);
+  }
 };
 
 struct Float16 {

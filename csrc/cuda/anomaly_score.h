@@ -1,4 +1,4 @@
-// The CUDA kernels of the anomaly score, for bindings.cpp: no CUDA header, so that any C++ compiler takes it.
+// The CUDA kernels of the anomaly score, for its bindings: no CUDA header, so that any C++ compiler takes it.
 #pragma once
 
 #include "../anomaly_score.h"

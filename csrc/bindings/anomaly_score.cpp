@@ -1,50 +1,20 @@
-// The one place where the kernels meet PyTorch: schemas, checks, outputs, and who runs on which device.
-//
-// LibTorch's stable ABI only, so that one library serves every PyTorch from 2.11 on and every Python. Gradients and
-// shape inference are registered from Python, in kernels/<family>/native.py.
+// The anomaly score's bindings.
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
-#include <algorithm>
-#include <optional>
-#include <sstream>
 #include <string>
 #include <tuple>
 #include <utility>
-#include <vector>
 
-#include "cpu/anomaly_score.h"
+#include "../cpu/anomaly_score.h"
+#include "common.h"
 #ifdef RACCGAN_CUDA
 #include <dlfcn.h>
 
-#include "cuda/anomaly_score.h"
+#include "../cuda/anomaly_score.h"
 #endif
 
 namespace raccgan {
 namespace {
-
-using torch::headeronly::IntHeaderOnlyArrayRef;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-// ---- any op ------------------------------------------------------------------------------------------------------
-
-Dtype dtype_of(const Tensor& t, const char* what) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float: return Dtype::kFloat32;
-    case ScalarType::BFloat16: return Dtype::kBFloat16;
-    case ScalarType::Half: return Dtype::kFloat16;
-    default: STD_TORCH_CHECK(false, what, " must be float32, bfloat16 or float16");
-  }
-}
-
-bool same_sizes(const Tensor& a, const Tensor& b) {
-  const auto sizes_a = a.sizes(), sizes_b = b.sizes();
-  return std::equal(sizes_a.begin(), sizes_a.end(), sizes_b.begin(), sizes_b.end());
-}
 
 Tensor empty_float(const Tensor& like, const std::vector<int64_t>& sizes) {
   return torch::stable::new_empty(like, sizes, ScalarType::Float);
@@ -76,8 +46,6 @@ bool same_strides(const Tensor& a, const Tensor& b) {
   }
   return true;
 }
-
-// ---- anomaly_score -----------------------------------------------------------------------------------------------
 
 // Whether every image is [C, pixels] in memory, or [pixels, C] where channels_last is set.
 bool has_layout(const Tensor& x, bool channels_last) {
@@ -153,14 +121,6 @@ void write_means(const std::vector<double>& partial, int64_t n, int64_t size, fl
   }
 }
 
-// Shares out `count` pieces of `elements` each. A thread is worth waking for about as many elements as PyTorch's own
-// pointwise operations take (at::internal::GRAIN_SIZE).
-template <class Work>
-void share_out(int64_t count, int64_t elements, const Work& work) {
-  constexpr int64_t kElementsAThread = 32768;
-  torch::stable::parallel_for(0, count, std::max<int64_t>(1, kElementsAThread / std::max<int64_t>(1, elements)), work);
-}
-
 std::tuple<Tensor, Tensor, Tensor> anomaly_score_cpu(const Tensor& x, const Tensor& x_hat,
                                                      const std::optional<Tensor>& f,
                                                      const std::optional<Tensor>& f_hat, bool want_map) {
@@ -228,37 +188,13 @@ std::tuple<Tensor, Tensor, Tensor> anomaly_score_cuda(const Tensor& x, const Ten
 
 #endif
 
-// ---- what is in this library -------------------------------------------------------------------------------------
-
-#ifdef RACCGAN_CUDA
-constexpr const char* kCuda = RACCGAN_CUDA;  // the toolkit's version
-constexpr const char* kCudaArchitectures = RACCGAN_CUDA_ARCHITECTURES;
-#else
-constexpr const char* kCuda = "";
-constexpr const char* kCudaArchitectures = "";
-#endif
-
-std::string native_build() {
-  std::ostringstream json;
-  const char* separator = "";
-  json << "{\"cpu_targets\": [";
-#define RACCGAN_APPEND(target, unused) json << std::exchange(separator, ", ") << '"' << #target << '"';
-  RACCGAN_FOR_EACH_TARGET(RACCGAN_APPEND, )
-#undef RACCGAN_APPEND
-  json << "], \"cpu_capability\": \"" << name_of(chosen_target()) << "\", \"cuda\": \"" << kCuda
-       << "\", \"cuda_architectures\": \"" << kCudaArchitectures << "\"}";
-  return json.str();
-}
-
 }  // namespace
 }  // namespace raccgan
 
-STABLE_TORCH_LIBRARY(raccgan, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
   m.def(
       "anomaly_score_native(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, bool want_map)"
       " -> (Tensor residual, Tensor feature, Tensor map)");
-  // JSON: cpu_targets and cpu_capability (the one in use), the CUDA toolkit's version or "", the GPU architectures.
-  m.def("native_build() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) {
@@ -270,7 +206,3 @@ STABLE_TORCH_LIBRARY_IMPL(raccgan, CUDA, m) {
   m.impl("anomaly_score_native", TORCH_BOX(&raccgan::anomaly_score_cuda));
 }
 #endif
-
-STABLE_TORCH_LIBRARY_IMPL(raccgan, CompositeExplicitAutograd, m) {
-  m.impl("native_build", TORCH_BOX(&raccgan::native_build));
-}

@@ -1,0 +1,46 @@
+// What the bindings of several families use. A family's bindings are where its kernels meet PyTorch: schema, checks,
+// outputs, and who runs on which device.
+//
+// LibTorch's stable ABI only, so that one library serves every PyTorch from 2.11 on and every Python. Gradients and
+// shape inference are registered from Python, in kernels/<family>/native.py.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "../dtype.h"
+
+namespace raccgan {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Dtype dtype_of(const Tensor& t, const char* what) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return Dtype::kFloat32;
+    case ScalarType::BFloat16: return Dtype::kBFloat16;
+    case ScalarType::Half: return Dtype::kFloat16;
+    default: STD_TORCH_CHECK(false, what, " must be float32, bfloat16 or float16");
+  }
+}
+
+inline bool same_sizes(const Tensor& a, const Tensor& b) {
+  const auto sizes_a = a.sizes(), sizes_b = b.sizes();
+  return std::equal(sizes_a.begin(), sizes_a.end(), sizes_b.begin(), sizes_b.end());
+}
+
+// Shares out `count` pieces of `elements` each. A thread is worth waking for about as many elements as PyTorch's own
+// pointwise operations take (at::internal::GRAIN_SIZE).
+template <class Work>
+void share_out(int64_t count, int64_t elements, const Work& work) {
+  constexpr int64_t kElementsAThread = 32768;
+  torch::stable::parallel_for(0, count, std::max<int64_t>(1, kElementsAThread / std::max<int64_t>(1, elements)), work);
+}
+
+}  // namespace raccgan

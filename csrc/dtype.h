@@ -1,0 +1,10 @@
+// The element types that the kernels take, the same for CPU and CUDA. C headers only, see cpu/targets.h.
+#pragma once
+
+#include <stdint.h>
+
+namespace raccgan {
+
+enum class Dtype : int32_t { kFloat32, kBFloat16, kFloat16 };
+
+}  // namespace raccgan
