@@ -18,7 +18,7 @@ EXAMPLES = """\
       when every image is known to be a 3, or not to be
 """
 
-SETTINGS = ("dataset", "category", "quantile", "score_batch", "control_steps", "kernels")
+SETTINGS = ("dataset", "category", "quantile", "score_batch", "control_steps", "kernels", "threads")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -51,11 +51,13 @@ class Run:
 
 
 def prepare(config: Config, data_root: Path, device: torch.device) -> Run:
-    """Load the data set and split it.
+    """Load the data set and split it, and set the number of threads.
 
     Raises:
         InputError: whatever is wrong with the data, the protocol or the classes.
     """
+    if config.threads:
+        torch.set_num_threads(config.threads)
     source = load_source(config.dataset, data_root, category=config.category or None)
     normal = [name.strip() for name in config.normal.split(",") if name.strip()]
     split = make_split(source, config.protocol or None, normal, held_out=config.held_out, seed=config.seed)
