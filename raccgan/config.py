@@ -100,7 +100,7 @@ class Config:
             )
         if self.multipliers and len(self.widths) != blocks + 1:
             raise InputError(
-                f"multipliers {self.multipliers!r} are {len(self.widths)} numbers; "
+                f"multipliers {self.multipliers!r} are {len(self.widths)} numbers, "
                 f"{self.image_size} px need {blocks + 1}"
             )
         if self.channels not in (0, 1, 3):

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels import backend
-from raccgan.kernels.depthwise_separable import reference, rewritten
+from raccgan.kernels.depthwise_separable import native, reference, rewritten
 
 ACTIVATIONS = ("none", "relu")
 
 IMPLEMENTATIONS: backend.Family = {
     "reference": backend.Implementation(reference.depthwise_separable, backend.always),
+    "native": backend.Implementation(native.depthwise_separable, native.can_run),
     "rewritten": backend.Implementation(rewritten.depthwise_separable, rewritten.can_run),
 }
 

@@ -1,5 +1,7 @@
 """The same op by less arithmetic, with PyTorch's own convolutions inside. Exact up to rounding.
 
+native.py composes the same rewrites around another depthwise convolution, see :func:`compose`.
+
 1. Depthwise convolution as a family closed under differentiation. With stride 1 and "same" padding
 
        D(x, w)          the convolution
@@ -14,6 +16,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,6 +45,27 @@ def depthwise_separable(
     residual: Tensor | None,
 ) -> Tensor:
     """Shapes as in :func:`raccgan.kernels.depthwise_separable`; any order of derivative, for every tensor."""
+    return compose(
+        depthwise, x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias,
+        scale, shift, activation, upsample, pool, residual,
+    )  # fmt: skip
+
+
+def compose(
+    depthwise: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    x: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor | None,
+    pointwise_weight: Tensor,
+    pointwise_bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+    upsample: int,
+    pool: int,
+    residual: Tensor | None,
+) -> Tensor:
+    """The op around ``depthwise(x, w, b)``, which is D(x, w) + b for x [N, C, H, W], w [C, 1, k, k] and k above 1."""
     if scale is not None and shift is not None:
         x = torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
     if activation == "relu":
@@ -54,20 +78,24 @@ def depthwise_separable(
             pointwise_bias = extra if pointwise_bias is None else pointwise_bias + extra
         pointwise_weight = pointwise_weight * depthwise_weight.view(1, -1, 1, 1)
     else:
-        x = _depthwise(x, depthwise_weight, depthwise_bias)
+        x = depthwise(x, depthwise_weight, depthwise_bias)
     if pool > 1:
         x = F.avg_pool2d(x, pool)
     x = F.conv2d(x, pointwise_weight, pointwise_bias)
     return x if residual is None else x + residual
 
 
-def _depthwise(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """D(x, w) + b in autocast's dtype where that is on: a Function's backward runs outside of it, so casts go first."""
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, w, b = x.to(dtype), w.to(dtype), None if b is None else b.to(dtype)
-    y: Tensor = Depthwise.apply(x, w, b)
+def depthwise(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    y: Tensor = Depthwise.apply(*in_autocast_dtype(x, w, b))
     return y
+
+
+def in_autocast_dtype(x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x, w and b in autocast's dtype where that is on: a custom backward runs outside of it, so the casts go first."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, w, b
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return x.to(dtype), w.to(dtype), None if b is None else b.to(dtype)
 
 
 class Depthwise(torch.autograd.Function):
