@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import results
-from bench.measure import Case, Contestant, Outputs, compare
+from bench import machine, results
+from bench.measure import Case, Compare, Contestant, Outputs, compare
 from bench.results import Row
 from bench.roofline import Ceilings, measure_ceilings
-
-Compare = Callable[[Case, Sequence[Contestant], Outputs], list[Row]]
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
@@ -24,6 +24,7 @@ _ROWS = pytest.StashKey[list[Row]]()
 _CEILINGS = pytest.StashKey[dict[str, Ceilings]]()
 _JUDGED = pytest.StashKey[dict[str, list[results.Judged]]]()
 _SAVED = pytest.StashKey[list[Path]]()
+_LOAD = pytest.StashKey[str]()
 _THREADS = torch.get_num_threads()  # before the tests' own conftest, run together with this one, lowers it
 
 
@@ -31,11 +32,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("bench", "benchmarks of raccgan")
     group.addoption("--full", action="store_true", help="every case, not only the representative ones")
     group.addoption("--save-results", action="store_true", help="write bench/results/<device>.csv, .png and .txt")
+    group.addoption(
+        "--threads", type=int, default=_THREADS,
+        help="of PyTorch on the CPU (default: %(default)s); 1 on a machine that is not quiet, it then counts the "
+        "processor's time, which other processes hardly disturb",
+    )  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: a benchmark that runs with --full only")
-    config.stash[_ROWS], config.stash[_CEILINGS] = [], {}
+    config.stash[_ROWS], config.stash[_CEILINGS], config.stash[_LOAD] = [], {}, machine.load()
+    config.stash[_JUDGED], config.stash[_SAVED] = {}, []
     # Its table shows rounds of all contestants together, which says nothing; ours is printed instead.
     config.option.benchmark_quiet = True
     # torch.compile's trace is hundreds of lines a case, which pytest would show with every failure.
@@ -44,23 +51,28 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("full"):
-        left_out = [item for item in items if item.get_closest_marker("full")]
-        config.hook.pytest_deselected(items=left_out)
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
         items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+@contextmanager
+def _as_users_set_it_up(config: pytest.Config) -> Iterator[None]:
+    threads, tuned = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    torch.set_num_threads(config.getoption("threads"))
+    torch.backends.cudnn.benchmark = True
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = tuned
 
 
 @pytest.fixture(params=[pytest.param(d, marks=pytest.mark.gpu) if d == "cuda" else d for d in DEVICES])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each device there is, as fast as a user would set it up; its ceilings are measured at its first case."""
+    """Each device there is; its ceilings are measured at its first case."""
     name: str = request.param
-    threads, tuned = torch.get_num_threads(), torch.backends.cudnn.benchmark
-    torch.set_num_threads(_THREADS)
-    torch.backends.cudnn.benchmark = True
-    if name not in request.config.stash[_CEILINGS]:
-        request.config.stash[_CEILINGS][name] = measure_ceilings(name)
-    yield name
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.benchmark = tuned
+    with _as_users_set_it_up(request.config):
+        if name not in request.config.stash[_CEILINGS]:
+            request.config.stash[_CEILINGS][name] = measure_ceilings(name)
+        yield name
 
 
 @pytest.fixture
@@ -68,7 +80,9 @@ def measured(benchmark: Any, request: pytest.FixtureRequest) -> Compare:
     """Check and time the contestants of a case, and keep their rows for the table."""
 
     def run(case: Case, contestants: Sequence[Contestant], wanted: Outputs) -> list[Row]:
+        representative = request.node.get_closest_marker("full") is None
         rows = compare(benchmark, case, contestants, wanted, seconds=1.5)
+        rows = [replace(row, representative=representative) for row in rows]
         request.config.stash[_ROWS].extend(rows)
         return rows
 
@@ -77,23 +91,26 @@ def measured(benchmark: Any, request: pytest.FixtureRequest) -> Compare:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Judge all rows by ceilings measured once more, and write the files: also when a case failed, and it says so."""
-    stash = session.config.stash
-    stash[_JUDGED], stash[_SAVED] = {}, []
+    config, stash = session.config, session.config.stash
+    run = results.Run(
+        command="pytest " + shlex.join(config.invocation_params.args),
+        verdict=f"{session.testscollected} cases, {session.testsfailed} failed, exit status {int(exitstatus)}",
+        load=stash[_LOAD],
+    )
     for device in {row.device: None for row in stash[_ROWS]}:
-        ceilings = stash[_CEILINGS][device] = stash[_CEILINGS][device].at_best(measure_ceilings(device))
-        judged = results.judge((row for row in stash[_ROWS] if row.device == device), ceilings)
-        stash[_JUDGED][device] = judged
-        if session.config.getoption("save_results"):
-            folder = Path(__file__).parent / "results"
-            command = "pytest " + shlex.join(session.config.invocation_params.args)
-            verdict = f"{session.testscollected - session.testsfailed} cases measured, {session.testsfailed} failed"
-            stash[_SAVED].append(results.save(folder, device, judged, ceilings, command, verdict))
+        with _as_users_set_it_up(config):
+            ceilings = stash[_CEILINGS][device] = stash[_CEILINGS][device].at_best(measure_ceilings(device))
+            judged = results.judge((row for row in stash[_ROWS] if row.device == device), ceilings)
+            stash[_JUDGED][device] = judged
+            if config.getoption("save_results"):
+                folder = Path(__file__).parent / "results"
+                stash[_SAVED].append(results.save(folder, device, judged, ceilings, run))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     write = terminalreporter.write_line
     for device, judged in config.stash[_JUDGED].items():
-        terminalreporter.section(f"benchmarks on {results.model(device)}")
+        terminalreporter.section(f"benchmarks on {machine.model(device)}")
         for line in results.table(judged):
             write(line)
         write("")

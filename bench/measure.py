@@ -7,25 +7,24 @@ that slows down slows all of them; the median over the rounds counts.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.machine import clock
 from bench.results import Row
-from bench.roofline import Cost, synchronise
+from bench.roofline import Cost
 from tests.kernels.grid import relative_error
 
 Outputs = Sequence[Tensor | None]  # None: a gradient that is zero because nothing depends on the tensor
 
 # A shorter measurement is repeated within its round, as the clock and the interpreter would be measured instead.
 _SHORTEST = 2e-3
-_ROUNDS = (5, 30)
+_FEWEST, _FEWEST_OF_SLOW, _MOST = 5, 3, 30  # rounds
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class Case:
     pass_: str
     device: str
     costs: list[Cost]
+    error_of_peers: float | None = None  # how far from float64 plain PyTorch may be; default: the dtype's
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,9 @@ class Contestant:
     check: Callable[[], Outputs]  # once, always on the same tensors
     call: Callable[[], object]  # measured, on other tensors each time
     raises: str = ""  # why it cannot take part
+
+
+Compare = Callable[[Case, Sequence[Contestant], Outputs], list[Row]]
 
 
 def compare(
@@ -105,17 +108,20 @@ def _assert_right(case: Case, errors: dict[Contestant, float]) -> None:
     for c, error in errors.items():
         # What PyTorch generates may add in another order; no user would notice. Beyond that, the case itself is at
         # fault: it sits on a kink, where float64 says nothing about anyone.
-        allowed = 4 * eps**0.5 if c.peer else 3 * beside + 8 * eps
+        allowed = (case.error_of_peers or 4 * eps**0.5) if c.peer else 3 * beside + 8 * eps
         assert error <= allowed, f"{c.implementation} {c.layout}: relative error {error:.2e}, allowed {allowed:.2e}"
 
 
 def _interleaved(benchmark: Any, device: str, contestants: list[Contestant], seconds: float) -> dict[Contestant, float]:
     """Median seconds a call of each; one round of the ``benchmark`` fixture is one call of everyone."""
-    repeats = dict.fromkeys(contestants, 1)
+    repeats, once = {}, 0.0
     for c in contestants:
-        repeats[c] = max(1, min(100, round(_SHORTEST / min(_seconds(c, 1, device), _seconds(c, 1, device)))))
-    once = sum(_seconds(c, repeats[c], device) * repeats[c] for c in contestants)
-    rounds = max(_ROUNDS[0], min(_ROUNDS[1], round(seconds / once)))
+        first = _seconds(c, 1, device)
+        alone = first if first > _SHORTEST else min(first, _seconds(c, 1, device))
+        repeats[c] = max(1, min(100, round(_SHORTEST / alone)))
+        once += alone * repeats[c]
+    fewest = _FEWEST if once < 4 * seconds else _FEWEST_OF_SLOW
+    rounds = max(fewest, min(_MOST, round(seconds / once)))
     times: dict[Contestant, list[float]] = {c: [] for c in contestants}
     done = 0
 
@@ -131,21 +137,10 @@ def _interleaved(benchmark: Any, device: str, contestants: list[Contestant], sec
 
 
 def _seconds(c: Contestant, repeats: int, device: str) -> float:
-    synchronise(device)
-    begun = time.perf_counter()
+    begun = clock(device)
     for _ in range(repeats):
         c.call()
-    synchronise(device)
-    return (time.perf_counter() - begun) / repeats
-
-
-def cache_bytes(device: str) -> int:
-    """The last cache before memory: inputs rotate through several times as much."""
-    if device == "cuda":
-        return int(torch.cuda.get_device_properties(0).L2_cache_size)
-    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
-    found = [int(text[:-1]) * 1024 for text in (path.read_text().strip() for path in sizes) if text.endswith("K")]
-    return max(found, default=2**25)
+    return (clock(device) - begun) / repeats
 
 
 def _first_line(error: Exception) -> str:

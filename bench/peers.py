@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.layers import Arguments
-from bench.measure import Case, Contestant, Outputs, cache_bytes
+from bench.machine import cache_bytes
+from bench.measure import Case, Contestant, Outputs
 from bench.roofline import PASSES, WORK
 from raccgan.kernels import backend
 from tests.kernels.grid import FAMILIES, Family, Inputs, leaves, tensors
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
-# `rewritten` is PyTorch's own convolutions on less arithmetic: its gain is no kernel's.
-LABELS = {"rewritten": "rewritten (no kernel)"}
+# What of ours runs PyTorch's own operations, differently arranged: its gain is no kernel's.
+NO_KERNEL = " (no kernel)"
 
 # Outputs that a gradient comes back through: CBAM's moments only feed running averages.
 _DIFFERENTIATED = {"anomaly_score": 3, "cbam": 1, "depthwise_separable": 1}
@@ -92,16 +95,41 @@ def enter(case: Case, arguments: Arguments) -> tuple[list[Contestant], Outputs]:
         for name, run in runs.items():
             contestants.append(
                 Contestant(
-                    LABELS.get(name, name),
+                    label(name, partial(forward, run, placed)),
                     layout,
                     peer=name == "reference" or name in compiled,
                     fused=name == fused,
-                    check=lambda run=run, sample=placed: through(run, sample),
-                    call=lambda run=run, pool=pool: through(run, next(pool)),
+                    check=partial(through, run, placed),
+                    call=partial(_next, through, run, pool),
                     raises=refused if name in compiled else "",
                 )
             )
     return contestants, wanted
+
+
+def _next(through: Callable[[Run, Sample], Outputs], run: Run, pool: Iterator[Sample]) -> Outputs:
+    return through(run, next(pool))
+
+
+def label(name: str, call: Callable[[], object]) -> str:
+    """The implementation's name, and whether a call of it ran any kernel of ours: found by watching, not by name."""
+    if name == "reference" or name.startswith("torch.compile"):
+        return name
+    with _Watch() as watch:
+        call()
+    return name if "raccgan" in watch.namespaces else name + NO_KERNEL
+
+
+class _Watch(TorchDispatchMode):
+    """Where the operations come from that PyTorch dispatches: ``aten`` its own, ``raccgan`` ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.namespaces: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        self.namespaces.add(func.namespace)
+        return func(*args, **(kwargs or {}))
 
 
 def rotated(sample: Sample, cache: int) -> Iterator[Sample]:

@@ -9,7 +9,6 @@ above 1 is faster than it), max_rel_error (against float64).
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 
 import raccgan
+from bench import machine
 from bench.roofline import Ceilings, Cost
 from raccgan.files import write_csv, write_text
 from raccgan.kernels import backend, library
@@ -37,6 +37,8 @@ COLUMNS = (
     "max_rel_error",
 )
 
+NOISE = 0.05  # of a ratio, within one run
+
 
 @dataclass(frozen=True)
 class Row:
@@ -55,6 +57,7 @@ class Row:
     peer: bool
     fused: bool
     note: str = ""  # why it raised
+    representative: bool = True  # not only with --full
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -134,50 +137,53 @@ def table(judged: Sequence[Judged]) -> Iterator[str]:
         yield f"{name:<46}" + "".join(f"{cell:>10}" for cell in numbers)
 
 
+def pick(case: Iterable[Judged]) -> Judged | None:
+    """What a user of the package gets: what ``--kernels fused`` picks, in the layout that the networks are built in."""
+    return next((j for j in case if j.row.fused and j.row.layout == "channels_last"), None)
+
+
 def losing(judged: Sequence[Judged]) -> list[Judged]:
-    """Where what ``fused`` picks, in its better layout, is more than a tenth slower than the best peer."""
-    best: dict[tuple[str, ...], Judged] = {}
-    for j in judged:  # in the order of time
-        if j.row.fused:
-            best.setdefault(j.row.key, j)
-    return [j for j in best.values() if j.versus is not None and j.versus < 0.9]
+    """The picks that are slower than the best peer in any layout, by more than the noise."""
+    cases: dict[tuple[str, ...], list[Judged]] = {}
+    for j in judged:
+        cases.setdefault(j.row.key, []).append(j)
+    picks = [found for found in map(pick, cases.values()) if found is not None]
+    return [j for j in picks if j.versus is not None and j.versus < 1 - NOISE]
 
 
-def save(folder: Path, device: str, judged: Sequence[Judged], ceilings: Ceilings, command: str, verdict: str) -> Path:
-    """Write <device>.csv, .txt and .png, the device's name as in :func:`slug`; returns the CSV's path."""
+@dataclass(frozen=True)
+class Run:
+    """What is known about a session beside its rows."""
+
+    command: str
+    verdict: str
+    load: str  # before it began
+
+
+def save(folder: Path, device: str, judged: Sequence[Judged], ceilings: Ceilings, run: Run) -> Path:
+    """Write <device>.csv, .txt and .png, the device's name as in :func:`bench.machine.slug`; returns the CSV's path."""
     from bench.picture import draw
 
-    stem = folder / slug(device)
+    stem = folder / machine.slug(device)
     write_csv(stem.with_suffix(".csv"), COLUMNS, [j.cells() for j in judged])
-    write_text(stem.with_suffix(".txt"), "\n".join(_circumstances(device, judged, ceilings, command, verdict)) + "\n")
-    draw(stem.with_suffix(".png"), judged, title=model(device))
+    write_text(stem.with_suffix(".txt"), "\n".join(_circumstances(device, judged, ceilings, run)) + "\n")
+    draw(stem.with_suffix(".png"), judged, title=f"{machine.model(device)}, {_threads()}")
     return stem.with_suffix(".csv")
 
 
-def model(device: str) -> str:
-    """The processor's or GPU's own name."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+def _threads() -> str:
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' if count > 1 else ''}"
 
 
-def slug(device: str) -> str:
-    """The device's name as a file name: AMD EPYC 9R14 -> amd-epyc-9r14."""
-    name = re.sub(r"\((R|TM|r|tm)\)|CPU.*|Processor.*", "", model(device))
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def _circumstances(
-    device: str, judged: Sequence[Judged], ceilings: Ceilings, command: str, verdict: str
-) -> Iterator[str]:
+def _circumstances(device: str, judged: Sequence[Judged], ceilings: Ceilings, run: Run) -> Iterator[str]:
     """Everything that the numbers depend on."""
-    yield f"command     {command}"
-    yield f"outcome     {verdict}"
+    clock = "processor time" if machine.by_processor_time(device) else "time on the wall"
+    yield f"command     {run.command}"
+    yield f"outcome     {run.verdict}"
     yield f"date        {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    yield f"device      {model(device)}, {platform.system()} {platform.machine()}"
-    yield f"threads     {torch.get_num_threads()}; instructions {torch.backends.cpu.get_cpu_capability()}"
+    yield f"device      {machine.model(device)}, {platform.system()} {platform.machine()}; {run.load} before"
+    yield f"threads     {torch.get_num_threads()}; instructions {torch.backends.cpu.get_cpu_capability()}; {clock}"
     yield f"versions    Python {platform.python_version()}, PyTorch {torch.__version__}, raccgan {raccgan.__version__}"
     build = library.build()
     yield f"library     {'none' if build is None else 'instructions ' + build['cpu_capability']}"

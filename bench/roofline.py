@@ -27,6 +27,7 @@ from typing import NamedTuple
 import torch
 
 from bench import layers
+from bench.machine import cache_bytes, clock
 from raccgan.config import Config
 
 PASSES: dict[str, tuple[str, ...]] = {
@@ -195,35 +196,30 @@ class Ceilings:
 
 
 def measure_ceilings(device: str) -> Ceilings:
-    """A few seconds: a large copy, a large sum, and a large matrix product in float32 and in bfloat16."""
-    large = device == "cuda"
-    count = 2**30 if large else 2**26  # 4 GiB, 256 MiB
+    """A few seconds: a large copy, a large sum, and large matrix products in float32 and in bfloat16.
+
+    As large as it takes to leave the cache and to keep all units busy, and no larger: on a machine that is not quiet,
+    only short runs are undisturbed.
+    """
+    count = cache_bytes(device)  # of float32: each tensor is four times the cache
     source = torch.ones(count, device=device)
-    target = torch.zeros_like(source)
-    copied = _seconds(partial(target.copy_, source), device)
-    read = _seconds(source.sum, device)
-    side = 8192 if large else 1536
+    copied = _shortest(partial(torch.zeros_like(source).copy_, source), device)
+    read = _shortest(source.sum, device)
+    side = 8192 if device == "cuda" else 768
     peak = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        peak[_name(dtype)] = 2 * side**3 / _seconds(partial(torch.matmul, a, b), device)
+        peak[_name(dtype)] = 2 * side**3 / _shortest(partial(torch.matmul, a, b), device)
     return Ceilings(copy=8 * count / copied, read=4 * count / read, peak=peak)
 
 
-def _seconds(run: Callable[[], object], device: str, rounds: int = 8) -> float:
-    """The shortest of several runs: a ceiling is what the machine can do undisturbed."""
+def _shortest(run: Callable[[], object], device: str, seconds: float = 0.7) -> float:
+    """Of as many runs as the time allows, the shortest: a ceiling is what the machine can do undisturbed."""
     run()
-    times = []
-    for _ in range(rounds):
-        synchronise(device)
-        begun = time.perf_counter()
+    end = time.monotonic() + seconds
+    times: list[float] = []
+    while time.monotonic() < end or len(times) < 5:
+        begun = clock(device)
         run()
-        synchronise(device)
-        times.append(time.perf_counter() - begun)
+        times.append(clock(device) - begun)
     return min(times)
-
-
-def synchronise(device: str) -> None:
-    """Wait for the device: a GPU's calls return before their work is done."""
-    if device == "cuda":
-        torch.cuda.synchronize()

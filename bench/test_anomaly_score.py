@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.conftest import Compare
 from bench.layers import MODELS, Arguments
+from bench.measure import Compare
 from bench.peers import enter, op_case
 from bench.results import fastest
 

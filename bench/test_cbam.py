@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bench import layers
-from bench.conftest import Compare
 from bench.layers import MODELS, Arguments
+from bench.measure import Compare
 from bench.peers import enter, op_case
 
 # A pass has the norm that it has in the networks: running moments to score, the batch's to train the generator, an

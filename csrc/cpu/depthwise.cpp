@@ -1,100 +1,22 @@
 // Depthwise convolution and correlation on a CPU, in float32 sums, a vector of channels at a time.
 //
-// A band of rows of one vector's channels is first copied into scratch memory, where it lies without gaps and with
-// zeros beside every row: strides of many channels, which map to a few sets of the cache only, unaligned ends,
+// Rows of one vector's channels are first copied into scratch memory (depthwise_band.h), where they lie without gaps
+// and with zeros beside every row: strides of many channels, which map to a few sets of the cache only, unaligned ends,
 // channels that do not fill a vector and bfloat16 are then no concern of the loops that do the arithmetic. Those work
 // on tiles of a few pixels along a row, whose sums stay in registers. What lies outside of the image is skipped, not
 // multiplied by zero: at 8 x 8 pixels and k = 7 that is 38% of all products.
 //
 // The correlation adds float32 over one piece (depthwise.h), in an order that the shape alone decides.
-#include "depthwise.h"
-
-#include "vector.h"
+#include "depthwise_band.h"
 
 namespace raccgan {
 namespace {
-
-static_assert(kWidth <= kMaxLanes);
 
 #if defined(__AVX512F__)
 constexpr int kWideTile = 8;  // with 32 registers
 #else
 constexpr int kWideTile = 4;
 #endif
-
-// ---- what a vector holds -----------------------------------------------------------------------------------------
-
-// Lane s * channels + c holds channel `channel` + c of sample `sample` + s.
-struct Lanes {
-  int64_t sample, channel, samples, channels;
-};
-
-int64_t channels_a_vector(const DepthwiseShape& s) { return least(s.c, kWidth); }
-int64_t samples_a_vector(const DepthwiseShape& s) { return s.c < kWidth ? kWidth / s.c : 1; }
-int64_t channel_blocks(const DepthwiseShape& s) { return rounded_up(s.c, kWidth) / kWidth; }
-
-// The block of channels, and the samples from `sample` on but before `end`.
-Lanes lanes_of(const DepthwiseShape& s, int64_t block, int64_t sample, int64_t end) {
-  const int64_t channel = block * kWidth;
-  return {sample, channel, least(samples_a_vector(s), end - sample), least(channels_a_vector(s), s.c - channel)};
-}
-
-bool full(const Lanes& l) { return l.channels == kWidth; }
-
-template <class T>
-Floats load_lanes(const typename T::Stored* from, const Lanes& l, int64_t sample_stride) {
-  typename T::Stored lanes[kWidth] = {};
-  for (int64_t s = 0; s < l.samples; ++s) {
-    for (int64_t c = 0; c < l.channels; ++c) lanes[s * l.channels + c] = from[s * sample_stride + c];
-  }
-  return T::load(lanes);
-}
-
-template <class T>
-void store_lanes(typename T::Stored* to, Floats v, const Lanes& l, int64_t sample_stride) {
-  typename T::Stored lanes[kWidth];
-  T::store(lanes, v);
-  for (int64_t s = 0; s < l.samples; ++s) {
-    for (int64_t c = 0; c < l.channels; ++c) to[s * sample_stride + c] = lanes[s * l.channels + c];
-  }
-}
-
-// ---- a band in scratch memory ------------------------------------------------------------------------------------
-
-// to[row - first][column][lane], rows first <= row < last, with `left` zero columns before the image's and zeros
-// after them up to `stride` columns.
-template <class T>
-void copy_band(const void* tensor, const DepthwiseShape& s, const Lanes& l, int64_t first, int64_t last, int64_t left,
-               int64_t stride, float* to) {
-  const int64_t sample_stride = s.h * s.w * s.c;
-  const auto* from = static_cast<const typename T::Stored*>(tensor) + l.sample * sample_stride +
-                     first * s.w * s.c + l.channel;
-  for (int64_t row = first; row < last; ++row, to += stride * kWidth) {
-    for (int64_t i = 0; i < left; ++i) store(to + i * kWidth, Floats{});
-    for (int64_t i = left + s.w; i < stride; ++i) store(to + i * kWidth, Floats{});
-    float* at = to + left * kWidth;
-    if (full(l)) {
-      for (int64_t i = 0; i < s.w; ++i, at += kWidth, from += s.c) store(at, T::load(from));
-    } else {
-      for (int64_t i = 0; i < s.w; ++i, at += kWidth, from += s.c) store(at, load_lanes<T>(from, l, sample_stride));
-    }
-  }
-}
-
-// The rows of an image that a piece's output rows first <= row < last read, and how wide they lie in scratch memory.
-struct Band {
-  int64_t first, last;          // of the output
-  int64_t x_first, x_last;      // of x: the band and k / 2 rows around it, as far as there are any
-  int64_t width, x_width;       // columns in scratch memory, of the output and of x
-
-  Band(const DepthwiseShape& s, int64_t index)
-      : first(index * rows_a_piece(s)),
-        last(least(s.h, first + rows_a_piece(s))),
-        x_first(most(0, first - s.k / 2)),
-        x_last(least(s.h, last + s.k / 2)),
-        width(rounded_up(s.w, kTile)),
-        x_width(width + s.k - 1) {}
-};
 
 // ---- convolution -------------------------------------------------------------------------------------------------
 
@@ -129,9 +51,11 @@ inline __attribute__((always_inline)) void convolve_tile(const Convolution& a, i
   Floats sums[kPixels];
   const Floats bias = load(a.packed);
 #pragma GCC unroll 8
+  for (int t = 0; t < kPixels; ++t) __builtin_prefetch(y + (w + t) * a.s.c + ahead(a.s), 1);
+#pragma GCC unroll 8
   for (int t = 0; t < kPixels; ++t) sums[t] = bias;
   const int64_t first = most(a.band.x_first, h - K / 2), last = least(a.band.x_last, h + K / 2 + 1);
-  const float* x = a.x + ((first - a.band.x_first) * a.band.x_width + w) * kWidth;
+  const float* x = a.x + a.band.x_row(first) + w * kWidth;
   const float* weights = a.packed + (1 + (first - h + K / 2) * K) * kWidth;
   for (int64_t row = first; row < last; ++row, x += a.band.x_width * kWidth, weights += K * kWidth) {
     add_row<K, kPixels, kLeft, kRight>(x, weights, sums);
@@ -168,10 +92,15 @@ void convolve_as(const ConvolutionArgs& args, float* scratch, int64_t begin, int
     const int64_t block = i % blocks;
     const Lanes l = lanes_of(s, block, i / blocks / bands(s) * group, s.n);
     const Band band(s, i / blocks % bands(s));
-    copy_band<T>(args.x, s, l, band.x_first, band.x_last, K / 2, band.x_width, scratch);
     const Convolution a{s, l, band, scratch, args.packed + block * (1 + K * K) * kWidth};
     auto* const y = static_cast<typename T::Stored*>(args.y) + l.sample * s.h * s.w * s.c + l.channel;
-    for (int64_t h = band.first; h < band.last; ++h) row(a, h, y + h * s.w * s.c);
+    int64_t copied = band.x_first;
+    for (int64_t h = band.first; h < band.last; ++h) {
+      const int64_t needed = least(band.x_last, h + K / 2 + 1);
+      copy_rows<T>(args.x, s, l, copied, needed, K / 2, band.x_width, scratch + band.x_row(copied));
+      copied = needed;
+      row(a, h, y + h * s.w * s.c);
+    }
   }
 }
 
@@ -218,6 +147,12 @@ inline __attribute__((always_inline)) void add_products(const float* x, const fl
   }
 }
 
+// So many rows of g at a time that they and the rows of x around them stay in the first-level cache.
+int64_t rows_a_strip(const Band& band, int64_t k) {
+  constexpr int64_t kVectors = 24576 / kBytes;
+  return most(1, (kVectors - (k - 1) * band.x_width) / (band.x_width + band.width));
+}
+
 // totals[j] += the products of `rows` rows of x, shifted by j columns, with as many of g.
 template <int K, bool kExact>
 void correlate_rows(const float* x, const float* g, int64_t rows, const Band& band, float* totals) {
@@ -249,7 +184,7 @@ void write_partial(const float* totals, const DepthwiseShape& s, int64_t block, 
   for (int64_t i = 0; i < s.k * s.k; ++i) {
     for (int64_t c = 0; c < channels; ++c) {
       float sum = 0;
-      for (int64_t sample = 0; sample < samples_a_vector(s); ++sample) sum += totals[i * kWidth + sample * channels + c];
+      for (int64_t n = 0; n < samples_a_vector(s); ++n) sum += totals[i * kWidth + n * channels + c];
       partial[i * s.c + block * kWidth + c] = sum;
     }
   }
@@ -265,18 +200,23 @@ void correlate_as(const CorrelationArgs& args, float* scratch, int64_t begin, in
   for (int64_t i = begin; i < end; ++i) {
     const int64_t block = i % blocks, piece = i / blocks;
     const Band band(s, piece % bands(s));
-    float* const g = x + (band.x_last - band.x_first) * band.x_width * kWidth;
+    float* const g = x + band.x_row(band.x_last);
+    const int64_t strip = rows_a_strip(band, K);
     for (int64_t j = 0; j < K * K; ++j) store(totals + j * kWidth, Floats{});
     const int64_t sample = piece / bands(s) * samples_a_piece(s), end_sample = least(s.n, sample + samples_a_piece(s));
     for (int64_t n = sample; n < end_sample; n += samples_a_vector(s)) {
       const Lanes l = lanes_of(s, block, n, end_sample);
-      copy_band<T>(args.x, s, l, band.x_first, band.x_last, K / 2, band.x_width, x);
-      copy_band<T>(args.g, s, l, band.first, band.last, 0, band.width, g);
-      for (int64_t j = 0; j < K; ++j) {
-        const int64_t first = most(band.first, K / 2 - j), last = least(band.last, s.h + K / 2 - j);
-        if (first >= last) continue;  // the image has no such row
-        rows(x + (first + j - K / 2 - band.x_first) * band.x_width * kWidth,
-             g + (first - band.first) * band.width * kWidth, last - first, band, totals + j * K * kWidth);
+      int64_t copied = band.x_first;
+      for (int64_t h = band.first; h < band.last; h += strip) {
+        const int64_t end_h = least(band.last, h + strip), needed = least(band.x_last, end_h + K / 2);
+        copy_rows<T>(args.x, s, l, copied, needed, K / 2, band.x_width, x + band.x_row(copied));
+        copy_rows<T>(args.g, s, l, h, end_h, 0, band.width, g + band.out_row(h));
+        copied = needed;
+        for (int64_t i = 0; i < K; ++i) {
+          const int64_t first = most(h, K / 2 - i), last = least(end_h, s.h + K / 2 - i);
+          if (first >= last) continue;  // the image has no such row
+          rows(x + band.x_row(first + i - K / 2), g + band.out_row(first), last - first, band, totals + i * K * kWidth);
+        }
       }
     }
     write_partial(totals, s, block, args.partial + piece * K * K * s.c);

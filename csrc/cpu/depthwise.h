@@ -44,7 +44,9 @@ static constexpr int64_t rounded_up(int64_t a, int64_t to) { return (a + to - 1)
 // The image is cut into bands of rows, the batch into runs of samples, by the shape alone: never by threads or
 // hardware, so that a sum over pieces is always the same sum. Few channels leave lanes of a vector free, which other
 // samples of the run then fill.
-static constexpr int64_t rows_a_piece(const DepthwiseShape& s) { return least(s.h, most(kLeastRows, kPiecePixels / s.w)); }
+static constexpr int64_t rows_a_piece(const DepthwiseShape& s) {
+  return least(s.h, most(kLeastRows, kPiecePixels / s.w));
+}
 static constexpr int64_t samples_a_piece(const DepthwiseShape& s) {
   return most(s.c < kMaxLanes ? kMaxLanes : 1, kPiecePixels / (s.h * s.w));
 }

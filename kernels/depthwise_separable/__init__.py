@@ -64,7 +64,8 @@ def depthwise_separable(
         kernels: which implementation, see :mod:`raccgan.kernels.backend`.
 
     Returns:
-        [N, D, H * upsample // pool, W * upsample // pool] in x's dtype and memory format.
+        [N, D, H * upsample // pool, W * upsample // pool] in x's dtype (autocast's, where that is on). The memory
+        format is x's or channels_last, as the implementation computes it.
 
     Gradients: any order with the reference, for every tensor.
 

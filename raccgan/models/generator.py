@@ -82,7 +82,7 @@ class Generator(nn.Module):
         """Images [N, C, H, W] for latents z [N, latent] and class indices y [N] (int64)."""
         first, *rest = z.split(self.chunk, dim=1)
         shared = self.embedding(y)
-        h = self.linear(first).view(-1, self.widths[0], 4, 4)
+        h = self.linear(first).view(-1, self.widths[0], 4, 4).contiguous(memory_format=torch.channels_last)
         for block, chunk in zip(self.blocks, rest, strict=True):
             h = block(h, torch.cat([shared, chunk], dim=1))
         return torch.tanh(self.head(F.relu(self.norm(h))))
