@@ -251,10 +251,10 @@ def _histogram(ax: Axes, s: Array, y: Array, threshold: float) -> None:
 
 def _caption(ax: Axes, item: Reconstruction) -> None:
     verdict = {
-        (True, True): "anomalous: found",
-        (True, False): "anomalous: false alarm",
-        (False, True): "normal: missed",
-        (False, False): "normal: right",
+        (True, True): "anomalous, found",
+        (True, False): "normal, false alarm",
+        (False, True): "anomalous, missed",
+        (False, False): "normal, passed",
     }[bool(item.predicted), bool(item.anomalous)]
     ax.axis("off")
     lines: tuple[tuple[str, dict[str, Any]], ...] = (
