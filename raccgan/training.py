@@ -101,7 +101,7 @@ class Training:
                 progress.update(1, values)
                 if interrupted():
                     self.save(phase)
-                    raise Interrupted(f"stopped after {phase} step {step + 1}; --resume continues from {self.path}")
+                    raise Interrupted(f"stopped after {phase} step {step + 1}; --resume {self.path.parent} continues")
                 if (step + 1) % self.config.checkpoint_every == 0 or step + 1 == goal:
                     self.save(phase)
 
