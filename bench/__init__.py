@@ -8,6 +8,7 @@ layers.py                 the shapes: every layer of the two published models
 roofline.py               what a case must at least compute and move, and how fast this machine can do either
 peers.py                  who takes part in an op's case, on which inputs, in which pass
 measure.py                the check, then the timing
+machine.py                its name, cache and clock; where it is not quiet, measure with ``--threads 1``
 results.py, picture.py    the table and its picture, in results/ with ``--save-results``
 test_<op>.py, test_step   the cases
 ========================= ========================================================================================

@@ -95,7 +95,7 @@ def enter(case: Case, arguments: Arguments) -> tuple[list[Contestant], Outputs]:
         for name, run in runs.items():
             contestants.append(
                 Contestant(
-                    label(name, partial(forward, run, placed)),
+                    label(name, partial(through, run, placed)),
                     layout,
                     peer=name == "reference" or name in compiled,
                     fused=name == fused,

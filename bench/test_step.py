@@ -51,8 +51,9 @@ def test_training_step(measured: Compare, device: str, name: str) -> None:
     networks = _networks(config, channels, device, "reference", "NCHW")
     wanted = _gradients(_doubled(networks), config, *_batch(config, channels, device, torch.float64))
     costs = training_step(config, channels, _count(networks.generator), _count(networks.discriminator))
-    # Among millions of ReLUs a few meet a number that rounding takes across zero, each worth a thousandth or so.
-    case = Case("training_step", name, torch.float32, "step", device, costs, error_of_peers=0.03)
+    # A new generator's gradient is ill-conditioned: through norms over few pixels, max pools and millions of ReLUs,
+    # float32 is hundredths off at 128 px, whoever computes it. A missing second derivative is a third off.
+    case = Case("training_step", name, torch.float32, "step", device, costs, tolerance=0.1)
     measured(case, contestants, wanted)
 
 
@@ -113,6 +114,12 @@ def _networks(config: Config, channels: int, device: str, kernels: str, layout: 
     networks = build(replace(config, kernels=kernels), channels=channels, classes=CLASSES, device=torch.device(device))
     for _, network in networks.items():
         network.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
+    if layout == "NCHW":  # the generator makes its first tensor channels_last, and the rest follows from that one
+
+        def contiguous(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (inputs[0].contiguous(), *inputs[1:])
+
+        networks.generator.blocks[0].register_forward_pre_hook(contiguous)
     return networks
 
 
