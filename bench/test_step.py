@@ -96,10 +96,10 @@ def _stepping(config: Config, channels: int, networks: Networks, batch: Batch) -
     training = Training(
         config, networks, none, classes=[str(i) for i in range(CLASSES)], channels=channels, path=Path(os.devnull)
     )
-    training._freeze("gan")
+    training.freeze("gan")
     copies = [(x.clone(), y) for _ in range(4)]
     for step in itertools.count():
-        yield training._gan_step(step, *copies[step % len(copies)])
+        yield training.gan_step(step, *copies[step % len(copies)])
 
 
 def _batch(config: Config, channels: int, device: str, dtype: torch.dtype = torch.float32) -> Batch:

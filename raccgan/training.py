@@ -81,9 +81,9 @@ class Training:
             InputError: losses or weights that are not finite, with the step and the last good checkpoint.
             Interrupted: Ctrl-C, after the step was finished and saved.
         """
-        step_of = {"gan": self._gan_step, "encoder": self._encoder_step}[phase]
+        step_of = {"gan": self.gan_step, "encoder": self.encoder_step}[phase]
         start, goal = self.steps[phase], self.goals[phase]
-        self._freeze(phase)
+        self.freeze(phase)
         every = max(1, goal // 400)  # points of the loss curves
         begun, before = time.monotonic(), self.seconds
         with _finish_step_on_interrupt() as interrupted, Progress(_TITLES[phase], goal, start) as progress:
@@ -126,7 +126,7 @@ class Training:
         )
         self._saved_at = f"{self.path} of {phase} step {self.steps[phase]}"
 
-    def _gan_step(self, step: int, x: Tensor, y: Tensor) -> Losses:
+    def gan_step(self, step: int, x: Tensor, y: Tensor) -> Losses:
         """``critic_steps`` discriminator steps on slices of the batch, then one generator step."""
         g, d = self.networks.generator, self.networks.discriminator
         draw = stream(self.config.seed, "gan", step)
@@ -152,7 +152,8 @@ class Training:
             "generator": loss.detach(),
         }
 
-    def _encoder_step(self, step: int, x: Tensor, y: Tensor) -> Losses:
+    def encoder_step(self, step: int, x: Tensor, y: Tensor) -> Losses:
+        """One step on izi_f; the learning rate falls to zero on a cosine."""
         for group in self.optimisers["encoder"].param_groups:
             group["lr"] = self.config.encoder_lr * 0.5 * (1 + math.cos(math.pi * step / self.config.encoder_steps))
         with self._precision():
@@ -166,7 +167,7 @@ class Training:
         loss.backward()
         optimiser.step()
 
-    def _freeze(self, phase: str) -> None:
+    def freeze(self, phase: str) -> None:
         """Which networks learn, and which are in eval mode, in this phase."""
         learning = {"gan": {"generator", "discriminator"}, "encoder": {"encoder"}}[phase]
         for name, network in self.networks.items():

@@ -69,7 +69,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny: Make,
 
 def interrupt_at(training: Training, phase: str, step: int) -> None:
     """Send ourselves Ctrl-C while step number ``step`` of a phase is being computed."""
-    name = f"_{phase}_step"
+    name = f"{phase}_step"
     compute = getattr(training, name)
 
     def with_interrupt(number: int, x: torch.Tensor, y: torch.Tensor) -> Any:
@@ -88,14 +88,14 @@ def test_ctrl_c_leaves_the_handler_that_was_there(tiny: Make) -> None:
 
 def test_nan_stops_with_the_step_and_the_last_good_checkpoint(tiny: Make) -> None:
     _, training = tiny(gan_steps=9)
-    compute = training._gan_step
+    compute = training.gan_step
 
     def diverge(step: int, x: torch.Tensor, y: torch.Tensor) -> Any:
         if step == 4:
             x = torch.full_like(x, torch.nan)
         return compute(step, x, y)
 
-    training._gan_step = diverge  # type: ignore[method-assign]
+    training.gan_step = diverge  # type: ignore[method-assign]
     with pytest.raises(InputError, match=r"gan step 5: losses are .*nan.* last good checkpoint is .* of gan step 3"):
         training.run("gan")
     kept = checkpoints.load(training.path)
