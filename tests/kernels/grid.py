@@ -19,7 +19,7 @@ from raccgan.kernels import anomaly_score, backend, cbam, depthwise_separable
 Inputs = dict[str, Any]  # by the reference's parameter names, in its order
 
 LAYOUTS = ("contiguous", "channels_last", "sliced")
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
