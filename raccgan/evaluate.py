@@ -12,7 +12,7 @@ from raccgan.errors import InputError
 EXAMPLES = """\
   python -m raccgan.evaluate runs/digits
       metrics.json, scores.csv and the pictures of that run, anew
-  python -m raccgan.evaluate runs/digits --quantile 0.99 --out /tmp/strict
+  python -m raccgan.evaluate runs/digits --quantile 0.99 --out strict
       with a threshold that one in a hundred held-out normal images exceeds
   python -m raccgan.evaluate runs/digits --label-policy 3
       when every image is known to be a 3, or not to be
