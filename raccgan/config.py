@@ -201,7 +201,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "encoder_steps": 500,
         "threads": 1,
     },
-    # What a CPU trains in about 20 minutes. Two critic steps: at one, the critic stayed too weak to teach at 32 px.
+    # What a CPU trains in about 20 minutes. A run of like cost at 32 px with one critic step ended below the controls;
+    # size and critic steps were changed together, so which of them did it is not known.
     "mnist-small": {
         "dataset": "mnist",
         "image_size": 16,
