@@ -96,7 +96,7 @@ def why_not(family: str, implementations: Family, name: str, call: Call) -> str 
 
 
 def always(call: Call) -> str | None:
-    """``can_run`` of the references."""
+    """``can_run`` of what PyTorch's own operations serve: the references, and their rearrangements."""
     return None
 
 

@@ -44,14 +44,8 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"{given.run} has no threshold: its encoder is not trained yet; or give one with --threshold")
     paths = _files(given.images)
     out = prepare_out(given.out)
-    scorer = Scorer(
-        checkpoints.networks_of(stored, config, device),
-        stored.classes,
-        kappa=config.kappa,
-        kernels=config.kernels,
-        pairs=config.score_batch,
-        label_policy=given.label_policy,
-    )
+    networks = checkpoints.networks_of(stored, config, device)
+    scorer = Scorer.of(config, networks, stored.classes, given.label_policy)
     rows: list[tuple[object, ...]] = []
     bad = 0
     for batch, scored, problems in _scored(paths, scorer, config, stored.channels):

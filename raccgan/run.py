@@ -40,14 +40,7 @@ class Run:
 
     def scorer(self, networks: Networks, label_policy: str = MINIMUM) -> Scorer:
         """A scorer with this run's settings."""
-        return Scorer(
-            networks,
-            self.classes,
-            kappa=self.config.kappa,
-            kernels=self.config.kernels,
-            pairs=self.config.score_batch,
-            label_policy=label_policy,
-        )
+        return Scorer.of(self.config, networks, self.classes, label_policy)
 
 
 def prepare(config: Config, data_root: Path, device: torch.device) -> Run:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raccgan.config import Config
 from raccgan.errors import InputError
 from raccgan.kernels.anomaly_score import anomaly_score
 from raccgan.networks import Networks
@@ -65,6 +66,18 @@ class Scorer:
         self.kappa = kappa
         self.kernels = kernels
         self.pairs = pairs
+
+    @classmethod
+    def of(cls, config: Config, networks: Networks, classes: Sequence[str], label_policy: str = MINIMUM) -> Scorer:
+        """A scorer with a configuration's settings."""
+        return cls(
+            networks,
+            classes,
+            kappa=config.kappa,
+            kernels=config.kernels,
+            pairs=config.score_batch,
+            label_policy=label_policy,
+        )
 
     @torch.inference_mode()
     def score(self, images: Tensor, *, details: bool = False) -> Scored:

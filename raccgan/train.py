@@ -52,8 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     run = prepare(config, given.data_root, device)
     if resumed is not None:
         checkpoints.check_same_model(resumed, run.config, run.classes, run.channels)
-    data = _training_data(run)
     _check_phase(given.phase, run.config, resumed)
+    data = _training_data(run)
     prepare_out(out)  # last of all checks, so that a refused run leaves nothing behind
     write_json(out / "config.json", run.config.to_dict())
     _say(

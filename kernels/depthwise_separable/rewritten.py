@@ -23,13 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raccgan.kernels import backend
-
-
-def can_run(call: backend.Call) -> str | None:
-    """It is PyTorch's own convolutions that run, so wherever the reference does."""
-    return None
-
 
 def depthwise_separable(
     x: Tensor,

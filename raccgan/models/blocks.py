@@ -121,27 +121,6 @@ class ConditionalBatchNorm(nn.Module):
         return weight * scale, bias * scale + self.shift(y)
 
 
-class BatchNorm(nn.Module):
-    """Batch norm as a scale and shift; the generator's last norm, which has no condition."""
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-        self.momentum = momentum
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
-        )
-
-
 def _moments(norm: ConditionalBatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """The batch's mean and variance in training, which move the running ones; the running ones in evaluation."""
     if not norm.training:
@@ -245,26 +224,21 @@ class ResidualDown(nn.Module):
         self.first = convolution(kind, channels, out_channels, 3, kernels)
         self.second = convolution(kind, out_channels, out_channels, 3, kernels)
         self.skip = convolution(kind, channels, out_channels, 1, kernels) if down or channels != out_channels else None
-        self.film = nn.Linear(condition, 2 * (channels + out_channels)) if condition else None
+        self.film_sizes = [channels, channels, out_channels, out_channels]
+        self.film = nn.Linear(condition, sum(self.film_sizes)) if condition else None
         self.attention = CBAM(out_channels, kernels, norm="instance") if attention else None
         self.preactivation = preactivation
         self.pool = 2 if down else 1
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         h = F.relu(x) if self.preactivation else x
-        c, d = x.shape[1], self.second_channels
-        film = self.film(y).split([c, c, d, d], dim=1) if self.film is not None and y is not None else None
+        film = self.film(y).split(self.film_sizes, dim=1) if self.film is not None and y is not None else None
         skip = x if self.skip is None else self.skip(x, pool=self.pool)
         h = self.first(h, _modulate(instance_norm(h), film and film[:2]), activation="relu")
         h = self.second(
             h, _modulate(instance_norm(h), film and film[2:]), activation="relu", pool=self.pool, residual=skip
         )
         return h if self.attention is None else self.attention(h)
-
-    @property
-    def second_channels(self) -> int:
-        layer = self.second
-        return (layer.pointwise if isinstance(layer, DepthwiseSeparable) else layer.convolution).out_channels
 
 
 def _modulate(affine: tuple[Tensor, Tensor], film: tuple[Tensor, ...] | None) -> tuple[Tensor, Tensor]:
