@@ -1,9 +1,10 @@
 """Depthwise-separable convolution with what stands around it in a residual block (MobileNets; Howard et al., 2017).
 
-    y = pool(pointwise(depthwise(up(act(x * scale + shift))))) + residual
+    y = pool(pointwise(depthwise(up(act(norm(pre(x)) * scale + shift))))) + residual
 
-A depthwise k x k convolution and a pointwise 1 x 1 convolution, both with bias and nothing between them. scale and
-shift carry a folded conditional batch norm or instance norm; up is nearest, pool is average.
+A depthwise k x k convolution and a pointwise 1 x 1 convolution, both with bias and nothing between them. norm is an
+instance norm or none; scale and shift carry its condition, or a folded conditional batch norm; up is nearest, pool is
+average.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from raccgan.kernels import backend
 from raccgan.kernels.depthwise_separable import native, reference, rewritten
 
 ACTIVATIONS = ("none", "relu")
+NORMS = ("none", "instance")
 
 IMPLEMENTATIONS: backend.Family = {
     "reference": backend.Implementation(reference.depthwise_separable, backend.always),
@@ -40,6 +42,9 @@ def depthwise_separable(
     pointwise_weight: Tensor,
     pointwise_bias: Tensor | None,
     *,
+    preactivation: str = "none",
+    norm: str = "none",
+    eps: float = 1e-5,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     activation: str = "none",
@@ -56,7 +61,11 @@ def depthwise_separable(
         depthwise_bias: [C] or None.
         pointwise_weight: [D, C, 1, 1].
         pointwise_bias: [D] or None.
-        scale, shift: [N, C] each, both or neither.
+        preactivation: "none" or "relu", before the norm.
+        norm: "none" or "instance", which brings each channel of each sample to mean 0 and variance 1. It couples no
+            samples, so it may stand in a critic under a gradient penalty.
+        eps: added to the variance.
+        scale, shift: [N, C] each, both or neither; after the norm.
         activation: "none" or "relu", after scale and shift.
         upsample: 1 or 2, nearest.
         pool: 1 or 2, average; odd sizes are cut as ``avg_pool2d`` cuts them.
@@ -67,16 +76,16 @@ def depthwise_separable(
         [N, D, H * upsample // pool, W * upsample // pool] in x's dtype (autocast's, where that is on). The memory
         format is x's or channels_last, as the implementation computes it.
 
-    Gradients: any order with the reference, for every tensor.
+    Gradients: any order, for every tensor.
 
     Raises:
         ValueError: shapes or options outside the above.
         raccgan.kernels.backend.KernelError: ``kernels`` names what cannot serve this call.
     """
-    _check(x, depthwise_weight, pointwise_weight, scale, shift, activation, upsample, pool)
+    _check(x, depthwise_weight, pointwise_weight, preactivation, norm, scale, shift, activation, upsample, pool)
     run = backend.choose("depthwise_separable", IMPLEMENTATIONS, kernels, backend.Call.of(x)).run
     y: Tensor = run(
-        x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias,
+        x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, preactivation, norm, eps,
         scale, shift, activation, upsample, pool, residual,
     )  # fmt: skip
     return y
@@ -98,6 +107,8 @@ def _check(
     x: Tensor,
     depthwise_weight: Tensor,
     pointwise_weight: Tensor,
+    preactivation: str,
+    norm: str,
     scale: Tensor | None,
     shift: Tensor | None,
     activation: str,
@@ -120,7 +131,12 @@ def _check(
     for name, t in (("scale", scale), ("shift", shift)):
         if t is not None and t.shape != (n, c):
             refuse(f"{name} must be [{n}, {c}], got {list(t.shape)}")
-    if activation not in ACTIVATIONS:
-        refuse(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    for name, value, known in (
+        ("preactivation", preactivation, ACTIVATIONS),
+        ("norm", norm, NORMS),
+        ("activation", activation, ACTIVATIONS),
+    ):
+        if value not in known:
+            refuse(f"{name} must be one of {', '.join(known)}, got {value!r}")
     if upsample not in (1, 2) or pool not in (1, 2):
         refuse(f"upsample and pool must be 1 or 2, got {upsample} and {pool}")

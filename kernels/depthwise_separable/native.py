@@ -1,28 +1,35 @@
-"""The rewritten op around a compiled depthwise convolution: C++ on a CPU.
+"""The compiled kernels: everything up to the matrix product is one pass over x in C++, and so are its derivatives.
 
-    D(x, w)[n, c, h, v] = sum over i,j   of w[c, 0, i, j] x[n, c, h + i - k//2, v + j - k//2]
-    C(x, g)[c, 0, i, j] = sum over n,h,v of x[n, c, h + i - k//2, v + j - k//2] g[n, c, h, v]
+    u = depthwise(up(act(norm(pre(x)) * scale + shift))), averaged where y is           csrc/cpu/depthwise_separable.cpp
+    y = pointwise(u) + residual                                                         PyTorch's convolution
 
-D and C are closed under differentiation, see rewritten.py: each one's gradients are D and C again. What the kernels
-are for is C, the weight gradient: at k = 7 in channels_last PyTorch takes 8 to 17 times as long on one core, and for D
-1.2 to 1.5 times.
+All of u is a function of one sample's channel, so a channel stays in the cache through norm, activation, resizing and
+convolution, and again through their first and their second derivative: a gradient penalty is one pass more, not some
+forty of PyTorch's operations. The matrix product is PyTorch's own: its 1 x 1 convolution runs at the peak of the
+processor (oneDNN; 450 of 450 GFLOP/s for 128 channels on two cores that multiply matrices at 200 in torch.matmul), and
+what it costs to write u and read it again is a twentieth of a training step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from raccgan.kernels import library
+from raccgan.kernels.autograd import differentiate, wanted
 from raccgan.kernels.backend import Call
 from raccgan.kernels.depthwise_separable import rewritten
+from raccgan.kernels.depthwise_separable.reference import activated
 
 DTYPES = (torch.float32, torch.bfloat16)
 KERNEL_SIZES = (3, 5, 7)
 
-_CONVOLUTION = "raccgan::depthwise_native"
-_CORRELATION = "raccgan::depthwise_correlation_native"
+_FORWARD = "raccgan::depthwise_native"
+_BACKWARD = "raccgan::depthwise_native_backward"
+_DOUBLE_BACKWARD = "raccgan::depthwise_native_double_backward"
 # Settled once, at import, so that torch.compile sees a constant.
 _MISSING = library.why_not()
 
@@ -44,6 +51,9 @@ def depthwise_separable(
     depthwise_bias: Tensor | None,
     pointwise_weight: Tensor,
     pointwise_bias: Tensor | None,
+    preactivation: str,
+    norm: str,
+    eps: float,
     scale: Tensor | None,
     shift: Tensor | None,
     activation: str,
@@ -56,96 +66,215 @@ def depthwise_separable(
     The result is channels_last wherever the compiled kernels run, for any x: that is how PyTorch's own convolutions
     answer channels_last weights too, and going back to NCHW would slow down every layer after this one.
     """
-    return rewritten.compose(
-        _best_depthwise, x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias,
-        scale, shift, activation, upsample, pool, residual,
-    )  # fmt: skip
+    (x,) = rewritten.in_autocast_dtype(x)
+    if x.dtype not in DTYPES or depthwise_weight.shape[-1] not in KERNEL_SIZES:
+        # A 1 x 1 depthwise convolution is part of the matrix product; the others no model here has.
+        return rewritten.depthwise_separable(
+            x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, preactivation, norm, eps,
+            scale, shift, activation, upsample, pool, residual,
+        )  # fmt: skip
+    inside = pool if upsample == 1 else 1
+    u = depthwise(x, depthwise_weight, scale, shift, upsample, inside, preactivation, norm, activation, eps)
+    u = rewritten.resized(u, 1, pool // inside)
+    return rewritten.separable(u, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, residual)
 
 
-def _best_depthwise(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """D(x, w) + b by the compiled kernels, or by PyTorch's with the same closed family of gradients.
-
-    PyTorch's serve kernel sizes above 7 and autocast to float16, which no model here has, and the shapes at which they
-    are as fast or faster, all three passes taken together on one core: k = 3 on large tensors of many channels. For
-    float32 [64, 64, 16, 16] they take 1.04 ms and the compiled ones 1.33, for [64, 256, 8, 8] 1.02 and 1.35, for
-    [64, 64, 32, 32] 10.9 and 11.5. The other way round it is for [32, 64, 8, 8], 0.26 and 0.19, and for the few
-    channels of an image, [64, 3, 32, 32], 1.36 and 0.88.
-    """
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-    k = w.shape[-1]
-    compiled = dtype in DTYPES and k in KERNEL_SIZES
-    large = k == 3 and x.shape[1] >= 16 and x.numel() >= 2**18
-    return depthwise(x, w, b) if compiled and not large else rewritten.depthwise(x, w, b)
-
-
-def depthwise(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """D(x, w) + b: depthwise convolution of stride 1 with zero padding k // 2.
+def depthwise(
+    x: Tensor,
+    w: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    upsample: int = 1,
+    pool: int = 1,
+    preactivation: str = "none",
+    norm: str = "none",
+    activation: str = "none",
+    eps: float = 1e-5,
+) -> Tensor:
+    """pool(depthwise(up(act(norm(pre(x)) * scale + shift)))), without bias, by the compiled kernels.
 
     Args:
         x: [N, C, H, W] of one dtype of :data:`DTYPES`; read in place where it is channels_last, copied otherwise.
-        w: [C, 1, k, k], k one of :data:`KERNEL_SIZES`.
-        b: [C] or None.
+        w: [C, 1, k, k], k one of :data:`KERNEL_SIZES`; stride 1 and zero padding k // 2.
+        scale, shift: [N, C] each, or neither.
+        upsample, pool: 1 or 2, not both 2.
+        preactivation, norm, activation, eps: as in :func:`raccgan.kernels.depthwise_separable`.
 
     Returns:
-        [N, C, H, W], channels_last, in autocast's dtype where autocast is on and in x's otherwise. The same bits
-        whatever the number of threads, like all gradients; another processor may round differently.
+        [N, C, H * upsample // pool, W * upsample // pool], channels_last, of x's dtype. The same bits whatever the
+        number of threads, like all gradients; another processor may round differently.
 
-    Gradients: every order, for all three tensors.
+    Gradients: every order, for all four tensors. Compiled are the first and, of x's gradient, the second, which is what
+    a gradient penalty asks for; the gradients of the other gradients, and third ones, are PyTorch's operations.
 
     Raises:
         RuntimeError: shapes, dtypes or devices other than the above, or no compiled kernel (see :func:`can_run`).
     """
     if _MISSING is not None:
         raise RuntimeError(_MISSING)
-    y: Tensor = torch.ops.raccgan.depthwise_native(*rewritten.in_autocast_dtype(x, w, b))
+    y: Tensor = torch.ops.raccgan.depthwise_native(
+        x, w, scale, shift, upsample, pool, preactivation == "relu", norm == "instance", activation == "relu", eps
+    )
     return y
 
 
-class _Context(FunctionCtx):
-    saved_tensors: tuple[Tensor, ...]
-    needs_input_grad: tuple[bool, ...]
+def _composed(
+    x: Tensor,
+    w: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    upsample: int,
+    pool: int,
+    rectify_first: bool,
+    normalise: bool,
+    rectify: bool,
+    eps: float,
+) -> Tensor:
+    """What depthwise_native computes, of operations that any order of derivative goes through."""
+    relu = {True: "relu", False: "none"}
+    norm = "instance" if normalise else "none"
+    scale, shift = (None if t is None else t.to(x.dtype) for t in (scale, shift))
+    x = activated(x, relu[rectify_first], norm, eps, scale, shift, relu[rectify])
+    y = rewritten.Depthwise.apply(rewritten.resized(x, upsample, 1), w.to(x.dtype))
+    return rewritten.resized(y, 1, pool)
 
 
-def _convolution_shape(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+# ---- forward -------------------------------------------------------------------------------------------------------
+
+_OPTIONS = 6  # upsample, pool, rectify_first, normalise, rectify, eps: after the tensors of every op
 
 
-def _save_convolution(ctx: _Context, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
+def _forward_shape(x: Tensor, w: Tensor, scale: Any, shift: Any, upsample: int, pool: int, *flags: Any) -> Tensor:
+    n, c, h, v = x.shape
+    sizes = (n, c, h * upsample // pool, v * upsample // pool)
+    return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _convolution_backward(ctx: _Context, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    x, w = ctx.saved_tensors
-    need_x, need_w, need_b = ctx.needs_input_grad
-    ops = torch.ops.raccgan
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Keep all tensors and all options; they come in this order in every op."""
+    ctx.tensors = sum(1 for value in inputs if value is None or isinstance(value, Tensor))
+    ctx.save_for_backward(*inputs[: ctx.tensors])
+    ctx.options = inputs[ctx.tensors : ctx.tensors + _OPTIONS]
+    ctx.flags = inputs[ctx.tensors + _OPTIONS :]
+    ctx.set_materialize_grads(False)
+
+
+def _forward_backward(ctx: Any, g: Tensor | None) -> tuple[Any, ...]:
+    nothing = [None] * (4 + _OPTIONS)
+    if g is None:
+        return tuple(nothing)
+    x, w, scale, shift = ctx.saved_tensors
+    affine = wanted(ctx, 2) or wanted(ctx, 3)
+    grad_x, grad_w, grad_scale, grad_shift = torch.ops.raccgan.depthwise_native_backward(
+        g, x, w, scale, shift, *ctx.options, wanted(ctx, 0), wanted(ctx, 1), affine
+    )
     return (
-        ops.depthwise_native(g, w.flip(2, 3), None) if need_x else None,
-        ops.depthwise_correlation_native(x, g, w.shape[-1]) if need_w else None,
-        g.sum(dim=(0, 2, 3)) if need_b else None,
+        grad_x if wanted(ctx, 0) else None,
+        grad_w.to(w.dtype) if wanted(ctx, 1) else None,
+        grad_scale.to(scale.dtype) if affine else None,
+        grad_shift.to(shift.dtype) if affine else None,
+        *nothing[4:],
     )
 
 
-def _correlation_shape(x: Tensor, g: Tensor, k: int) -> Tensor:
-    return x.new_empty(x.shape[1], 1, k, k)
+# ---- backward ------------------------------------------------------------------------------------------------------
 
 
-def _save_correlation(ctx: _Context, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-
-
-def _correlation_backward(ctx: _Context, v: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-    x, g = ctx.saved_tensors
-    need_x, need_g, _ = ctx.needs_input_grad
-    convolution = torch.ops.raccgan.depthwise_native
+def _backward_shape(
+    g: Tensor, x: Tensor, w: Tensor, scale: Any, shift: Any, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    want_x, want_w, want_affine = options[_OPTIONS:]
     return (
-        convolution(g, v.flip(2, 3), None) if need_x else None,
-        convolution(x, v, None) if need_g else None,
-        None,
+        _like(x, want_x),
+        _float(x, w.shape, want_w),
+        _float(x, x.shape[:2], want_affine),
+        _float(x, x.shape[:2], want_affine),
     )
+
+
+def _backward_backward(ctx: Any, t: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
+    needed = [wanted(ctx, i) for i in range(5)]
+    g, x, w, scale, shift = ctx.saved_tensors
+    if any(other is not None for other in others):
+        found = differentiate(
+            lambda *tensors: _gradients(tensors, ctx.options, ctx.flags), ctx.saved_tensors, (t, *others), needed
+        )
+    elif t is None:
+        found = [None] * 5
+    else:
+        _, normalise, _, _ = ctx.options[2:]
+        grad_g, grad_x, grad_w, grad_scale = torch.ops.raccgan.depthwise_native_double_backward(
+            t, g, x, w, scale, shift, *ctx.options,
+            needed[0], needed[1] and normalise, needed[2], needed[3] and scale is not None,
+        )  # fmt: skip
+        found = [
+            grad_g if needed[0] else None,
+            grad_x if needed[1] and normalise else None,
+            grad_w.to(w.dtype) if needed[2] else None,
+            grad_scale.to(scale.dtype) if needed[3] else None,
+            None,
+        ]
+    return (*found, *[None] * (_OPTIONS + 3))
+
+
+def _gradients(
+    tensors: Sequence[Tensor | None], options: Sequence[Any], want: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """What depthwise_native_backward computes for (g, x, w, scale, shift), differentiable."""
+    g, *inputs = tensors
+    leaves = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in inputs]
+    assert leaves[0] is not None
+    assert leaves[1] is not None
+    y = _composed(leaves[0], leaves[1], leaves[2], leaves[3], *options)
+    found = torch.autograd.grad(
+        y, [t for t in leaves if t is not None], g, create_graph=True, allow_unused=True, materialize_grads=True
+    )
+    by_input = iter(found)
+    gradients = [None if t is None else next(by_input) for t in leaves]
+    asked = (want[0], want[1], want[2], want[2])
+    return tuple(gradient if one else None for gradient, one in zip(gradients, asked, strict=True))
+
+
+# ---- double backward -----------------------------------------------------------------------------------------------
+
+
+def _double_backward_shape(
+    t: Tensor, g: Tensor, x: Tensor, w: Tensor, scale: Any, shift: Any, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    want_g, want_x, want_w, want_scale = options[_OPTIONS:]
+    return _like(g, want_g), _like(x, want_x), _float(x, w.shape, want_w), _float(x, x.shape[:2], want_scale)
+
+
+def _double_backward_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+    needed = [wanted(ctx, i) for i in range(6)]
+    want_g, want_x, want_w, want_scale = ctx.flags
+
+    def run(t: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        (grad_x, *_) = _gradients(tensors, ctx.options, (True, False, False))
+        asked = (want_g, want_x, want_w, want_scale, False)
+        return tuple(differentiate(lambda *_: (grad_x,), tensors, (t,), asked)[:4])
+
+    found = differentiate(run, ctx.saved_tensors, cotangents, needed)
+    return (*found, *[None] * (_OPTIONS + 4))
+
+
+def _like(t: Tensor, want: bool) -> Tensor:
+    return torch.empty_like(t, memory_format=torch.channels_last) if want else t.new_empty(0)
+
+
+def _float(t: Tensor, shape: Sequence[int], want: bool) -> Tensor:
+    return t.new_empty(shape, dtype=torch.float32) if want else t.new_empty(0)
+
+
+def _register() -> None:
+    for op, shape, backward in (
+        (_FORWARD, _forward_shape, _forward_backward),
+        (_BACKWARD, _backward_shape, _backward_backward),
+        (_DOUBLE_BACKWARD, _double_backward_shape, _double_backward_backward),
+    ):
+        torch.library.register_fake(op)(shape)
+        torch.library.register_autograd(op, backward, setup_context=_save)
 
 
 if _MISSING is None:
-    torch.library.register_fake(_CONVOLUTION)(_convolution_shape)
-    torch.library.register_autograd(_CONVOLUTION, _convolution_backward, setup_context=_save_convolution)
-    torch.library.register_fake(_CORRELATION)(_correlation_shape)
-    torch.library.register_autograd(_CORRELATION, _correlation_backward, setup_context=_save_correlation)
+    _register()

@@ -1,7 +1,5 @@
 """The same op by less arithmetic, with PyTorch's own convolutions inside. Exact up to rounding.
 
-native.py composes the same rewrites around another depthwise convolution, see :func:`compose`.
-
 1. Depthwise convolution as a family closed under differentiation. With stride 1 and "same" padding
 
        D(x, w)          the convolution
@@ -10,18 +8,23 @@ native.py composes the same rewrites around another depthwise convolution, see :
 
    and C's own gradients are D(g, flip(v)) in x and D(x, v) in g for a cotangent v. So every order of derivative is
    made of D and C. Eager PyTorch differentiates its weight gradient with one small convolution per channel.
-2. Pointwise and average pool commute, biases included: pooling first leaves a quarter of the matrix product.
-3. A 1 x 1 depthwise convolution folds into the pointwise one: W = Wp diag(wd), b = bp + Wp bd.
+2. Pointwise convolution likewise: P(x, W), its gradient P(g, W^T), and the product of x and g over all pixels. Eager
+   PyTorch differentiates that product by a convolution whose kernel is as large as the image.
+3. Pointwise and average pool commute, biases included: pooling first leaves a quarter of the matrix product.
+4. A 1 x 1 depthwise convolution folds into the pointwise one: W = Wp diag(wd), b = bp + Wp bd. Of any other one the
+   bias does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from raccgan.kernels.autograd import wanted
+from raccgan.kernels.depthwise_separable.reference import activated
 
 
 def depthwise_separable(
@@ -30,6 +33,9 @@ def depthwise_separable(
     depthwise_bias: Tensor | None,
     pointwise_weight: Tensor,
     pointwise_bias: Tensor | None,
+    preactivation: str,
+    norm: str,
+    eps: float,
     scale: Tensor | None,
     shift: Tensor | None,
     activation: str,
@@ -38,79 +44,77 @@ def depthwise_separable(
     residual: Tensor | None,
 ) -> Tensor:
     """Shapes as in :func:`raccgan.kernels.depthwise_separable`; any order of derivative, for every tensor."""
-    return compose(
-        depthwise, x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias,
-        scale, shift, activation, upsample, pool, residual,
-    )  # fmt: skip
+    x = activated(x, preactivation, norm, eps, scale, shift, activation)
+    if depthwise_weight.shape[-1] == 1:
+        x = resized(x, upsample, pool)
+    else:
+        x = resized(depthwise(resized(x, upsample, 1), depthwise_weight), 1, pool)
+    return separable(x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, residual)
 
 
-def compose(
-    depthwise: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+def separable(
     x: Tensor,
     depthwise_weight: Tensor,
     depthwise_bias: Tensor | None,
     pointwise_weight: Tensor,
     pointwise_bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str,
-    upsample: int,
-    pool: int,
     residual: Tensor | None,
 ) -> Tensor:
-    """The op around ``depthwise(x, w, b)``, which is D(x, w) + b for x [N, C, H, W], w [C, 1, k, k] and k above 1."""
-    if scale is not None and shift is not None:
-        x = torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
-    if activation == "relu":
-        x = F.relu(x)
+    """What is left to do after the depthwise convolution without its bias; of a 1 x 1 one, before it."""
+    if depthwise_bias is not None:
+        folded = pointwise_weight.flatten(1) @ depthwise_bias
+        pointwise_bias = folded if pointwise_bias is None else pointwise_bias + folded
+    if depthwise_weight.shape[-1] == 1:
+        pointwise_weight = pointwise_weight * depthwise_weight.view(1, -1, 1, 1)
+    y = pointwise(x, pointwise_weight, pointwise_bias)
+    return y if residual is None else y + residual
+
+
+def resized(x: Tensor, upsample: int, pool: int) -> Tensor:
     if upsample > 1:
         x = F.interpolate(x, scale_factor=upsample, mode="nearest")
-    if depthwise_weight.shape[-1] == 1:
-        if depthwise_bias is not None:
-            extra = pointwise_weight.flatten(1) @ depthwise_bias
-            pointwise_bias = extra if pointwise_bias is None else pointwise_bias + extra
-        pointwise_weight = pointwise_weight * depthwise_weight.view(1, -1, 1, 1)
-    else:
-        x = depthwise(x, depthwise_weight, depthwise_bias)
-    if pool > 1:
-        x = F.avg_pool2d(x, pool)
-    x = F.conv2d(x, pointwise_weight, pointwise_bias)
-    return x if residual is None else x + residual
+    return F.avg_pool2d(x, pool) if pool > 1 else x
 
 
-def depthwise(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    y: Tensor = Depthwise.apply(*in_autocast_dtype(x, w, b))
+def depthwise(x: Tensor, w: Tensor) -> Tensor:
+    """D(x, w) for x [N, C, H, W], w [C, 1, k, k] with k odd; stride 1, zero padding k // 2. Any order of derivative."""
+    y: Tensor = Depthwise.apply(*in_autocast_dtype(x, w))
     return y
 
 
-def in_autocast_dtype(x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """x, w and b in autocast's dtype where that is on: a custom backward runs outside of it, so the casts go first."""
-    if not torch.is_autocast_enabled(x.device.type):
-        return x, w, b
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return x.to(dtype), w.to(dtype), None if b is None else b.to(dtype)
+def pointwise(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """P(x, w) + b for x [N, C, H, W], w [D, C, 1, 1], b [D] or None. Any order of derivative."""
+    y: Tensor = Pointwise.apply(*in_autocast_dtype(x, w), b if b is None else in_autocast_dtype(b)[0])
+    return y
+
+
+def in_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in autocast's dtype where that is on: a custom backward runs outside of it, so the casts go first."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t.to(dtype) for t in tensors)
 
 
 class Depthwise(torch.autograd.Function):
-    """D(x, w) + b for x [N, C, H, W], w [C, 1, k, k] with k odd, b [C] or None; stride 1, zero padding k // 2."""
+    """D(x, w)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
         ctx.save_for_backward(x, w)
-        return F.conv2d(x, w, b, padding=w.shape[-1] // 2, groups=w.shape[0])
+        return F.conv2d(x, w, padding=w.shape[-1] // 2, groups=w.shape[0])
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, w = ctx.saved_tensors
-        need_x, need_w, need_b = ctx.needs_input_grad
         return (
-            Depthwise.apply(g, w.flip(2, 3), None) if need_x else None,
-            Correlation.apply(x, g, w.shape[-1]) if need_w else None,
-            g.sum(dim=(0, 2, 3)) if need_b else None,
+            Depthwise.apply(g, w.flip(2, 3)) if wanted(ctx, 0) else None,
+            DepthwiseCorrelation.apply(x, g, w.shape[-1]) if wanted(ctx, 1) else None,
         )
 
 
-class Correlation(torch.autograd.Function):
+class DepthwiseCorrelation(torch.autograd.Function):
     """C(x, g) [C, 1, k, k]: sum over n,h,w of x[n, c, h + i - k//2, w + j - k//2] * g[n, c, h, w]."""
 
     @staticmethod
@@ -126,9 +130,53 @@ class Correlation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, g = ctx.saved_tensors
-        need_x, need_g, _ = ctx.needs_input_grad
         return (
-            Depthwise.apply(g, v.flip(2, 3), None) if need_x else None,
-            Depthwise.apply(x, v, None) if need_g else None,
+            Depthwise.apply(g, v.flip(2, 3)) if wanted(ctx, 0) else None,
+            Depthwise.apply(x, v) if wanted(ctx, 1) else None,
             None,
         )
+
+
+class Pointwise(torch.autograd.Function):
+    """P(x, w) + b."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return F.conv2d(x, w, b)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, w = ctx.saved_tensors
+        grad_w, grad_b = PointwiseProduct.apply(x, g) if wanted(ctx, 1) or wanted(ctx, 2) else (None, None)
+        return (
+            Pointwise.apply(g, w.transpose(0, 1), None) if wanted(ctx, 0) else None,
+            grad_w,
+            grad_b if ctx.needs_input_grad[2] else None,
+        )
+
+
+class PointwiseProduct(torch.autograd.Function):
+    """The gradients of P's weight, [D, C, 1, 1], and bias, [D]: sums over n,h,w of g times x, and of g."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, g)
+        ctx.set_materialize_grads(False)
+        c, d = x.shape[1], g.shape[1]
+        w = x.new_empty(d, c, 1, 1)  # as above
+        _, grad_w, grad_b = torch.ops.aten.convolution_backward(
+            g, x, w, [d], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, True]
+        )
+        return grad_w, grad_b
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor | None, v_b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        x, g = ctx.saved_tensors
+        grad_x = grad_g = None
+        if v is not None:
+            grad_x = Pointwise.apply(g, v.transpose(0, 1), None) if wanted(ctx, 0) else None
+            grad_g = Pointwise.apply(x, v, v_b) if wanted(ctx, 1) else None
+        elif v_b is not None:
+            grad_g = v_b[:, None, None].expand_as(g)
+        return grad_x, grad_g

@@ -1,10 +1,12 @@
 """What the three networks are built from. Each layer's arithmetic is an op of :mod:`raccgan.kernels`.
 
-A norm here computes no normalised tensor: it returns the scale and shift, [N, C] each, that the convolution after
-it applies while loading its input.
+A norm here computes no normalised tensor: the convolution after it normalises while loading its input. An instance norm
+is an option of that convolution; a conditional batch norm returns the scale and shift that it applies.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +15,19 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from raccgan.kernels.cbam import cbam
 from raccgan.kernels.depthwise_separable import depthwise_separable
+from raccgan.kernels.depthwise_separable.reference import activated
 
 CONVOLUTIONS = ("depthwise-separable", "dense")
 
+Affine = tuple[Tensor, Tensor]
+"""Scale and shift of a norm, [N, C] each."""
+
 
 class DepthwiseSeparable(nn.Module):
-    """Depthwise k x k with bias, then pointwise 1 x 1 with bias; norm, activation, pool and residual ride along."""
+    """Depthwise k x k with bias, then pointwise 1 x 1 with bias.
+
+    What stands ``around`` them rides along: the options of :func:`raccgan.kernels.depthwise_separable`.
+    """
 
     def __init__(self, channels: int, out_channels: int, kernel_size: int, kernels: str) -> None:
         super().__init__()
@@ -26,16 +35,7 @@ class DepthwiseSeparable(nn.Module):
         self.pointwise = nn.Conv2d(channels, out_channels, 1)
         self.kernels = kernels
 
-    def forward(
-        self,
-        x: Tensor,
-        affine: tuple[Tensor, Tensor] | None = None,
-        *,
-        activation: str = "none",
-        upsample: int = 1,
-        pool: int = 1,
-        residual: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, affine: Affine | None = None, **around: Any) -> Tensor:
         scale, shift = affine if affine is not None else (None, None)
         return depthwise_separable(
             x,
@@ -45,11 +45,8 @@ class DepthwiseSeparable(nn.Module):
             self.pointwise.bias,
             scale=scale,
             shift=shift,
-            activation=activation,
-            upsample=upsample,
-            pool=pool,
-            residual=residual,
             kernels=self.kernels,
+            **around,
         )
 
 
@@ -63,18 +60,17 @@ class Dense(nn.Module):
     def forward(
         self,
         x: Tensor,
-        affine: tuple[Tensor, Tensor] | None = None,
+        affine: Affine | None = None,
         *,
+        preactivation: str = "none",
+        norm: str = "none",
         activation: str = "none",
         upsample: int = 1,
         pool: int = 1,
         residual: Tensor | None = None,
     ) -> Tensor:
-        if affine is not None:
-            scale, shift = affine
-            x = x * scale[:, :, None, None] + shift[:, :, None, None]
-        if activation == "relu":
-            x = F.relu(x)
+        scale, shift = affine if affine is not None else (None, None)
+        x = activated(x, preactivation, norm, 1e-5, scale, shift, activation)
         if upsample > 1:
             x = F.interpolate(x, scale_factor=upsample, mode="nearest")
         x = self.convolution(x)
@@ -125,7 +121,7 @@ def _moments(norm: ConditionalBatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """The batch's mean and variance in training, which move the running ones; the running ones in evaluation."""
     if not norm.training:
         return norm.running_mean, norm.running_var
-    mean, var = _mean_and_variance(x, (0, 2, 3))
+    mean, var = _mean_and_variance(x)
     with torch.no_grad():
         count = x.numel() // x.shape[1]
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
@@ -133,22 +129,14 @@ def _moments(norm: ConditionalBatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def _mean_and_variance(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over ``dims``, in float32 at least, in two passes.
+def _mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel over the batch, in float32 at least, in two passes.
 
     ``torch.var_mean`` is one pass and one value at a time on a CPU: 4 to 20 times slower at the shapes of the models.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    mean = x.mean(dim=dims, keepdim=True)
-    var = (x - mean).square().mean(dim=dims)
-    return mean.view(var.shape), var
-
-
-def instance_norm(x: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
-    """Scale and shift, [N, C] each, that normalise every channel of every sample of x [N, C, H, W] by itself."""
-    mean, var = _mean_and_variance(x, (2, 3))
-    scale = torch.rsqrt(var + eps)
-    return scale, -mean * scale
+    mean = x.mean(dim=(0, 2, 3), keepdim=True)
+    return mean.flatten(), (x - mean).square().mean(dim=(0, 2, 3))
 
 
 class CBAM(nn.Module):
@@ -231,23 +219,13 @@ class ResidualDown(nn.Module):
         self.pool = 2 if down else 1
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        h = F.relu(x) if self.preactivation else x
         film = self.film(y).split(self.film_sizes, dim=1) if self.film is not None and y is not None else None
         skip = x if self.skip is None else self.skip(x, pool=self.pool)
-        h = self.first(h, _modulate(instance_norm(h), film and film[:2]), activation="relu")
-        h = self.second(
-            h, _modulate(instance_norm(h), film and film[2:]), activation="relu", pool=self.pool, residual=skip
-        )
+        pre = "relu" if self.preactivation else "none"
+        around = {"norm": "instance", "activation": "relu"}
+        h = self.first(x, film and (1 + film[0], film[1]), preactivation=pre, **around)
+        h = self.second(h, film and (1 + film[2], film[3]), pool=self.pool, residual=skip, **around)
         return h if self.attention is None else self.attention(h)
-
-
-def _modulate(affine: tuple[Tensor, Tensor], film: tuple[Tensor, ...] | None) -> tuple[Tensor, Tensor]:
-    """(x * scale + shift) * (1 + a) + b, as one scale and shift."""
-    if not film:
-        return affine
-    scale, shift = affine
-    a, b = film
-    return scale * (1 + a), shift * (1 + a) + b
 
 
 def initialise(network: nn.Module) -> None:

@@ -1,0 +1,50 @@
+"""What every implementation's backward asks of autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def wanted(ctx: Any, i: int) -> bool:
+    """Whether the backward pass that runs now uses the gradient of input ``i`` of the node ``ctx``.
+
+    ``ctx.needs_input_grad`` says only that the input requires a gradient. ``torch.autograd.grad(value, x)``, with which
+    a gradient penalty begins, uses none of the weights', and computing them would cost as much as x's.
+    """
+    if not ctx.needs_input_grad[i]:
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    try:
+        return bool(torch._C._will_engine_execute_node(ctx.next_functions[i][0]))
+    except RuntimeError:  # what it says of a leaf that autograd.grad was asked for
+        return True
+
+
+def differentiate(
+    run: Callable[..., Sequence[Tensor | None]],
+    inputs: Sequence[Tensor | None],
+    cotangents: Sequence[Tensor | None],
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of ``run(*inputs)`` where ``needed``, by autograd: differentiable again if gradients are recorded now.
+
+    For a backward that has no kernel of its own: ``run`` computes what the kernel computes out of operations that
+    PyTorch can differentiate.
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        outputs = run(*inputs)
+    pairs = [
+        (o, c) for o, c in zip(outputs, cotangents, strict=True) if o is not None and c is not None and o.requires_grad
+    ]
+    asked = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
+    found = torch.autograd.grad(
+        [o for o, _ in pairs], asked, [c.to(o.dtype) for o, c in pairs], create_graph=again, allow_unused=True
+    )
+    remaining = iter(found)
+    return [next(remaining) if need and t is not None else None for t, need in zip(inputs, needed, strict=True)]
