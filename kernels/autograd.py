@@ -38,13 +38,15 @@ def differentiate(
     """
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        outputs = run(*inputs)
+        # Views of their own: an input may have been computed from another one, and that path is not ours to follow.
+        own = [t if t is None else t.view_as(t) for t in inputs]
+        outputs = run(*own)
     pairs = [
         (o, c) for o, c in zip(outputs, cotangents, strict=True) if o is not None and c is not None and o.requires_grad
     ]
-    asked = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
+    asked = [t for t, need in zip(own, needed, strict=True) if need and t is not None]
     found = torch.autograd.grad(
         [o for o, _ in pairs], asked, [c.to(o.dtype) for o, c in pairs], create_graph=again, allow_unused=True
     )
     remaining = iter(found)
-    return [next(remaining) if need and t is not None else None for t, need in zip(inputs, needed, strict=True)]
+    return [next(remaining) if need and t is not None else None for t, need in zip(own, needed, strict=True)]

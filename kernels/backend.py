@@ -102,7 +102,7 @@ def always(call: Call) -> str | None:
 
 def families() -> dict[str, Family]:
     """Every family with its implementations, for ``raccgan.doctor`` and the tests."""
-    names = ("depthwise_separable", "cbam", "anomaly_score")
+    names = ("depthwise_separable", "moments", "cbam", "anomaly_score")
     return {name: importlib.import_module(f"raccgan.kernels.{name}").IMPLEMENTATIONS for name in names}
 
 

@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
@@ -33,6 +34,16 @@ inline Dtype dtype_of(const Tensor& t, const char* what) {
 inline bool same_sizes(const Tensor& a, const Tensor& b) {
   const auto sizes_a = a.sizes(), sizes_b = b.sizes();
   return std::equal(sizes_a.begin(), sizes_a.end(), sizes_b.begin(), sizes_b.end());
+}
+
+inline Tensor channels_last(const Tensor& t) {
+  return torch::stable::contiguous(t, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+// [N, c, h, w] of the dtype and device of `like`, N as there.
+inline Tensor empty_channels_last(const Tensor& like, int64_t c, int64_t h, int64_t w) {
+  return torch::stable::empty({like.size(0), c, h, w}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
 // Shares out `count` pieces of `elements` each. A thread is worth waking for about as many elements as PyTorch's own

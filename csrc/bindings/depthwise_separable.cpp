@@ -1,6 +1,4 @@
 // The bindings of the depthwise half of a depthwise-separable convolution, and of its two derivatives.
-#include <torch/headeronly/core/MemoryFormat.h>
-
 #include <memory>
 #include <new>
 #include <tuple>
@@ -19,10 +17,6 @@ struct Free {
 
 std::unique_ptr<float[], Free> floats(int64_t count) {
   return std::unique_ptr<float[], Free>(new (kAlignment) float[count]);
-}
-
-Tensor channels_last(const Tensor& t) {
-  return torch::stable::contiguous(t, torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
 Tensor as_float(const Tensor& t) { return torch::stable::contiguous(torch::stable::to(t, ScalarType::Float)); }
@@ -84,12 +78,8 @@ struct Call {
     return channels_last(t);
   }
 
-  Tensor empty(int64_t h, int64_t w) const {
-    return torch::stable::empty({layer.n, layer.c, h, w}, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
-                                torch::headeronly::MemoryFormat::ChannelsLast);
-  }
-  Tensor empty_x() const { return empty(layer.h, layer.w); }
-  Tensor empty_y() const { return empty(layer.out(layer.h), layer.out(layer.w)); }
+  Tensor empty_x() const { return empty_channels_last(x, layer.c, layer.h, layer.w); }
+  Tensor empty_y() const { return empty_channels_last(x, layer.c, layer.out(layer.h), layer.out(layer.w)); }
   Tensor empty_parameter() const { return torch::stable::new_empty(x, {layer.n, layer.c}, ScalarType::Float); }
 
   // Runs pass(scratch, begin, end) over the tasks.

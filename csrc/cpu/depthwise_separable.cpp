@@ -170,19 +170,19 @@ Norm finish(const Worker& a, Floats mean, Floats root) {
   return {mean, root, scale, root * scale, shift - mean * root * scale};
 }
 
-// Copies x, rectified if so, to `h`, and returns its norm. Sums are of the distance from the first pixel, row by row:
-// a variance from sums of squares would cancel where the mean is large.
+// Copies x, rectified if so, to `h`, and returns its norm. Sums are of the distance from a pivot, row by row: a variance
+// from sums of squares would cancel where the mean is large.
 template <class T>
 Norm read_normalised(const Worker& a, const void* x, const Plane& h) {
   const View<T> view(x, h.rows, h.columns, a.s.c, a.l);
-  Floats pivot{}, sum{}, squares{};
+  const Floats at = view.pivot(h.rows), pivot = a.s.rectify_first ? relu(at) : at;
+  Floats sum{}, squares{};
   for (int64_t row = 0; row < h.rows; ++row) {
     Floats row_sum{}, row_squares{};
     float* const to = h.at(row, 0);
     view.read(row, [&](int64_t i, Floats v) __attribute__((always_inline)) {
       if (a.s.rectify_first) v = relu(v);
       store(to + i * kWidth, v);
-      if (row == 0 && i == 0) pivot = v;
       const Floats d = v - pivot;
       row_sum += d;
       row_squares = multiply_add(d, d, row_squares);

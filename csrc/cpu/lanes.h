@@ -108,6 +108,18 @@ struct View {
         lanes.sample * sample_stride + lanes.channel;
   }
 
+  // Roughly the mean: of a few pixels far apart. What is summed as distances from it cancels little.
+  Floats pivot(int64_t rows) const {
+    constexpr int64_t kPixels = 8;
+    const int64_t pixels = rows * columns;
+    Floats sum{};
+    for (int64_t i = 0; i < kPixels; ++i) {
+      const auto* const from = data + (2 * i + 1) * pixels / (2 * kPixels) * c;
+      sum += full(lanes) ? T::load(from) : load_lanes<T>(from, lanes, sample_stride);
+    }
+    return sum / static_cast<float>(kPixels);
+  }
+
   // use(column, vector) for each column of a row. The processor's own prefetcher does not follow a vector's channels
   // from pixel to pixel, so what is read a row later is fetched.
   template <class Use>

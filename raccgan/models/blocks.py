@@ -16,6 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from raccgan.kernels.cbam import cbam
 from raccgan.kernels.depthwise_separable import depthwise_separable
 from raccgan.kernels.depthwise_separable.reference import activated
+from raccgan.kernels.moments import moments
 
 CONVOLUTIONS = ("depthwise-separable", "dense")
 
@@ -97,7 +98,9 @@ class ConditionalBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, channels: int, condition: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+    def __init__(
+        self, channels: int, condition: int, kernels: str, momentum: float = 0.1, eps: float = 1e-5
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
@@ -107,6 +110,7 @@ class ConditionalBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
         self.momentum = momentum
         self.eps = eps
+        self.kernels = kernels
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift, [N, C] each, for x [N, C, H, W] under the condition y [N, condition]."""
@@ -121,22 +125,12 @@ def _moments(norm: ConditionalBatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """The batch's mean and variance in training, which move the running ones; the running ones in evaluation."""
     if not norm.training:
         return norm.running_mean, norm.running_var
-    mean, var = _mean_and_variance(x)
+    mean, var = moments(x, kernels=norm.kernels)
     with torch.no_grad():
         count = x.numel() // x.shape[1]
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
         norm.running_var.lerp_((var * (count / max(1, count - 1))).to(norm.running_var.dtype), norm.momentum)
     return mean, var
-
-
-def _mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel over the batch, in float32 at least, in two passes.
-
-    ``torch.var_mean`` is one pass and one value at a time on a CPU: 4 to 20 times slower at the shapes of the models.
-    """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    mean = x.mean(dim=(0, 2, 3), keepdim=True)
-    return mean.flatten(), (x - mean).square().mean(dim=(0, 2, 3))
 
 
 class CBAM(nn.Module):

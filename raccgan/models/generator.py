@@ -25,9 +25,9 @@ class GeneratorBlock(nn.Module):
         self, channels: int, out_channels: int, condition: int, *, kind: str, kernels: str, attention: bool
     ) -> None:
         super().__init__()
-        self.norm1 = ConditionalBatchNorm(channels, condition)
+        self.norm1 = ConditionalBatchNorm(channels, condition, kernels)
         self.first = convolution(kind, channels, out_channels, 7, kernels)
-        self.norm2 = ConditionalBatchNorm(out_channels, condition)
+        self.norm2 = ConditionalBatchNorm(out_channels, condition, kernels)
         self.second = convolution(kind, out_channels, out_channels, 7, kernels)
         self.skip = spectral_norm(nn.Conv2d(channels, out_channels, 1)) if channels != out_channels else None
         self.attention = CBAM(out_channels, kernels) if attention else None

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raccgan.kernels import anomaly_score, backend, cbam, depthwise_separable
+from raccgan.kernels import anomaly_score, backend, cbam, depthwise_separable, moments
 
 Inputs = dict[str, Any]  # by the reference's parameter names, in its order
 
@@ -143,6 +143,10 @@ def _depthwise_separable(
     }
 
 
+def _moments(draw: torch.Generator, *, shape: tuple[int, int, int, int]) -> Inputs:
+    return {"x": _normal(draw, *shape) + 3}
+
+
 def _cbam(
     draw: torch.Generator,
     *,
@@ -216,6 +220,18 @@ FAMILIES = {
                 "up and pool": {"shape": (1, 2, 3, 5), "out": 2, "k": 3, "upsample": 2, "pool": 2},
             },
             _depthwise_separable,
+        ),
+        Family(
+            "moments",
+            moments.IMPLEMENTATIONS,
+            {
+                "plain": {"shape": (3, 16, 6, 6)},
+                "prime": {"shape": (5, 7, 13, 11)},
+                "several pieces": {"shape": (2, 37, 31, 17)},
+                "one channel": {"shape": (2, 1, 4, 4)},
+                "one": {"shape": (1, 1, 1, 1)},
+            },
+            _moments,
         ),
         Family(
             "cbam",

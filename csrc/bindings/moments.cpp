@@ -1,0 +1,88 @@
+// The bindings of the moments of each channel.
+#include <cmath>
+#include <limits>
+#include <tuple>
+
+#include "../cpu/moments.h"
+#include "common.h"
+
+namespace raccgan {
+namespace {
+
+int64_t pixels(const Tensor& x) { return x.size(0) * x.size(2) * x.size(3); }
+
+Tensor checked(const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == 4, "x must be [N, C, H, W]");
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
+                  "x must be float32 or bfloat16");
+  return channels_last(x);
+}
+
+std::tuple<Tensor, Tensor> moments_cpu(const Tensor& x_in) {
+  const Tensor x = checked(x_in);
+  const int64_t m = pixels(x), c = x.size(1);
+  const Tensor mean = torch::stable::new_empty(x, {c}, ScalarType::Float);
+  const Tensor var = torch::stable::new_empty(x, {c}, ScalarType::Float);
+  float *const mean_data = mean.mutable_data_ptr<float>(), *const var_data = var.mutable_data_ptr<float>();
+  if (x.numel() == 0) {  // as PyTorch's mean of nothing
+    std::fill_n(mean_data, c, std::numeric_limits<float>::quiet_NaN());
+    std::fill_n(var_data, c, std::numeric_limits<float>::quiet_NaN());
+    return {mean, var};
+  }
+  std::vector<float> partial(moments_pieces(m) * 2 * c), pivot(c);
+  const MomentsArgs args{m, c, dtype_of(x, "x"), x.const_data_ptr(), pivot.data(), partial.data()};
+  RACCGAN_SELECT(pivot)(args, pivot.data());
+  const auto moments = RACCGAN_SELECT(moments);
+  share_out(moments_pieces(m), kMomentsPiece * c, [&](int64_t begin, int64_t end) { moments(args, begin, end); });
+  for (int64_t i = 0; i < c; ++i) {
+    double sum = 0, squares = 0;
+    for (int64_t piece = 0; piece < moments_pieces(m); ++piece) {
+      sum += partial[piece * 2 * c + i];
+      squares += partial[(piece * 2 + 1) * c + i];
+    }
+    const double distance = sum / m, spread = squares / m - distance * distance;
+    mean_data[i] = static_cast<float>(pivot[i] + distance);
+    var_data[i] = static_cast<float>(spread < 0 ? 0 : spread);  // NaN stays NaN
+  }
+  return {mean, var};
+}
+
+// d/dx of <grad_mean, mean(x)> + <grad_var, var(x)>.
+Tensor moments_backward_cpu(const Tensor& grad_mean_in, const Tensor& grad_var_in, const Tensor& x_in,
+                            const Tensor& mean_in) {
+  const Tensor x = checked(x_in);
+  const int64_t m = pixels(x), c = x.size(1);
+  for (const auto& t : {grad_mean_in, grad_var_in, mean_in}) {
+    STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == c && t.scalar_type() == ScalarType::Float,
+                    "the moments and their gradients must be float32 [C]");
+  }
+  const Tensor grad = empty_channels_last(x, x.size(1), x.size(2), x.size(3));
+  if (x.numel() == 0) return grad;
+  const Tensor grad_mean = torch::stable::contiguous(grad_mean_in), grad_var = torch::stable::contiguous(grad_var_in);
+  const Tensor mean = torch::stable::contiguous(mean_in);
+  std::vector<float> slope(c), offset(c);
+  for (int64_t i = 0; i < c; ++i) {
+    const double twice = 2.0 * grad_var.const_data_ptr<float>()[i] / m;
+    slope[i] = static_cast<float>(twice);
+    const double constant = grad_mean.const_data_ptr<float>()[i] / static_cast<double>(m);
+    offset[i] = static_cast<float>(constant - twice * mean.const_data_ptr<float>()[i]);
+  }
+  const AffineArgs args{m, c, dtype_of(x, "x"), x.const_data_ptr(), slope.data(), offset.data(),
+                        grad.mutable_data_ptr()};
+  const auto affine = RACCGAN_SELECT(affine);
+  share_out(m, c, [&](int64_t begin, int64_t end) { affine(args, begin, end); });
+  return grad;
+}
+
+}  // namespace
+}  // namespace raccgan
+
+STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
+  m.def("moments_native(Tensor x) -> (Tensor, Tensor)");
+  m.def("moments_native_backward(Tensor grad_mean, Tensor grad_var, Tensor x, Tensor mean) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) {
+  m.impl("moments_native", TORCH_BOX(&raccgan::moments_cpu));
+  m.impl("moments_native_backward", TORCH_BOX(&raccgan::moments_backward_cpu));
+}

@@ -1,0 +1,43 @@
+// The CPU kernels of the moments of each channel over batch and pixels; one set a target, see targets.h.
+//
+//     mean[c] = mean of x[., c],   var[c] = mean of (x[., c] - mean[c])^2
+//
+// Everything is [M, C] in memory, M = N * H * W pixels, without gaps.
+#pragma once
+
+#include "../dtype.h"
+#include "targets.h"
+
+namespace raccgan {
+
+struct MomentsArgs {
+  int64_t m, c;
+  Dtype dtype;  // float32 or bfloat16
+  const void* x;
+  const float* pivot;  // [C]
+  float* partial;      // [pieces, 2, C], out: sums over a piece of d and d^2, d = x - pivot
+};
+
+// grad[m, c] = slope[c] x[m, c] + offset[c]
+struct AffineArgs {
+  int64_t m, c;
+  Dtype dtype;
+  const void* x;
+  const float *slope, *offset;  // [C] each
+  void* grad;                   // [M, C], out
+};
+
+constexpr int64_t kMomentsPiece = 1024;  // pixels: what float32 adds up before float64 does; never by threads
+static constexpr int64_t moments_pieces(int64_t m) { return (m + kMomentsPiece - 1) / kMomentsPiece; }
+
+// `pivot` writes roughly the mean, from which `moments` then measures.
+#define RACCGAN_DECLARE(target, unused)                                    \
+  namespace target {                                                       \
+  void pivot(const MomentsArgs& args, float* pivot);                       \
+  void moments(const MomentsArgs& args, int64_t begin, int64_t end);       \
+  void affine(const AffineArgs& args, int64_t begin, int64_t end);         \
+  }
+RACCGAN_FOR_EACH_TARGET(RACCGAN_DECLARE, )
+#undef RACCGAN_DECLARE
+
+}  // namespace raccgan

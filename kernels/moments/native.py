@@ -1,0 +1,80 @@
+"""The compiled kernels: one pass over x for both moments, and one for their gradient.
+
+    d/dx <a, mean(x)> + <b, var(x)> = (a + 2 b (x - mean)) / M        over M = N * H * W pixels
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raccgan.kernels import library
+from raccgan.kernels.autograd import differentiate, wanted
+from raccgan.kernels.backend import Call
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+_FORWARD = "raccgan::moments_native"
+_BACKWARD = "raccgan::moments_native_backward"
+# Settled once, at import, so that torch.compile sees a constant.
+_MISSING = library.why_not()
+
+
+def can_run(call: Call) -> str | None:
+    """Why the compiled kernels cannot serve ``call``, in one line; ``None`` where they can."""
+    if _MISSING is not None:
+        return _MISSING
+    if call.device.type != "cpu":
+        return f"there are no compiled moments kernels for {call.device.type}"
+    if call.dtype not in DTYPES:
+        return f"the compiled moments kernels add in float32 and take float32 and bfloat16, not {call.dtype}"
+    return None
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Shapes as in :func:`raccgan.kernels.moments`; any order of derivative.
+
+    The same bits whatever the number of threads. Compiled is the first derivative; the second is PyTorch's operations.
+    """
+    mean, var = torch.ops.raccgan.moments_native(x)
+    return mean, var
+
+
+def _forward_shape(x: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (x.shape[1],)
+    return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
+
+
+def _save_forward(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, output[0])
+
+
+def _forward_backward(ctx: Any, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
+    grad: Tensor = torch.ops.raccgan.moments_native_backward(grad_mean, grad_var, *ctx.saved_tensors)
+    return grad
+
+
+def _backward_shape(grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+def _save_backward(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, ...]:
+    def gradient(grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor]:
+        centred = x - mean[:, None, None]
+        pixels = x.numel() // x.shape[1]
+        return (((grad_mean[:, None, None] + 2 * grad_var[:, None, None] * centred) / pixels).to(x.dtype),)
+
+    return tuple(differentiate(gradient, ctx.saved_tensors, (t,), [wanted(ctx, i) for i in range(4)]))
+
+
+if _MISSING is None:
+    torch.library.register_fake(_FORWARD)(_forward_shape)
+    torch.library.register_autograd(_FORWARD, _forward_backward, setup_context=_save_forward)
+    torch.library.register_fake(_BACKWARD)(_backward_shape)
+    torch.library.register_autograd(_BACKWARD, _backward_backward, setup_context=_save_backward)
