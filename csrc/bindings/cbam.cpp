@@ -137,10 +137,11 @@ void share_out_samples(int64_t first, int64_t last, int64_t a_sample, int64_t el
             [&](int64_t begin, int64_t end) { work(first * a_sample + begin, first * a_sample + end); });
 }
 
+int64_t elements_a_piece(const CbamShape& s) { return std::min(pixels_a_piece(s), s.h * s.w) * s.c; }
+
 template <class Kernel, class Args>
 void by_pieces(const Kernel& kernel, const Args& args, int64_t first, int64_t last) {
-  const CbamShape& s = args.shape;
-  share_out_samples(first, last, pieces(s), std::min(pixels_a_piece(s), s.h * s.w) * s.c,
+  share_out_samples(first, last, pieces(args.shape), elements_a_piece(args.shape),
                     [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
@@ -163,44 +164,42 @@ void by_bands_with_scratch(const Kernel& kernel, const Args& args, int64_t first
   });
 }
 
-Tensor empty_channels_last(const CbamShape& s, const Tensor& like) {
-  return torch::stable::empty({s.n, s.c, s.h, s.w}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+Tensor empty_channels_last(const CbamShape& s, const Tensor& like, int64_t samples) {
+  return torch::stable::empty({samples, s.c, s.h, s.w}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
                               torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
-// A tensor as the kernels read it. From NCHW it is copied group by group, which leaves each in a cache.
+// A tensor as the kernels read it. From any other layout than channels_last it is copied group by group, each group to
+// the same place: that stays in a cache, and costs no memory that the system has to hand out first.
 class ChannelsLast {
  public:
-  ChannelsLast(const CbamShape& shape, const Tensor& t) : shape_(shape), given_(t), read_(t) {
+  ChannelsLast(const CbamShape& shape, const Tensor& t, int64_t group) : shape_(shape), tensor_(t) {
     if (strided_as({shape.c * shape.h * shape.w, 1, shape.w * shape.c, shape.c})) return;
-    if (!t.is_contiguous()) given_ = torch::stable::contiguous(t);
-    read_ = empty_channels_last(shape, t);
-    copies_ = true;
+    if (!t.is_contiguous()) tensor_ = torch::stable::contiguous(t);
+    copy_.emplace(empty_channels_last(shape, t, std::min(group, shape.n)));
   }
 
-  const void* data() const { return read_.const_data_ptr(); }
-
-  void make(int64_t first, int64_t last) const {
-    if (!copies_) return;
+  CbamSamples samples(int64_t first, int64_t last) const {
+    if (!copy_) return {tensor_.const_data_ptr(), 0};
     const auto copy = RACCGAN_SELECT(cbam_to_channels_last);
-    const CbamShape& s = shape_;
-    share_out_samples(first, last, pieces(s), std::min(pixels_a_piece(s), s.h * s.w) * s.c,
-                      [&](int64_t begin, int64_t end) {
-                        copy(s, given_.const_data_ptr(), read_.mutable_data_ptr(), begin, end);
-                      });
+    void* const to = copy_->mutable_data_ptr();
+    share_out_samples(first, last, pieces(shape_), elements_a_piece(shape_), [&](int64_t begin, int64_t end) {
+      copy(shape_, tensor_.const_data_ptr(), to, first, begin, end);
+    });
+    return {to, first};
   }
 
  private:
   bool strided_as(const std::vector<int64_t>& strides) const {
     for (int64_t d = 0; d < 4; ++d) {
-      if (given_.size(d) != 1 && given_.stride(d) != strides[d]) return false;
+      if (tensor_.size(d) != 1 && tensor_.stride(d) != strides[d]) return false;
     }
     return true;
   }
 
   CbamShape shape_;
-  Tensor given_, read_;
-  bool copies_ = false;
+  Tensor tensor_;
+  Optional copy_;
 };
 
 // ---- forward ------------------------------------------------------------------------------------------------------
@@ -223,10 +222,11 @@ void join_moments(const CbamForwardArgs& args, int64_t first, int64_t last, floa
   to[1] = static_cast<float>(squares / count);
 }
 
-void run_forward(const Given& given, const ChannelsLast& x, const CbamForwardArgs& args) {
+void run_forward(const Given& given, const Tensor& x_in, CbamForwardArgs args) {
+  const ChannelsLast x(given.shape, x_in, samples_a_group(given, 1));
   const auto apply = [&](int64_t first, int64_t last) { by_pieces(RACCGAN_SELECT(cbam_apply), args, first, last); };
   for_groups(given, 1, [&](int64_t first, int64_t last) {
-    x.make(first, last);
+    args.x = x.samples(first, last);
     if (args.average || args.maximum) by_pieces(RACCGAN_SELECT(cbam_pool), args, first, last);
     by_samples(RACCGAN_SELECT(cbam_gate), args, first, last);
     by_pieces(RACCGAN_SELECT(cbam_gather), args, first, last);
@@ -237,7 +237,10 @@ void run_forward(const Given& given, const ChannelsLast& x, const CbamForwardArg
   });
   if (!given.coupled()) return;
   join_moments(args, 0, given.shape.n, args.saved.moments);
-  apply(0, given.shape.n);
+  for_groups(given, 1, [&](int64_t first, int64_t last) {
+    args.x = x.samples(first, last);
+    apply(first, last);
+  });
 }
 
 // The moments as the op returns them: none where they were given.
@@ -259,7 +262,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_cpu(
   const Given given(x_in, average, maximum, reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight,
                     norm_weight, norm_bias, mean, var, batch, eps);
   const CbamShape& s = given.shape;
-  const Tensor y = empty_channels_last(s, x_in), saved_tensor = new_floats(x_in, {saved_floats(given)});
+  const Tensor y = empty_channels_last(s, x_in, s.n), saved_tensor = new_floats(x_in, {saved_floats(given)});
   const CbamSaved saved = saved_in(given, saved_tensor.mutable_data_ptr<float>());
   if (given.average) std::copy_n(given.average->const_data_ptr<float>(), s.n * s.c, saved.average);
   if (given.maximum) std::copy_n(given.maximum->const_data_ptr<float>(), s.n * s.c, saved.maximum);
@@ -267,11 +270,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_cpu(
     saved.moments[0] = *given.mean->const_data_ptr<float>();
     saved.moments[1] = *given.var->const_data_ptr<float>();
   }
-  const ChannelsLast x(s, x_in);
   const auto pooled = floats(s.n * pieces(s) * 2 * s.c);
   std::vector<CbamMoments> moments(s.n * bands(s));
-  run_forward(given, x, {s, given.weights(), saved, x.data(), y.mutable_data_ptr(), pooled.get(), moments.data(),
-                         !given.average, !given.maximum, given.moments_stride()});
+  run_forward(given, x_in, {s, given.weights(), saved, {}, y.mutable_data_ptr(), pooled.get(), moments.data(),
+                            !given.average, !given.maximum, given.moments_stride()});
   return std::tuple_cat(std::make_tuple(y), moments_of(given, x_in, saved.moments), std::make_tuple(saved_tensor));
 }
 
@@ -321,10 +323,10 @@ void join_norm(const Given& given, const CbamBackwardArgs& args, const float* g_
                              moments[0]});
 }
 
-NormGradients run_backward(const Given& given, const ChannelsLast& x, const ChannelsLast& g_y,
-                           const CbamBackwardArgs& args, const float* g_mean, const float* g_var,
-                           CbamNormGradient* norm_gradient) {
-  const int64_t samples = given.shape.n;
+NormGradients run_backward(const Given& given, const Tensor& x_in, const Tensor& g_y_in, CbamBackwardArgs args,
+                           const float* g_mean, const float* g_var, CbamNormGradient* norm_gradient) {
+  const int64_t samples = given.shape.n, group = samples_a_group(given, 2);
+  const ChannelsLast x(given.shape, x_in, group), g_y(given.shape, g_y_in, group);
   NormGradients gradients;
   const auto through_the_norm = [&](int64_t first, int64_t last) {
     if (args.channels || args.spatial != nullptr) {
@@ -336,8 +338,8 @@ NormGradients run_backward(const Given& given, const ChannelsLast& x, const Chan
     if (args.g_x != nullptr) by_pieces(RACCGAN_SELECT(cbam_apply_back), args, first, last);
   };
   for_groups(given, 2, [&](int64_t first, int64_t last) {
-    x.make(first, last);
-    g_y.make(first, last);
+    args.x = x.samples(first, last);
+    args.g_y = g_y.samples(first, last);
     by_pieces(RACCGAN_SELECT(cbam_flow), args, first, last);
     const auto norm_sums = RACCGAN_SELECT(cbam_norm_sums);
     by_bands(args.shape, first, last, [&](int64_t begin, int64_t end) { norm_sums(args, begin, end); });
@@ -347,7 +349,11 @@ NormGradients run_backward(const Given& given, const ChannelsLast& x, const Chan
   });
   if (!given.coupled()) return gradients;
   join_norm(given, args, g_mean, g_var, 0, samples, gradients, norm_gradient);
-  for_groups(given, 2, through_the_norm);
+  for_groups(given, 2, [&](int64_t first, int64_t last) {
+    args.x = x.samples(first, last);
+    args.g_y = g_y.samples(first, last);
+    through_the_norm(first, last);
+  });
   return gradients;
 }
 
@@ -369,7 +375,7 @@ Gradients new_gradients(const Given& given, const Tensor& x, int64_t wanted) {
                                                {1, 2, s.k, s.k}, {1}, {1}, {1}, {1}};
   const auto made = [&](int i) {
     if (!(wanted >> i & 1)) return new_floats(x, {0});
-    return i == kX ? empty_channels_last(s, x) : new_floats(x, sizes[i]);
+    return i == kX ? empty_channels_last(s, x, s.n) : new_floats(x, sizes[i]);
   };
   return {made(0), made(1), made(2), made(3), made(4), made(5), made(6), made(7), made(8), made(9), made(10), made(11)};
 }
@@ -387,7 +393,6 @@ Gradients backward(const Given& given, const Tensor& g_y_in, const Optional& g_m
                    const Tensor& x_in, const Tensor& saved, int64_t wanted) {
   const CbamShape& s = given.shape;
   const Gradients gradients = new_gradients(given, x_in, wanted);
-  const ChannelsLast x(s, x_in), g_y(s, g_y_in);
   const int64_t nc = s.n * s.c, nr = s.n * s.r, np = s.n * given.pixels(), taps = 2 * s.k * s.k;
   const bool channels = wanted & kChannels, spatial = wanted & bit(kSpatialWeight);
   std::vector<CbamNormSums> norm_sums(s.n * bands(s));
@@ -400,8 +405,6 @@ Gradients backward(const Given& given, const Tensor& g_y_in, const Optional& g_m
   args.shape = s;
   args.weights = given.weights();
   args.saved = saved_in(given, const_cast<float*>(saved.const_data_ptr<float>()));
-  args.x = x.data();
-  args.g_y = g_y.data();
   args.g_x = wanted & bit(kX) ? gradients[kX].mutable_data_ptr() : nullptr;
   args.flow = work.next(np);
   args.ties = work.next(np);
@@ -420,7 +423,7 @@ Gradients backward(const Given& given, const Tensor& g_y_in, const Optional& g_m
   args.maximum = !given.maximum;
   args.moments_stride = given.moments_stride();
   const auto of = [](const Optional& t) { return t ? t->const_data_ptr<float>() : nullptr; };
-  const NormGradients norm = run_backward(given, x, g_y, args, of(g_mean), of(g_var), norm_gradient.data());
+  const NormGradients norm = run_backward(given, x_in, g_y_in, args, of(g_mean), of(g_var), norm_gradient.data());
 
   if (wanted & kMlp) {
     args.g_reduce_weight = or_work(kReduceWeight, s.r * s.c);

@@ -18,20 +18,23 @@ namespace {
 // ---- to channels_last ---------------------------------------------------------------------------------------------
 
 template <class T>
-void to_channels_last_as(const CbamShape& s, const void* from_tensor, void* to_tensor, int64_t begin, int64_t end) {
+void to_channels_last_as(const CbamShape& s, const void* from_tensor, void* to_tensor, int64_t to_first, int64_t begin,
+                         int64_t end) {
   const int64_t pixels = s.h * s.w;
   for (int64_t task = begin; task < end; ++task) {
     const Piece piece(s, task);
     const auto* const from =
         static_cast<const typename T::Stored*>(from_tensor) + piece.sample * pixels * s.c + piece.first;
-    auto* const to = static_cast<typename T::Stored*>(to_tensor) + piece.in_tensor(s);
-    for_lanes(piece.count(), [&](auto columns, int64_t p) RACCGAN_INLINE {
-      for_lanes(s.c, [&](auto rows, int64_t c) RACCGAN_INLINE {
+    auto* const to = static_cast<typename T::Stored*>(to_tensor) + piece.in_tensor(s) - to_first * pixels * s.c;
+    for_lanes(s.c, [&](auto rows, int64_t c) RACCGAN_INLINE {
+      for_lanes(piece.count(), [&](auto columns, int64_t p) RACCGAN_INLINE {
         Floats tile[kWidth];
         const int64_t channels = least(kWidth, s.c - c), here = least(kWidth, piece.count() - p);
 #pragma GCC unroll 16
         for (int64_t i = 0; i < kWidth; ++i) {
-          tile[i] = columns.template load<T>(from + (c + least(i, channels - 1)) * pixels + p);
+          const auto* const row = from + (c + least(i, channels - 1)) * pixels + p;
+          __builtin_prefetch(row + kAhead / kCbamLanes);
+          tile[i] = columns.template load<T>(row);
         }
         transpose(tile);
         for (int64_t i = 0; i < here; ++i) rows.template store<T>(to + (p + i) * s.c + c, tile[i]);
@@ -47,7 +50,7 @@ void pool_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
   const CbamShape& s = args.shape;
   for (int64_t task = begin; task < end; ++task) {
     const Piece piece(s, task);
-    const auto* const x = static_cast<const typename T::Stored*>(args.x) + piece.in_tensor(s);
+    const auto* const x = piece.of<T>(s, args.x);
     float* const sums = args.pooled + task * 2 * s.c;
     float* const maxima = sums + s.c;
     for_pixels(0, piece.count(), [&](int64_t p, auto pixels) RACCGAN_INLINE {
@@ -55,7 +58,9 @@ void pool_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
         Floats sum{}, max = all(-__builtin_inff());
 #pragma GCC unroll 4
         for (int i = 0; i < pixels.count; ++i) {
-          const Floats v = lanes.template load<T>(x + (p + i) * s.c + c);
+          const auto* const from = x + (p + i) * s.c + c;
+          __builtin_prefetch(from + 2 * kAhead, 0, 2);  // into the second-level cache
+          const Floats v = lanes.template load<T>(from);
           sum += v;
           max = larger(max, v);
         }
@@ -74,17 +79,18 @@ void pool_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
 void add_pieces(const CbamForwardArgs& args, int64_t n) {
   const CbamShape& s = args.shape;
   const float* const pooled = args.pooled + n * pieces(s) * 2 * s.c;
-  for (int64_t c = 0; c < s.c; ++c) {
-    double sum = 0;
-    float max = pooled[s.c + c];
+  const double over = 1 / static_cast<double>(s.h * s.w);
+  for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
+    Doubles sum{};
+    Floats max = lanes.template load<Float32>(pooled + s.c + c);
     for (int64_t i = 0; i < pieces(s); ++i) {
-      sum += pooled[i * 2 * s.c + c];
-      const float other = pooled[i * 2 * s.c + s.c + c];
-      max = max > other ? max : other;
+      const float* const at = pooled + i * 2 * s.c + c;
+      sum += widened(lanes.template load<Float32>(at));
+      max = larger(max, lanes.template load<Float32>(at + s.c));
     }
-    if (args.average) args.saved.average[n * s.c + c] = static_cast<float>(sum / static_cast<double>(s.h * s.w));
-    if (args.maximum) args.saved.maximum[n * s.c + c] = max;
-  }
+    if (args.average) lanes.template store<Float32>(args.saved.average + n * s.c + c, narrowed(sum * over));
+    if (args.maximum) lanes.template store<Float32>(args.saved.maximum + n * s.c + c, max);
+  });
 }
 
 void find_gate(const CbamForwardArgs& args, int64_t n) {
@@ -116,7 +122,7 @@ void gather_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
   // From the end: the caller's first sweep has left its last pieces in the nearest cache.
   for (int64_t task = end - 1; task >= begin; --task) {
     const Piece piece(s, task);
-    const auto* const x = static_cast<const typename T::Stored*>(args.x) + piece.in_tensor(s);
+    const auto* const x = piece.of<T>(s, args.x);
     const float* const gate = args.saved.gate + piece.sample * s.c;
     float* const plane = args.saved.planes + piece.sample * 2 * size + piece.first;
     for_lanes(piece.count(), [&](auto pixel_lanes, int64_t block) RACCGAN_INLINE {
@@ -132,7 +138,9 @@ void gather_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
           const Floats g = lanes.template load<Float32>(gate + c);
 #pragma GCC unroll 4
           for (int i = 0; i < pixels.count; ++i) {
-            const Floats u = lanes.template load<T>(x + (block + p + i) * s.c + c) * g;
+            const auto* const from = x + (block + p + i) * s.c + c;
+            __builtin_prefetch(from + kAhead);
+            const Floats u = lanes.template load<T>(from) * g;
             max[i] = larger(max[i], lanes.keep(u, all(-__builtin_inff())));
             sum[i] += u;
           }
@@ -169,7 +177,7 @@ void apply_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
   const CbamShape& s = args.shape;
   for (int64_t task = begin; task < end; ++task) {
     const Piece piece(s, task);
-    const auto* const x = static_cast<const typename T::Stored*>(args.x) + piece.in_tensor(s);
+    const auto* const x = piece.of<T>(s, args.x);
     auto* const y = static_cast<typename T::Stored*>(args.y) + piece.in_tensor(s);
     const float* const gate = args.saved.gate + piece.sample * s.c;
     float spatial[kCbamPiece];
@@ -181,6 +189,8 @@ void apply_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
 #pragma GCC unroll 4
         for (int i = 0; i < pixels.count; ++i) {
           const int64_t at = (p + i) * s.c + c;
+          __builtin_prefetch(x + at + kAhead);
+          __builtin_prefetch(y + at + kAhead, 1);
           lanes.template store<T>(y + at, lanes.template load<T>(x + at) * g * spatial[p + i]);
         }
       });
@@ -192,9 +202,10 @@ void apply_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
 
 namespace RACCGAN_TARGET {
 
-void cbam_to_channels_last(const CbamShape& shape, const void* from, void* to, int64_t begin, int64_t end) {
+void cbam_to_channels_last(const CbamShape& shape, const void* from, void* to, int64_t to_first, int64_t begin,
+                           int64_t end) {
   const auto run = shape.dtype == Dtype::kFloat32 ? to_channels_last_as<Float32> : to_channels_last_as<BFloat16>;
-  run(shape, from, to, begin, end);
+  run(shape, from, to, to_first, begin, end);
 }
 
 void cbam_pool(const CbamForwardArgs& args, int64_t begin, int64_t end) {

@@ -38,11 +38,17 @@ struct CbamMoments {
   double mean, squares;
 };
 
+// A tensor [N, P, C], or as much of it as there is: the samples from `first` on.
+struct CbamSamples {
+  const void* data;
+  int64_t first;
+};
+
 struct CbamForwardArgs {
   CbamShape shape;
   CbamWeights weights;
   CbamSaved saved;
-  const void* x;         // [N, P, C]
+  CbamSamples x;
   void* y;               // [N, P, C], out
   float* pooled;         // [N, pieces, 2, C], each piece's sum and max over its pixels
   CbamMoments* moments;  // [N, bands]
@@ -65,8 +71,7 @@ struct CbamBackwardArgs {
   CbamShape shape;
   CbamWeights weights;
   CbamSaved saved;
-  const void* x;    // [N, P, C]
-  const void* g_y;  // [N, P, C]
+  CbamSamples x, g_y;
   void* g_x;        // [N, P, C], out
   float* flow;      // [N, P], to the normalised scores
   float* ties;      // [N, P], how many channels reach the pixel's max
@@ -113,8 +118,9 @@ static constexpr int64_t scratch_floats(const CbamShape& s) {
 // samples, pieces of samples [N, pieces] or bands of samples [N, bands].
 #define RACCGAN_DECLARE(target, unused)                                                                            \
   namespace target {                                                                                               \
-  /* to[n, p, c] = from[n, c, p], by pieces */                                                                     \
-  void cbam_to_channels_last(const CbamShape& shape, const void* from, void* to, int64_t begin, int64_t end);      \
+  /* to[n - to_first, p, c] = from[n, c, p], by pieces of all samples */                                           \
+  void cbam_to_channels_last(const CbamShape& shape, const void* from, void* to, int64_t to_first, int64_t begin,  \
+                             int64_t end);                                                                         \
   void cbam_pool(const CbamForwardArgs& args, int64_t begin, int64_t end);                   /* by pieces */       \
   void cbam_gate(const CbamForwardArgs& args, int64_t begin, int64_t end);                   /* by samples */      \
   void cbam_gather(const CbamForwardArgs& args, int64_t begin, int64_t end);                 /* by pieces */       \

@@ -36,8 +36,8 @@ void flow_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
   const int64_t size = s.h * s.w;
   for (int64_t task = begin; task < end; ++task) {
     const Piece piece(s, task);
-    const auto* const x = static_cast<const typename T::Stored*>(args.x) + piece.in_tensor(s);
-    const auto* const g_y = static_cast<const typename T::Stored*>(args.g_y) + piece.in_tensor(s);
+    const auto* const x = piece.of<T>(s, args.x);
+    const auto* const g_y = piece.of<T>(s, args.g_y);
     const float* const gate = args.saved.gate + piece.sample * s.c;
     const float* const largest = args.saved.planes + piece.sample * 2 * size + piece.first;
     float* const d_gate = args.sums + task * 3 * s.c;
@@ -53,6 +53,8 @@ void flow_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
 #pragma GCC unroll 4
           for (int i = 0; i < pixels.count; ++i) {
             const int64_t at = (block + p + i) * s.c + c;
+            __builtin_prefetch(x + at + 2 * kAhead, 0, 2);  // into the second-level cache
+            __builtin_prefetch(g_y + at + 2 * kAhead, 0, 2);
             const Floats v = lanes.template load<T>(x + at), g = lanes.template load<T>(g_y + at);
             const Floats u = v * channel;
             flow[i] = multiply_add(g, u, flow[i]);
@@ -126,7 +128,7 @@ void gather_back_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
   const int64_t size = s.h * s.w;
   for (int64_t task = begin; task < end; ++task) {
     const Piece piece(s, task);
-    const auto* const x = static_cast<const typename T::Stored*>(args.x) + piece.in_tensor(s);
+    const auto* const x = piece.of<T>(s, args.x);
     const float* const gate = args.saved.gate + piece.sample * s.c;
     const float* const maximum = args.saved.maximum + piece.sample * s.c;
     const float* const largest = args.saved.planes + piece.sample * 2 * size + piece.first;
@@ -140,7 +142,9 @@ void gather_back_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
         Floats through{}, tied{};
 #pragma GCC unroll 4
         for (int i = 0; i < pixels.count; ++i) {
-          const Floats v = lanes.template load<T>(x + (p + i) * s.c + c);
+          const auto* const from = x + (p + i) * s.c + c;
+          __builtin_prefetch(from + 2 * kAhead, 0, 2);
+          const Floats v = lanes.template load<T>(from);
           const Words is_max = (Words)(v * channel == all(largest[p + i]));
           through = multiply_add(v, e_mean[p + i] + select(is_max, all(e_max[p + i]), Floats{}), through);
           tied += reaches(v, max);
@@ -156,17 +160,17 @@ void gather_back_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
 void add_pieces(const CbamBackwardArgs& args, int64_t n) {
   const CbamShape& s = args.shape;
   const float* const sums = args.sums + n * pieces(s) * 3 * s.c;
-  for (int64_t c = 0; c < s.c; ++c) {
-    double d_gate = 0, tied = 0;
+  for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
+    Doubles d_gate{}, tied{};
     for (int64_t i = 0; i < pieces(s); ++i) {
       const float* const at = sums + i * 3 * s.c + c;
-      d_gate += static_cast<double>(at[0]) + at[s.c];
-      tied += at[2 * s.c];
+      d_gate += widened(lanes.template load<Float32>(at)) + widened(lanes.template load<Float32>(at + s.c));
+      tied += widened(lanes.template load<Float32>(at + 2 * s.c));
     }
-    const float gate = args.saved.gate[n * s.c + c];
-    args.g_logits[n * s.c + c] = static_cast<float>(d_gate) * gate * (1 - gate);
-    args.tied[n * s.c + c] = static_cast<float>(tied);
-  }
+    const Floats gate = lanes.template load<Float32>(args.saved.gate + n * s.c + c);
+    lanes.template store<Float32>(args.g_logits + n * s.c + c, narrowed(d_gate) * gate * (1.0f - gate));
+    lanes.template store<Float32>(args.tied + n * s.c + c, narrowed(tied));
+  });
 }
 
 // to[j] = the sum over i of matrix[i, j] vector[i].
@@ -187,8 +191,8 @@ void apply_back_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
   const float over = 1.0f / static_cast<float>(size);
   for (int64_t task = begin; task < end; ++task) {
     const Piece piece(s, task);
-    const auto* const x = static_cast<const typename T::Stored*>(args.x) + piece.in_tensor(s);
-    const auto* const g_y = static_cast<const typename T::Stored*>(args.g_y) + piece.in_tensor(s);
+    const auto* const x = piece.of<T>(s, args.x);
+    const auto* const g_y = piece.of<T>(s, args.g_y);
     auto* const g_x = static_cast<typename T::Stored*>(args.g_x) + piece.in_tensor(s);
     const int64_t row = piece.sample * s.c;
     const float* const largest = args.saved.planes + piece.sample * 2 * size + piece.first;
@@ -209,6 +213,9 @@ void apply_back_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
 #pragma GCC unroll 4
         for (int i = 0; i < pixels.count; ++i) {
           const int64_t at = (p + i) * s.c + c;
+          __builtin_prefetch(x + at + kAhead);
+          __builtin_prefetch(g_y + at + kAhead);
+          __builtin_prefetch(g_x + at + kAhead, 1);
           const Floats v = lanes.template load<T>(x + at), g = lanes.template load<T>(g_y + at);
           const Words is_max = (Words)(v * channel == all(largest[p + i]));
           const Floats d = multiply_add(g, all(spatial[p + i]), select(is_max, all(e_max[p + i]), Floats{}) + e_mean[p + i]);

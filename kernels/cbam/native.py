@@ -160,7 +160,9 @@ def _backward_backward(ctx: _Context, *cotangents: Tensor | None) -> tuple[Tenso
         flowing, tensors = inputs[:3], inputs[3:]
         outputs = _reference(tensors, ctx.batch, ctx.eps)
         pairs = [(o, g) for o, g in zip(outputs, flowing, strict=True) if o.requires_grad and g is not None]
-        first = _gradients(pairs, [t if ctx.wanted >> i & 1 else None for i, t in enumerate(tensors)], True)
+        # Of what was wanted, what came to be used: in a gradient penalty, the gradient of x alone.
+        used = [ctx.wanted >> i & 1 and v is not None for i, v in enumerate(cotangents)]
+        first = _gradients(pairs, [t if u else None for t, u in zip(tensors, used, strict=True)], True)
     pairs = [(g, v) for g, v in zip(first, cotangents, strict=True) if g is not None and v is not None]
     needed = [t if ctx.needs_input_grad[i] else None for i, t in enumerate(inputs)]
     return *_gradients(pairs, needed, create_graph), None, None, None, None
@@ -175,7 +177,7 @@ def _reference(tensors: Sequence[Tensor | None], batch: bool, eps: float) -> tup
     """The op's first three outputs, computed in float32."""
     *wide, mean, var = (None if t is None else t.float() for t in tensors)
     norm = "fixed" if mean is not None else "batch" if batch else "instance"
-    y, mean, var = reference.cbam(*wide, norm, mean, var, eps, _convolve_by_columns)  # type: ignore[arg-type]
+    y, mean, var = reference.cbam(*wide, norm, mean, var, eps, _convolve_by_columns)  # type: ignore[arg-type, call-arg]
     x = tensors[0]
     assert x is not None
     return y.to(x.dtype), mean, var
