@@ -10,12 +10,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 from raccgan.kernels import backend
-from raccgan.kernels.cbam import reference
+from raccgan.kernels.cbam import native, reference
 
 NORMS = ("batch", "instance", "fixed")
 
 IMPLEMENTATIONS: backend.Family = {
     "reference": backend.Implementation(reference.cbam, backend.always),
+    "native": backend.Implementation(native.cbam, native.can_run),
 }
 
 

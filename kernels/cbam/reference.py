@@ -9,9 +9,16 @@ A tie in a max shares the gradient evenly (``amax``), so that the result does no
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def convolve(planes: Tensor, weight: Tensor) -> Tensor:
+    """[N, 2, H, W] and [1, 2, k, k] to [N, 1, H, W], with zeros around the image."""
+    return F.conv2d(planes, weight, padding=weight.shape[-1] // 2)
 
 
 def cbam(
@@ -29,6 +36,7 @@ def cbam(
     mean: Tensor | None,
     var: Tensor | None,
     eps: float,
+    convolve: Callable[[Tensor, Tensor], Tensor] = convolve,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Shapes and the three returned tensors as in :func:`raccgan.kernels.cbam`."""
 
@@ -40,7 +48,7 @@ def cbam(
     channel_gate = torch.sigmoid(mlp(average) + mlp(maximum))
     x = x * channel_gate[:, :, None, None]
     planes = torch.stack([x.amax(dim=1), x.mean(dim=1)], dim=1)  # [N, 2, H, W]
-    s = F.conv2d(planes, spatial_weight, padding=spatial_weight.shape[-1] // 2)  # [N, 1, H, W]
+    s = convolve(planes, spatial_weight)  # [N, 1, H, W]
     if norm != "fixed":
         wide = s.to(torch.promote_types(s.dtype, torch.float32))
         over = (0, 1, 2, 3) if norm == "batch" else (1, 2, 3)

@@ -1,0 +1,502 @@
+// The bindings of CBAM: the order of its stages, and what couples the pieces that the kernels work on.
+#include <torch/headeronly/core/MemoryFormat.h>
+
+#include <array>
+#include <cmath>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include "../cpu/cbam.h"
+#include "common.h"
+
+namespace raccgan {
+namespace {
+
+using Optional = std::optional<Tensor>;
+
+std::unique_ptr<float[]> floats(int64_t count) { return std::unique_ptr<float[]>(new float[count]); }
+
+Tensor new_floats(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return torch::stable::new_empty(like, sizes, ScalarType::Float);
+}
+
+// ---- arguments ----------------------------------------------------------------------------------------------------
+
+Tensor in_float32(const Tensor& t, const Tensor& x, const std::vector<int64_t>& sizes, const char* name) {
+  const auto actual = t.sizes();
+  STD_TORCH_CHECK(std::equal(actual.begin(), actual.end(), sizes.begin(), sizes.end()), name, " has the wrong shape");
+  STD_TORCH_CHECK(t.device() == x.device(), name, " must be on x's device");
+  const Tensor wide = t.scalar_type() == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float);
+  return wide.is_contiguous() ? wide : torch::stable::contiguous(wide);
+}
+
+Optional in_float32(const Optional& t, const Tensor& x, const std::vector<int64_t>& sizes, const char* name) {
+  if (!t) return std::nullopt;
+  return in_float32(*t, x, sizes, name);
+}
+
+// What the forward and the backward op are given alike, checked, everything but x in float32.
+struct Given {
+  CbamShape shape;
+  Optional average, maximum;
+  Tensor reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight, norm_weight, norm_bias;
+  Optional mean, var;
+  bool batch;
+  float eps;
+
+  Given(const Tensor& x, const Optional& average, const Optional& maximum, const Tensor& reduce_weight,
+        const Tensor& reduce_bias, const Tensor& expand_weight, const Tensor& expand_bias,
+        const Tensor& spatial_weight, const Tensor& norm_weight, const Tensor& norm_bias, const Optional& mean,
+        const Optional& var, bool batch, double eps)
+      : shape(shape_of(x, reduce_weight, spatial_weight)),
+        average(in_float32(average, x, {shape.n, shape.c}, "average")),
+        maximum(in_float32(maximum, x, {shape.n, shape.c}, "maximum")),
+        reduce_weight(in_float32(reduce_weight, x, {shape.r, shape.c}, "reduce_weight")),
+        reduce_bias(in_float32(reduce_bias, x, {shape.r}, "reduce_bias")),
+        expand_weight(in_float32(expand_weight, x, {shape.c, shape.r}, "expand_weight")),
+        expand_bias(in_float32(expand_bias, x, {shape.c}, "expand_bias")),
+        spatial_weight(in_float32(spatial_weight, x, {1, 2, shape.k, shape.k}, "spatial_weight")),
+        norm_weight(in_float32(norm_weight, x, {1}, "norm_weight")),
+        norm_bias(in_float32(norm_bias, x, {1}, "norm_bias")),
+        mean(in_float32(mean, x, {1}, "mean")),
+        var(in_float32(var, x, {1}, "var")),
+        batch(batch),
+        eps(static_cast<float>(eps)) {
+    STD_TORCH_CHECK(mean.has_value() == var.has_value(), "give both mean and var, or neither");
+  }
+
+  static CbamShape shape_of(const Tensor& x, const Tensor& reduce_weight, const Tensor& spatial_weight) {
+    STD_TORCH_CHECK(x.dim() == 4, "x must be [N, C, H, W]");
+    STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
+                    "x must be float32 or bfloat16");
+    STD_TORCH_CHECK(x.size(1) > 0 && x.size(2) > 0 && x.size(3) > 0, "x must have a channel and a pixel at least");
+    STD_TORCH_CHECK(reduce_weight.dim() == 2, "reduce_weight must be [R, C]");
+    STD_TORCH_CHECK(spatial_weight.dim() == 4 && spatial_weight.size(3) % 2 == 1,
+                    "spatial_weight must be [1, 2, k, k] with odd k");
+    return {x.size(0), x.size(1), x.size(2), x.size(3), reduce_weight.size(0), spatial_weight.size(3),
+            dtype_of(x, "x")};
+  }
+
+  CbamWeights weights() const {
+    const auto of = [](const Tensor& t) { return t.const_data_ptr<float>(); };
+    return {of(reduce_weight),  of(reduce_bias),  of(expand_weight), of(expand_bias),
+            of(spatial_weight), *of(norm_weight), *of(norm_bias),    eps};
+  }
+
+  int64_t pixels() const { return shape.h * shape.w; }
+  bool fixed() const { return mean.has_value(); }
+  bool shared() const { return fixed() || batch; }  // whether all samples have the same moments
+  bool coupled() const { return batch && !fixed(); }  // whether those depend on all samples
+  int64_t moments() const { return shared() ? 1 : shape.n; }
+  int64_t moments_stride() const { return shared() ? 0 : 2; }
+  int64_t scores_a_moment() const { return pixels() * (batch ? shape.n : 1); }
+};
+
+// All of CbamSaved, one after the other in one tensor.
+int64_t saved_floats(const Given& given) {
+  const CbamShape& s = given.shape;
+  return s.n * (3 * s.c + 3 * s.r + 3 * given.pixels()) + 2 * given.moments();
+}
+
+CbamSaved saved_in(const Given& given, float* at) {
+  const CbamShape& s = given.shape;
+  const auto next = [&](int64_t count) { return std::exchange(at, at + count); };
+  CbamSaved saved;
+  saved.average = next(s.n * s.c);
+  saved.maximum = next(s.n * s.c);
+  saved.hidden = next(s.n * 3 * s.r);
+  saved.gate = next(s.n * s.c);
+  saved.planes = next(s.n * 2 * given.pixels());
+  saved.scores = next(s.n * given.pixels());
+  saved.moments = next(2 * given.moments());
+  return saved;
+}
+
+// ---- work ---------------------------------------------------------------------------------------------------------
+
+// So many samples at a time that they stay in a cache from one stage to the next, and all threads have some.
+int64_t samples_a_group(const Given& given, int64_t tensors) {
+  constexpr int64_t kBytes = 1 << 19;  // of a second-level cache
+  const int64_t bytes = given.shape.c * given.pixels() * (given.shape.dtype == Dtype::kFloat32 ? 4 : 2) * tensors;
+  return std::max<int64_t>(1, kBytes * torch::stable::get_num_threads() / bytes);
+}
+
+// do_group(first, last) for all samples.
+template <class Group>
+void for_groups(const Given& given, int64_t tensors, const Group& do_group) {
+  const int64_t group = samples_a_group(given, tensors);
+  for (int64_t n = 0; n < given.shape.n; n += group) do_group(n, std::min(given.shape.n, n + group));
+}
+
+// Shares out the tasks, `a_sample` of them each of about `elements`, of the samples first <= n < last.
+template <class Work>
+void share_out_samples(int64_t first, int64_t last, int64_t a_sample, int64_t elements, const Work& work) {
+  share_out((last - first) * a_sample, elements,
+            [&](int64_t begin, int64_t end) { work(first * a_sample + begin, first * a_sample + end); });
+}
+
+int64_t elements_a_piece(const CbamShape& s) { return std::min(pixels_a_piece(s), s.h * s.w) * s.c; }
+
+template <class Kernel, class Args>
+void by_pieces(const Kernel& kernel, const Args& args, int64_t first, int64_t last) {
+  share_out_samples(first, last, pieces(args.shape), elements_a_piece(args.shape),
+                    [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+template <class Kernel, class Args>
+void by_samples(const Kernel& kernel, const Args& args, int64_t first, int64_t last) {
+  share_out_samples(first, last, 1, args.shape.c * args.shape.r,
+                    [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+template <class Work>
+void by_bands(const CbamShape& s, int64_t first, int64_t last, const Work& work) {
+  share_out_samples(first, last, bands(s), rows_a_band(s) * s.w * s.k, work);
+}
+
+template <class Kernel, class Args>
+void by_bands_with_scratch(const Kernel& kernel, const Args& args, int64_t first, int64_t last) {
+  by_bands(args.shape, first, last, [&](int64_t begin, int64_t end) {
+    const auto scratch = floats(scratch_floats(args.shape));
+    kernel(args, scratch.get(), begin, end);
+  });
+}
+
+Tensor empty_channels_last(const CbamShape& s, const Tensor& like, int64_t samples) {
+  return torch::stable::empty({samples, s.c, s.h, s.w}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+// A tensor as the kernels read it. From any other layout than channels_last it is copied group by group, each group to
+// the same place: that stays in a cache, and costs no memory that the system has to hand out first.
+class ChannelsLast {
+ public:
+  ChannelsLast(const CbamShape& shape, const Tensor& t, int64_t group) : shape_(shape), tensor_(t) {
+    if (strided_as({shape.c * shape.h * shape.w, 1, shape.w * shape.c, shape.c})) return;
+    if (!t.is_contiguous()) tensor_ = torch::stable::contiguous(t);
+    copy_.emplace(empty_channels_last(shape, t, std::min(group, shape.n)));
+  }
+
+  CbamSamples samples(int64_t first, int64_t last) const {
+    if (!copy_) return {tensor_.const_data_ptr(), 0};
+    const auto copy = RACCGAN_SELECT(cbam_to_channels_last);
+    void* const to = copy_->mutable_data_ptr();
+    share_out_samples(first, last, pieces(shape_), elements_a_piece(shape_), [&](int64_t begin, int64_t end) {
+      copy(shape_, tensor_.const_data_ptr(), to, first, begin, end);
+    });
+    return {to, first};
+  }
+
+ private:
+  bool strided_as(const std::vector<int64_t>& strides) const {
+    for (int64_t d = 0; d < 4; ++d) {
+      if (tensor_.size(d) != 1 && tensor_.stride(d) != strides[d]) return false;
+    }
+    return true;
+  }
+
+  CbamShape shape_;
+  Tensor tensor_;
+  Optional copy_;
+};
+
+// ---- forward ------------------------------------------------------------------------------------------------------
+
+// saved.moments from the bands of the samples first <= n < last, which share them.
+void join_moments(const CbamForwardArgs& args, int64_t first, int64_t last, float* to) {
+  const CbamShape& s = args.shape;
+  const auto pixels = [&](int64_t band) {
+    const int64_t row = band % bands(s) * rows_a_band(s);
+    return static_cast<double>(std::min(rows_a_band(s), s.h - row) * s.w);
+  };
+  double sum = 0, squares = 0;
+  for (int64_t i = first * bands(s); i < last * bands(s); ++i) sum += pixels(i) * args.moments[i].mean;
+  const double count = static_cast<double>((last - first) * s.h * s.w), mean = sum / count;
+  for (int64_t i = first * bands(s); i < last * bands(s); ++i) {
+    const double away = args.moments[i].mean - mean;
+    squares += args.moments[i].squares + pixels(i) * away * away;
+  }
+  to[0] = static_cast<float>(mean);
+  to[1] = static_cast<float>(squares / count);
+}
+
+void run_forward(const Given& given, const Tensor& x_in, CbamForwardArgs args) {
+  const ChannelsLast x(given.shape, x_in, samples_a_group(given, 1));
+  const auto apply = [&](int64_t first, int64_t last) { by_pieces(RACCGAN_SELECT(cbam_apply), args, first, last); };
+  for_groups(given, 1, [&](int64_t first, int64_t last) {
+    args.x = x.samples(first, last);
+    if (args.average || args.maximum) by_pieces(RACCGAN_SELECT(cbam_pool), args, first, last);
+    by_samples(RACCGAN_SELECT(cbam_gate), args, first, last);
+    by_pieces(RACCGAN_SELECT(cbam_gather), args, first, last);
+    by_bands_with_scratch(RACCGAN_SELECT(cbam_convolve), args, first, last);
+    if (given.coupled()) return;
+    for (int64_t n = first; n < last && !given.fixed(); ++n) join_moments(args, n, n + 1, args.saved.moments + 2 * n);
+    apply(first, last);
+  });
+  if (!given.coupled()) return;
+  join_moments(args, 0, given.shape.n, args.saved.moments);
+  for_groups(given, 1, [&](int64_t first, int64_t last) {
+    args.x = x.samples(first, last);
+    apply(first, last);
+  });
+}
+
+// The moments as the op returns them: none where they were given.
+std::tuple<Tensor, Tensor> moments_of(const Given& given, const Tensor& x, const float* moments) {
+  const int64_t count = given.fixed() ? 0 : given.moments();
+  const Tensor mean = new_floats(x, {count}), var = new_floats(x, {count});
+  for (int64_t i = 0; i < count; ++i) {
+    mean.mutable_data_ptr<float>()[i] = moments[2 * i];
+    var.mutable_data_ptr<float>()[i] = moments[2 * i + 1];
+  }
+  return {mean, var};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_cpu(
+    const Tensor& x_in, const Optional& average, const Optional& maximum, const Tensor& reduce_weight,
+    const Tensor& reduce_bias, const Tensor& expand_weight, const Tensor& expand_bias, const Tensor& spatial_weight,
+    const Tensor& norm_weight, const Tensor& norm_bias, const Optional& mean, const Optional& var, bool batch,
+    double eps) {
+  const Given given(x_in, average, maximum, reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight,
+                    norm_weight, norm_bias, mean, var, batch, eps);
+  const CbamShape& s = given.shape;
+  const Tensor y = empty_channels_last(s, x_in, s.n), saved_tensor = new_floats(x_in, {saved_floats(given)});
+  const CbamSaved saved = saved_in(given, saved_tensor.mutable_data_ptr<float>());
+  if (given.average) std::copy_n(given.average->const_data_ptr<float>(), s.n * s.c, saved.average);
+  if (given.maximum) std::copy_n(given.maximum->const_data_ptr<float>(), s.n * s.c, saved.maximum);
+  if (given.fixed()) {
+    saved.moments[0] = *given.mean->const_data_ptr<float>();
+    saved.moments[1] = *given.var->const_data_ptr<float>();
+  }
+  const auto pooled = floats(s.n * pieces(s) * 2 * s.c);
+  std::vector<CbamMoments> moments(s.n * bands(s));
+  run_forward(given, x_in, {s, given.weights(), saved, {}, y.mutable_data_ptr(), pooled.get(), moments.data(),
+                            !given.average, !given.maximum, given.moments_stride()});
+  return std::tuple_cat(std::make_tuple(y), moments_of(given, x_in, saved.moments), std::make_tuple(saved_tensor));
+}
+
+// ---- backward -----------------------------------------------------------------------------------------------------
+
+// The tensors of Given in its order, x first: bit i of `wanted` asks for the gradient of the i-th.
+enum Input {
+  kX, kAverage, kMaximum, kReduceWeight, kReduceBias, kExpandWeight, kExpandBias, kSpatialWeight, kNormWeight,
+  kNormBias, kMean, kVar, kInputs
+};
+constexpr int64_t bit(Input input) { return int64_t{1} << input; }
+constexpr int64_t kMlp = bit(kReduceWeight) | bit(kReduceBias) | bit(kExpandWeight) | bit(kExpandBias);
+constexpr int64_t kChannels = bit(kX) | bit(kAverage) | bit(kMaximum) | kMlp;
+
+// The gradients of norm_weight, norm_bias, mean and var, summed over the groups of samples that share moments.
+struct NormGradients {
+  double weight = 0, bias = 0, mean = 0, var = 0;
+};
+
+// What flows through the norm of the samples first <= n < last, which share moments. With r = 1 / deviation and
+// means over all their pixels: d s = norm_weight r (flow - mean flow - s' mean (flow s')), s' = r (s - mean), and from
+// the moments themselves g_mean / M + 2 g_var (s - mean) / M. Moments that were given leave the first term alone.
+void join_norm(const Given& given, const CbamBackwardArgs& args, const float* g_mean, const float* g_var,
+               int64_t first, int64_t last, NormGradients& gradients, CbamNormGradient* to) {
+  const CbamShape& s = args.shape;
+  double flow = 0, product = 0;
+  for (int64_t i = first * bands(s); i < last * bands(s); ++i) {
+    flow += args.norm_sums[i].flow;
+    product += args.norm_sums[i].product;
+  }
+  const float* const moments = args.saved.moments + first * args.moments_stride;
+  const double over = 1 / std::sqrt(static_cast<double>(moments[1]) + given.eps);
+  const double alpha = args.weights.norm_weight * over;
+  double beta = 0, gamma = 0;
+  if (!given.fixed()) {
+    const double count = static_cast<double>(given.scores_a_moment());
+    const int64_t at = given.batch ? 0 : first;
+    beta = (g_mean == nullptr ? 0 : g_mean[at] / count) - alpha * flow / count;
+    gamma = (g_var == nullptr ? 0 : 2 * g_var[at] / count) - alpha * over * product / count;
+  }
+  gradients.weight += product;
+  gradients.bias += flow;
+  gradients.mean -= alpha * flow;
+  gradients.var -= alpha * over * product / 2;
+  std::fill(to + first, to + last,
+            CbamNormGradient{static_cast<float>(alpha), static_cast<float>(beta), static_cast<float>(gamma),
+                             moments[0]});
+}
+
+NormGradients run_backward(const Given& given, const Tensor& x_in, const Tensor& g_y_in, CbamBackwardArgs args,
+                           const float* g_mean, const float* g_var, CbamNormGradient* norm_gradient) {
+  const int64_t samples = given.shape.n, group = samples_a_group(given, 2);
+  const ChannelsLast x(given.shape, x_in, group), g_y(given.shape, g_y_in, group);
+  NormGradients gradients;
+  const auto through_the_norm = [&](int64_t first, int64_t last) {
+    if (args.channels || args.spatial != nullptr) {
+      by_bands_with_scratch(RACCGAN_SELECT(cbam_convolve_back), args, first, last);
+    }
+    if (!args.channels) return;
+    by_pieces(RACCGAN_SELECT(cbam_gather_back), args, first, last);
+    by_samples(RACCGAN_SELECT(cbam_gate_back), args, first, last);
+    if (args.g_x != nullptr) by_pieces(RACCGAN_SELECT(cbam_apply_back), args, first, last);
+  };
+  for_groups(given, 2, [&](int64_t first, int64_t last) {
+    args.x = x.samples(first, last);
+    args.g_y = g_y.samples(first, last);
+    by_pieces(RACCGAN_SELECT(cbam_flow), args, first, last);
+    const auto norm_sums = RACCGAN_SELECT(cbam_norm_sums);
+    by_bands(args.shape, first, last, [&](int64_t begin, int64_t end) { norm_sums(args, begin, end); });
+    if (given.coupled()) return;
+    for (int64_t n = first; n < last; ++n) join_norm(given, args, g_mean, g_var, n, n + 1, gradients, norm_gradient);
+    through_the_norm(first, last);
+  });
+  if (!given.coupled()) return gradients;
+  join_norm(given, args, g_mean, g_var, 0, samples, gradients, norm_gradient);
+  for_groups(given, 2, [&](int64_t first, int64_t last) {
+    args.x = x.samples(first, last);
+    args.g_y = g_y.samples(first, last);
+    through_the_norm(first, last);
+  });
+  return gradients;
+}
+
+// to[i] = partial[0, i] + partial[1, i] + ..., in float64 and in that order.
+void add_up(const float* partial, int64_t count, int64_t size, float* to) {
+  for (int64_t i = 0; i < size; ++i) {
+    double sum = 0;
+    for (int64_t j = 0; j < count; ++j) sum += partial[j * size + i];
+    to[i] = static_cast<float>(sum);
+  }
+}
+
+using Gradients = std::array<Tensor, kInputs>;
+
+// A float32 tensor for each gradient that is wanted, and an empty one for the others; x's is of x's dtype.
+Gradients new_gradients(const Given& given, const Tensor& x, int64_t wanted) {
+  const CbamShape& s = given.shape;
+  const std::vector<int64_t> sizes[kInputs] = {{}, {s.n, s.c}, {s.n, s.c}, {s.r, s.c}, {s.r}, {s.c, s.r}, {s.c},
+                                               {1, 2, s.k, s.k}, {1}, {1}, {1}, {1}};
+  const auto made = [&](int i) {
+    if (!(wanted >> i & 1)) return new_floats(x, {0});
+    return i == kX ? empty_channels_last(s, x, s.n) : new_floats(x, sizes[i]);
+  };
+  return {made(0), made(1), made(2), made(3), made(4), made(5), made(6), made(7), made(8), made(9), made(10), made(11)};
+}
+
+// The backward pass's own memory, float32, one after the other.
+struct Work {
+  std::unique_ptr<float[]> all;
+  float* at;
+
+  explicit Work(int64_t count) : all(floats(count)), at(all.get()) {}
+  float* next(int64_t count) { return std::exchange(at, at + count); }
+};
+
+Gradients backward(const Given& given, const Tensor& g_y_in, const Optional& g_mean, const Optional& g_var,
+                   const Tensor& x_in, const Tensor& saved, int64_t wanted) {
+  const CbamShape& s = given.shape;
+  const Gradients gradients = new_gradients(given, x_in, wanted);
+  const int64_t nc = s.n * s.c, nr = s.n * s.r, np = s.n * given.pixels(), taps = 2 * s.k * s.k;
+  const bool channels = wanted & kChannels, spatial = wanted & bit(kSpatialWeight);
+  std::vector<CbamNormSums> norm_sums(s.n * bands(s));
+  std::vector<CbamNormGradient> norm_gradient(s.n);
+  Work work(4 * np + 3 * nc * pieces(s) + 4 * nc + 2 * nr + s.n * bands(s) * taps + (wanted & kMlp ? 2 * s.c * s.r + s.c + s.r : 0));
+  const auto own = [&](Input input) { return gradients[input].mutable_data_ptr<float>(); };
+  const auto or_work = [&](Input input, int64_t count) { return wanted & bit(input) ? own(input) : work.next(count); };
+
+  CbamBackwardArgs args{};
+  args.shape = s;
+  args.weights = given.weights();
+  args.saved = saved_in(given, const_cast<float*>(saved.const_data_ptr<float>()));
+  args.g_x = wanted & bit(kX) ? gradients[kX].mutable_data_ptr() : nullptr;
+  args.flow = work.next(np);
+  args.ties = work.next(np);
+  args.g_planes = work.next(2 * np);
+  args.sums = work.next(3 * nc * pieces(s));
+  args.g_logits = work.next(nc);
+  args.g_hidden = work.next(2 * nr);
+  args.g_average = or_work(kAverage, nc);
+  args.g_maximum = or_work(kMaximum, nc);
+  args.tied = work.next(nc);
+  args.spatial = spatial ? work.next(s.n * bands(s) * taps) : nullptr;
+  args.norm_sums = norm_sums.data();
+  args.norm_gradient = norm_gradient.data();
+  args.channels = channels;
+  args.average = !given.average;
+  args.maximum = !given.maximum;
+  args.moments_stride = given.moments_stride();
+  const auto of = [](const Optional& t) { return t ? t->const_data_ptr<float>() : nullptr; };
+  const NormGradients norm = run_backward(given, x_in, g_y_in, args, of(g_mean), of(g_var), norm_gradient.data());
+
+  if (wanted & kMlp) {
+    args.g_reduce_weight = or_work(kReduceWeight, s.r * s.c);
+    args.g_reduce_bias = or_work(kReduceBias, s.r);
+    args.g_expand_weight = or_work(kExpandWeight, s.c * s.r);
+    args.g_expand_bias = or_work(kExpandBias, s.c);
+    const auto weights_back = RACCGAN_SELECT(cbam_weights_back);
+    share_out(s.r + s.c, s.n * std::min(s.r, s.c), [&](int64_t begin, int64_t end) { weights_back(args, begin, end); });
+  }
+  if (spatial) add_up(args.spatial, s.n * bands(s), taps, own(kSpatialWeight));
+  const std::pair<Input, double> numbers[] = {
+      {kNormWeight, norm.weight}, {kNormBias, norm.bias}, {kMean, norm.mean}, {kVar, norm.var}};
+  for (const auto& [input, value] : numbers) {
+    if (wanted & bit(input)) *own(input) = static_cast<float>(value);
+  }
+  return gradients;
+}
+
+using TwelveTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                                 Tensor>;
+
+TwelveTensors cbam_backward_cpu(
+    const Tensor& g_y, const Optional& g_mean, const Optional& g_var, const Tensor& x, const Optional& average,
+    const Optional& maximum, const Tensor& reduce_weight, const Tensor& reduce_bias, const Tensor& expand_weight,
+    const Tensor& expand_bias, const Tensor& spatial_weight, const Tensor& norm_weight, const Tensor& norm_bias,
+    const Optional& mean, const Optional& var, bool batch, double eps, const Tensor& saved, int64_t wanted) {
+  const Given given(x, average, maximum, reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight,
+                    norm_weight, norm_bias, mean, var, batch, eps);
+  STD_TORCH_CHECK(same_sizes(g_y, x) && g_y.scalar_type() == x.scalar_type() && g_y.device() == x.device(),
+                  "g_y must be as x is");
+  STD_TORCH_CHECK(saved.scalar_type() == ScalarType::Float && saved.is_contiguous() && saved.device() == x.device() &&
+                      saved.numel() == saved_floats(given),
+                  "saved must come from cbam_native with the same arguments");
+  const std::vector<int64_t> moments{given.fixed() ? 0 : given.moments()};
+  const Gradients g = backward(given, g_y, in_float32(g_mean, x, moments, "g_mean"),
+                               in_float32(g_var, x, moments, "g_var"), x, saved, wanted);
+  // Everything but x's gradient is made in float32.
+  const auto as = [&](int i, const Tensor& t) {
+    return t.scalar_type() == ScalarType::Float ? g[i] : torch::stable::to(g[i], t.scalar_type());
+  };
+  const auto as_given = [&](int i, const Optional& t) { return t ? as(i, *t) : g[i]; };
+  return {g[kX],
+          as_given(kAverage, average),
+          as_given(kMaximum, maximum),
+          as(kReduceWeight, reduce_weight),
+          as(kReduceBias, reduce_bias),
+          as(kExpandWeight, expand_weight),
+          as(kExpandBias, expand_bias),
+          as(kSpatialWeight, spatial_weight),
+          as(kNormWeight, norm_weight),
+          as(kNormBias, norm_bias),
+          as_given(kMean, mean),
+          as_given(kVar, var)};
+}
+
+}  // namespace
+}  // namespace raccgan
+
+STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
+  m.def(
+      "cbam_native(Tensor x, Tensor? average, Tensor? maximum, Tensor reduce_weight, Tensor reduce_bias,"
+      " Tensor expand_weight, Tensor expand_bias, Tensor spatial_weight, Tensor norm_weight, Tensor norm_bias,"
+      " Tensor? mean, Tensor? var, bool batch, float eps) -> (Tensor y, Tensor mean, Tensor var, Tensor saved)");
+  m.def(
+      "cbam_native_backward(Tensor g_y, Tensor? g_mean, Tensor? g_var, Tensor x, Tensor? average, Tensor? maximum,"
+      " Tensor reduce_weight, Tensor reduce_bias, Tensor expand_weight, Tensor expand_bias, Tensor spatial_weight,"
+      " Tensor norm_weight, Tensor norm_bias, Tensor? mean, Tensor? var, bool batch, float eps, Tensor saved,"
+      " int wanted) -> (Tensor x, Tensor average, Tensor maximum, Tensor reduce_weight, Tensor reduce_bias,"
+      " Tensor expand_weight, Tensor expand_bias, Tensor spatial_weight, Tensor norm_weight, Tensor norm_bias,"
+      " Tensor mean, Tensor var)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) {
+  m.impl("cbam_native", TORCH_BOX(&raccgan::cbam_cpu));
+  m.impl("cbam_native_backward", TORCH_BOX(&raccgan::cbam_backward_cpu));
+}

@@ -1,0 +1,356 @@
+// CBAM on a CPU, backward. From g = dL/dy; u = x gate, and spatial = sigmoid(normalised scores):
+//
+//     flow[n, p]  = spatial (1 - spatial) sum over c of g u            to the normalised scores
+//     d s         = alpha flow + beta + gamma (s - mean)               through the norm and the moments, see the bindings
+//     e_max, e_mean = correlations of d s with the two planes' weights;  e_max over the ties of the max, e_mean over C
+//     d u         = g spatial + e_mean + e_max [u is the pixel's max]
+//     d gate      = sum over p of x d u, through the MLP to d average and d max
+//     d x         = gate d u + d average / P + d max / ties [x is the channel's max]
+//
+// The sum over p of x g spatial needs no e and is taken with the flow: x and g are read together twice, x once alone,
+// and of these three sweeps the last two again while a sample is in a cache.
+#include "cbam.h"
+
+#include "cbam_lanes.h"
+#include "cbam_planes.h"
+
+namespace raccgan {
+namespace {
+
+// 1 where u is the max.
+inline Floats reaches(Floats u, Floats max) { return select((Words)(u == max), all(1.0f), Floats{}); }
+
+SpatialGate spatial_gate(const CbamBackwardArgs& args, int64_t n) {
+  return {args.weights, args.saved.moments + n * args.moments_stride};
+}
+
+// sums[c] += v, or = v at the first pixel.
+template <class L>
+inline RACCGAN_INLINE void add_to(const L& lanes, float* sums, int64_t p, Floats v) {
+  lanes.template store<Float32>(sums, p == 0 ? v : v + lanes.template load<Float32>(sums));
+}
+
+template <class T, bool kChannels>
+void flow_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
+  const CbamShape& s = args.shape;
+  const int64_t size = s.h * s.w;
+  for (int64_t task = begin; task < end; ++task) {
+    const Piece piece(s, task);
+    const auto* const x = piece.of<T>(s, args.x);
+    const auto* const g_y = piece.of<T>(s, args.g_y);
+    const float* const gate = args.saved.gate + piece.sample * s.c;
+    const float* const largest = args.saved.planes + piece.sample * 2 * size + piece.first;
+    float* const d_gate = args.sums + task * 3 * s.c;
+    float spatial[kCbamPiece];
+    spatial_gate(args, piece.sample).of(args.saved.scores + piece.in_plane(s), piece.count(), spatial);
+    for_lanes(piece.count(), [&](auto pixel_lanes, int64_t block) RACCGAN_INLINE {
+      Floats flows[kWidth] = {}, ties[kWidth] = {};
+      for_pixels(0, least(kWidth, piece.count() - block), [&](int64_t p, auto pixels) RACCGAN_INLINE {
+        Floats flow[pixels.count] = {}, tied[pixels.count] = {};
+        for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
+          const Floats channel = lanes.template load<Float32>(gate + c);
+          Floats through{};
+#pragma GCC unroll 4
+          for (int i = 0; i < pixels.count; ++i) {
+            const int64_t at = (block + p + i) * s.c + c;
+            __builtin_prefetch(x + at + 2 * kAhead, 0, 2);  // into the second-level cache
+            __builtin_prefetch(g_y + at + 2 * kAhead, 0, 2);
+            const Floats v = lanes.template load<T>(x + at), g = lanes.template load<T>(g_y + at);
+            const Floats u = v * channel;
+            flow[i] = multiply_add(g, u, flow[i]);
+            tied[i] += lanes.keep(reaches(u, all(largest[block + p + i])), Floats{});
+            if (kChannels) through = multiply_add(g * v, all(spatial[block + p + i]), through);
+          }
+          if (kChannels) add_to(lanes, d_gate + c, block + p, through);
+        });
+#pragma GCC unroll 4
+        for (int i = 0; i < pixels.count; ++i) {
+          flows[p + i] = flow[i];
+          ties[p + i] = tied[i];
+        }
+      });
+      const Floats open = pixel_lanes.template load<Float32>(spatial + block);
+      const int64_t to = piece.in_plane(s) + block;
+      pixel_lanes.template store<Float32>(args.flow + to, sums_of(flows) * open * (1.0f - open));
+      pixel_lanes.template store<Float32>(args.ties + to, sums_of(ties));
+    });
+  }
+}
+
+// The gradient of a row of scores; see CbamNormGradient.
+void score_gradient(const CbamBackwardArgs& args, int64_t n, int64_t row, float* to) {
+  const CbamShape& s = args.shape;
+  const CbamNormGradient& norm = args.norm_gradient[n];
+  const int64_t from = (n * s.h + row) * s.w;
+  for_lanes(s.w, [&](auto lanes, int64_t i) RACCGAN_INLINE {
+    const Floats flow = lanes.template load<Float32>(args.flow + from + i);
+    const Floats score = lanes.template load<Float32>(args.saved.scores + from + i);
+    lanes.template store<Float32>(to + i, flow * norm.alpha + norm.beta + (score - norm.mean) * norm.gamma);
+  });
+}
+
+// sums[j] = the sum over the band of d[row, column] in[row + i - k/2, column + j - k/2] for kTaps columns j.
+template <int kTaps>
+void correlate(const CbamShape& s, const Band& band, const float* d, const float* in, float* to) {
+  Floats sums[kTaps] = {};
+  for (int64_t row = 0; row < band.last - band.first; ++row) {
+    for_lanes(s.w, [&](auto lanes, int64_t column) RACCGAN_INLINE {
+      const Floats v = lanes.template load<Float32>(d + row * band.stride + column);
+#pragma GCC unroll 8
+      for (int j = 0; j < kTaps; ++j) {
+        sums[j] = multiply_add(v, load(in + row * band.stride + column + j), sums[j]);
+      }
+    });
+  }
+  for (int j = 0; j < kTaps; ++j) to[j] = static_cast<float>(sum_of_lanes(sums[j]));
+}
+
+// to[plane, i, j] over one band, from the band in scratch memory: of both planes, and of d with zeros around it.
+void correlate_planes(const CbamShape& s, const Band& band, const float* d, const float* planes, float* to) {
+  d += s.k / 2 * (band.stride + 1);
+  for (int plane = 0; plane < 2; ++plane) {
+    for (int64_t i = 0; i < s.k; ++i, to += s.k) {
+      const float* const in = planes + plane * band.size + i * band.stride;
+      if (s.k == 7) {
+        correlate<7>(s, band, d, in, to);
+      } else if (s.k == 3) {
+        correlate<3>(s, band, d, in, to);
+      } else {
+        for (int64_t j = 0; j < s.k; ++j) correlate<1>(s, band, d, in + j, to + j);
+      }
+    }
+  }
+}
+
+template <class T>
+void gather_back_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
+  const CbamShape& s = args.shape;
+  const int64_t size = s.h * s.w;
+  for (int64_t task = begin; task < end; ++task) {
+    const Piece piece(s, task);
+    const auto* const x = piece.of<T>(s, args.x);
+    const float* const gate = args.saved.gate + piece.sample * s.c;
+    const float* const maximum = args.saved.maximum + piece.sample * s.c;
+    const float* const largest = args.saved.planes + piece.sample * 2 * size + piece.first;
+    const float* const e_max = args.g_planes + piece.sample * 2 * size + piece.first;
+    const float* const e_mean = e_max + size;
+    float* const d_gate = args.sums + task * 3 * s.c + s.c;
+    for_pixels(0, piece.count(), [&](int64_t p, auto pixels) RACCGAN_INLINE {
+      for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
+        const Floats channel = lanes.template load<Float32>(gate + c);
+        const Floats max = lanes.template load<Float32>(maximum + c);
+        Floats through{}, tied{};
+#pragma GCC unroll 4
+        for (int i = 0; i < pixels.count; ++i) {
+          const auto* const from = x + (p + i) * s.c + c;
+          __builtin_prefetch(from + 2 * kAhead, 0, 2);
+          const Floats v = lanes.template load<T>(from);
+          const Words is_max = (Words)(v * channel == all(largest[p + i]));
+          through = multiply_add(v, e_mean[p + i] + select(is_max, all(e_max[p + i]), Floats{}), through);
+          tied += reaches(v, max);
+        }
+        add_to(lanes, d_gate + c, p, through);
+        add_to(lanes, d_gate + s.c + c, p, tied);
+      });
+    });
+  }
+}
+
+// The sums over a sample's pieces: what flows to the argument of the channel gate's sigmoid, and the channels' ties.
+void add_pieces(const CbamBackwardArgs& args, int64_t n) {
+  const CbamShape& s = args.shape;
+  const float* const sums = args.sums + n * pieces(s) * 3 * s.c;
+  for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
+    Doubles d_gate{}, tied{};
+    for (int64_t i = 0; i < pieces(s); ++i) {
+      const float* const at = sums + i * 3 * s.c + c;
+      d_gate += widened(lanes.template load<Float32>(at)) + widened(lanes.template load<Float32>(at + s.c));
+      tied += widened(lanes.template load<Float32>(at + 2 * s.c));
+    }
+    const Floats gate = lanes.template load<Float32>(args.saved.gate + n * s.c + c);
+    lanes.template store<Float32>(args.g_logits + n * s.c + c, narrowed(d_gate) * gate * (1.0f - gate));
+    lanes.template store<Float32>(args.tied + n * s.c + c, narrowed(tied));
+  });
+}
+
+// to[j] = the sum over i of matrix[i, j] vector[i].
+void transposed_product(const float* matrix, const float* vector, int64_t rows, int64_t columns, float* to) {
+  for_lanes(columns, [&](auto lanes, int64_t j) RACCGAN_INLINE {
+    Floats sum{};
+    for (int64_t i = 0; i < rows; ++i) {
+      sum = multiply_add(lanes.template load<Float32>(matrix + i * columns + j), all(vector[i]), sum);
+    }
+    lanes.template store<Float32>(to + j, sum);
+  });
+}
+
+template <class T>
+void apply_back_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
+  const CbamShape& s = args.shape;
+  const int64_t size = s.h * s.w;
+  const float over = 1.0f / static_cast<float>(size);
+  for (int64_t task = begin; task < end; ++task) {
+    const Piece piece(s, task);
+    const auto* const x = piece.of<T>(s, args.x);
+    const auto* const g_y = piece.of<T>(s, args.g_y);
+    auto* const g_x = static_cast<typename T::Stored*>(args.g_x) + piece.in_tensor(s);
+    const int64_t row = piece.sample * s.c;
+    const float* const largest = args.saved.planes + piece.sample * 2 * size + piece.first;
+    const float* const e_max = args.g_planes + piece.sample * 2 * size + piece.first;
+    const float* const e_mean = e_max + size;
+    float spatial[kCbamPiece];
+    spatial_gate(args, piece.sample).of(args.saved.scores + piece.in_plane(s), piece.count(), spatial);
+    for_pixels(0, piece.count(), [&](int64_t p, auto pixels) RACCGAN_INLINE {
+      for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
+        const Floats channel = lanes.template load<Float32>(args.saved.gate + row + c);
+        const Floats max = lanes.template load<Float32>(args.saved.maximum + row + c);
+        Floats from_average{}, from_max{};
+        if (args.average) from_average = lanes.template load<Float32>(args.g_average + row + c) * over;
+        if (args.maximum) {
+          const Floats tied = lanes.keep(lanes.template load<Float32>(args.tied + row + c), all(1.0f));
+          from_max = lanes.template load<Float32>(args.g_maximum + row + c) / tied;
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < pixels.count; ++i) {
+          const int64_t at = (p + i) * s.c + c;
+          __builtin_prefetch(x + at + kAhead);
+          __builtin_prefetch(g_y + at + kAhead);
+          __builtin_prefetch(g_x + at + kAhead, 1);
+          const Floats v = lanes.template load<T>(x + at), g = lanes.template load<T>(g_y + at);
+          const Words is_max = (Words)(v * channel == all(largest[p + i]));
+          const Floats d = multiply_add(g, all(spatial[p + i]), select(is_max, all(e_max[p + i]), Floats{}) + e_mean[p + i]);
+          const Floats pooled = from_average + select((Words)(v == max), from_max, Floats{});
+          lanes.template store<T>(g_x + at, multiply_add(channel, d, pooled));
+        }
+      });
+    });
+  }
+}
+
+// to[j] = the sum over n of a[n] b[n, j], rows of a and b `a_stride` and `b_stride` apart.
+void outer_sum(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t n, int64_t columns,
+               bool add, float* to) {
+  for_lanes(columns, [&](auto lanes, int64_t j) RACCGAN_INLINE {
+    Floats sum = add ? lanes.template load<Float32>(to + j) : Floats{};
+    for (int64_t i = 0; i < n; ++i) {
+      sum = multiply_add(all(a[i * a_stride]), lanes.template load<Float32>(b + i * b_stride + j), sum);
+    }
+    lanes.template store<Float32>(to + j, sum);
+  });
+}
+
+float strided_sum(const float* v, int64_t stride, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += v[i * stride];
+  return static_cast<float>(sum);
+}
+
+}  // namespace
+
+namespace RACCGAN_TARGET {
+
+void cbam_flow(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
+  if (args.shape.dtype == Dtype::kFloat32) {
+    (args.channels ? flow_as<Float32, true> : flow_as<Float32, false>)(args, begin, end);
+  } else {
+    (args.channels ? flow_as<BFloat16, true> : flow_as<BFloat16, false>)(args, begin, end);
+  }
+}
+
+void cbam_norm_sums(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
+  const CbamShape& s = args.shape;
+  for (int64_t task = begin; task < end; ++task) {
+    const Band band(s, task);
+    const float* const moments = args.saved.moments + band.sample * args.moments_stride;
+    const float* const flow = args.flow + band.in_plane(s);
+    const float* const scores = args.saved.scores + band.in_plane(s);
+    Floats sum{}, product{};
+    for_lanes((band.last - band.first) * s.w, [&](auto lanes, int64_t i) RACCGAN_INLINE {
+      const Floats v = lanes.template load<Float32>(flow + i);
+      sum += v;
+      product = multiply_add(v, lanes.template load<Float32>(scores + i) - moments[0], product);
+    });
+    const double deviation = __builtin_sqrtf(moments[1] + args.weights.eps);
+    args.norm_sums[task] = {sum_of_lanes(sum), sum_of_lanes(product) / deviation};
+  }
+}
+
+void cbam_convolve_back(const CbamBackwardArgs& args, float* scratch, int64_t begin, int64_t end) {
+  const CbamShape& s = args.shape;
+  const int64_t size = s.h * s.w, taps = s.k * s.k;
+  float* const flipped = scratch;
+  for (int64_t i = 0; i < 2 * taps; ++i) {
+    flipped[i] = args.weights.spatial_weight[i / taps * taps + (taps - 1 - i % taps)];
+  }
+  for (int64_t task = begin; task < end; ++task) {
+    const Band band(s, task);
+    float* const d = scratch + 2 * taps;
+    fill(s, band, d, [&](int64_t row, float* to) { score_gradient(args, band.sample, row, to); });
+    if (args.channels) {
+      float* const e_max = args.g_planes + band.sample * 2 * size + band.first * s.w;
+      float* const e_mean = e_max + size;
+      convolve(s, band, 1, d, flipped, e_max);
+      convolve(s, band, 1, d, flipped + taps, e_mean);
+      const float* const ties = args.ties + band.in_plane(s);
+      for (int64_t i = 0; i < (band.last - band.first) * s.w; ++i) {
+        e_max[i] /= ties[i];
+        e_mean[i] /= static_cast<float>(s.c);
+      }
+    }
+    if (args.spatial != nullptr) {
+      float* const planes = d + band.size;
+      for (int plane = 0; plane < 2; ++plane) {
+        copy_plane(s, band, args.saved.planes + (band.sample * 2 + plane) * size, planes + plane * band.size);
+      }
+      correlate_planes(s, band, d, planes, args.spatial + task * 2 * taps);
+    }
+  }
+}
+
+void cbam_gather_back(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
+  const auto run = args.shape.dtype == Dtype::kFloat32 ? gather_back_as<Float32> : gather_back_as<BFloat16>;
+  run(args, begin, end);
+}
+
+void cbam_gate_back(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
+  const CbamShape& s = args.shape;
+  const CbamWeights& w = args.weights;
+  for (int64_t n = begin; n < end; ++n) {
+    add_pieces(args, n);
+    const float* const hidden = args.saved.hidden + n * 3 * s.r;
+    float* const g_hidden = args.g_hidden + n * 2 * s.r;
+    transposed_product(w.expand_weight, args.g_logits + n * s.c, s.c, s.r, g_hidden);
+    for (int64_t r = 0; r < s.r; ++r) {
+      const float g = g_hidden[r];
+      g_hidden[r] = hidden[r] > 0 ? g : 0;
+      g_hidden[s.r + r] = hidden[s.r + r] > 0 ? g : 0;
+    }
+    transposed_product(w.reduce_weight, g_hidden, s.r, s.c, args.g_average + n * s.c);
+    transposed_product(w.reduce_weight, g_hidden + s.r, s.r, s.c, args.g_maximum + n * s.c);
+  }
+}
+
+void cbam_apply_back(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
+  const auto run = args.shape.dtype == Dtype::kFloat32 ? apply_back_as<Float32> : apply_back_as<BFloat16>;
+  run(args, begin, end);
+}
+
+void cbam_weights_back(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
+  const CbamShape& s = args.shape;
+  for (int64_t row = begin; row < end; ++row) {
+    if (row < s.r) {
+      float* const to = args.g_reduce_weight + row * s.c;
+      outer_sum(args.g_hidden + row, 2 * s.r, args.saved.average, s.c, s.n, s.c, false, to);
+      outer_sum(args.g_hidden + s.r + row, 2 * s.r, args.saved.maximum, s.c, s.n, s.c, true, to);
+      args.g_reduce_bias[row] = strided_sum(args.g_hidden + row, s.r, 2 * s.n);
+    } else {
+      const int64_t c = row - s.r;
+      float* const to = args.g_expand_weight + c * s.r;
+      outer_sum(args.g_logits + c, s.c, args.saved.hidden + 2 * s.r, 3 * s.r, s.n, s.r, false, to);
+      args.g_expand_bias[c] = 2 * strided_sum(args.g_logits + c, s.c, s.n);
+    }
+  }
+}
+
+}  // namespace RACCGAN_TARGET
+}  // namespace raccgan

@@ -1,0 +1,209 @@
+"""CBAM in compiled code: C++ on a CPU. Three sweeps over x forward, of which only the first leaves the cache.
+
+The kernels are the forward pass and its gradients, all of them in one call (csrc/cpu/cbam.cpp, cbam_backward.cpp).
+Gradients of these gradients are the reference's: CBAM stands in a critic, where they are needed, by option only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from raccgan.kernels import library
+from raccgan.kernels.backend import Call
+from raccgan.kernels.cbam import reference
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+_FORWARD = "raccgan::cbam_native"
+_BACKWARD = "raccgan::cbam_native_backward"
+# Settled once, at import, so that torch.compile sees a constant.
+_MISSING = library.why_not()
+
+
+def can_run(call: Call) -> str | None:
+    """Why the compiled kernels cannot serve ``call``, in one line; ``None`` where they can."""
+    if _MISSING is not None:
+        return _MISSING
+    if call.device.type != "cpu":
+        return f"there are no compiled CBAM kernels for {call.device.type}"
+    if call.dtype not in DTYPES:
+        return f"the compiled CBAM kernels add in float32 and take float32 and bfloat16, not {call.dtype}"
+    return None
+
+
+def cbam(
+    x: Tensor,
+    average: Tensor | None,
+    maximum: Tensor | None,
+    reduce_weight: Tensor,
+    reduce_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    spatial_weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    norm: str,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Shapes and the three returned tensors as in :func:`raccgan.kernels.cbam.cbam`.
+
+    Args:
+        x: of one dtype of :data:`DTYPES`; read in place where it is channels_last, copied otherwise.
+        the others: of any floating dtype; used as float32.
+
+    Returns:
+        y in x's dtype, channels_last, with or without autocast. The same bits whatever the number of threads, like all
+        gradients; another processor may round differently.
+
+    Gradients: every order, for every tensor; from the second order on by the reference in float32.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not match, or no compiled kernel (see :func:`can_run`).
+    """
+    if _MISSING is not None:
+        raise RuntimeError(_MISSING)
+    y, own_mean, own_var, _ = torch.ops.raccgan.cbam_native(
+        x, average, maximum, reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight,
+        norm_weight, norm_bias, mean, var, norm == "batch", eps,
+    )  # fmt: skip
+    return y, own_mean if mean is None else mean, own_var if var is None else var
+
+
+class _Context(FunctionCtx):
+    saved_tensors: tuple[Tensor | None, ...]
+    needs_input_grad: tuple[bool, ...]
+    batch: bool
+    eps: float
+    wanted: int
+
+
+_TENSORS = 12  # x to var: the forward op's first arguments, and what the backward op returns gradients of
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+# ---- the forward op -------------------------------------------------------------------------------------------------
+
+
+def _forward_shapes(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, the moments (empty where they were given), and all that the backward op needs, in one float32 tensor."""
+    x, reduce_weight, mean, batch = inputs[0], inputs[3], inputs[10], inputs[12]
+    n, c, h, w = x.shape
+    moments = 1 if batch or mean is not None else n
+
+    def floats(count: int) -> Tensor:
+        return x.new_empty(count, dtype=torch.float32)
+
+    returned = moments if mean is None else 0
+    saved = n * (3 * c + 3 * reduce_weight.shape[0] + 3 * h * w) + 2 * moments
+    return _channels_last(x), floats(returned), floats(returned), floats(saved)
+
+
+def _save_forward(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    saved = output[-1]
+    ctx.mark_non_differentiable(saved)
+    ctx.save_for_backward(*inputs[:_TENSORS], saved)
+    ctx.set_materialize_grads(False)
+    ctx.batch, ctx.eps = inputs[_TENSORS:]
+
+
+def _forward_backward(
+    ctx: _Context, g_y: Tensor | None, g_mean: Tensor | None, g_var: Tensor | None, _: None
+) -> tuple[Tensor | None, ...]:
+    *tensors, saved = ctx.saved_tensors
+    x = tensors[0]
+    assert x is not None
+    wanted = [i for i in range(_TENSORS) if ctx.needs_input_grad[i]]
+    if g_y is None:
+        g_y = torch.zeros_like(x)
+    gradients = torch.ops.raccgan.cbam_native_backward(
+        g_y, g_mean, g_var, *tensors, ctx.batch, ctx.eps, saved, sum(1 << i for i in wanted)
+    )
+    return *(gradients[i] if i in wanted else None for i in range(_TENSORS)), None, None
+
+
+# ---- the backward op: the gradients of the first 12 arguments of the forward op, empty where they are not wanted ----
+
+
+def _backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
+    tensors, wanted = inputs[3 : 3 + _TENSORS], inputs[-1]
+
+    def empty(i: int, t: Tensor | None) -> Tensor:
+        if t is None or not wanted >> i & 1:
+            return inputs[0].new_empty(0, dtype=torch.float32 if t is None or i == 0 else t.dtype)
+        return _channels_last(t) if i == 0 else torch.empty(t.shape, dtype=t.dtype, device=t.device)
+
+    return tuple(empty(i, t) for i, t in enumerate(tensors))
+
+
+def _save_backward(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[: 3 + _TENSORS])
+    ctx.set_materialize_grads(False)
+    ctx.batch, ctx.eps, _, ctx.wanted = inputs[3 + _TENSORS :]
+
+
+def _backward_backward(ctx: _Context, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients of the reference's gradients, recomputed."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        inputs = [None if t is None else _branch(t) for t in ctx.saved_tensors]
+        flowing, tensors = inputs[:3], inputs[3:]
+        outputs = _reference(tensors, ctx.batch, ctx.eps)
+        pairs = [(o, g) for o, g in zip(outputs, flowing, strict=True) if o.requires_grad and g is not None]
+        # Of what was wanted, what came to be used: in a gradient penalty, the gradient of x alone.
+        used = [ctx.wanted >> i & 1 and v is not None for i, v in enumerate(cotangents)]
+        first = _gradients(pairs, [t if u else None for t, u in zip(tensors, used, strict=True)], True)
+    pairs = [(g, v) for g, v in zip(first, cotangents, strict=True) if g is not None and v is not None]
+    needed = [t if ctx.needs_input_grad[i] else None for i, t in enumerate(inputs)]
+    return *_gradients(pairs, needed, create_graph), None, None, None, None
+
+
+def _branch(t: Tensor) -> Tensor:
+    """``t`` in a graph of its own that leads back to it: another input may come from the same place."""
+    return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+
+
+def _reference(tensors: Sequence[Tensor | None], batch: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The op's first three outputs, computed in float32."""
+    *wide, mean, var = (None if t is None else t.float() for t in tensors)
+    norm = "fixed" if mean is not None else "batch" if batch else "instance"
+    y, mean, var = reference.cbam(*wide, norm, mean, var, eps, _convolve_by_columns)  # type: ignore[arg-type, call-arg]
+    x = tensors[0]
+    assert x is not None
+    return y.to(x.dtype), mean, var
+
+
+def _convolve_by_columns(planes: Tensor, weight: Tensor) -> Tensor:
+    """The same as a matrix product: PyTorch cannot trace a convolution's second gradients for sizes not yet known."""
+    k = weight.shape[-1]
+    columns = F.unfold(planes, k, padding=k // 2)  # [N, 2 * k * k, H * W]
+    return (weight.flatten(1) @ columns).view(planes.shape[0], 1, *planes.shape[2:])
+
+
+def _gradients(
+    pairs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor | None], create_graph: bool
+) -> list[Tensor | None]:
+    """Of the sum of the products of the pairs, for each of the inputs that is there."""
+    asked = [t for t in inputs if t is not None]
+    if not pairs or not asked:
+        return [None for _ in inputs]
+    outputs, weights = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(outputs, asked, weights, create_graph=create_graph, allow_unused=True))
+    return [None if t is None else next(found) for t in inputs]
+
+
+if _MISSING is None:
+    torch.library.register_fake(_FORWARD)(_forward_shapes)
+    torch.library.register_autograd(_FORWARD, _forward_backward, setup_context=_save_forward)
+    torch.library.register_fake(_BACKWARD)(_backward_shapes)
+    torch.library.register_autograd(_BACKWARD, _backward_backward, setup_context=_save_backward)
