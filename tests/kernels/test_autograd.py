@@ -1,0 +1,64 @@
+"""What the shared grid cannot show: a chain of layers, whose inputs depend on one another, up to third order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from raccgan.kernels.depthwise_separable import depthwise_separable
+from raccgan.kernels.moments import moments
+from tests.kernels.grid import relative_error
+
+
+def chain(kernels: str, dtype: torch.dtype) -> list[list[Tensor]]:
+    """First, second and third gradients of two layers whose norm is made of x itself, as a conditional norm's may be."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(4, 1, 3, 3), (6, 4, 1, 1), (6, 1, 7, 7), (5, 6, 1, 1), (5,)]
+    weights = [torch.randn(s, generator=draw).to(dtype).requires_grad_() for s in shapes]
+    x = torch.randn(2, 4, 6, 6, generator=draw).to(dtype).requires_grad_()
+    average, batch = x.mean(dim=(2, 3)), moments(x, kernels=kernels)
+    scale, shift = 1 + average * batch.var, average.square() + batch.mean
+    h = depthwise_separable(
+        x, weights[0], None, weights[1], None, preactivation="relu", norm="instance", scale=scale, shift=shift,
+        activation="relu", kernels=kernels,
+    )  # fmt: skip
+    y = depthwise_separable(
+        h, weights[2], None, weights[3], weights[4], norm="instance", activation="relu", upsample=2, kernels=kernels
+    )
+    orders = []
+    value = y.square().sum()
+    for _ in range(3):
+        found = torch.autograd.grad(value, [x, *weights], create_graph=True, materialize_grads=True)
+        orders.append(list(found))
+        value = torch.stack([g.square().sum() for g in found]).sum().sqrt()
+    return orders
+
+
+def test_gradients_of_gradients_follow_no_path_twice() -> None:
+    wanted = chain("reference", torch.float64)
+    beside = chain("reference", torch.float32)
+    for order, (ours, theirs, exact) in enumerate(zip(chain("fused", torch.float32), beside, wanted, strict=True), 1):
+        for got, plain, right in zip(ours, theirs, exact, strict=True):
+            assert relative_error(got, right) <= 10 * relative_error(plain, right) + 1e-6, f"order {order}"
+
+
+@pytest.mark.parametrize("order", ["penalty", "whole"])
+def test_only_what_is_asked_for_is_computed(order: str) -> None:
+    """A penalty's first backward pass goes to the image: no gradient of a weight is computed on the way."""
+    seen: list[tuple[bool, ...]] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if op.name() == "raccgan::depthwise_native_backward":
+                seen.append(tuple(args[-3:]))
+            return op(*args, **(kwargs or {}))
+
+    x, w, p = torch.randn(2, 4, 6, 6), torch.randn(4, 1, 3, 3), torch.randn(5, 4, 1, 1)
+    tensors = [t.requires_grad_() for t in (x, w, p)]
+    y = depthwise_separable(x * 1, w * 1, None, p * 1, None, kernels="fused")
+    with Watch():
+        torch.autograd.grad(y.sum(), tensors[:1] if order == "penalty" else tensors)
+    if not seen:
+        pytest.skip("the compiled kernels do not serve here")
+    assert seen == [(True, order == "whole", False)]
