@@ -38,6 +38,7 @@ class Case:
     device: str
     costs: list[Cost]
     tolerance: float | None = None  # how far from float64 anyone may be, where the default of the ops is too strict
+    images: int | None = None  # that go through in a call, where that is what counts
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def compare(
             device=case.device, op=case.op, case=case.name, dtype=str(case.dtype).removeprefix("torch."),
             layout=c.layout, pass_=case.pass_, implementation=c.implementation,
             median_ms=1e3 * times[c] if c in times else None, costs=tuple(case.costs), error=errors.get(c),
-            peer=c.peer, fused=c.fused, note=failed.get(c, ""),
+            peer=c.peer, fused=c.fused, note=failed.get(c, ""), images=case.images,
         )
         for c in contestants
     ]  # fmt: skip
