@@ -64,12 +64,21 @@ def generator(config: Config) -> list[Layer]:
 
 
 def discriminator(config: Config, image_channels: int) -> list[Layer]:
-    """The depthwise-separable convolutions of the discriminator; the encoder's have the same shapes."""
-    widths = config.widths[::-1]
+    """The depthwise-separable convolutions of the discriminator, whose last block does not halve the image."""
+    return _residual_down("D", config, (image_channels, *config.widths[::-1]))
+
+
+def encoder(config: Config) -> list[Layer]:
+    """The depthwise-separable convolutions of the encoder, behind a dense stem."""
+    return _residual_down("E", config, config.widths[::-1])
+
+
+def _residual_down(network: str, config: Config, channels: tuple[int, ...]) -> list[Layer]:
+    """Blocks from the whole image to 4 x 4 pixels."""
     layers = []
-    for i, (c, d) in enumerate(pairwise((image_channels, *widths))):
-        down = i < len(widths) - 1
-        size, name, pool = config.image_size // 2**i, f"D{config.image_size}.{i + 1}", 2 if down else 1
+    for i, (c, d) in enumerate(pairwise(channels)):
+        down = i < len(config.widths) - 1
+        size, name, pool = config.image_size // 2**i, f"{network}{config.image_size}.{i + 1}", 2 if down else 1
         layers.append(Layer(f"{name}a", c, size, {"out": d, "k": 3}))
         layers.append(Layer(f"{name}b", d, size, {"out": d, "k": 3, "pool": pool, "residual": True}))
         if down or c != d:

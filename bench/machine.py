@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
 import time
 from pathlib import Path
 
@@ -32,6 +33,23 @@ def cache_bytes(device: str) -> int:
         return int(torch.cuda.get_device_properties(0).L2_cache_size)
     sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     return max((int(size[:-1]) * 1024 for size in sizes if size.endswith("K")), default=2**25)
+
+
+def memory_bytes(device: str) -> int:
+    """What this process holds now."""
+    if device == "cuda":
+        return torch.cuda.memory_allocated()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def peak_memory_bytes(device: str) -> int:
+    """The most that it ever held; ``getrusage`` would count what its parent held when it was started."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return 1024 * int(found[1])
 
 
 def model(device: str) -> str:

@@ -38,6 +38,7 @@ class Case:
     device: str
     costs: list[Cost]
     tolerance: float | None = None  # how far from float64 anyone may be, where the default of the ops is too strict
+    images: int | None = None  # that go through in a call, where that is what counts
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Contestant:
     check: Callable[[], Outputs]  # once, always on the same tensors
     call: Callable[[], object]  # measured, on other tensors each time
     raises: str = ""  # why it cannot take part
+    memory: Callable[[], float] | None = None  # megabytes that a call takes, where that is asked
 
 
 Compare = Callable[[Case, Sequence[Contestant], Outputs], list[Row]]
@@ -83,7 +85,8 @@ def compare(
             device=case.device, op=case.op, case=case.name, dtype=str(case.dtype).removeprefix("torch."),
             layout=c.layout, pass_=case.pass_, implementation=c.implementation,
             median_ms=1e3 * times[c] if c in times else None, costs=tuple(case.costs), error=errors.get(c),
-            peer=c.peer, fused=c.fused, note=failed.get(c, ""),
+            peer=c.peer, fused=c.fused, note=failed.get(c, ""), images=case.images,
+            memory_mb=c.memory() if c.memory and c in times else None,
         )
         for c in contestants
     ]  # fmt: skip

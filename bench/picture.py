@@ -24,13 +24,17 @@ from raccgan.pictures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, STYLE
 _KINDS = {
     "reference": ("o", GREY, "eager PyTorch"),
     "torch.compile": ("s", GREY, "torch.compile"),
+    "ONNX Runtime": ("v", GREY, "ONNX Runtime"),
+    "OpenVINO": ("X", GREY, "OpenVINO"),
     "no kernel": ("^", PURPLE, "ours: PyTorch's own operations, rearranged"),
     "ours": ("D", BLUE, "ours: compiled kernels"),
+    "ours, compiled": ("P", BLUE, "ours through torch.compile"),
 }
 _TITLES = {
     "anomaly_score": "anomaly score",
     "cbam": "CBAM",
     "depthwise_separable": "depthwise-separable convolution",
+    "scorer": "the whole scorer",
     "training_step": "training step",
 }
 _KEY = (
@@ -98,23 +102,27 @@ def _panel(ax: Axes, cases: Sequence[Sequence[Judged]]) -> None:
 
 def _label(j: Judged) -> str:
     dtype = "" if j.row.dtype == "float32" else f" {j.row.dtype}"
-    pass_ = "" if j.row.pass_ == "step" else f"  {j.row.pass_}"
+    pass_ = "" if j.row.pass_ in ("score", "step") else f"  {j.row.pass_}"
     return f"{j.row.case}{dtype}{pass_}"
 
 
 def _kind(j: Judged) -> str:
     name = j.row.implementation
     if j.row.peer:
-        return "reference" if name == "reference" else "torch.compile"
+        return next(kind for kind in _KINDS if name.startswith(kind))
+    if "torch.compile" in name:
+        return "ours, compiled"
     return "no kernel" if "(no kernel)" in name else "ours"
 
 
 def _verdict(chosen: Judged | None, case: Sequence[Judged]) -> tuple[str, str]:
     if chosen is None or chosen.versus is None or chosen.row.median_ms is None:
         return "not measured", GREY
-    raises = ", compile raises" if any(j.row.median_ms is None for j in case) else ""
     row = chosen.row
-    return f"{chosen.versus:.2f}x  {row.implementation}, {row.median_ms:.3g} ms{raises}", _colour(chosen)
+    images = "" if row.images_per_second is None else f", {row.images_per_second:.3g} images/s"
+    raising = sorted({j.row.implementation for j in case if j.row.median_ms is None})
+    raises = "".join(f", {name} raises" for name in raising)
+    return f"{chosen.versus:.2f}x  {row.implementation}, {row.median_ms:.3g} ms{images}{raises}", _colour(chosen)
 
 
 def _colour(chosen: Judged) -> str:

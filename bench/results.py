@@ -3,7 +3,9 @@
 Columns of the CSV file: op, case, dtype, layout, pass (``backward`` includes the forward pass, ``penalty`` all three),
 implementation (``reference`` is eager PyTorch), median_ms (``raises`` where it cannot take part), floor_ms,
 share_of_floor (floor over time: 1 is the floor), best_peer, versus_best_peer (the best peer's time over this one's:
-above 1 is faster than it), max_rel_error (against float64).
+above 1 is faster than it), max_rel_error (against float64), images_per_second (of the scorer and the training step),
+memory_mb (of the training step: the most that it takes beyond networks and batch, in a process of its own; with
+--full).
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ COLUMNS = (
     "best_peer",
     "versus_best_peer",
     "max_rel_error",
+    "images_per_second",
+    "memory_mb",
 )
 
 NOISE = 0.05  # of a ratio, within one run
@@ -58,11 +62,17 @@ class Row:
     fused: bool
     note: str = ""  # why it raised
     representative: bool = True  # not only with --full
+    images: int | None = None  # that went through in a call
+    memory_mb: float | None = None  # beyond what was there before the call
 
     @property
     def key(self) -> tuple[str, str, str, str]:
         """What is compared with one another."""
         return self.op, self.case, self.dtype, self.pass_
+
+    @property
+    def images_per_second(self) -> float | None:
+        return None if self.images is None or self.median_ms is None else 1e3 * self.images / self.median_ms
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,8 @@ class Judged:
             f"{best.implementation} {best.layout}",
             None if self.versus is None else f"{self.versus:.3g}",
             None if row.error is None else f"{row.error:.1e}",
+            None if row.images_per_second is None else f"{row.images_per_second:.4g}",
+            None if row.memory_mb is None else f"{row.memory_mb:.0f}",
         ]  # fmt: skip
 
 
@@ -120,7 +132,6 @@ def fastest(rows: Iterable[Row], implementation: str) -> float:
 
 def table(judged: Sequence[Judged]) -> Iterator[str]:
     """Lines for the terminal; a star marks what ``--kernels fused`` picks."""
-    title = ("ms", "floor", "share", "x peer", "error")
     key = None
     for j in judged:
         row = j.row
@@ -128,12 +139,17 @@ def table(judged: Sequence[Judged]) -> Iterator[str]:
             key = row.key
             yield ""
             head = f"{row.op}  {row.case}  {row.dtype}  {row.pass_}"
+            title = ["ms", "floor", "share", "x peer", "error", *(["images/s"] if row.images else [])]
             yield f"{head:<46}" + "".join(f"{cell:>10}" for cell in title)
         name = f"  {'*' if row.fused else ' '} {row.implementation}, {row.layout}"
         if row.median_ms is None:
             yield f"{name:<46}    raises: {row.note[:60]}"
             continue
-        numbers = (f"{row.median_ms:.4g}", f"{j.floor_ms:.3g}", f"{j.share:.0%}", f"{j.versus:.2f}", f"{row.error:.0e}")
+        numbers = [f"{row.median_ms:.4g}", f"{j.floor_ms:.3g}", f"{j.share:.0%}", f"{j.versus:.2f}", f"{row.error:.0e}"]
+        if row.images_per_second is not None:
+            numbers.append(f"{row.images_per_second:.4g}")
+        if row.memory_mb is not None:
+            numbers.append(f"{row.memory_mb:.0f} MB")
         yield f"{name:<46}" + "".join(f"{cell:>10}" for cell in numbers)
 
 

@@ -4,7 +4,8 @@
 
 Bytes and multiply-adds follow from shapes alone: each input of a stage is read once and each output written once, by
 the least arithmetic known for it (upsampling folded into the convolution, pooling before the matrix product). The two
-ceilings are measured in the same run. A pass is a sequence of stages, because each needs the one before it:
+ceilings are measured in the same run, that of the arithmetic as the best of several large products. A pass is a
+sequence of stages, because each needs the one before it:
 
 =============== ==========================================================================================
 forward         outputs from inputs
@@ -19,12 +20,13 @@ Nothing here is a promise that a floor can be reached; a share above 1 means tha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from bench import layers
 from bench.machine import cache_bytes, clock
@@ -172,6 +174,20 @@ def training_step(config: Config, image_channels: int, generator: int, discrimin
     return [*costs, Cost(0, 4 * (7 * (generator + discriminator) + 3 * generator))]
 
 
+def scoring(config: Config, image_channels: int, batch: int, dtype: torch.dtype) -> list[Cost]:
+    """Scores of a batch under one known class, layer by layer: E, G, D's features of x and of x', the score.
+
+    Stem, heads, linear layers and norms are left out: a few hundredths of the work.
+    """
+    E = [depthwise_separable(dtype, **layer.at(batch)) for layer in layers.encoder(config)]
+    G = [depthwise_separable(dtype, **layer.at(batch)) for layer in layers.generator(config)]
+    G += [cbam(dtype, **layer.at(batch)) for layer in layers.attention(config, "fixed")]
+    D = [depthwise_separable(dtype, **layer.at(batch)) for layer in layers.discriminator(config, image_channels)]
+    image, features = (batch, image_channels, config.image_size, config.image_size), (config.widths[0], 4, 4)
+    score = anomaly_score(torch.float32, shape=image, features=features, want_map=False)
+    return [cost for work in (*E, *G, *D, *D, score) for cost in work.stages(PASSES["forward"])]
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -182,7 +198,7 @@ class Ceilings:
 
     copy: float
     read: float
-    peak: dict[str, float]  # by dtype, of a large matrix product
+    peak: dict[str, float]  # by dtype, of the fastest large product
 
     def floor_ms(self, costs: Iterable[Cost]) -> float:
         """A kernel that only reads is held to the faster of the two bandwidths: a floor has to lie below."""
@@ -196,7 +212,7 @@ class Ceilings:
 
 
 def measure_ceilings(device: str) -> Ceilings:
-    """A few seconds: a large copy, a large sum, and large matrix products in float32 and in bfloat16.
+    """A few seconds: a large copy, a large sum, and large products in float32 and in bfloat16.
 
     As large as it takes to leave the cache and to keep all units busy, and no larger: on a machine that is not quiet,
     only short runs are undisturbed.
@@ -205,15 +221,32 @@ def measure_ceilings(device: str) -> Ceilings:
     source = torch.ones(count, device=device)
     copied = _shortest(partial(torch.zeros_like(source).copy_, source), device)
     read = _shortest(source.sum, device)
-    side = 8192 if device == "cuda" else 768
-    peak = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        peak[_name(dtype)] = 2 * side**3 / _shortest(partial(torch.matmul, a, b), device)
+    peak = {
+        _name(dtype): max(2 * macs / _shortest(run, device) for macs, run in _products(dtype, device))
+        for dtype in (torch.float32, torch.bfloat16)
+    }
     return Ceilings(copy=8 * count / copied, read=4 * count / read, peak=peak)
 
 
-def _shortest(run: Callable[[], object], device: str, seconds: float = 0.7) -> float:
+def _products(dtype: torch.dtype, device: str) -> Iterator[tuple[int, Callable[[], object]]]:
+    """Multiply-adds and a call of each: a matrix product, and 1 x 1 convolutions, which are matrix products too.
+
+    They come from different libraries. On an AMD processor PyTorch's matrix product reaches less than half of what its
+    convolution does in float32; a ceiling is what the machine can do, and not one of its libraries. On a GPU, PyTorch
+    lets a float32 convolution use TF32, and a matrix product not.
+    """
+    side = 8192 if device == "cuda" else 768
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    yield side**3, partial(torch.matmul, a, b)
+    for n, c, size in ((64, 1024, 64), (16, 4096, 64)) if device == "cuda" else ((64, 256, 16), (16, 512, 16)):
+        x, w = (
+            torch.randn(shape, device=device).to(dtype, memory_format=torch.channels_last)
+            for shape in ((n, c, size, size), (c, c, 1, 1))
+        )
+        yield n * size**2 * c**2, partial(F.conv2d, x, w)
+
+
+def _shortest(run: Callable[[], object], device: str, seconds: float = 0.5) -> float:
     """Of as many runs as the time allows, the shortest: a ceiling is what the machine can do undisturbed."""
     run()
     end = time.monotonic() + seconds

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,62 +16,93 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench import machine
 from bench.measure import Case, Compare, Contestant
-from bench.peers import label
+from bench.networks import CLASSES, doubled, networks
+from bench.peers import LAYOUTS, NO_KERNEL, label
+from bench.results import fastest, milliseconds
 from bench.roofline import training_step
 from raccgan.config import Config, make_config
 from raccgan.data.dataset import ImageDataset
 from raccgan.kernels import cbam, depthwise_separable
 from raccgan.losses import critic_loss, generator_loss
-from raccgan.networks import Networks, build
+from raccgan.networks import Networks
 from raccgan.randomness import stream
 from raccgan.training import Training
 
-CLASSES = 10
 # Smaller batches than the presets' 64 and 16 where a step would take many seconds on a CPU.
 CASES: dict[str, tuple[Config, int]] = {
     "digits 8px b32": (make_config("digits", {}), 1),
     "32px b16": (make_config("mnist", {"batch_size": 16}), 1),
     "32px b64": (make_config("mnist", {}), 1),
-    "128px b2": (make_config("mvtec", {"batch_size": 2}), 3),
+    "128px b4": (make_config("mvtec", {"batch_size": 4}), 3),
 }
-QUICK = ("digits 8px b32", "32px b16")
-LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+QUICK = {("digits 8px b32", "float32"), ("32px b16", "float32")}
+PARAMETERS = [
+    pytest.param(name, precision, marks=() if (name, precision) in QUICK else pytest.mark.full)
+    for name in CASES
+    for precision in ("float32", "bfloat16")
+]
+# How far from float64 the gradients may be, and in bfloat16 the losses. A new generator's gradient is ill-conditioned:
+# through norms over few pixels, max pools and millions of ReLUs, float32 is hundredths off at 128 px, whoever computes
+# it. A missing second derivative is a third off. In bfloat16 eager PyTorch's own gradients are off by more than their
+# largest value, so there the losses are compared, of which the penalty holds the first derivative: up to 0.1 off.
+TOLERANCE = {"float32": 0.1, "bfloat16": 0.3}
 
 Batch = tuple[Tensor, Tensor]
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.full) for n in CASES])
-def test_training_step(measured: Compare, device: str, name: str) -> None:
+@pytest.mark.parametrize(("name", "precision"), PARAMETERS)
+def test_training_step(
+    measured: Compare, device: str, name: str, precision: str, request: pytest.FixtureRequest
+) -> None:
     config, channels = CASES[name]
+    config = replace(config, precision=precision)
+    fused = _contestant(config, channels, device, "fused", "channels_last")
     contestants = [
         # The reference is also a peer: it is what a user of eager PyTorch would write. Training runs channels_last.
         _contestant(config, channels, device, "reference", "NCHW"),
         _contestant(config, channels, device, "reference", "channels_last"),
-        _contestant(config, channels, device, "fused", "channels_last"),
+        fused,
         _without_kernels(_contestant(config, channels, device, "fused", "channels_last")),
     ]
-    networks = _networks(config, channels, device, "reference", "NCHW")
-    wanted = _gradients(_doubled(networks), config, *_batch(config, channels, device, torch.float64))
-    costs = training_step(config, channels, _count(networks.generator), _count(networks.discriminator))
-    # A new generator's gradient is ill-conditioned: through norms over few pixels, max pools and millions of ReLUs,
-    # float32 is hundredths off at 128 px, whoever computes it. A missing second derivative is a third off.
-    case = Case("training_step", name, torch.float32, "step", device, costs, tolerance=0.1)
-    measured(case, contestants, wanted)
+    if precision != "float32":  # nobody has to train in it where float32 is faster
+        plain = _contestant(
+            replace(config, precision="float32"), channels, device, "reference", "channels_last", precision
+        )
+        contestants.append(replace(plain, implementation="reference in float32"))
+    if request.config.getoption("full"):
+        contestants = [_with_memory(c, name, precision, device) for c in contestants]
+    exact = networks(config, channels, device, "reference", "NCHW")
+    costs = training_step(config, channels, _count(exact.generator), _count(exact.discriminator))
+    batch = _batch(config, channels, device, torch.float64)
+    check = _gradients if precision == "float32" else _loss_values
+    wanted = check(doubled(exact), replace(config, precision="float32"), *batch)
+    case = Case(
+        "training_step", name, getattr(torch, precision), "step", device, costs,
+        tolerance=TOLERANCE[precision], images=config.batch_size,
+    )  # fmt: skip
+    rows = measured(case, contestants, wanted)
+    eager = min(milliseconds(row) for row in rows if row.peer)
+    assert fastest(rows, fused.implementation) < eager
 
 
-def _contestant(config: Config, channels: int, device: str, kernels: str, layout: str) -> Contestant:
-    """One training of its own; each call is a step on another batch."""
+def _contestant(
+    config: Config, channels: int, device: str, kernels: str, layout: str, judged: str | None = None
+) -> Contestant:
+    """One training of its own; each call is a step on another batch. ``judged``: another precision than its own, as
+    whose equal it is checked."""
+    judged = judged or config.precision
     x, y = _batch(config, channels, device)
-    x = x.contiguous(memory_format=LAYOUTS[layout])
-    checked = _networks(config, channels, device, kernels, layout)
-    step = _stepping(config, channels, _networks(config, channels, device, kernels, layout), (x, y))
+    checked = networks(config, channels, device, kernels, layout)
+    check = partial(_gradients if judged == "float32" else _loss_values, checked, config, x, y)
+    step = _stepping(config, channels, device, kernels, layout)
     return Contestant(
-        label(kernels, lambda: _gradients(checked, config, x, y)),
+        label(kernels, check),
         layout,
         peer=kernels == "reference",
         fused=kernels == "fused",
-        check=lambda: _gradients(checked, config, x, y),
+        check=check,
         call=lambda: next(step),
     )
 
@@ -90,16 +124,44 @@ def _without_kernels(fused: Contestant) -> Contestant:
     return replace(fused, implementation=label("rewritten", check), fused=False, check=check, call=hidden(fused.call))
 
 
-def _stepping(config: Config, channels: int, networks: Networks, batch: Batch) -> Iterator[Any]:
-    x, y = batch
+def _with_memory(c: Contestant, name: str, precision: str, device: str) -> Contestant:
+    """The same, with the memory of its step; without kernels it could not be told apart in another process."""
+    if NO_KERNEL in c.implementation:
+        return c
+    kernels = "fused" if c.fused else "reference"
+    own = "float32" if "float32" in c.implementation else precision
+    arguments = (name, own, device, kernels, c.layout, torch.get_num_threads())
+
+    def memory() -> float:
+        code = f"import bench.test_step as t; print(t.peak_megabytes{arguments})"
+        return float(subprocess.check_output([sys.executable, "-c", code], cwd=Path(__file__).parents[1], text=True))
+
+    return replace(c, memory=memory)
+
+
+def peak_megabytes(name: str, precision: str, device: str, kernels: str, layout: str, threads: int) -> float:
+    """The most memory that steps take beyond networks and batch, optimisers included; for a fresh process only, since
+    memory that was freed is taken again unseen."""
+    torch.set_num_threads(threads)
+    config, channels = CASES[name]
+    step = _stepping(replace(config, precision=precision), channels, device, kernels, layout)
+    before = machine.memory_bytes(device)
+    for _ in range(3):
+        next(step)
+    return (machine.peak_memory_bytes(device) - before) / 1e6
+
+
+def _stepping(config: Config, channels: int, device: str, kernels: str, layout: str) -> Iterator[Any]:
+    """Steps for ever; everything that they need is made now."""
+    x, y = _batch(config, channels, device)
+    copies = [(x.clone(memory_format=LAYOUTS[layout]), y) for _ in range(4)]
+    made = networks(config, channels, device, kernels, layout)
     none = ImageDataset.__new__(ImageDataset)  # a step is given its batch
     training = Training(
-        config, networks, none, classes=[str(i) for i in range(CLASSES)], channels=channels, path=Path(os.devnull)
+        config, made, none, classes=[str(i) for i in range(CLASSES)], channels=channels, path=Path(os.devnull)
     )
     training.freeze("gan")
-    copies = [(x.clone(), y) for _ in range(4)]
-    for step in itertools.count():
-        yield training.gan_step(step, *copies[step % len(copies)])
+    return (training.gan_step(step, *copies[step % len(copies)]) for step in itertools.count())
 
 
 def _batch(config: Config, channels: int, device: str, dtype: torch.dtype = torch.float32) -> Batch:
@@ -109,46 +171,34 @@ def _batch(config: Config, channels: int, device: str, dtype: torch.dtype = torc
     return x.to(device, dtype), torch.randint(CLASSES, (n,), generator=draw).to(device)
 
 
-def _networks(config: Config, channels: int, device: str, kernels: str, layout: str) -> Networks:
-    """The same weights for all, in training's state of the first phase."""
-    networks = build(replace(config, kernels=kernels), channels=channels, classes=CLASSES, device=torch.device(device))
-    for _, network in networks.items():
-        network.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
-    if layout == "NCHW":  # the generator makes its first tensor channels_last, and the rest follows from that one
+def _losses(networks: Networks, config: Config, x: Tensor, y: Tensor) -> list[tuple[nn.Module, Tensor]]:
+    """D and its loss, G and its loss, before any weight moves."""
+    g, d = networks.generator, networks.discriminator
+    draw = stream(0, "bench/noise")
+    in_precision = partial(torch.autocast, x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+    z = torch.randn(len(x), config.latent_size, generator=draw).to(x)
+    mix = torch.rand(len(x), 1, 1, 1, generator=draw).to(x)
+    with torch.no_grad(), in_precision():
+        fake = g(z, y).to(x.dtype)
+    with in_precision():
+        terms = critic_loss(d, x, fake, y, mix)
+        generator = generator_loss(d, g(z, y), y)
+    return [(d, config.penalty * terms.penalty - terms.wasserstein), (g, generator)]
 
-        def contiguous(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (inputs[0].contiguous(), *inputs[1:])
 
-        networks.generator.blocks[0].register_forward_pre_hook(contiguous)
-    return networks
-
-
-def _doubled(networks: Networks) -> Networks:
-    for _, network in networks.items():
-        network.double()
-    return networks
+def _loss_values(networks: Networks, config: Config, x: Tensor, y: Tensor) -> list[Tensor]:
+    return [torch.stack([loss.detach().to(x.dtype) for _, loss in _losses(networks, config, x, y)])]
 
 
 def _gradients(networks: Networks, config: Config, x: Tensor, y: Tensor) -> list[Tensor]:
-    """All of D's gradients in one vector, and all of G's, before any weight moves.
+    """All of D's gradients in one vector, and all of G's.
 
     Weights after a step would not do: Adam's first step is the sign of each gradient, however small it is.
     """
-    g, d = networks.generator, networks.discriminator
-    draw = stream(0, "bench/noise")
-    z = torch.randn(len(x), config.latent_size, generator=draw).to(x)
-    mix = torch.rand(len(x), 1, 1, 1, generator=draw).to(x)
-    with torch.no_grad():
-        fake = g(z, y)
-    terms = critic_loss(d, x, fake, y, mix)
-    losses: list[tuple[nn.Module, Callable[[], Tensor]]] = [
-        (d, lambda: config.penalty * terms.penalty - terms.wasserstein),
-        (g, lambda: generator_loss(d, g(z, y), y)),
-    ]
     vectors = []
-    for network, loss in losses:
+    for network, loss in _losses(networks, config, x, y):
         parameters = list(network.parameters())
-        found = torch.autograd.grad(loss(), parameters, allow_unused=True)
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
         vectors.append(torch.cat([g.flatten() for g in found if g is not None]))
     return vectors
 

@@ -6,12 +6,14 @@ and the other implementations serve.
 Environment:
     RACCGAN_CPU_CAPABILITY: caps the processor's instructions that the CPU kernels use: portable, avx2 or avx512.
         Read once, when the library is first used. Results do not depend on it.
+    RACCGAN_LIBRARY: another build of the library to load instead, such as one with sanitizers.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import os
 from pathlib import Path
 from typing import TypedDict
 
@@ -31,6 +33,8 @@ class Build(TypedDict):
 
 def path() -> Path | None:
     """Where the library is, or ``None`` where it was not built."""
+    if named := os.environ.get("RACCGAN_LIBRARY"):
+        return Path(named)
     return next(iter(sorted(Path(raccgan.__file__).parent.glob("_native*.so"))), None)
 
 
