@@ -24,11 +24,11 @@ from torch import Tensor
 
 from raccgan.kernels import library
 from raccgan.kernels.anomaly_score import native, reference
+from tests.kernels.capability import CAPABILITIES, said_under
 
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-CAPABILITIES = ["portable", "avx2", "avx512"]
 
 needs_library = pytest.mark.skipif(library.path() is None, reason=str(library.why_not()))
 
@@ -111,19 +111,8 @@ def test_an_unknown_capability_is_an_error_that_names_the_known_ones() -> None:
 @needs_library
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_capability_gives_the_same_bits(capability: str) -> None:
-    build = library.build()
-    assert build is not None
-    if capability not in build["cpu_targets"]:
-        pytest.skip(f"{capability} is not compiled for this processor family")
-    code = (
-        "import json, tests.test_build as t\n"
-        "print(json.dumps([*t.digest_and_error(), t.library.build()['cpu_capability']]))"
-    )
-    environment = {**os.environ, "RACCGAN_CPU_CAPABILITY": capability}
-    said = subprocess.check_output([sys.executable, "-c", code], env=environment, cwd=ROOT, text=True)
-    digest, error, used = json.loads(said)
-    if used != capability:
-        pytest.skip(f"this processor does not run {capability}")
+    code = "import json, tests.test_build as t; print(json.dumps(t.digest_and_error()))"
+    digest, error = json.loads(said_under(capability, code))
     assert error < 1e-6
     assert digest == digest_and_error()[0]
 

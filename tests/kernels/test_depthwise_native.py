@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +12,9 @@ from torch import Tensor
 
 from raccgan.kernels import library
 from raccgan.kernels.depthwise_separable import native, rewritten
+from tests.kernels.capability import CAPABILITIES, said_under
 from tests.kernels.grid import relative_error
 
-ROOT = Path(__file__).parent.parent.parent
 CHANNELS = (1, 3, 7, 8, 16, 17, 33, 64)
 KERNEL_SIZES = native.KERNEL_SIZES
 # Batch, height and width: one pixel, smaller than the kernel, a tile and its neighbours, several bands of rows.
@@ -91,23 +87,15 @@ def largest_errors() -> dict[torch.dtype, float]:
     return errors
 
 
-@pytest.mark.parametrize("capability", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_capability_is_right_at_every_shape(capability: str) -> None:
-    build = library.build()
-    assert build is not None
-    if capability not in build["cpu_targets"]:
-        pytest.skip(f"{capability} is not compiled for this processor family")
-    code = (
+    said_under(
+        capability,
         "import torch, tests.kernels.test_depthwise_native as t\n"
         "torch.set_num_threads(1)\n"
         "errors = t.largest_errors()\n"
-        "assert all(error < t.TOLERANCE[dtype] for dtype, error in errors.items()), errors\n"
-        "print(t.library.build()['cpu_capability'])"
+        "assert all(error < t.TOLERANCE[dtype] for dtype, error in errors.items()), errors",
     )
-    environment = {**os.environ, "RACCGAN_CPU_CAPABILITY": capability}
-    used = subprocess.check_output([sys.executable, "-c", code], env=environment, cwd=ROOT, text=True).strip()
-    if used != capability:
-        pytest.skip(f"this processor does not run {capability}")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -1,0 +1,231 @@
+"""The compiled CBAM, beyond what the shared grid holds it to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from raccgan.kernels import library
+from raccgan.kernels.cbam import NORMS, native, reference
+from tests.kernels.capability import CAPABILITIES, said_under
+from tests.kernels.grid import FAMILIES, Inputs, leaves, relative_error, tensors
+
+CHANNELS = (1, 3, 8, 16, 17, 40, 1000)
+KERNEL_SIZES = (1, 3, 5, 7, 9)
+# Batch, height and width: one pixel, smaller than the kernel, a vector and its neighbours, several pieces and bands.
+SIZES = ((1, 1, 1), (2, 3, 2), (2, 4, 4), (3, 5, 17), (2, 16, 16), (1, 13, 31), (2, 7, 131), (1, 61, 33))
+LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded")
+# Of the largest magnitude, for outputs and gradients; a gradient of one number is a sum with cancellation.
+TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 1e-2}
+
+pytestmark = pytest.mark.skipif(library.path() is None, reason=str(library.why_not()))
+
+
+def made(shape: tuple[int, int, int, int], norm: str = "instance", k: int = 7, **options: Any) -> Inputs:
+    """Inputs in float64 that every dtype here can hold exactly, so that all agree on which values are the largest."""
+    reduced = max(1, shape[1] // 4)
+    draw = torch.Generator().manual_seed(1)
+    inputs = FAMILIES["cbam"].make(draw, shape=shape, norm=norm, reduced=reduced, k=k, **options)
+    return {name: v.bfloat16().double() if isinstance(v, Tensor) else v for name, v in inputs.items()}
+
+
+def as_dtype(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    return {name: v.to(dtype) if isinstance(v, Tensor) else v for name, v in inputs.items()}
+
+
+def cotangent(x: Tensor) -> Tensor:
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).bfloat16().double()
+
+
+def outputs_and_gradients(run: Any, inputs: Inputs, g: Tensor) -> dict[str, Tensor]:
+    """y, its moments, and the gradients of every tensor from g at y and from fixed numbers at the moments."""
+    at = leaves(inputs)
+    y, mean, var = run(*at.values())
+    weighed = (y.double() * g).sum() + 0.3 * mean.double().sum() + 0.7 * var.double().sum()
+    gradients = torch.autograd.grad(weighed, list(tensors(at).values()))
+    found = dict(zip(tensors(at), gradients, strict=True))
+    return {"y": y.detach(), "moments": torch.stack([mean, var]).detach(), **found}
+
+
+def largest_errors(dtype: torch.dtype, inputs: Inputs) -> dict[str, float]:
+    """Of each output and gradient, against float64; relative, but absolute for sums of one number."""
+    g = cotangent(inputs["x"])
+    got = outputs_and_gradients(native.cbam, as_dtype(inputs, dtype), g)
+    wanted = outputs_and_gradients(reference.cbam, inputs, g)
+    errors = {}
+    for name, w in wanted.items():
+        alone = w.numel() == 1 and name != "y"
+        error = relative_error(got[name], w)
+        errors[name] = min(error, (got[name].double() - w).abs().max().item()) if alone else error
+    return errors
+
+
+def check_every_shape(dtype: torch.dtype) -> None:
+    for i, c in enumerate(CHANNELS):
+        for j, (n, h, w) in enumerate(SIZES):
+            norm, k = NORMS[(i + j) % 3], KERNEL_SIZES[(2 * i + j) % len(KERNEL_SIZES)]
+            if n * h * w == 1 and norm != "fixed":
+                norm = "fixed"  # one score has no variance: what comes through its norm is rounding
+            errors = largest_errors(dtype, made((n, c, h, w), norm, k))
+            wrong = {name: error for name, error in errors.items() if not error < TOLERANCE[dtype]}
+            assert not wrong, f"{dtype} {(n, c, h, w)} {norm} {k}: {wrong}"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_every_capability_is_right_at_every_shape(capability: str, dtype: torch.dtype) -> None:
+    said_under(
+        capability,
+        f"import torch, tests.kernels.test_cbam_native as t\ntorch.set_num_threads(1)\nt.check_every_shape({dtype})",
+    )
+
+
+def laid_out(t: Tensor, layout: str) -> Tensor:
+    """The same numbers; of the first sample alone where ``expanded``, which is what a sum's gradient looks like."""
+    if layout == "channels_last":
+        return t.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced":
+        wide = torch.full((t.shape[0], t.shape[1] + 2, t.shape[2] + 1, 2 * t.shape[3]), torch.nan, dtype=t.dtype)
+        wide[:, 1:-1, 1:, ::2] = t
+        return wide[:, 1:-1, 1:, ::2]
+    return t[:1, :1, :, :1].expand_as(t) if layout == "expanded" else t
+
+
+def all_results(inputs: Inputs, layout: str = "contiguous") -> list[Tensor]:
+    at = leaves({**inputs, "x": laid_out(inputs["x"], layout)})
+    y, mean, var = native.cbam(*at.values())
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    g = laid_out(cotangent(inputs["x"]).to(y.dtype), layout)
+    if layout == "contiguous":
+        g = g.contiguous()
+    gradients = torch.autograd.grad([y, mean.sum()], list(tensors(at).values()), [g, torch.tensor(0.5)])
+    return [y.detach(), mean.detach(), var.detach(), *gradients]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("c", [1, 3, 17, 40])
+def test_layouts_change_no_bit(c: int, layout: str, dtype: torch.dtype) -> None:
+    inputs = as_dtype(made((3, c, 9, 37), "batch"), dtype)
+    inputs["x"] = laid_out(inputs["x"], layout).contiguous()
+    given = laid_out(cotangent(inputs["x"]), layout)
+    got = all_results(inputs, layout)
+    at = leaves(inputs)
+    y, mean, var = native.cbam(*at.values())
+    wanted = torch.autograd.grad(
+        [y, mean.sum()], list(tensors(at).values()), [given.to(dtype).contiguous(), torch.tensor(0.5)]
+    )
+    assert all(torch.equal(a, b) for a, b in zip(got, [y, mean, var, *wanted], strict=True))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("shape", [(5, 3, 70, 65), (33, 40, 8, 8), (1, 96, 64, 64), (3, 200, 32, 33)])
+def test_threads_change_no_bit(shape: tuple[int, int, int, int], norm: str) -> None:
+    inputs = as_dtype(made(shape, norm), torch.float32)
+    results = []
+    for count in (1, 2, 3):
+        with threads(count):
+            results.append(all_results(inputs))
+    assert all(torch.equal(a, b) for other in results for a, b in zip(other, results[0], strict=True))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("c", [5, 16, 33])
+def test_ties_in_both_maxima_share_the_gradient(c: int, dtype: torch.dtype) -> None:
+    """Equal channels of equal weights, and few values: many pixels reach the max, and in each many channels."""
+    inputs = made((2, c, 9, 21), "instance")
+    inputs["x"] = inputs["x"][:, :1].relu().round().expand(-1, c, -1, -1).contiguous()
+    for name in ("reduce_weight", "expand_weight", "expand_bias"):
+        first = inputs[name][:, :1] if name == "reduce_weight" else inputs[name][:1]
+        inputs[name] = first.expand_as(inputs[name]).contiguous()
+    # Weights that are all alike add up, and a gate at 1 has a gradient that float32 cannot tell from 0.
+    inputs["reduce_weight"] /= 4 * c
+    errors = largest_errors(dtype, inputs)
+    assert all(error < TOLERANCE[dtype] for error in errors.values()), errors
+
+
+@pytest.mark.parametrize("pooled", ["average", "maximum"])
+def test_one_of_the_two_may_be_given(pooled: str) -> None:
+    inputs = made((2, 17, 5, 6), "batch", pooled=True)
+    inputs[pooled] = None
+    errors = largest_errors(torch.float32, inputs)
+    assert all(error < TOLERANCE[torch.float32] for error in errors.values()), errors
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_samples(norm: str) -> None:
+    inputs = as_dtype(made((0, 4, 3, 3), norm), torch.float32)
+    y, mean, _, *gradients = all_results(inputs)
+    assert y.shape == (0, 4, 3, 3)
+    assert mean.shape == reference.cbam(*inputs.values())[1].shape
+    shapes = [t.shape for t in tensors(inputs).values()]
+    assert [g.shape for g in gradients] == shapes
+    assert not any(g.nan_to_num().any() for g in gradients[1:5]), "of the MLP"
+
+
+def test_what_the_op_refuses() -> None:
+    good = as_dtype(made((2, 4, 3, 3), "fixed", pooled=True), torch.float32)
+    x = good["x"]
+    for changed, message in [
+        ({"x": x.double()}, "x must be float32 or bfloat16"),
+        ({"x": x[0]}, r"x must be \[N, C, H, W\]"),
+        ({"x": x[:, :, :0]}, "x must have a channel and a pixel at least"),
+        ({"average": torch.zeros(2, 3)}, "average has the wrong shape"),
+        ({"reduce_weight": torch.zeros(1, 5)}, "reduce_weight has the wrong shape"),
+        ({"expand_bias": torch.zeros(5)}, "expand_bias has the wrong shape"),
+        ({"spatial_weight": torch.zeros(1, 2, 4, 4)}, r"spatial_weight must be \[1, 2, k, k\] with odd k"),
+        ({"spatial_weight": torch.zeros(1, 3, 5, 5)}, "spatial_weight has the wrong shape"),
+        ({"norm_bias": torch.zeros(2)}, "norm_bias has the wrong shape"),
+        ({"var": None}, "give both mean and var, or neither"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.raccgan.cbam_native(
+                *(v for n, v in (good | changed).items() if n not in ("norm", "eps")), False, 1e-5
+            )
+    assert "float64" in str(native.can_run(native.Call(x.device, torch.float64, tuple(x.shape))))
+    assert "meta" in str(native.can_run(native.Call(torch.device("meta"), x.dtype, tuple(x.shape))))
+
+
+@pytest.mark.parametrize("of_x", [torch.float32, torch.bfloat16])
+def test_autocast(of_x: torch.dtype) -> None:
+    """Under autocast y has x's dtype, as the reference has it, and every gradient the dtype of its tensor."""
+    inputs = as_dtype(made((2, 8, 6, 6), "batch"), torch.float32)
+    inputs["x"] = inputs["x"].to(of_x)
+    at = leaves(inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, beside = native.cbam(*at.values())[0], reference.cbam(*at.values())[0]
+    assert y.dtype == beside.dtype == of_x
+    assert relative_error(y, beside) < 0.03
+    gradients = torch.autograd.grad(y.float().square().sum(), list(tensors(at).values()))
+    assert [g.dtype for g in gradients] == [t.dtype for t in tensors(at).values()]
+
+
+def test_third_order_and_shared_inputs() -> None:
+    """A maximum that came from x, and weights from x too: the second backward has to keep their paths apart."""
+
+    def third(run: Any, dtype: torch.dtype) -> Tensor:
+        inputs = as_dtype(made((2, 6, 4, 5), "instance"), dtype)
+        x = inputs["x"].requires_grad_()
+        inputs |= {"x": x * 1.5, "maximum": x.amax(dim=(2, 3)), "expand_bias": x.mean(dim=(0, 2, 3))}
+        value = run(*inputs.values())[0].square().sum()
+        for _ in range(2):
+            (g,) = torch.autograd.grad(value, x, create_graph=True)
+            value = g.square().sum()
+        return torch.autograd.grad(value, x)[0]
+
+    assert relative_error(third(native.cbam, torch.float32), third(reference.cbam, torch.float64)) < 1e-4
