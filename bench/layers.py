@@ -79,8 +79,10 @@ def _residual_down(network: str, config: Config, channels: tuple[int, ...]) -> l
     for i, (c, d) in enumerate(pairwise(channels)):
         down = i < len(config.widths) - 1
         size, name, pool = config.image_size // 2**i, f"{network}{config.image_size}.{i + 1}", 2 if down else 1
-        layers.append(Layer(f"{name}a", c, size, {"out": d, "k": 3}))
-        layers.append(Layer(f"{name}b", d, size, {"out": d, "k": 3, "pool": pool, "residual": True}))
+        norm = {"norm": "instance", "affine": network == "E"}  # the encoder's norms are conditioned
+        first = {"preactivation": "none" if network == "D" and i == 0 else "relu", **norm}
+        layers.append(Layer(f"{name}a", c, size, {"out": d, "k": 3, **first}))
+        layers.append(Layer(f"{name}b", d, size, {"out": d, "k": 3, "pool": pool, "residual": True, **norm}))
         if down or c != d:
             plain = {"affine": False, "activation": "none"}
             layers.append(Layer(f"{name}s", c, size, {"out": d, "k": 1, "pool": pool, **plain}))

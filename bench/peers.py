@@ -20,6 +20,7 @@ from bench.machine import cache_bytes
 from bench.measure import Case, Contestant, Outputs
 from bench.roofline import PASSES, WORK
 from raccgan.kernels import backend
+from raccgan.kernels.depthwise_separable.reference import activated
 from tests.kernels.grid import FAMILIES, Family, Inputs, leaves, tensors
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -29,8 +30,8 @@ NO_KERNEL = " (no kernel)"
 
 # Outputs that a gradient comes back through: CBAM's moments only feed running averages.
 _DIFFERENTIATED = {"anomaly_score": 3, "cbam": 1, "depthwise_separable": 1}
-# In a gradient penalty, what leads back to the image: scale and shift are an instance norm's.
-_INPUTS = ("x", "x_hat", "f", "f_hat", "scale", "shift")
+# In a gradient penalty, what leads back to the image.
+_INPUTS = ("x", "x_hat", "f", "f_hat")
 
 Run = Callable[..., Any]
 
@@ -145,7 +146,7 @@ def _draw(family: Family, arguments: Arguments, dtype: torch.dtype) -> Sample:
     draw = torch.Generator().manual_seed(1)
     inputs = family.make(draw, **arguments)
     if inputs.get("activation") == "relu":
-        inputs["x"] = _off_the_kink(inputs["x"], inputs["scale"], inputs["shift"])
+        inputs["x"] = _off_the_kinks(inputs)
     inputs = {name: v.to(dtype).double() if isinstance(v, Tensor) else v for name, v in inputs.items()}
     with torch.no_grad():
         outputs = _outputs(family.implementations["reference"].run, Sample(inputs, ()))
@@ -156,12 +157,15 @@ def _draw(family: Family, arguments: Arguments, dtype: torch.dtype) -> Sample:
     return Sample(inputs, tuple(g.to(kept).double() for g in cotangents))
 
 
-def _off_the_kink(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """Move what the ReLU would meet near 0: there rounding decides whether a gradient is there or not."""
-    a = torch.ones(x.shape[:2], dtype=x.dtype) if scale is None else scale
-    b = torch.zeros_like(a) if shift is None else shift
-    a, b = a[:, :, None, None], b[:, :, None, None]
-    return torch.where((x * a + b).abs() < 0.02, x + 0.04 / a, x)
+def _off_the_kinks(inputs: Inputs) -> Tensor:
+    """x, moved where a ReLU would meet about 0: there rounding decides whether a gradient is there or not."""
+    x: Tensor = inputs["x"]
+    if inputs["preactivation"] == "relu":
+        x = torch.where(x.abs() < 0.02, x + 0.04, x)
+    around = (inputs[name] for name in ("preactivation", "norm", "eps", "scale", "shift"))
+    met = activated(x, *around, "none")
+    slope = torch.ones(x.shape[:2], dtype=x.dtype) if inputs["scale"] is None else inputs["scale"]
+    return torch.where(met.abs() < 0.02, x + 0.04 / slope[:, :, None, None], x)
 
 
 def _placed(sample: Sample, dtype: torch.dtype, device: str, memory_format: torch.memory_format) -> Sample:

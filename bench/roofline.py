@@ -78,6 +78,8 @@ def depthwise_separable(
     shape: tuple[int, int, int, int],
     out: int,
     k: int,
+    preactivation: str = "none",
+    norm: str = "none",
     affine: bool = True,
     bias: bool = True,
     activation: str = "relu",
@@ -99,12 +101,12 @@ def depthwise_separable(
         macs = min(taps) * c + final * c * out
     e = dtype.itemsize
     return Work(
-        macs=macs + (n * c * h * w if affine else 0),
+        macs=macs + (n * c * h * w if affine or norm == "instance" else 0),
         inputs=e * (n * c * h * w + (2 * n * c if affine else 0)),
         weights=e * (c * k * k + out * c + (c + out if bias else 0)),
         residual=e * final * out if residual else 0,
         outputs=e * final * out,
-        curved=affine,
+        curved=affine or norm == "instance",
         dtype=_name(dtype),
     )
 

@@ -24,7 +24,7 @@ from bench.results import fastest, milliseconds
 from bench.roofline import training_step
 from raccgan.config import Config, make_config
 from raccgan.data.dataset import ImageDataset
-from raccgan.kernels import cbam, depthwise_separable
+from raccgan.kernels import cbam, depthwise_separable, moments
 from raccgan.losses import critic_loss, generator_loss
 from raccgan.networks import Networks
 from raccgan.randomness import stream
@@ -113,7 +113,7 @@ def _without_kernels(fused: Contestant) -> Contestant:
     def hidden(run: Callable[[], Any]) -> Callable[[], Any]:
         def run_without() -> Any:
             with pytest.MonkeyPatch.context() as patch:
-                for family in (cbam, depthwise_separable):
+                for family in (cbam, depthwise_separable, moments):
                     kept = {n: one for n, one in family.IMPLEMENTATIONS.items() if n in ("reference", "rewritten")}
                     patch.setattr(family, "IMPLEMENTATIONS", kept)
                 return run()

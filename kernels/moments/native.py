@@ -1,6 +1,6 @@
 """The compiled kernels: one pass over x for both moments, and one for their gradient.
 
-    d/dx <a, mean(x)> + <b, var(x)> = (a + 2 b (x - mean)) / M        over M = N * H * W pixels
+d/dx <a, mean(x)> + <b, var(x)> = (a + 2 b (x - mean)) / M        over M = N * H * W pixels
 """
 
 from __future__ import annotations

@@ -98,9 +98,7 @@ class ConditionalBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(
-        self, channels: int, condition: int, kernels: str, momentum: float = 0.1, eps: float = 1e-5
-    ) -> None:
+    def __init__(self, channels: int, condition: int, kernels: str, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))

@@ -12,7 +12,7 @@ from tests.kernels.grid import relative_error
 
 
 def chain(kernels: str, dtype: torch.dtype) -> list[list[Tensor]]:
-    """First, second and third gradients of two layers whose norm is made of x itself, as a conditional norm's may be."""
+    """First, second and third gradients of two layers whose norm is made of x itself, as a conditional one may be."""
     draw = torch.Generator().manual_seed(0)
     shapes = [(4, 1, 3, 3), (6, 4, 1, 1), (6, 1, 7, 7), (5, 6, 1, 1), (5,)]
     weights = [torch.randn(s, generator=draw).to(dtype).requires_grad_() for s in shapes]

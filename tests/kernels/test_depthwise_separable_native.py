@@ -1,0 +1,198 @@
+"""The compiled depthwise kernels and the moments, beyond what the shared grid holds them to."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from raccgan.kernels import library
+from raccgan.kernels.depthwise_separable import native, rewritten
+from raccgan.kernels.depthwise_separable.reference import activated
+from raccgan.kernels.moments.native import moments
+from tests.kernels.capability import CAPABILITIES, said_under
+from tests.kernels.grid import relative_error
+
+# Batch, channels, height and width: one pixel, one to many channels, smaller than the kernel, a tile and its
+# neighbours, several pieces of samples.
+SHAPES = ((1, 1, 1, 1), (17, 1, 9, 4), (2, 3, 3, 2), (3, 16, 8, 8), (2, 17, 7, 9), (1, 33, 13, 11), (33, 4, 4, 4))
+RESIZINGS = ((1, 1), (2, 1), (1, 2))
+AROUND = (
+    {},
+    {"activation": "relu"},
+    {"norm": "instance", "activation": "relu"},
+    {"preactivation": "relu", "norm": "instance", "activation": "relu"},
+)
+LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded")
+
+pytestmark = pytest.mark.skipif(library.path() is None, reason=str(library.why_not()))
+
+
+def definition(
+    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, upsample: int, pool: int, **around: str
+) -> Tensor:
+    """What :func:`native.depthwise` computes, of operations that any order of derivative goes through."""
+    pre, norm, act = (around.get(name, "none") for name in ("preactivation", "norm", "activation"))
+    x = rewritten.resized(activated(x, pre, norm, 1e-5, scale, shift, act), upsample, 1)
+    return rewritten.resized(rewritten.Depthwise.apply(x, w), 1, pool)
+
+
+def made(n: int, c: int, h: int, w: int, k: int, *, affine: bool) -> list[Tensor | None]:
+    """x, w, scale and shift in float64."""
+    draw = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw, dtype=torch.float64)
+
+    return [normal(n, c, h, w), normal(c, 1, k, k) / k, *(normal(n, c) if affine else None for _ in range(2))]
+
+
+def all_orders(
+    run: Any, tensors: list[Tensor | None], dtype: torch.dtype, *options: Any, **around: str
+) -> list[Tensor]:
+    """The output, the gradients of all tensors, and those of a penalty on x's."""
+    inputs = [None if t is None else t.to(dtype).requires_grad_() for t in tensors]
+    given = [t for t in inputs if t is not None]
+    y = run(*inputs, *options, **around)
+    draw = torch.Generator().manual_seed(2)
+    g = torch.randn(y.shape, generator=draw, dtype=torch.float64).to(dtype).requires_grad_()
+    first = torch.autograd.grad(y, given, g, create_graph=True, materialize_grads=True)
+    t = torch.randn(first[0].shape, generator=draw, dtype=torch.float64).to(dtype)
+    second = torch.autograd.grad((first[0] * t).sum(), [*given, g], materialize_grads=True)
+    return [y, *first, *second]
+
+
+def worst_excess() -> float:
+    """Over everything above, how far beyond three times PyTorch's own float32 error the kernels' error goes."""
+    excess = 0.0
+    for k, shape, (upsample, pool), around, affine in itertools.product(
+        native.KERNEL_SIZES, SHAPES, RESIZINGS, AROUND, (False, True)
+    ):
+        if min(shape[2:]) < pool or (shape[2:] == (1, 1) and "norm" in around):
+            continue  # nothing comes out; or all of it is rounding over a variance of zero
+        tensors = made(*shape, k, affine=affine)
+        wanted = all_orders(definition, tensors, torch.float64, upsample, pool, **around)
+        beside = all_orders(definition, tensors, torch.float32, upsample, pool, **around)
+        got = all_orders(native.depthwise, tensors, torch.float32, upsample, pool, **around)
+        for ours, theirs, exact in zip(got, beside, wanted, strict=True):
+            excess = max(excess, relative_error(ours, exact) - 3 * relative_error(theirs, exact))
+    return excess
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_every_capability_is_right_at_every_shape_through_the_penalty(capability: str) -> None:
+    said = said_under(
+        capability,
+        "import torch, tests.kernels.test_depthwise_separable_native as t\n"
+        "torch.set_num_threads(1)\n"
+        "print(t.worst_excess())",
+    )
+    assert float(said) < 1e-5
+
+
+def laid_out(t: Tensor, layout: str) -> Tensor:
+    """The same numbers; of one pixel of the first sample alone where ``expanded``, as a sum's gradient is."""
+    if layout == "channels_last":
+        return t.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced":
+        wide = torch.full((t.shape[0], t.shape[1] + 2, t.shape[2] + 1, 2 * t.shape[3]), torch.nan, dtype=t.dtype)
+        wide[:, 1:-1, 1:, ::2] = t
+        return wide[:, 1:-1, 1:, ::2]
+    return t[:1, :, :1, :1].expand_as(t) if layout == "expanded" else t
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("c", [1, 3, 8, 17, 33])
+def test_layouts_change_no_bit(c: int, layout: str) -> None:
+    x, w, _, _ = made(2, c, 5, 11, 5, affine=False)
+    assert x is not None
+    assert w is not None
+    dense = x[:1, :, :1, :1].expand_as(x).clone() if layout == "expanded" else x
+    for dtype in native.DTYPES:
+        a, b = dense.to(dtype), laid_out(x.to(dtype), layout)
+        wanted = native.depthwise(a, w.to(dtype), norm="instance")
+        got = native.depthwise(b, w.to(dtype).transpose(2, 3).contiguous().transpose(2, 3), norm="instance")
+        assert torch.equal(got, wanted)
+        assert got.is_contiguous(memory_format=torch.channels_last)
+        assert all(torch.equal(m, n) for m, n in zip(moments(a), moments(b), strict=True))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("resizing", RESIZINGS)
+@pytest.mark.parametrize("shape", [(5, 3, 40, 33), (33, 40, 8, 8), (1, 16, 70, 70), (2, 1, 128, 9)])
+def test_threads_change_no_bit(shape: tuple[int, int, int, int], resizing: tuple[int, int]) -> None:
+    tensors = made(*shape, 3, affine=True)
+    results = []
+    for count in (1, 2, 3):
+        with threads(count):
+            results.append(all_orders(native.depthwise, tensors, torch.float32, *resizing, norm="instance"))
+            x = tensors[0]
+            assert x is not None
+            results[-1] += moments(x.float())
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(other, results[0], strict=True))
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_bfloat16_is_float32_rounded(around: dict[str, str]) -> None:
+    """Of bfloat16 numbers the kernels compute what they compute of the same numbers in float32, then round."""
+    tensors = [None if t is None else t.bfloat16().double() for t in made(2, 17, 8, 6, 3, affine=True)]
+    got = all_orders(native.depthwise, tensors, torch.bfloat16, 1, 2, **around)
+    wide = all_orders(native.depthwise, tensors, torch.float32, 1, 2, **around)
+    assert relative_error(got[0], wide[0].bfloat16()) <= torch.finfo(torch.bfloat16).eps
+    assert all(relative_error(ours, theirs) < 0.03 for ours, theirs in zip(got, wide, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 4, 0, 3), (2, 0, 3, 3)])
+def test_nothing_in_is_zeros_out(shape: tuple[int, int, int, int]) -> None:
+    tensors = made(*shape, 5, affine=True)
+    y, grad_x, grad_w, *_ = all_orders(native.depthwise, tensors, torch.float32, 1, 1, norm="instance")
+    assert y.shape == grad_x.shape == shape
+    assert not grad_w.any()
+
+
+def test_what_the_kernels_refuse() -> None:
+    x, w, one = torch.zeros(2, 3, 4, 4), torch.zeros(3, 1, 3, 3), torch.ones(2, 3)
+    for arguments, message in [
+        ((x, torch.zeros(3, 1, 9, 9)), "3, 5 or 7, got 9"),
+        ((x, torch.zeros(4, 1, 3, 3)), r"w must be \[C, 1, k, k\]"),
+        ((x, torch.zeros(3, 1, 5, 3)), r"w must be \[C, 1, k, k\]"),
+        ((x, torch.zeros(3)), r"w must be \[C, 1, k, k\]"),
+        ((x, w, one), "both scale and shift"),
+        ((x, w, one[:1], one[:1]), r"scale and shift must be \[N, C\]"),
+        ((x, w, None, None, 2, 2), "not both 2"),
+        ((x, w, None, None, 3), "must be 1 or 2"),
+        ((x.double(), w.double()), "x must be float32 or bfloat16"),
+        ((x[0], w), r"x must be \[N, C, H, W\]"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            native.depthwise(*arguments)
+    with pytest.raises(RuntimeError, match="x must be float32 or bfloat16"):
+        moments(x.double())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("k", [1, 3, 9])
+def test_autocast_and_what_is_left_to_pytorch(dtype: torch.dtype, k: int) -> None:
+    x, w, scale, shift = (None if t is None else t.float() for t in made(2, 4, 6, 6, k, affine=True))
+    assert x is not None
+    assert w is not None
+    p = torch.randn(5, 4, 1, 1)
+    with torch.autocast("cpu", dtype=dtype):
+        arguments = (x, w, None, p, None, "none", "instance", 1e-5, scale, shift, "relu", 1, 2, None)
+        got, beside = native.depthwise_separable(*arguments), rewritten.depthwise_separable(*arguments)
+    assert got.dtype == beside.dtype == dtype
+    assert relative_error(got, beside) < 0.02
