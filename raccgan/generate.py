@@ -152,11 +152,11 @@ def _place(out: Path) -> Path:
 def _real_or_why_not(given: argparse.Namespace, config: Config, channels: int, names: Sequence[str]) -> dict[str, Real]:
     """Real images by class. Where the run's own data are not there, none, and a line that says why."""
     from raccgan.data.dataset import ImageDataset
+    from raccgan.data.samples import spread
     from raccgan.generation import MOST
 
     def read(samples: Sequence[Sample]) -> Tensor:
-        step = max(1, len(samples) / MOST)
-        chosen = [samples[int(i * step)] for i in range(min(MOST, len(samples)))]
+        chosen = spread(samples, MOST)
         data = ImageDataset(chosen, classes=(), size=config.image_size, channels=channels, fit=config.fit)
         return data.images(range(len(chosen)))
 
