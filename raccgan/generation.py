@@ -50,7 +50,7 @@ class Comparison:
     generated: float  # of generated images
     real: float  # of real training images: what a perfect generator comes to
     chance: float  # real images shuffled into two such sets stay below it 19 times in 20
-    noise: float  # of uniform noise: what an untrained generator may come to
+    noise: float  # of uniform noise, which has nothing of the class
 
 
 def latents(indices: Iterable[int], size: int, *, seed: int, truncation: float | None = None) -> Tensor:
