@@ -44,7 +44,7 @@ PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 TOLERANCE = 1e-3
-"""Largest relative difference of a score that is rounding; runs of 8 to 128 px came to 1e-6 at most."""
+"""Largest relative difference of a score that is rounding; the runs tried, 8 to 32 px, came to about 1e-6."""
 
 Runner = Callable[[Tensor], list[Tensor]]
 
@@ -143,11 +143,16 @@ def load(content: bytes, form: str) -> Runner:
 def agreement(run: Runner, scorer: Scorer, images: Tensor, threshold: float, dtype: str) -> Agreement:
     """Compare an exported graph with the scorer on images [N, C, S, S] in [-1, 1], the first one as a batch of its own.
 
-    Where the graph takes bytes, both see the images rounded to bytes.
+    Where the graph takes bytes, both see the images rounded to bytes. Images of one value everywhere are left out:
+    their variance is 0, so the norms scale up nothing but rounding, layer after layer, and no two implementations
+    agree (nor does either with float64: 13 % off at 8 px, 10 % at 16 px).
 
     Raises:
-        InputError: a score differs by more than :data:`TOLERANCE`, with the difference.
+        InputError: no image is left, or a score differs by more than :data:`TOLERANCE`, with the difference.
     """
+    images = images[images.flatten(1).amax(dim=1) > images.flatten(1).amin(dim=1)]
+    if len(images) == 0:
+        raise InputError("every image to compare on is of one value everywhere, which says nothing")
     given = images
     if dtype == "uint8":
         given = ((images + 1) * 127.5).round().to(torch.uint8)

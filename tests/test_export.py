@@ -241,6 +241,22 @@ def test_a_model_that_does_not_agree_is_refused(several: Trained, wrong: Callabl
         exporting.agreement(model(wrong), scorer, several.images, several.threshold, "float32")
 
 
+def test_images_of_one_value_are_not_compared(several: Trained) -> None:
+    """A model that differs on them alone agrees; with nothing else to compare on there is no answer."""
+    scorer = several.scorer()
+    blank = torch.full((2, 1, 32, 32), 0.3)
+
+    def call(images: Tensor) -> list[Tensor]:
+        score = scorer.score(images).score
+        score = torch.where(images.flatten(1).std(dim=1) < 1e-6, score + 1, score)
+        return [score, torch.zeros(len(images)), ~(score <= several.threshold)]
+
+    mixed = torch.cat([blank, several.images[:5]])
+    assert exporting.agreement(call, scorer, mixed, several.threshold, "float32").images == 5
+    with pytest.raises(InputError, match="of one value everywhere"):
+        exporting.agreement(call, scorer, blank, several.threshold, "float32")
+
+
 def test_nothing_is_written_where_the_model_does_not_agree(
     several: Trained,
     exported: dict[str, Path],
