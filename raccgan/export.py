@@ -87,7 +87,9 @@ def _parser() -> options.Parser:
         metavar="DTYPE",
         help="what the model takes: float32 images in [-1, 1], or uint8 ones from 0 to 255 (default: float32)",
     )
-    parser.add_argument("--threshold", type=float, help="decide with this threshold instead of the checkpoint's")
+    parser.add_argument(
+        "--threshold", type=float, metavar="X", help="decide with this threshold instead of the checkpoint's"
+    )
     options.add_label_policy(parser)
     options.add_places(parser, device=False, out="exported")
     return parser
