@@ -71,7 +71,7 @@ def add_settings(parser: argparse.ArgumentParser, only: Iterable[str] | None = N
         )
 
 
-def add_places(parser: argparse.ArgumentParser, *, data_root: bool = True, out: str = "") -> None:
+def add_places(parser: argparse.ArgumentParser, *, data_root: bool = True, device: bool = True, out: str = "") -> None:
     """Where data are read and results written, and on which device."""
     group = parser.add_argument_group("places")
     if data_root:
@@ -82,7 +82,8 @@ def add_places(parser: argparse.ArgumentParser, *, data_root: bool = True, out: 
             metavar="FOLDER",
             help=f"where data sets lie (default: the environment variable {DATA_ROOT_VARIABLE}, else ./data)",
         )
-    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+    if device:
+        group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
     group.add_argument(
         "--out",
         type=Path,

@@ -81,6 +81,12 @@ class Reconstruction:
     mask: Array | None = None  # [H, W] bool, the true anomaly
 
 
+def image(path: PathLike, pixels: Array) -> None:
+    """One image [C, H, W] in [-1, 1] as an 8-bit PNG of its own size, grey or RGB."""
+    picture = Image.fromarray(_to_uint8(pixels))
+    write_atomically(path, lambda file: picture.save(file, "PNG"))
+
+
 def sample_grid(path: PathLike, rows: Mapping[str, Array], *, title: str = "", upscale: int | None = None) -> None:
     """One row of images a class, the class's name before it.
 

@@ -18,6 +18,7 @@ from raccgan.pictures import (
     RED,
     Reconstruction,
     _smooth,
+    image,
     loss_curves,
     reconstructions,
     roc_and_histogram,
@@ -59,6 +60,17 @@ def item(**changed: object) -> Reconstruction:
     original, other = images(2, 1, 8)
     row = Reconstruction(original, other, (original - other)[0] ** 2, "test/0.png", "5", 0.3, True, True)
     return dataclasses.replace(row, **changed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_alone_is_its_own_pixels(tmp_path: Path, channels: int) -> None:
+    """Of its own size, grey or colour, to the rounding of 8 bits; beyond the range it is cut off."""
+    x = images(1, channels, 5)[0] * 1.2
+    image(tmp_path / "i.png", x)
+    with Image.open(tmp_path / "i.png") as written:
+        assert (written.format, written.mode, written.size) == ("PNG", {1: "L", 3: "RGB"}[channels], (5, 5))
+        pixels = np.atleast_3d(np.asarray(written)).transpose(2, 0, 1)
+    np.testing.assert_allclose(pixels, (x.clip(-1, 1) + 1) * 127.5, atol=0.501)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

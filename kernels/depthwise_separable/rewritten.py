@@ -8,7 +8,7 @@
 
    and C's own gradients are D(g, flip(v)) in x and D(x, v) in g for a cotangent v. So every order of derivative is
    made of D and C. Eager PyTorch differentiates its weight gradient with one small convolution per channel.
-2. Pointwise convolution likewise: P(x, W), its gradient P(g, W^T), and the product of x and g over all pixels. Eager
+2. Pointwise convolution likewise: P(x, W), its transpose T(g, W), and the product of x and g over all pixels. Eager
    PyTorch differentiates that product by a convolution whose kernel is as large as the image.
 3. Pointwise and average pool commute, biases included: pooling first leaves a quarter of the matrix product.
 4. A 1 x 1 depthwise convolution folds into the pointwise one: W = Wp diag(wd), b = bp + Wp bd. Of any other one the
@@ -143,40 +143,87 @@ class Pointwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, w)
+        if _as_matrices(w):
+            y = _rows(x) @ w.flatten(1).t()
+            return _image(y if b is None else y + b, x)
         return F.conv2d(x, w, b)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, w = ctx.saved_tensors
-        grad_w, grad_b = PointwiseProduct.apply(x, g) if wanted(ctx, 1) or wanted(ctx, 2) else (None, None)
         return (
-            Pointwise.apply(g, w.transpose(0, 1), None) if wanted(ctx, 0) else None,
-            grad_w,
-            grad_b if ctx.needs_input_grad[2] else None,
+            PointwiseTransposed.apply(g, w) if wanted(ctx, 0) else None,
+            PointwiseProduct.apply(x, g) if wanted(ctx, 1) else None,
+            _rows(g).sum(dim=0) if wanted(ctx, 2) else None,
+        )
+
+
+class PointwiseTransposed(torch.autograd.Function):
+    """T(g, w) [N, C, H, W]: P's gradient in x. It reads w as it lies, where P(g, w^T) would copy it."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(g, w)
+        if _as_matrices(w):
+            return _image(_rows(g) @ w.flatten(1), g)
+        n, _, h, v = g.shape
+        # convolution_backward reads only its shape
+        x = torch.empty((n, w.shape[1], h, v), dtype=g.dtype, device=g.device, memory_format=torch.channels_last)
+        return _convolution_backward(g, x, w, (True, False, False))[0]
+
+    @staticmethod
+    def backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        g, w = ctx.saved_tensors
+        return (
+            Pointwise.apply(t, w, None) if wanted(ctx, 0) else None,
+            PointwiseProduct.apply(t, g) if wanted(ctx, 1) else None,
         )
 
 
 class PointwiseProduct(torch.autograd.Function):
-    """The gradients of P's weight, [D, C, 1, 1], and bias, [D]: sums over n,h,w of g times x, and of g."""
+    """The gradient of P's weight, [D, C, 1, 1]: the sum over n,h,w of g times x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, g: Tensor) -> Tensor:
         ctx.save_for_backward(x, g)
-        ctx.set_materialize_grads(False)
-        c, d = x.shape[1], g.shape[1]
-        w = x.new_empty(d, c, 1, 1)  # as above
-        _, grad_w, grad_b = torch.ops.aten.convolution_backward(
-            g, x, w, [d], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, True]
-        )
-        return grad_w, grad_b
+        w = x.new_empty(g.shape[1], x.shape[1], 1, 1)  # as above
+        if _as_matrices(w):
+            return (_rows(g).t() @ _rows(x)).view(w.shape)
+        return _convolution_backward(g, x, w, (False, True, False))[1]
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor | None, v_b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, g = ctx.saved_tensors
-        grad_x = grad_g = None
-        if v is not None:
-            grad_x = Pointwise.apply(g, v.transpose(0, 1), None) if wanted(ctx, 0) else None
-            grad_g = Pointwise.apply(x, v, v_b) if wanted(ctx, 1) else None
-        elif v_b is not None:
-            grad_g = v_b[:, None, None].expand_as(g)
-        return grad_x, grad_g
+        return (
+            PointwiseTransposed.apply(g, v) if wanted(ctx, 0) else None,
+            Pointwise.apply(x, v, None) if wanted(ctx, 1) else None,
+        )
+
+
+def _as_matrices(w: Tensor) -> bool:
+    """Whether to multiply matrices instead of calling a convolution: for one channel of input.
+
+    An image of one channel is channels_last and NCHW at once, and PyTorch's convolution takes it for NCHW and copies
+    the other side: 17.5 ms against 0.6 for float32 [64, 1, 32, 32] to 64 channels on one core.
+    """
+    return w.shape[1] == 1
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[N, C, H, W] as [N * H * W, C]: a view where x is channels_last."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _image(rows: Tensor, like: Tensor) -> Tensor:
+    """[N * H * W, D] as [N, D, H, W] of the other image's sides, channels_last."""
+    n, _, h, v = like.shape
+    return rows.view(n, h, v, -1).permute(0, 3, 1, 2)
+
+
+def _convolution_backward(
+    g: Tensor, x: Tensor, w: Tensor, mask: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        g, x, w, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, list(mask)
+    )
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,12 @@ class Source:
     default_protocol: str
     official_split: bool = True  # False: the 60/40 split is ours
     ignored_files: int = 0  # files beside the images that are no images
+
+
+def spread(samples: Sequence[Sample], most: int) -> list[Sample]:
+    """At most that many samples, at even distances over their order: each part of it keeps its share."""
+    step = max(1, len(samples) / most)
+    return [samples[int(i * step)] for i in range(min(most, len(samples)))]
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
