@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raccgan import options
-from raccgan.errors import InputError
 
 EXAMPLES = """\
   python -m raccgan.evaluate runs/digits
@@ -37,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     device = options.pick_device(given.device)
 
     from raccgan import checkpoint as checkpoints
+    from raccgan.detector import choose_threshold
     from raccgan.evaluation import calibrate, evaluate, summary, write_results
     from raccgan.files import prepare_out
     from raccgan.run import prepare
@@ -49,10 +49,12 @@ def main(arguments: Sequence[str]) -> int:
     checkpoints.check_same_model(stored, run.config, run.classes, run.channels)
     scorer = run.scorer(checkpoints.networks_of(stored, run.config, device), given.label_policy)
     out = prepare_out(given.out or (given.run if given.run.is_dir() else given.run.parent))
-    recalibrate = stored.threshold is None or "quantile" in settings or given.label_policy != "minimum"
-    threshold = calibrate(run, scorer) if recalibrate else stored.threshold
-    if threshold is None:
-        raise InputError(f"{given.run} has no threshold")
+    if stored.held_out and given.label_policy == stored.held_out_policy:
+        threshold = choose_threshold(stored, quantile=settings.get("quantile"))
+    elif stored.threshold is None or "quantile" in settings or given.label_policy != stored.held_out_policy:
+        threshold = calibrate(run, scorer).threshold
+    else:
+        threshold = stored.threshold
     evaluation = evaluate(run, scorer, threshold, seconds=stored.seconds)
     write_results(out, run, evaluation, scorer, stored.history)
     print(summary(evaluation))

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from raccgan import controls, metrics, pictures
-from raccgan.checkpoint import History
+from raccgan.checkpoint import Calibration, History
 from raccgan.data.dataset import ImageDataset
 from raccgan.data.images import decode_mask
 from raccgan.files import write_csv, write_json
 from raccgan.progress import Progress
 from raccgan.randomness import stream
 from raccgan.run import Run
-from raccgan.scoring import Scored, Scorer, threshold_of
+from raccgan.scoring import MINIMUM, Scored, Scorer, decision, threshold_of
 
 CONTROL_BYTES = 1 << 30
 """The most training pixels, as float32, that the controls see."""
@@ -39,10 +39,16 @@ class Evaluation:
     controls: dict[str, np.ndarray]  # scores [N] by control
 
 
-def calibrate(run: Run, scorer: Scorer) -> float:
-    """The threshold: the configured quantile of the held-out normal images' scores."""
-    scored = score(scorer, run.dataset(run.split.held_out), "held-out scores")
-    return threshold_of(scored.score.numpy(), run.config.quantile)
+def calibrate(run: Run, scorer: Scorer, policy: str = MINIMUM) -> Calibration:
+    """The threshold: the configured quantile of the held-out normal images' scores, with these scores.
+
+    Args:
+        policy: the label policy that the scorer has, for the record.
+    """
+    scored = score(scorer, run.dataset(run.split.held_out), "held-out scores", details=True)
+    assert scored.map is not None
+    held_out = {"score": scored.score, "peak": scored.map.flatten(1).amax(dim=1)}
+    return Calibration(threshold_of(scored.score.numpy(), run.config.quantile), held_out, policy)
 
 
 def score(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = False) -> Scored:
@@ -190,11 +196,6 @@ def _write_scores(path: Path, run: Run, evaluation: Evaluation) -> None:
             for sample, anomalous, value, condition, residual, feature in rows
         ),
     )
-
-
-def decision(anomalous: bool) -> str:
-    """The word in tables and pictures."""
-    return "anomalous" if anomalous else "normal"
 
 
 @torch.inference_mode()
