@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   python -m raccgan.detect runs/digits new/*.png
       scores and decisions in detected/scores.csv and .json
-  python -m raccgan.detect runs/scans incoming/ 'old/**/*.tif' --out results
-      every image below incoming/ and those that match
+  python -m raccgan.detect runs/scans incoming/ 'old/**/*.tif' --out results --report
+      every image below incoming/ and those that match; results/report.html shows them, the worst first
   python -m raccgan.detect runs/scans incoming/ --sensitivity 0.01
       flags what at most 1 in 100 of the held-out normal images exceeds
   python -m raccgan.detect runs/scans incoming/ --fail-on-anomaly --overlays || echo look into detected/overlays
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
 
     from raccgan import checkpoint as checkpoints
-    from raccgan.detection import Table, Wanted, find, score_files, take_folder
+    from raccgan.detection import Table, Wanted, find, score_files, take_folder, write_detected
     from raccgan.detector import Detector, choose_threshold
     from raccgan.files import prepare_out
     from raccgan.journal import Journal
@@ -65,14 +65,14 @@ def main(arguments: Sequence[str]) -> int:
     if not found.files:
         raise InputError(f"no image to score: {found.problems[0] if found.problems else 'none was named'}")
     out = prepare_out(given.out)
-    wanted = Wanted(out, given.maps, given.overlays, MapScale.of(stored))
+    wanted = Wanted(out, given.maps, given.overlays, given.report, MapScale.of(stored.held_out))
     made_with = {
         "checkpoint": checkpoints.digest(stored),
         "label_policy": given.label_policy,
         "kernels": detector.config.kernels,
         "score_batch": detector.config.score_batch,
     }
-    kept = {name: getattr(given, name) for name in ("maps", "overlays")}
+    kept = {name: getattr(given, name) for name in ("maps", "overlays", "report")}
     with Journal(out / "scores.part", made_with | kept, restart=given.restart) as journal:
         take_folder(out, made_with, restart=given.restart)
         if journal.rows:
@@ -86,6 +86,8 @@ def main(arguments: Sequence[str]) -> int:
         table = Table.of(rows, threshold)
         if table.records:
             table.write(out, made_with, {"run": str(given.run), "classes": stored.classes})
+        if table.records and given.report:
+            write_detected(out / "report.html", rows, table, stored, str(given.run))
         journal.remove()
     return _finish(table, out, given.fail_on_anomaly, len(found.problems))
 
@@ -102,6 +104,7 @@ def _parser() -> options.Parser:
         "images", nargs="+", metavar="IMAGE", help="image files, folders (with all below), or patterns in quotes"
     )
     results = parser.add_argument_group("results beside scores.csv and scores.json")
+    results.add_argument("--report", action="store_true", help="report.html: one page that shows and explains it all")
     results.add_argument("--overlays", action="store_true", help="overlays/*.png: the image with its anomaly map on it")
     results.add_argument(
         "--maps", action="store_true", help="maps/*.npy: the anomaly maps, float32 in the model's size"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import hashlib
 import json
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from raccgan.checkpoint import Checkpoint
 from raccgan.data.listing import IMAGE_SUFFIXES, list_images
 from raccgan.data.samples import natural_key, printable
 from raccgan.detector import Detector, Result, Skipped
@@ -23,6 +26,7 @@ from raccgan.files import write_atomically, write_csv, write_json
 from raccgan.journal import Journal, Row, differences
 from raccgan.overlays import MapScale, overlay_of_file
 from raccgan.progress import Progress
+from raccgan.report import Report, Shown, strip, write_report
 from raccgan.scoring import decision
 
 COLUMNS = (
@@ -31,7 +35,7 @@ COLUMNS = (
 """Of scores.csv; records of scores.json have these names too, and ``map`` and ``overlay`` where they were wanted."""
 
 
-RESULTS = ("scores.csv", "scores.json", "summary.json")
+RESULTS = ("scores.csv", "scores.json", "summary.json", "report.html")
 FOLDERS = ("maps", "overlays")
 
 _OWN_NAME = re.compile(r"-[0-9a-f]{12}\.(npy|png)$")
@@ -96,6 +100,7 @@ class Wanted:
     out: Path
     maps: bool = False
     overlays: bool = False
+    report: bool = False
     scale: MapScale = field(default_factory=MapScale)
 
 
@@ -135,7 +140,7 @@ def score_files(detector: Detector, files: Sequence[Path], journal: Journal, wan
     todo = [path for path in files if path not in known]
     for name in [name for name, needed in zip(FOLDERS, (wanted.maps, wanted.overlays), strict=True) if needed]:
         (wanted.out / name).mkdir(exist_ok=True)
-    details = wanted.maps or wanted.overlays
+    details = wanted.maps or wanted.overlays or wanted.report
     with (
         Progress("scores", len(files), len(known), unit="image", lines=False) as progress,
         ThreadPoolExecutor(WRITERS) as pool,
@@ -191,6 +196,11 @@ def _row(found: Result | Skipped, wanted: Wanted, detector: Detector) -> Row:
         row["overlay"] = f"overlays/{_own_name(found.path)}.png"
         picture = overlay_of_file(found, wanted.scale, detector.config.fit)
         write_atomically(wanted.out / row["overlay"], lambda file: picture.save(file, "PNG", compress_level=3))
+    if wanted.report:
+        assert found.image is not None
+        assert found.reconstruction is not None
+        assert found.map is not None
+        row["strip"] = strip(found.image, found.reconstruction, found.map, wanted.scale)
     return row
 
 
@@ -244,6 +254,31 @@ class Table:
         summary: Row = {"scored": len(self.records), "anomalous": self.anomalous, "skipped": len(self.skipped)}
         summary |= {"threshold": self.threshold, **about, "made_with": dict(made_with), "skipped_files": self.skipped}
         write_json(out / "summary.json", summary)
+
+
+def write_detected(path: Path, rows: Sequence[Row], table: Table, stored: Checkpoint, run: str) -> None:
+    """The report of a table.
+
+    Args:
+        path: the file.
+        rows: of :func:`score_files`, scored for a report.
+        table: the rows with their decisions.
+        stored: the checkpoint that scored them.
+        run: how the user calls it.
+    """
+    fields = [f.name for f in dataclasses.fields(Shown) if f.name not in ("label", "anomalous")]
+    write_report(
+        path,
+        Report(
+            title=f"{len(table.records)} images scored with {run}",
+            threshold=table.threshold,
+            images=[Shown(**{name: row[name] for name in fields}) for row in rows if "reason" not in row],
+            held_out=[_number(score) for score in stored.held_out.get("score", torch.empty(0)).tolist()],
+            skipped=table.skipped,
+            facts={"normal classes": ", ".join(stored.classes), "model": f"{stored.config['image_size']} px"},
+            run=run,
+        ),
+    )
 
 
 def _cell(value: object) -> object:

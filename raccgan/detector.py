@@ -222,6 +222,8 @@ class Detector:
         for place, (_, decoded) in enumerate(readable):
             pixels[place] = decoded.pixels
         scored = self.scorer.score(torch.from_numpy(pixels), details=True)
+        if not bool(scored.score.isfinite().all()):
+            raise InputError("a score is not finite: the checkpoint is broken")
         results = self._results(readable, pixels, scored, details)
         return [read.decoded if isinstance(read.decoded, Skipped) else next(results) for read in batch]
 

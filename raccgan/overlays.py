@@ -5,6 +5,7 @@ The colours mean the same on every image: they begin at what normal images reach
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
-from raccgan.checkpoint import Checkpoint
 from raccgan.data.images import Float, place_in_square, read_upright
 from raccgan.detector import Result
 
@@ -34,11 +35,15 @@ class MapScale:
     high: float = 1.0
 
     @classmethod
-    def of(cls, stored: Checkpoint) -> MapScale:
-        """From the maxima of the held-out normal images' maps: half of the median to twice the highest decile."""
-        if not stored.held_out:
+    def of(cls, held_out: Mapping[str, Tensor]) -> MapScale:
+        """From the maxima of the held-out normal images' maps: half of the median to twice the highest decile.
+
+        Args:
+            held_out: as a checkpoint holds it; may be empty.
+        """
+        if not held_out:
             return cls()
-        peaks = stored.held_out["peak"]
+        peaks = held_out["peak"]
         low, high = float(peaks.median()) / 2, 2 * float(torch.quantile(peaks, 0.9))
         return cls(low, high) if high > low else cls()
 
