@@ -54,7 +54,7 @@ def shapes(folder: Path, names: Sequence[str], count: int, size: tuple[int, int]
     """Small grey images, one sub-folder a class; each class has its own brightness."""
     draw = np.random.default_rng(0)
     for place, name in enumerate(names):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             pixels = draw.integers(60 * place, 60 * place + 60, size, dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
