@@ -34,7 +34,6 @@ COLUMNS = (
 )  # fmt: skip
 """Of scores.csv; records of scores.json have these names too, and ``map`` and ``overlay`` where they were wanted."""
 
-
 RESULTS = ("scores.csv", "scores.json", "summary.json", "report.html")
 FOLDERS = ("maps", "overlays")
 
@@ -56,7 +55,7 @@ class Found:
 def find(arguments: Sequence[str]) -> Found:
     """Files, folders (with all below them) and patterns such as ``scans/**/*.png``, in the order given.
 
-    Below a folder, ``ground_truth`` beside ``test`` is left out: there lie the masks of MVTec's layout.
+    ``ground_truth`` beside ``test``, where MVTec's layout has its masks, is left out unless it is named.
     """
     files: dict[Path, None] = {}
     problems: list[str] = []
@@ -64,7 +63,7 @@ def find(arguments: Sequence[str]) -> Found:
     for argument in arguments:
         try:
             for path in _meant(argument):
-                if _is_mask(path, Path(argument)):
+                if "ground_truth" not in Path(argument).parts and _is_mask(path):
                     masks += 1
                 else:
                     files[path] = None
@@ -87,9 +86,7 @@ def _meant(argument: str) -> Iterator[Path]:
         yield from (match for match in inside if not match.is_dir())
 
 
-def _is_mask(path: Path, folder: Path) -> bool:
-    if folder == path:
-        return False
+def _is_mask(path: Path) -> bool:
     return any(parent.name == "ground_truth" and (parent.parent / "test").is_dir() for parent in path.parents)
 
 
@@ -136,7 +133,7 @@ def score_files(detector: Detector, files: Sequence[Path], journal: Journal, wan
     """A row for each file, in order; those that the journal holds, of unchanged files, are not scored again."""
     done = {row["path"]: row for row in journal.rows}
     stamps = {path: _stamp(path) for path in files}
-    known = {path for path in files if done.get(printable(path), {}).get("stamp") == stamps[path]}
+    known = {path for path in files if (row := done.get(printable(path))) and row["stamp"] == stamps[path]}
     todo = [path for path in files if path not in known]
     for name in [name for name, needed in zip(FOLDERS, (wanted.maps, wanted.overlays), strict=True) if needed]:
         (wanted.out / name).mkdir(exist_ok=True)

@@ -107,7 +107,8 @@ def test_the_test_part_of_mvtec_and_the_whole_category_without_its_masks(tmp_pat
     found = detection.find([str(category)])
     assert len(found.files) == 3
     assert found.masks_left_out == 1
-    assert len(detection.find([str(category / "ground_truth" / "scratch" / "0.png")]).files) == 1, "named on purpose"
+    for named in (category / "ground_truth", category / "ground_truth" / "scratch" / "0.png"):
+        assert len(detection.find([str(named)]).files) == 1, "named on purpose"
 
 
 def test_exit_status_and_last_line_are_for_scripts(
@@ -124,6 +125,8 @@ def test_exit_status_and_last_line_are_for_scripts(
     ):
         assert run(detect, trained, *arguments, "--out", tmp_path / "out") == status
         assert words in capsys.readouterr().out.splitlines()[-1]
+    assert run(detect, trained, images / "a", tmp_path / "none.png", "--out", tmp_path / "out") == 1
+    assert "none.png: No such file" in capsys.readouterr().err
     assert "none of the 1 files could be read" in refused(capsys, detect, trained, bad, "--out", tmp_path / "none")
     assert "no image to score" in refused(capsys, detect, trained, f"{tmp_path}/*.gif", "--out", tmp_path / "none")
 

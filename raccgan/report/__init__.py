@@ -110,7 +110,7 @@ def strip(image: Float, reconstruction: Float, map: Float, scale: MapScale) -> s
         picture = picture.resize((3 * side, side), Image.Resampling.BOX)
     stream = io.BytesIO()
     if side <= LOSSLESS:
-        picture.save(stream, "PNG", optimize=True)
+        picture.save(stream, "PNG")
         return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
     picture.save(stream, "WEBP", quality=75, method=2)
     return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
