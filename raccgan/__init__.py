@@ -1,7 +1,31 @@
 """RA-CCGAN: residual attention class-conditional GAN for unsupervised image anomaly detection.
 
-The commands are ``python -m raccgan.train``, ``raccgan.evaluate``, ``raccgan.detect`` and ``raccgan.doctor``.
-Importing the package imports neither torch nor anything compiled.
+The commands are ``python -m raccgan.train``, ``raccgan.evaluate``, ``raccgan.detect``, ``raccgan.calibrate`` and
+``raccgan.doctor``; ``from raccgan import Detector`` scores images from Python.
+Importing the package imports neither torch nor anything compiled; the names below are loaded when they are asked for.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raccgan.detector import Detector, Result
+    from raccgan.errors import InputError
+
 __version__ = "0.1.0"
+
+__all__ = ["Detector", "InputError", "Result", "__version__"]
+
+_HOMES = {"Detector": "raccgan.detector", "Result": "raccgan.detector", "InputError": "raccgan.errors"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

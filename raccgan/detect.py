@@ -1,11 +1,10 @@
-"""``python -m raccgan.detect``: scores for images that belong to no data set."""
+"""``python -m raccgan.detect``: images in, a table of scores and decisions out."""
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,47 +12,84 @@ from raccgan import options
 from raccgan.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from raccgan.config import Config
-    from raccgan.scoring import Scored, Scorer
+    from raccgan.detection import Table
 
 EXAMPLES = """\
   python -m raccgan.detect runs/digits new/*.png
-      scores and decisions in detected/scores.csv
-  python -m raccgan.detect runs/scans incoming/ --out results --threshold 0.08
-      every image below incoming/, decided with another threshold
-"""
+      scores and decisions in detected/scores.csv and .json
+  python -m raccgan.detect runs/scans incoming/ 'old/**/*.tif' --out results --report
+      every image below incoming/ and those that match; results/report.html shows them, the worst first
+  python -m raccgan.detect runs/scans incoming/ --sensitivity 0.01
+      flags what at most 1 in 100 of the held-out normal images exceeds
+  python -m raccgan.detect runs/scans incoming/ --fail-on-anomaly --overlays || echo look into detected/overlays
+      for scripts
 
-HEADER = ("path", "score", "threshold", "predicted", "nearest_class", "residual", "feature")
+exit status:
+  0    every image was scored
+  1    some could not be read; they were named, skipped and counted
+  2    nothing was done: bad options, no readable image, no usable checkpoint
+  3    with --fail-on-anomaly: an image is anomalous (also where others were skipped)
+  130  stopped with Ctrl-C
+The last line on standard output: "A of N images anomalous, S skipped, threshold T; scores are in FILE".
+
+A run that was stopped, or killed, goes on where it was when the same command is given again; a folder that holds part
+of another checkpoint's run, or of one with other settings, is refused unless --restart replaces it. The threshold may
+change in between.
+"""
 
 
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
-    device = options.pick_device(given.device)
 
     from raccgan import checkpoint as checkpoints
+    from raccgan.detection import Table, Wanted, find, score_files, take_folder, write_detected
+    from raccgan.detector import Detector, choose_threshold
     from raccgan.files import prepare_out
-    from raccgan.scoring import Scorer
+    from raccgan.journal import Journal
+    from raccgan.overlays import MapScale
 
     stored = checkpoints.load(given.run)
-    config = checkpoints.config_of(stored, **options.settings_of(given))
-    options.require_kernels(config.kernels, device)
-    threshold = given.threshold if given.threshold is not None else stored.threshold
-    if threshold is None:
-        raise InputError(f"{given.run} has no threshold: its encoder is not trained yet; or give one with --threshold")
-    paths = _files(given.images)
+    threshold = choose_threshold(
+        stored, threshold=given.threshold, quantile=given.quantile, sensitivity=given.sensitivity
+    )
+    _use_threads(given)
+    settings = options.settings_of(given, but=("quantile", "threads"))
+    detector = Detector.of(stored, threshold, label_policy=given.label_policy, device=given.device, **settings)
+    found = find(given.images)
+    for problem in found.problems:
+        _say(f"skipped: {problem}")
+    if found.masks_left_out:
+        _say(f"left out: {found.masks_left_out} masks in ground_truth")
+    if given.threshold is None and given.label_policy != stored.held_out_policy:
+        _say(f"note: the threshold is of scores under {stored.held_out_policy!r}, not {given.label_policy!r}")
+    if not found.files:
+        raise InputError(f"no image to score: {found.problems[0] if found.problems else 'none was named'}")
     out = prepare_out(given.out)
-    networks = checkpoints.networks_of(stored, config, device)
-    scorer = Scorer.of(config, networks, stored.classes, given.label_policy)
-    rows: list[tuple[object, ...]] = []
-    bad = 0
-    for batch, scored, problems in _scored(paths, scorer, config, stored.channels):
-        rows += _rows(batch, scored, threshold, stored.classes)
-        bad += len(problems)
-        for problem in problems:
-            print(f"skipped: {problem}", file=sys.stderr)
-    return _finish(out, rows, bad)
+    wanted = Wanted(out, given.maps, given.overlays, given.report, MapScale.of(stored.held_out))
+    made_with = {
+        "checkpoint": checkpoints.digest(stored),
+        "label_policy": given.label_policy,
+        "kernels": detector.config.kernels,
+        "score_batch": detector.config.score_batch,
+    }
+    kept = {name: getattr(given, name) for name in ("maps", "overlays", "report")}
+    with Journal(out / "scores.part", made_with | kept, restart=given.restart) as journal:
+        take_folder(out, made_with, restart=given.restart)
+        if journal.rows:
+            _say(f"continues a stopped run: {len(journal.rows)} of {len(found.files)} images are scored already")
+        try:
+            rows = score_files(detector, found.files, journal, wanted)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"stopped after {len(journal.rows)} of {len(found.files)} images; the same command goes on from there"
+            ) from None
+        table = Table.of(rows, threshold)
+        if table.records:
+            table.write(out, made_with, {"run": str(given.run), "classes": stored.classes})
+        if table.records and given.report:
+            write_detected(out / "report.html", rows, table, stored, str(given.run))
+        journal.remove()
+    return _finish(table, out, given.fail_on_anomaly, len(found.problems))
 
 
 def _parser() -> options.Parser:
@@ -64,82 +100,48 @@ def _parser() -> options.Parser:
         usage="python -m raccgan.detect RUN IMAGE ... [option ...]",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument("--threshold", type=float, help="decide with this threshold instead of the checkpoint's")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image files, folders (with all below), or patterns in quotes"
+    )
+    results = parser.add_argument_group("results beside scores.csv and scores.json")
+    results.add_argument("--report", action="store_true", help="report.html: one page that shows and explains it all")
+    results.add_argument("--overlays", action="store_true", help="overlays/*.png: the image with its anomaly map on it")
+    results.add_argument(
+        "--maps", action="store_true", help="maps/*.npy: the anomaly maps, float32 in the model's size"
+    )
+    results.add_argument("--fail-on-anomaly", action="store_true", help="exit with status 3 where one is anomalous")
+    results.add_argument(
+        "--restart", action="store_true", help="remove what an earlier run left in --out and score anew"
+    )
+    options.add_threshold(parser)
     options.add_label_policy(parser)
     options.add_places(parser, data_root=False, out="detected")
-    options.add_settings(parser, ("kernels", "score_batch"))
+    options.add_settings(parser, ("kernels", "score_batch", "threads"))
     return parser
 
 
-def _files(given: Sequence[Path]) -> list[Path]:
-    """The files named, and the images below the folders named."""
-    from raccgan.data.listing import list_images
-
-    paths: list[Path] = []
-    for path in given:
-        paths += list_images(path).images if path.is_dir() else (path,)
-    return paths
-
-
-def _scored(
-    paths: Sequence[Path], scorer: Scorer, config: Config, channels: int, batch: int = 64
-) -> Iterator[tuple[list[Path], Scored, list[str]]]:
-    """Batches of readable files with their scores, and one line for every other file."""
+def _use_threads(given: argparse.Namespace) -> None:
     import torch
 
-    from raccgan.progress import Progress
-
-    read = partial(_read, size=config.image_size, channels=channels, fit=config.fit)
-    with Progress("scores", len(paths), unit="image") as progress, ThreadPoolExecutor() as pool:
-        for start in range(0, len(paths), batch):
-            part = paths[start : start + batch]
-            images = list(pool.map(read, part))
-            good = [i for i, image in enumerate(images) if not isinstance(image, str)]
-            stack = [torch.from_numpy(images[i]) for i in good]
-            pixels = torch.stack(stack) if stack else torch.empty(0, channels, config.image_size, config.image_size)
-            yield [part[i] for i in good], scorer.score(pixels), [line for line in images if isinstance(line, str)]
-            progress.update(len(part))
+    if getattr(given, "threads", 0):
+        torch.set_num_threads(given.threads)
 
 
-def _read(path: Path, *, size: int, channels: int, fit: str) -> np.ndarray | str:
-    """The decoded image, or the line that says why there is none."""
-    from raccgan.data.images import decode
-
-    try:
-        return decode(path, size=size, channels=channels, fit=fit)
-    except InputError as error:
-        return str(error)
-
-
-def _rows(
-    paths: Sequence[Path], scored: Scored, threshold: float, classes: Sequence[str]
-) -> Iterator[tuple[object, ...]]:
-    from raccgan.data.samples import printable
-    from raccgan.evaluation import decision
-
-    table = zip(
-        paths, scored.score.tolist(), scored.condition.tolist(), scored.residual.tolist(), scored.feature.tolist(),
-        strict=True,
-    )  # fmt: skip
-    for path, score, condition, residual, feature in table:
-        decided = decision(score > threshold)
-        yield (
-            printable(path), f"{score:.9g}", f"{threshold:.9g}", decided, classes[condition],
-            f"{residual:.9g}", f"{feature:.9g}",
-        )  # fmt: skip
+def _finish(table: Table, out: Path, fail_on_anomaly: bool, problems: int) -> int:
+    skipped = len(table.skipped) + problems
+    if not table.records:
+        raise InputError(f"none of the {skipped} files could be read")
+    print(
+        f"{table.anomalous} of {len(table.records)} images anomalous, {skipped} skipped, "
+        f"threshold {table.threshold:.4g}; scores are in {out / 'scores.csv'}"
+    )
+    if fail_on_anomaly and table.anomalous:
+        return 3
+    return 1 if skipped else 0
 
 
-def _finish(out: Path, rows: Sequence[tuple[object, ...]], bad: int) -> int:
-    """Write the table; exit status 0, or 1 where files were skipped, 2 where no file could be read."""
-    from raccgan.files import write_csv
-
-    if not rows:
-        raise InputError(f"none of the {bad} files could be read")
-    write_csv(out / "scores.csv", HEADER, rows)
-    anomalous = sum(row[HEADER.index("predicted")] == "anomalous" for row in rows)
-    print(f"{anomalous} of {len(rows)} images anomalous, {bad} skipped; scores are in {out / 'scores.csv'}")
-    return 1 if bad else 0
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raccgan import options
-from raccgan.errors import InputError
 
 EXAMPLES = """\
   python -m raccgan.evaluate runs/digits
       metrics.json, scores.csv and the pictures of that run, anew
   python -m raccgan.evaluate runs/digits --quantile 0.99 --out strict
       with a threshold that one in a hundred held-out normal images exceeds
+  python -m raccgan.evaluate runs/digits --report
+      with report.html: every test image, a threshold to slide, what it finds and what it misses
   python -m raccgan.evaluate runs/digits --label-policy 3
       when every image is known to be a 3, or not to be
 """
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         usage="python -m raccgan.evaluate RUN [option ...]",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
+    parser.add_argument("--report", action="store_true", help="report.html too: one page that shows the test images")
     options.add_label_policy(parser)
     options.add_places(parser)
     options.add_settings(parser, SETTINGS)
@@ -37,7 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     device = options.pick_device(given.device)
 
     from raccgan import checkpoint as checkpoints
-    from raccgan.evaluation import calibrate, evaluate, summary, write_results
+    from raccgan.detector import choose_threshold
+    from raccgan.evaluation import calibrate, evaluate, summary, write_evaluated, write_results
     from raccgan.files import prepare_out
     from raccgan.run import prepare
 
@@ -49,12 +52,17 @@ def main(arguments: Sequence[str]) -> int:
     checkpoints.check_same_model(stored, run.config, run.classes, run.channels)
     scorer = run.scorer(checkpoints.networks_of(stored, run.config, device), given.label_policy)
     out = prepare_out(given.out or (given.run if given.run.is_dir() else given.run.parent))
-    recalibrate = stored.threshold is None or "quantile" in settings or given.label_policy != "minimum"
-    threshold = calibrate(run, scorer) if recalibrate else stored.threshold
-    if threshold is None:
-        raise InputError(f"{given.run} has no threshold")
-    evaluation = evaluate(run, scorer, threshold, seconds=stored.seconds)
+    if stored.held_out and given.label_policy == stored.held_out_policy:
+        threshold = choose_threshold(stored, quantile=settings.get("quantile"))
+        calibration = checkpoints.Calibration(threshold, stored.held_out, given.label_policy)
+    elif stored.threshold is None or "quantile" in settings or given.label_policy != stored.held_out_policy:
+        calibration = calibrate(run, scorer, given.label_policy)
+    else:
+        calibration = checkpoints.Calibration(stored.threshold, {}, given.label_policy)
+    evaluation = evaluate(run, scorer, calibration.threshold, seconds=stored.seconds, details=given.report)
     write_results(out, run, evaluation, scorer, stored.history)
+    if given.report:
+        write_evaluated(out / "report.html", run, evaluation, calibration, str(given.run))
     print(summary(evaluation))
     print(f"metrics, scores and pictures are in {out}")
     return 0

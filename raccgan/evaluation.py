@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from raccgan import controls, metrics, pictures
-from raccgan.checkpoint import History
+from raccgan.checkpoint import Calibration, History
 from raccgan.data.dataset import ImageDataset
 from raccgan.data.images import decode_mask
 from raccgan.files import write_csv, write_json
+from raccgan.overlays import MapScale
 from raccgan.progress import Progress
 from raccgan.randomness import stream
+from raccgan.report import Report, Shown, strip, write_report
 from raccgan.run import Run
-from raccgan.scoring import Scored, Scorer, threshold_of
+from raccgan.scoring import MINIMUM, Scored, Scorer, decision, threshold_of
 
 CONTROL_BYTES = 1 << 30
 """The most training pixels, as float32, that the controls see."""
@@ -39,10 +41,16 @@ class Evaluation:
     controls: dict[str, np.ndarray]  # scores [N] by control
 
 
-def calibrate(run: Run, scorer: Scorer) -> float:
-    """The threshold: the configured quantile of the held-out normal images' scores."""
-    scored = score(scorer, run.dataset(run.split.held_out), "held-out scores")
-    return threshold_of(scored.score.numpy(), run.config.quantile)
+def calibrate(run: Run, scorer: Scorer, policy: str = MINIMUM) -> Calibration:
+    """The threshold: the configured quantile of the held-out normal images' scores, with these scores.
+
+    Args:
+        policy: the label policy that the scorer has, for the record.
+    """
+    scored = score(scorer, run.dataset(run.split.held_out), "held-out scores", details=True)
+    assert scored.map is not None
+    held_out = {"score": scored.score, "peak": scored.map.flatten(1).amax(dim=1)}
+    return Calibration(threshold_of(scored.score.numpy(), run.config.quantile), held_out, policy)
 
 
 def score(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = False) -> Scored:
@@ -51,19 +59,23 @@ def score(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = Fal
         return scorer.score_batches(data.images, len(data), details=details, progress=progress.update)
 
 
-def evaluate(run: Run, scorer: Scorer, threshold: float, *, seconds: float) -> Evaluation:
+def evaluate(run: Run, scorer: Scorer, threshold: float, *, seconds: float, details: bool = False) -> Evaluation:
     """Score the test images and the controls, and compute the metrics.
 
     Args:
         seconds: training time, for the record.
+        details: keep maps and reconstructions, for a report.
     """
     test = run.dataset(run.split.test)
     anomalous = np.array([run.split.is_anomalous(sample) for sample in run.split.test])
     has_masks = any(sample.mask is not None for sample in run.split.test)
-    scored = score(scorer, test, "test scores", details=has_masks)
+    scored = score(scorer, test, "test scores", details=has_masks or details)
     scores = scored.score.numpy()
     image = metrics.image_metrics(scores, anomalous, threshold)
-    pixel = metrics.pixel_metrics(scored.map.numpy(), _masks(run)) if scored.map is not None else None
+    pixel = None
+    if has_masks:
+        assert scored.map is not None
+        pixel = metrics.pixel_metrics(scored.map.numpy(), _masks(run))
     control_scores = _control_scores(run, test)
     found: dict[str, Any] = {
         "image": dataclasses.asdict(image),
@@ -110,6 +122,53 @@ def write_results(out: Path, run: Run, evaluation: Evaluation, scorer: Scorer, h
                 for name, values in evaluation.controls.items()
             },
         )
+
+
+def write_evaluated(path: Path, run: Run, evaluation: Evaluation, calibration: Calibration, name: str) -> None:
+    """The report of an evaluation that kept the details; ``name`` is how the user calls the run."""
+    scored, scale = evaluation.scored, MapScale.of(calibration.held_out)
+    assert scored.map is not None
+    assert scored.reconstruction is not None
+    test = run.dataset(run.split.test)
+    terms = zip(
+        scored.score.tolist(), scored.condition.tolist(), scored.residual.tolist(), scored.feature.tolist(),
+        strict=True,
+    )  # fmt: skip
+    shown = []
+    for i, (sample, (value, condition, residual, feature)) in enumerate(zip(run.split.test, terms, strict=True)):
+        map, image = scored.map[i].numpy(), test.images([i])[0].numpy()
+        shown.append(
+            Shown(
+                path=sample.key,
+                score=value,
+                nearest_class=run.classes[condition],
+                residual=residual,
+                feature=feature,
+                map_max=float(map.max()),
+                strip=strip(image, scored.reconstruction[i].numpy(), map, scale),
+                label=sample.label,
+                anomalous=bool(evaluation.anomalous[i]),
+            )
+        )
+    image_metrics = evaluation.metrics["image"]
+    report = Report(
+        title=f"{name} against the test images of {run.config.dataset}",
+        threshold=evaluation.threshold,
+        images=shown,
+        held_out=calibration.held_out["score"].tolist() if calibration.held_out else (),
+        facts={
+            "normal classes": ", ".join(run.classes),
+            "protocol": run.config.protocol,
+            **{
+                f"{control.replace('_', ' ')} AUROC": _percent(found["auroc"])
+                for control, found in evaluation.metrics["controls"].items()
+            },
+        },
+        run=name,
+        auroc=image_metrics["auroc"],
+        auprc=image_metrics["auprc"],
+    )
+    write_report(path, report)
 
 
 def summary(evaluation: Evaluation) -> str:
@@ -190,11 +249,6 @@ def _write_scores(path: Path, run: Run, evaluation: Evaluation) -> None:
             for sample, anomalous, value, condition, residual, feature in rows
         ),
     )
-
-
-def decision(anomalous: bool) -> str:
-    """The word in tables and pictures."""
-    return "anomalous" if anomalous else "normal"
 
 
 @torch.inference_mode()

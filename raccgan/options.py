@@ -103,6 +103,23 @@ def add_label_policy(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_threshold(parser: argparse.ArgumentParser) -> None:
+    """Three ways to the threshold, of which one may be given; absent ones are None."""
+    group = parser.add_argument_group("decision (an image is anomalous where its score is above the threshold)")
+    one = group.add_mutually_exclusive_group()
+    one.add_argument("--threshold", type=float, metavar="X", help="this threshold")
+    one.add_argument(
+        "--quantile", type=float, metavar="X", help="this quantile of the held-out normal images' scores, such as 0.99"
+    )
+    one.add_argument(
+        "--sensitivity",
+        type=float,
+        metavar="X",
+        help="the lowest threshold that at most this share of the held-out normal images exceeds: 0.01 accepts one "
+        "false alarm in a hundred normal images, 0.1 finds more and accepts ten",
+    )
+
+
 def add_preset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset",
@@ -112,9 +129,9 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given on the command line."""
-    names = {f.name for f in dataclasses.fields(Config)}
+def settings_of(arguments: argparse.Namespace, but: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings that were given on the command line, ``but`` left out."""
+    names = {f.name for f in dataclasses.fields(Config)} - set(but)
     return {name: value for name, value in vars(arguments).items() if name in names}
 
 

@@ -15,10 +15,13 @@ LINE_EVERY = 15.0
 
 
 class Progress:
-    """A counter from ``start`` to ``total`` on standard error; ``update`` takes live figures to show beside it."""
+    """A counter from ``start`` to ``total`` on standard error; ``update`` takes live figures to show beside it.
 
-    def __init__(self, title: str, total: int, start: int = 0, unit: str = "step") -> None:
-        self.title, self.total, self.done, self.unit = title, total, start, unit
+    With ``lines=False`` it says nothing where standard error is no terminal: for commands that scripts call.
+    """
+
+    def __init__(self, title: str, total: int, start: int = 0, unit: str = "step", *, lines: bool = True) -> None:
+        self.title, self.total, self.done, self.unit, self.lines = title, total, start, unit, lines
         self._bar: Any = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=start, desc=title, unit=unit, dynamic_ncols=True)
@@ -34,11 +37,18 @@ class Progress:
             self._bar.update(count)
             return
         now = time.monotonic()
-        if now - self._said >= LINE_EVERY or self.done >= self.total:
+        if self.lines and (now - self._said >= LINE_EVERY or self.done >= self.total):
             self._said = now
             left = (now - self._begun) / max(1, self.done - self._begun_at) * (self.total - self.done)
             line = f"{self.title}: {self.unit} {self.done} of {self.total}, {_clock(left)} left"
             print(f"{line}  {text}".rstrip(), file=sys.stderr, flush=True)
+
+    def say(self, line: str) -> None:
+        """A line on standard error, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
         return self

@@ -92,25 +92,39 @@ class Scorer:
             none = torch.empty(0)
             pixels, shape = (none.view(0, *images.shape[2:]), images) if details else (None, None)
             return Scored(none, none.long(), none, none, pixels, shape)
+        if details and n > self.batch:  # reconstructions under every class are kept until the best is known
+            return concatenate([self.score(part, details=True) for part in images.split(self.batch)])
         x = images.to(self.device, torch.float32)
         f = self.discriminator.features(x)
         # Every image under every condition, image by image: [n * k], in passes of at most `pairs`.
         image_of = torch.arange(n, device=self.device).repeat_interleave(k)
         condition_of = torch.tensor(self.conditions, device=self.device).repeat(n)
-        terms = []
+        terms, maps, reconstructions = [], [], []
         for i, y in zip(image_of.split(self.pairs), condition_of.split(self.pairs), strict=True):
             x_hat = self._reconstruct(x[i], y)
             result = anomaly_score(
                 x[i], x_hat, f[i], self.discriminator.features(x_hat),
-                kappa=self.kappa, want_map=False, kernels=self.kernels,
+                kappa=self.kappa, want_map=details, kernels=self.kernels,
             )  # fmt: skip
             terms.append(torch.stack([result.score, result.residual, result.feature]))
+            if result.map is not None:
+                maps.append(result.map)
+                reconstructions.append(x_hat)
         table = torch.cat(terms, dim=1).view(3, n, k)
-        best = table[0].argmin(dim=1, keepdim=True)  # [n, 1]
-        score, residual, feature = (term.gather(1, best).squeeze(1) for term in table)
-        condition = torch.tensor(self.conditions, device=self.device)[best.squeeze(1)]
-        maps, reconstruction = self._details(x, condition) if details else (None, None)
-        return Scored(score.cpu(), condition.cpu(), residual.cpu(), feature.cpu(), maps, reconstruction)
+        best = table[0].argmin(dim=1)  # [n]
+        place = torch.arange(n, device=self.device) * k + best  # in [n * k]
+        score, residual, feature = table.flatten(1)[:, place].cpu()
+        condition = condition_of[place].cpu()
+        if not details:
+            return Scored(score, condition, residual, feature, None, None)
+        return Scored(
+            score, condition, residual, feature, torch.cat(maps)[place].cpu(), torch.cat(reconstructions)[place].cpu()
+        )
+
+    @property
+    def batch(self) -> int:
+        """As many images as make one pass, each under every condition."""
+        return max(1, self.pairs // len(self.conditions))
 
     def score_batches(
         self,
@@ -121,10 +135,9 @@ class Scorer:
         progress: Callable[[int], None] = lambda done: None,
     ) -> Scored:
         """Score ``count`` images that ``read(indices)`` delivers, as many at a time as make one pass."""
-        batch = max(1, self.pairs // len(self.conditions))
         parts = []
-        for start in range(0, count, batch):
-            indices = list(range(start, min(count, start + batch)))
+        for start in range(0, count, self.batch):
+            indices = list(range(start, min(count, start + self.batch)))
             parts.append(self.score(read(indices), details=details))
             progress(len(indices))
         return concatenate(parts)
@@ -132,14 +145,6 @@ class Scorer:
     def _reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
         x_hat: Tensor = self.generator(self.encoder(x, y), y)
         return x_hat
-
-    def _details(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        x_hat = torch.cat(
-            [self._reconstruct(a, y) for a, y in zip(x.split(self.pairs), condition.split(self.pairs), strict=True)]
-        )
-        maps = anomaly_score(x, x_hat, kappa=0.0, kernels=self.kernels).map
-        assert maps is not None
-        return maps.cpu(), x_hat.cpu()
 
 
 def concatenate(parts: Sequence[Scored]) -> Scored:
@@ -168,6 +173,28 @@ def threshold_of(held_out_scores: np.ndarray, quantile: float) -> float:
     if len(held_out_scores) == 0:
         raise InputError("no held-out normal images, so there is no threshold; raise --held-out")
     return float(np.quantile(held_out_scores, quantile))
+
+
+def threshold_at(held_out_scores: np.ndarray, sensitivity: float) -> float:
+    """The lowest of the held-out scores that at most a share ``sensitivity`` of them exceeds.
+
+    A quantile interpolates between two scores; this one never flags more normal images than were accepted.
+
+    Raises:
+        InputError: there are no such scores, or the share is not in [0, 1).
+    """
+    if not 0 <= sensitivity < 1:
+        raise InputError(f"the sensitivity is {sensitivity}; it is a share of normal images, at least 0 and below 1")
+    ordered = np.sort(held_out_scores)
+    if len(ordered) == 0:
+        raise InputError("no held-out normal images, so there is no threshold; raise --held-out")
+    accepted = int(np.floor(sensitivity * len(ordered) + 1e-9))  # 0.07 * 100 is 7.000000000000001, 0.29 * 100 is 28.99
+    return float(ordered[len(ordered) - 1 - accepted])
+
+
+def decision(anomalous: bool) -> str:
+    """The word in tables and pictures."""
+    return "anomalous" if anomalous else "normal"
 
 
 def _check_range(images: Tensor) -> None:

@@ -59,9 +59,21 @@ def decode(image: Path | Pixels, *, size: int, channels: int, fit: str = "stretc
     Raises:
         InputError: the file cannot be read as an image, or its values have no defined scale; names file and reason.
     """
+    return decode_sized(image, size=size, channels=channels, fit=fit).pixels
+
+
+class Decoded(NamedTuple):
+    """A decoded image, and how large the original is when it stands upright."""
+
+    pixels: Float  # [channels, size, size] in [-1, 1]
+    height: int
+    width: int
+
+
+def decode_sized(image: Path | Pixels, *, size: int, channels: int, fit: str = "stretch") -> Decoded:
+    """``decode`` that also says the original's size; the same arguments and errors."""
     unit = _read_unit(image) if isinstance(image, Path) else _unit(image, "the array")
-    decoded: Float = _finish(unit[None], size, channels, fit)[0]
-    return decoded
+    return Decoded(_finish(unit[None], size, channels, fit)[0], unit.shape[0], unit.shape[1])
 
 
 def decode_stack(images: Pixels, *, size: int, channels: int, fit: str = "stretch") -> Float:
@@ -73,6 +85,16 @@ def decode_stack(images: Pixels, *, size: int, channels: int, fit: str = "stretc
     return _finish(_unit(per_image, "the array"), size, channels, fit)
 
 
+def read_upright(path: Path) -> NDArray[np.uint8]:
+    """The pixels of a file for the eye: uint8 H x W x 3 in the original's size, upright.
+
+    Raises:
+        InputError: as :func:`decode`.
+    """
+    unit = _read_unit(path)
+    return np.rint(np.broadcast_to(unit, (*unit.shape[:2], 3)) * 255).astype(np.uint8)
+
+
 def decode_mask(path: Path, size: int, fit: str = "stretch") -> NDArray[np.bool_]:
     """Read a ground-truth mask: bool [size, size], True where any channel is not zero; nearest neighbour.
 
@@ -80,7 +102,7 @@ def decode_mask(path: Path, size: int, fit: str = "stretch") -> NDArray[np.bool_
     """
     anomalous = (_read_unit(path) > 0).any(axis=-1)
     height, width = anomalous.shape
-    place = _place(height, width, size, fit)
+    place = place_in_square(height, width, size, fit)
     result = np.zeros((size, size), dtype=bool)
     source = Image.fromarray(anomalous.astype(np.uint8))
     result[place.rows, place.columns] = np.asarray(source.resize(place.resized, Image.Resampling.NEAREST, place.box))
@@ -109,19 +131,32 @@ def _is_colour(image: Path | Pixels) -> bool:
         return False
 
 
-class _Place(NamedTuple):
-    box: tuple[float, float, float, float]  # left, upper, right, lower: the part of the image that is used
+class Place(NamedTuple):
+    """The part of an image that is used, and where in the square it lands."""
+
+    box: tuple[float, float, float, float]  # left, upper, right, lower, in the image's pixels
     resized: tuple[int, int]  # width, height it is resized to
     rows: slice  # where that lands in the square
     columns: slice
 
+    def original(self, row: int, column: int) -> tuple[int, int]:
+        """x and y of the original's pixel under the middle of one of the square's; a black bar's go to the border."""
+        left, upper, right, lower = self.box
+        x = left + (column - self.columns.start + 0.5) * (right - left) / self.resized[0]
+        y = upper + (row - self.rows.start + 0.5) * (lower - upper) / self.resized[1]
+        return int(min(max(x, left), right - 1)), int(min(max(y, upper), lower - 1))
 
-def _place(height: int, width: int, size: int, fit: str) -> _Place:
-    """Where an image of height x width comes to lie in a square of ``size``."""
+
+def place_in_square(height: int, width: int, size: int, fit: str) -> Place:
+    """Where an image of height x width comes to lie in a square of ``size``.
+
+    Raises:
+        InputError: no such ``fit``.
+    """
     if fit == "crop":
         side = min(height, width)
         left, top = (width - side) / 2, (height - side) / 2
-        return _Place((left, top, left + side, top + side), (size, size), slice(0, size), slice(0, size))
+        return Place((left, top, left + side, top + side), (size, size), slice(0, size), slice(0, size))
     rows, columns = size, size
     if fit == "pad":
         rows = max(1, round(size * height / max(height, width)))
@@ -130,7 +165,7 @@ def _place(height: int, width: int, size: int, fit: str) -> _Place:
         raise InputError(f"no fit called {fit!r}; there are {', '.join(FITS)}")
     top, left = (size - rows) // 2, (size - columns) // 2
     box = (0.0, 0.0, float(width), float(height))
-    return _Place(box, (columns, rows), slice(top, top + rows), slice(left, left + columns))
+    return Place(box, (columns, rows), slice(top, top + rows), slice(left, left + columns))
 
 
 def _finish(unit: Float, size: int, channels: int, fit: str) -> Float:
@@ -138,7 +173,7 @@ def _finish(unit: Float, size: int, channels: int, fit: str) -> Float:
     if channels not in (1, 3):
         raise InputError(f"images have 1 or 3 channels, not {channels}")
     planes = np.moveaxis(unit, -1, 1)
-    place = _place(planes.shape[2], planes.shape[3], size, fit)
+    place = place_in_square(planes.shape[2], planes.shape[3], size, fit)
     if planes.shape[2:] == (size, size):
         result = np.ascontiguousarray(planes)
     else:
@@ -197,9 +232,7 @@ def _read(path: Path) -> Pixels:
             raise InputError(f"{printable(path)} is empty (0 bytes): remove it or copy it again")
         # As a stream: from a path, Pillow 13 maps raw TIFF files into memory and garbles those that lie on their side.
         with _quiet(), path.open("rb") as stream, Image.open(stream, formats=FORMATS) as opened:
-            opened.load()
-            orientation = opened.getexif().get(0x0112, 1)
-            pixels = _pixels(opened, printable(path))
+            return pixels_of(opened, printable(path))
     except InputError:
         raise
     except UnidentifiedImageError:
@@ -210,7 +243,17 @@ def _read(path: Path) -> Pixels:
     except Exception as error:  # on damaged bytes Pillow's decoders raise anything, from OSError to struct.error
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise InputError(f"cannot read {printable(path)}: {reason}") from None
-    upright = _UPRIGHT.get(orientation)
+
+
+def pixels_of(opened: Image.Image, what: str = "the image") -> Pixels:
+    """The pixels of a Pillow image, upright: H x W or H x W x C.
+
+    Raises:
+        InputError: integer pixels past 65535; damaged bytes behind a lazily loaded one raise what Pillow raises.
+    """
+    opened.load()
+    upright = _UPRIGHT.get(opened.getexif().get(0x0112, 1))
+    pixels = _pixels(opened, what)
     return upright(pixels) if upright else pixels
 
 

@@ -1,0 +1,110 @@
+"""``python -m raccgan.calibrate``: another threshold for a trained run, the weights untouched."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raccgan import options
+from raccgan.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from raccgan.checkpoint import Checkpoint
+
+EXAMPLES = """\
+  python -m raccgan.calibrate runs/scans normal-from-the-new-scanner/
+      the threshold becomes the 0.95 quantile of the scores of these images, all of which must be normal
+  python -m raccgan.calibrate runs/scans normal/ --sensitivity 0.01
+      the lowest threshold that at most 1 in 100 of them exceeds
+  python -m raccgan.calibrate runs/scans --quantile 0.99
+      another quantile of the normal images' scores that the run holds already
+  python -m raccgan.calibrate runs/scans --threshold 0.08
+      this threshold
+
+The checkpoint is written beside and renamed; its weights stay bit for bit. Exit status: 0, or 1 where some images could
+not be read and were skipped, or 2 where nothing was changed.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    given = _parser().parse_args(arguments)
+
+    from raccgan import checkpoint as checkpoints
+    from raccgan.detector import choose_threshold
+
+    stored = checkpoints.load(given.run)
+    held_out, policy, skipped = stored.held_out, stored.held_out_policy, 0
+    if given.images:
+        held_out, skipped = _scores(stored, given)
+        policy = given.label_policy
+    quantile = given.quantile
+    if given.threshold is None and given.sensitivity is None and quantile is None:
+        quantile = checkpoints.config_of(stored).quantile
+    fresh = checkpoints.Checkpoint(stored.config, stored.classes, stored.channels, {}, held_out=held_out)
+    threshold = choose_threshold(fresh, threshold=given.threshold, quantile=quantile, sensitivity=given.sensitivity)
+    checkpoints.recalibrate(given.run, checkpoints.Calibration(threshold, held_out, policy))
+    before = "none" if stored.threshold is None else f"{stored.threshold:.4g}"
+    count = len(held_out.get("score", ()))
+    above = int((held_out["score"] > threshold).sum()) if count else 0
+    print(
+        f"threshold {threshold:.4g} (before: {before}); {above} of {count} normal images are above it, "
+        f"{skipped} skipped; written to {checkpoints.file_of(given.run)}"
+    )
+    return 1 if skipped else 0
+
+
+def _parser() -> options.Parser:
+    parser = options.Parser(
+        "Give a trained run another threshold: from a folder of normal images, or from the normal images' scores that "
+        "it holds already.",
+        EXAMPLES,
+        prog="python -m raccgan.calibrate",
+        usage="python -m raccgan.calibrate RUN [IMAGE ...] [option ...]",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE", help="normal images: files, folders (with all below), patterns in quotes"
+    )
+    options.add_threshold(parser)
+    options.add_label_policy(parser)
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+    options.add_settings(parser, ("kernels", "score_batch"))
+    return parser
+
+
+def _scores(stored: Checkpoint, given: argparse.Namespace) -> tuple[dict[str, Tensor], int]:
+    """What the named images get, and how many of them could not be read."""
+    import torch
+
+    from raccgan.detection import find
+    from raccgan.detector import Detector, Skipped
+    from raccgan.progress import Progress
+
+    found = find(given.images)
+    # Scoring needs a threshold, and this one decides nothing.
+    settings = options.settings_of(given, but=("quantile",))
+    detector = Detector.of(stored, 0.0, label_policy=given.label_policy, device=given.device, **settings)
+    problems = list(found.problems)
+    scores, peaks = [], []
+    with Progress("normal images", len(found.files), unit="image", lines=False) as progress:
+        for result in detector.scan(found.files, details=False):
+            if isinstance(result, Skipped):
+                problems.append(result.reason)
+            else:
+                scores.append(result.score)
+                peaks.append(result.peak.value)
+            progress.update()
+    for problem in problems:
+        print(f"skipped: {problem}", file=sys.stderr)
+    if not scores:
+        raise InputError("no normal image could be read, so the threshold stays")
+    return {"score": torch.tensor(scores), "peak": torch.tensor(peaks)}, len(problems)
+
+
+if __name__ == "__main__":
+    sys.exit(options.call(main, sys.argv[1:]))

@@ -1,0 +1,130 @@
+"""One HTML page that shows a table of scores: no network, no server, no library; the page's parts lie beside this file.
+
+Everything that came from outside, names of files and classes, reaches the page as JSON in a block that is no script,
+and the page shows it as text. A content security policy lets nothing run but our own script, by its hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from raccgan.data.images import Float
+from raccgan.files import write_text
+from raccgan.overlays import MapScale, overlay, to_uint8
+
+TILE = 128
+"""The largest side of a picture in the page, in pixels."""
+
+LOSSLESS = 64
+"""Pictures up to this side keep every pixel; larger ones are photographs more often, and many."""
+
+BLOCK = 100
+"""Images whose pictures share a block of the page; a block is read when the first of them comes into sight."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image in the page. ``label`` and ``anomalous`` are the truth, None where it is not known."""
+
+    path: str
+    score: float
+    nearest_class: str
+    residual: float
+    feature: float
+    map_max: float
+    strip: str  # of :func:`strip`
+    map_x: int | None = None  # where the maximum is, in the original's pixels
+    map_y: int | None = None
+    label: str | None = None
+    anomalous: bool | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page says."""
+
+    title: str
+    threshold: float
+    images: Sequence[Shown]
+    held_out: Sequence[float] = ()  # scores of the held-out normal images
+    skipped: Sequence[dict[str, str]] = ()  # path and reason
+    facts: dict[str, str] = field(default_factory=dict)  # shown below the title
+    run: str = ""  # for the command that keeps a threshold
+    auroc: float | None = None
+    auprc: float | None = None
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write the page: images with the highest score first.
+
+    Raises:
+        InputError: as :func:`raccgan.files.write_text`.
+    """
+    images = sorted(report.images, key=lambda image: -image.score)
+    data = {
+        **{name: value for name, value in asdict(report).items() if name != "images"},
+        "images": [{name: value for name, value in asdict(image).items() if name != "strip"} for image in images],
+        "block": BLOCK,
+    }
+    strips = [image.strip for image in images]
+    blocks = ["\n".join(strips[start : start + BLOCK]) for start in range(0, len(strips), BLOCK)]
+    style, script = _part("page.css"), _part("page.js")
+    parts = {
+        "title": html.escape(report.title),
+        "policy": f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}",
+        "style": style,
+        "script": script,
+        "data": _json(data),
+        "strips": "".join(
+            f'<script type="text/plain" id="strips-{number}">{block}</script>\n' for number, block in enumerate(blocks)
+        ),
+    }
+    write_text(path, re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _part("page.html")))
+
+
+def strip(image: Float, reconstruction: Float, map: Float, scale: MapScale) -> str:
+    """Original, reconstruction and overlay side by side, as a data URI.
+
+    Args:
+        image, reconstruction: [C, S, S] in [-1, 1].
+        map: [S, S].
+        scale: of the map's colours.
+    """
+    original = to_uint8(image)
+    tiles = np.concatenate([original, to_uint8(reconstruction), overlay(original, map, scale)], axis=1)
+    picture, side = Image.fromarray(tiles), min(TILE, len(map))
+    if side < len(map):
+        picture = picture.resize((3 * side, side), Image.Resampling.BOX)
+    stream = io.BytesIO()
+    if side <= LOSSLESS:
+        picture.save(stream, "PNG")
+        return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    picture.save(stream, "WEBP", quality=75, method=2)
+    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _part(name: str) -> str:
+    return files(__name__).joinpath(name).read_text("utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _json(value: Any) -> str:
+    """JSON that no HTML parser can leave early: it holds no angle bracket and no ampersand."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
