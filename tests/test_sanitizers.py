@@ -1,9 +1,9 @@
 """The compiled CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on the shared grid's small shapes.
 
 A build of the library with both is loaded in place of the installed one, in processes of their own: every native
-implementation that the grid knows, forward and through both orders of gradient, with every processor's instructions
-that this one has. Whether results are right is tested in tests/kernels/; here no byte may be touched outside of the
-memory that was asked for.
+implementation that the grid knows, forward, through both orders of gradient and through a gradient penalty, with every
+processor's instructions that this one has. Whether results are right is tested in tests/kernels/; here no byte may be
+touched outside of the memory that was asked for.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 
 from raccgan.kernels import backend, library
 from tests.kernels.grid import FAMILIES, LAYOUTS, Family, Inputs, tensors
-from tests.kernels.test_grid import first_order, second_order
+from tests.kernels.test_grid import first_order, second_order, through_penalty
 
 ROOT = Path(__file__).parent.parent
 DTYPES = (torch.float32, torch.bfloat16)
@@ -65,6 +65,7 @@ def run_grid() -> None:
                 family.run("native", inputs)
                 first_order(family, "native", inputs)
                 second_order(family, "native", inputs)
+                through_penalty(family, "native", inputs)
                 runs[name] += 1
     build = library.build()
     assert build is not None, library.why_not()

@@ -55,6 +55,16 @@ def second_order(family: Family, implementation: str, inputs: Inputs) -> dict[st
     return dict(zip(tensors(made), _gradients(penalty, made), strict=True))
 
 
+def through_penalty(family: Family, implementation: str, inputs: Inputs) -> dict[str, Tensor]:
+    """Gradients of WGAN-GP's penalty: of the squared norm of the gradient with respect to the first tensor alone."""
+    made = leaves(inputs)
+    outputs = tuple(output + output.square() for output in family.run(implementation, made))
+    x = next(iter(tensors(made)))
+    first = _gradients(_weighed(outputs), {x: made[x]}, create_graph=True)[0]
+    penalty = first.to(torch.promote_types(first.dtype, torch.float32)).square().sum()
+    return dict(zip(tensors(made), _gradients(penalty, made), strict=True))
+
+
 def _weighed(outputs: tuple[Tensor, ...]) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=outputs[0].device)
     for i, output in enumerate(outputs):
@@ -87,7 +97,7 @@ def test_forward(family: Family, implementation: str, case: str, device: str, dt
         assert_close(g, w, b, f"output {i}")
 
 
-@pytest.mark.parametrize("order", [first_order, second_order])
+@pytest.mark.parametrize("order", [first_order, second_order, through_penalty])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @grid()
 def test_gradients(family: Family, implementation: str, case: str, device: str, layout: str, order: object) -> None:
