@@ -29,6 +29,10 @@ NAMES = ("reference", "fused", "native", "triton")
 _PREFERENCE = ("native", "triton", "rewritten")
 
 
+CPU_DTYPES = (torch.float32, torch.bfloat16)
+"""What the compiled CPU kernels take that write a tensor of x's dtype; they add in float32."""
+
+
 class KernelError(RuntimeError):
     """An implementation that was asked for by name cannot serve the call. One line: what, why, what would mend it."""
 
@@ -97,6 +101,15 @@ def why_not(family: str, implementations: Family, name: str, call: Call) -> str 
 
 def always(call: Call) -> str | None:
     """``can_run`` of what PyTorch's own operations serve: the references, and their rearrangements."""
+    return None
+
+
+def not_on_a_cpu(call: Call, kernels: str) -> str | None:
+    """``can_run`` of compiled CPU kernels for :data:`CPU_DTYPES`; ``kernels`` names them."""
+    if call.device.type != "cpu":
+        return f"there are no compiled {kernels} kernels for {call.device.type}"
+    if call.dtype not in CPU_DTYPES:
+        return f"the compiled {kernels} kernels add in float32 and take float32 and bfloat16, not {call.dtype}"
     return None
 
 

@@ -357,15 +357,6 @@ NormGradients run_backward(const Given& given, const Tensor& x_in, const Tensor&
   return gradients;
 }
 
-// to[i] = partial[0, i] + partial[1, i] + ..., in float64 and in that order.
-void add_up(const float* partial, int64_t count, int64_t size, float* to) {
-  for (int64_t i = 0; i < size; ++i) {
-    double sum = 0;
-    for (int64_t j = 0; j < count; ++j) sum += partial[j * size + i];
-    to[i] = static_cast<float>(sum);
-  }
-}
-
 using Gradients = std::array<Tensor, kInputs>;
 
 // A float32 tensor for each gradient that is wanted, and an empty one for the others; x's is of x's dtype.

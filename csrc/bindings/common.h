@@ -54,4 +54,13 @@ void share_out(int64_t count, int64_t elements, const Work& work) {
   torch::stable::parallel_for(0, count, std::max<int64_t>(1, kElementsAThread / std::max<int64_t>(1, elements)), work);
 }
 
+// to[i] = partial[0, i] + partial[1, i] + ..., in float64 and in that order: what threads added up apart.
+inline void add_up(const float* partial, int64_t count, int64_t size, float* to) {
+  std::vector<double> sum(size);
+  for (int64_t j = 0; j < count; ++j) {
+    for (int64_t i = 0; i < size; ++i) sum[i] += partial[j * size + i];
+  }
+  std::copy(sum.begin(), sum.end(), to);
+}
+
 }  // namespace raccgan

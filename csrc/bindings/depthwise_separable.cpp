@@ -105,16 +105,9 @@ struct Call {
     run([&](float* scratch, int64_t begin, int64_t end) { pass(partial.get(), scratch, begin, end); });
     const Tensor sum = torch::stable::new_empty(x, {c, 1, layer.k, layer.k}, ScalarType::Float);
     float* const to = sum.mutable_data_ptr<float>();
-    // In float64 and in the order of the pieces, so that the sum does not depend on threads.
-    std::vector<double> row(c);
-    for (int64_t i = 0; i < size; ++i) {
-      std::fill(row.begin(), row.end(), 0.0);
-      for (int64_t piece = 0; piece < pieces(layer); ++piece) {
-        const float* const from = partial.get() + (piece * size + i) * c;
-        for (int64_t j = 0; j < c; ++j) row[j] += from[j];
-      }
-      for (int64_t j = 0; j < c; ++j) to[j * size + i] = static_cast<float>(row[j]);
-    }
+    std::vector<float> by_tap(size * c);
+    add_up(partial.get(), pieces(layer), size * c, by_tap.data());
+    for (int64_t i = 0; i < size * c; ++i) to[i % c * size + i / c] = by_tap[i];
     return sum;
   }
 };

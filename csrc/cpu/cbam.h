@@ -5,6 +5,7 @@
 #pragma once
 
 #include "../dtype.h"
+#include "integers.h"
 #include "targets.h"
 
 namespace raccgan {
@@ -92,11 +93,6 @@ struct CbamBackwardArgs {
 };
 
 static constexpr int64_t kCbamLanes = 16;  // of any target's vectors
-
-// static: nothing is merged across targets, see targets.h.
-static constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static constexpr int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
-static constexpr int64_t rounded_up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
 
 // A sample is cut into pieces of pixels, its planes into bands of rows, by the shape alone: never by threads or
 // hardware, so that a sum over pieces is always the same sum.

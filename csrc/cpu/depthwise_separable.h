@@ -10,6 +10,7 @@
 #pragma once
 
 #include "../dtype.h"
+#include "integers.h"
 #include "targets.h"
 
 namespace raccgan {
@@ -64,11 +65,10 @@ struct DoubleBackwardArgs {
 // always the same sum.
 constexpr int64_t kMostLanes = 16;  // of any target's vectors
 static constexpr int64_t samples_a_piece(const DepthwiseLayer& s) {
-  const int64_t pixels = s.h * s.w, wanted = 1024 / (pixels > 0 ? pixels : 1), lanes = s.c < kMostLanes ? kMostLanes : 1;
-  return wanted > lanes ? wanted : lanes;
+  return most(1024 / most(1, s.h * s.w), s.c < kMostLanes ? kMostLanes : 1);
 }
 static constexpr int64_t pieces(const DepthwiseLayer& s) {
-  return (s.n + samples_a_piece(s) - 1) / samples_a_piece(s);
+  return rounded_up(s.n, samples_a_piece(s)) / samples_a_piece(s);
 }
 
 // `tasks` counts the pieces of work of a call; each pass does begin <= i < end of them, which a caller may split over

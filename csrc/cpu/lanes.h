@@ -4,14 +4,11 @@
 // Included by the per-target sources only. Everything here is in an anonymous namespace, for the reason in targets.h.
 #pragma once
 
+#include "integers.h"
 #include "vector.h"
 
 namespace raccgan {
 namespace {
-
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
-inline int64_t rounded_up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
 
 // Lane s * channels + c holds channel `channel` + c of sample `sample` + s.
 struct Lanes {

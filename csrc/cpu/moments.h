@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../dtype.h"
+#include "integers.h"
 #include "targets.h"
 
 namespace raccgan {
@@ -28,7 +29,7 @@ struct AffineArgs {
 };
 
 constexpr int64_t kMomentsPiece = 1024;  // pixels: what float32 adds up before float64 does; never by threads
-static constexpr int64_t moments_pieces(int64_t m) { return (m + kMomentsPiece - 1) / kMomentsPiece; }
+static constexpr int64_t moments_pieces(int64_t m) { return rounded_up(m, kMomentsPiece) / kMomentsPiece; }
 
 // `pivot` writes roughly the mean, from which `moments` then measures.
 #define RACCGAN_DECLARE(target, unused)                                    \

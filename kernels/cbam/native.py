@@ -14,12 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from raccgan.kernels import library
+from raccgan.kernels import backend, library
 from raccgan.kernels.autograd import wanted
-from raccgan.kernels.backend import Call
 from raccgan.kernels.cbam import reference
-
-DTYPES = (torch.float32, torch.bfloat16)
 
 _FORWARD = "raccgan::cbam_native"
 _BACKWARD = "raccgan::cbam_native_backward"
@@ -27,15 +24,9 @@ _BACKWARD = "raccgan::cbam_native_backward"
 _MISSING = library.why_not()
 
 
-def can_run(call: Call) -> str | None:
+def can_run(call: backend.Call) -> str | None:
     """Why the compiled kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    if _MISSING is not None:
-        return _MISSING
-    if call.device.type != "cpu":
-        return f"there are no compiled CBAM kernels for {call.device.type}"
-    if call.dtype not in DTYPES:
-        return f"the compiled CBAM kernels add in float32 and take float32 and bfloat16, not {call.dtype}"
-    return None
+    return _MISSING or backend.not_on_a_cpu(call, "CBAM")
 
 
 def cbam(
@@ -57,7 +48,7 @@ def cbam(
     """Shapes and the three returned tensors as in :func:`raccgan.kernels.cbam.cbam`.
 
     Args:
-        x: of one dtype of :data:`DTYPES`; read in place where it is channels_last, copied otherwise.
+        x: float32 or bfloat16; read in place where it is channels_last, copied otherwise.
         the others: of any floating dtype; used as float32.
 
     Returns:

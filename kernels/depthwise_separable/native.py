@@ -18,13 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raccgan.kernels import library
+from raccgan.kernels import backend, library
 from raccgan.kernels.autograd import differentiate, wanted
-from raccgan.kernels.backend import Call
 from raccgan.kernels.depthwise_separable import rewritten
 from raccgan.kernels.depthwise_separable.reference import activated
 
-DTYPES = (torch.float32, torch.bfloat16)
 KERNEL_SIZES = (3, 5, 7)
 
 _FORWARD = "raccgan::depthwise_native"
@@ -34,15 +32,9 @@ _DOUBLE_BACKWARD = "raccgan::depthwise_native_double_backward"
 _MISSING = library.why_not()
 
 
-def can_run(call: Call) -> str | None:
+def can_run(call: backend.Call) -> str | None:
     """Why the compiled kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    if _MISSING is not None:
-        return _MISSING
-    if call.device.type != "cpu":
-        return f"there are no compiled depthwise kernels for {call.device.type}"
-    if call.dtype not in DTYPES:
-        return f"the compiled depthwise kernels add in float32 and take float32 and bfloat16, not {call.dtype}"
-    return None
+    return _MISSING or backend.not_on_a_cpu(call, "depthwise")
 
 
 def depthwise_separable(
@@ -67,7 +59,7 @@ def depthwise_separable(
     answer channels_last weights too, and going back to NCHW would slow down every layer after this one.
     """
     (x,) = rewritten.in_autocast_dtype(x)
-    if x.dtype not in DTYPES or depthwise_weight.shape[-1] not in KERNEL_SIZES:
+    if x.dtype not in backend.CPU_DTYPES or depthwise_weight.shape[-1] not in KERNEL_SIZES:
         # A 1 x 1 depthwise convolution is part of the matrix product; the others no model here has.
         return rewritten.depthwise_separable(
             x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, preactivation, norm, eps,
@@ -94,7 +86,7 @@ def depthwise(
     """pool(depthwise(up(act(norm(pre(x)) * scale + shift)))), without bias, by the compiled kernels.
 
     Args:
-        x: [N, C, H, W] of one dtype of :data:`DTYPES`; read in place where it is channels_last, copied otherwise.
+        x: [N, C, H, W], float32 or bfloat16; read in place where it is channels_last, copied otherwise.
         w: [C, 1, k, k], k one of :data:`KERNEL_SIZES`; stride 1 and zero padding k // 2.
         scale, shift: [N, C] each, or neither.
         upsample, pool: 1 or 2, not both 2.

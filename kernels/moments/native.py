@@ -10,11 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raccgan.kernels import library
+from raccgan.kernels import backend, library
 from raccgan.kernels.autograd import differentiate, wanted
-from raccgan.kernels.backend import Call
-
-DTYPES = (torch.float32, torch.bfloat16)
 
 _FORWARD = "raccgan::moments_native"
 _BACKWARD = "raccgan::moments_native_backward"
@@ -22,15 +19,9 @@ _BACKWARD = "raccgan::moments_native_backward"
 _MISSING = library.why_not()
 
 
-def can_run(call: Call) -> str | None:
+def can_run(call: backend.Call) -> str | None:
     """Why the compiled kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    if _MISSING is not None:
-        return _MISSING
-    if call.device.type != "cpu":
-        return f"there are no compiled moments kernels for {call.device.type}"
-    if call.dtype not in DTYPES:
-        return f"the compiled moments kernels add in float32 and take float32 and bfloat16, not {call.dtype}"
-    return None
+    return _MISSING or backend.not_on_a_cpu(call, "moments")
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:

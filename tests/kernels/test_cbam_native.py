@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from raccgan.kernels import library
+from raccgan.kernels import backend, library
 from raccgan.kernels.cbam import NORMS, native, reference
 from tests.kernels.capability import CAPABILITIES, said_under
 from tests.kernels.grid import FAMILIES, Inputs, leaves, relative_error, tensors
+from tests.kernels.variations import LAYOUTS, laid_out, threads
 
 CHANNELS = (1, 3, 8, 16, 17, 40, 1000)
 KERNEL_SIZES = (1, 3, 5, 7, 9)
 # Batch, height and width: one pixel, smaller than the kernel, a vector and its neighbours, several pieces and bands.
 SIZES = ((1, 1, 1), (2, 3, 2), (2, 4, 4), (3, 5, 17), (2, 16, 16), (1, 13, 31), (2, 7, 131), (1, 61, 33))
-LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded")
 # Of the largest magnitude, for outputs and gradients; a gradient of one number is a sum with cancellation.
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 1e-2}
 
@@ -85,17 +83,6 @@ def test_every_capability_is_right_at_every_shape(capability: str, dtype: torch.
     )
 
 
-def laid_out(t: Tensor, layout: str) -> Tensor:
-    """The same numbers; of the first sample alone where ``expanded``, which is what a sum's gradient looks like."""
-    if layout == "channels_last":
-        return t.contiguous(memory_format=torch.channels_last)
-    if layout == "sliced":
-        wide = torch.full((t.shape[0], t.shape[1] + 2, t.shape[2] + 1, 2 * t.shape[3]), torch.nan, dtype=t.dtype)
-        wide[:, 1:-1, 1:, ::2] = t
-        return wide[:, 1:-1, 1:, ::2]
-    return t[:1, :1, :, :1].expand_as(t) if layout == "expanded" else t
-
-
 def all_results(inputs: Inputs, layout: str = "contiguous") -> list[Tensor]:
     at = leaves({**inputs, "x": laid_out(inputs["x"], layout)})
     y, mean, var = native.cbam(*at.values())
@@ -121,16 +108,6 @@ def test_layouts_change_no_bit(c: int, layout: str, dtype: torch.dtype) -> None:
         [y, mean.sum()], list(tensors(at).values()), [given.to(dtype).contiguous(), torch.tensor(0.5)]
     )
     assert all(torch.equal(a, b) for a, b in zip(got, [y, mean, var, *wanted], strict=True))
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -197,8 +174,8 @@ def test_what_the_op_refuses() -> None:
             torch.ops.raccgan.cbam_native(
                 *(v for n, v in (good | changed).items() if n not in ("norm", "eps")), False, 1e-5
             )
-    assert "float64" in str(native.can_run(native.Call(x.device, torch.float64, tuple(x.shape))))
-    assert "meta" in str(native.can_run(native.Call(torch.device("meta"), x.dtype, tuple(x.shape))))
+    assert "float64" in str(native.can_run(backend.Call(x.device, torch.float64, tuple(x.shape))))
+    assert "meta" in str(native.can_run(backend.Call(torch.device("meta"), x.dtype, tuple(x.shape))))
 
 
 @pytest.mark.parametrize("of_x", [torch.float32, torch.bfloat16])

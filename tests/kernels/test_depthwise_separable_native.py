@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from raccgan.kernels import library
+from raccgan.kernels import backend, library
 from raccgan.kernels.depthwise_separable import native, rewritten
 from raccgan.kernels.depthwise_separable.reference import activated
 from raccgan.kernels.moments.native import moments
 from tests.kernels.capability import CAPABILITIES, said_under
 from tests.kernels.grid import relative_error
+from tests.kernels.variations import LAYOUTS, laid_out, threads
 
 # Batch, channels, height and width: one pixel, one to many channels, smaller than the kernel, a tile and its
 # neighbours, several pieces of samples.
@@ -28,7 +27,6 @@ AROUND = (
     {"norm": "instance", "activation": "relu"},
     {"preactivation": "relu", "norm": "instance", "activation": "relu"},
 )
-LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded")
 
 pytestmark = pytest.mark.skipif(library.path() is None, reason=str(library.why_not()))
 
@@ -95,41 +93,20 @@ def test_every_capability_is_right_at_every_shape_through_the_penalty(capability
     assert float(said) < 1e-5
 
 
-def laid_out(t: Tensor, layout: str) -> Tensor:
-    """The same numbers; of one pixel of the first sample alone where ``expanded``, as a sum's gradient is."""
-    if layout == "channels_last":
-        return t.contiguous(memory_format=torch.channels_last)
-    if layout == "sliced":
-        wide = torch.full((t.shape[0], t.shape[1] + 2, t.shape[2] + 1, 2 * t.shape[3]), torch.nan, dtype=t.dtype)
-        wide[:, 1:-1, 1:, ::2] = t
-        return wide[:, 1:-1, 1:, ::2]
-    return t[:1, :, :1, :1].expand_as(t) if layout == "expanded" else t
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("c", [1, 3, 8, 17, 33])
 def test_layouts_change_no_bit(c: int, layout: str) -> None:
     x, w, _, _ = made(2, c, 5, 11, 5, affine=False)
     assert x is not None
     assert w is not None
-    dense = x[:1, :, :1, :1].expand_as(x).clone() if layout == "expanded" else x
-    for dtype in native.DTYPES:
+    dense = laid_out(x, layout).clone(memory_format=torch.contiguous_format)
+    for dtype in backend.CPU_DTYPES:
         a, b = dense.to(dtype), laid_out(x.to(dtype), layout)
         wanted = native.depthwise(a, w.to(dtype), norm="instance")
         got = native.depthwise(b, w.to(dtype).transpose(2, 3).contiguous().transpose(2, 3), norm="instance")
         assert torch.equal(got, wanted)
         assert got.is_contiguous(memory_format=torch.channels_last)
         assert all(torch.equal(m, n) for m, n in zip(moments(a), moments(b), strict=True))
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("resizing", RESIZINGS)
