@@ -20,7 +20,7 @@ from bench.networks import CLASSES, doubled, networks
 from bench.peers import label
 from bench.roofline import scoring
 from raccgan.kernels.anomaly_score import anomaly_score
-from raccgan.networks import Networks
+from raccgan.networks import Networks, frozen
 from raccgan.randomness import stream
 
 # How far from float64 a score may be: in float32 as far as the product allows between batches. In bfloat16, of eight
@@ -95,7 +95,10 @@ class Trained:
         return made
 
     def scoring(self, kernels: str, layout: str, dtype: torch.dtype) -> Scoring:
-        return Scoring(self.networks(kernels, layout), self.model.config.kappa, kernels, dtype)
+        made = self.networks(kernels, layout)
+        if kernels != "reference":  # as Scorer has them; compilers and exporters fold what is constant by themselves
+            made = Networks(*(frozen(network) for _, network in made.items()))
+        return Scoring(made, self.model.config.kappa, kernels, dtype)
 
 
 @pytest.mark.parametrize(("size", "batch", "dtype"), PARAMETERS)

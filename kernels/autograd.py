@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 
-def wanted(ctx: Any, i: int) -> bool:
+def wanted(ctx: Any, i: int, inputs: Sequence[Tensor | None] = ()) -> bool:
     """Whether the backward pass that runs now uses the gradient of input ``i`` of the node ``ctx``.
+
+    ``inputs`` are the node's inputs, needed where one before ``i`` may be None: only tensors have a place in the graph.
 
     ``ctx.needs_input_grad`` says only that the input requires a gradient. ``torch.autograd.grad(value, x)``, with which
     a gradient penalty begins, uses none of the weights', and computing them would cost as much as x's.
@@ -20,7 +22,8 @@ def wanted(ctx: Any, i: int) -> bool:
     if torch.compiler.is_compiling():
         return True
     try:
-        return bool(torch._C._will_engine_execute_node(ctx.next_functions[i][0]))
+        place = i - sum(t is None for t in inputs[:i])
+        return bool(torch._C._will_engine_execute_node(ctx.next_functions[place][0]))
     except RuntimeError:  # what it says of a leaf that autograd.grad was asked for
         return True
 

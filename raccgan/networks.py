@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from raccgan.config import Config
+from raccgan.models.blocks import DepthwiseSeparable
 from raccgan.models.discriminator import Discriminator
 from raccgan.models.encoder import Encoder
 from raccgan.models.generator import Generator
@@ -64,6 +66,29 @@ def build(config: Config, *, channels: int, classes: int, device: torch.device) 
         network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     networks.average.eval().requires_grad_(False)
     return networks
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def frozen(network: Network) -> Network:
+    """A copy for inference: in eval mode, without gradients, and with all that is constant then computed once.
+
+    Spectrally normalised weights stand as they are, and a depthwise bias is part of the pointwise one. A score of one
+    image at 32 px takes about 0.9 of the time on one core.
+    """
+    copied = copy.deepcopy(network).eval().requires_grad_(False)
+    for module in list(copied.modules()):
+        if parametrize.is_parametrized(module):
+            # Not by remove_parametrizations: a copy shares its class with the original, and with it the property that
+            # the function deletes.
+            weight = cast(Tensor, module.weight).detach()
+            del module.parametrizations
+            module.__class__ = type(module).__bases__[0]
+            module.weight = nn.Parameter(weight, requires_grad=False)
+        if isinstance(module, DepthwiseSeparable):
+            module.fold_bias()
+    return copied
 
 
 @torch.no_grad()

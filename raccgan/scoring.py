@@ -12,7 +12,7 @@ from torch import Tensor
 from raccgan.config import Config
 from raccgan.errors import InputError
 from raccgan.kernels.anomaly_score import anomaly_score
-from raccgan.networks import Networks
+from raccgan.networks import Networks, frozen
 
 MINIMUM = "minimum"
 
@@ -59,9 +59,9 @@ class Scorer:
                 f"label policy {label_policy!r} cannot apply: it is neither {MINIMUM!r} nor a normal class of this "
                 f"checkpoint ({', '.join(classes)})"
             )
-        self.generator = networks.average.eval()
-        self.discriminator = networks.discriminator.eval()
-        self.encoder = networks.encoder.eval()
+        self.generator = frozen(networks.average)
+        self.discriminator = frozen(networks.discriminator)
+        self.encoder = frozen(networks.encoder)
         self.device = next(self.encoder.parameters()).device
         self.kappa = kappa
         self.kernels = kernels

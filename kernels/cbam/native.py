@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from raccgan.kernels import library
+from raccgan.kernels.autograd import wanted
 from raccgan.kernels.backend import Call
 from raccgan.kernels.cbam import reference
 
@@ -82,7 +83,7 @@ class _Context(FunctionCtx):
     needs_input_grad: tuple[bool, ...]
     batch: bool
     eps: float
-    wanted: int
+    mask: int
 
 
 _TENSORS = 12  # x to var: the forward op's first arguments, and what the backward op returns gradients of
@@ -123,23 +124,23 @@ def _forward_backward(
     *tensors, saved = ctx.saved_tensors
     x = tensors[0]
     assert x is not None
-    wanted = [i for i in range(_TENSORS) if ctx.needs_input_grad[i]]
+    asked = [i for i in range(_TENSORS) if wanted(ctx, i, tensors)]
     if g_y is None:
         g_y = torch.zeros_like(x)
     gradients = torch.ops.raccgan.cbam_native_backward(
-        g_y, g_mean, g_var, *tensors, ctx.batch, ctx.eps, saved, sum(1 << i for i in wanted)
+        g_y, g_mean, g_var, *tensors, ctx.batch, ctx.eps, saved, sum(1 << i for i in asked)
     )
-    return *(gradients[i] if i in wanted else None for i in range(_TENSORS)), None, None
+    return *(gradients[i] if i in asked else None for i in range(_TENSORS)), None, None
 
 
 # ---- the backward op: the gradients of the first 12 arguments of the forward op, empty where they are not wanted ----
 
 
 def _backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
-    tensors, wanted = inputs[3 : 3 + _TENSORS], inputs[-1]
+    tensors, mask = inputs[3 : 3 + _TENSORS], inputs[-1]
 
     def empty(i: int, t: Tensor | None) -> Tensor:
-        if t is None or not wanted >> i & 1:
+        if t is None or not mask >> i & 1:
             return inputs[0].new_empty(0, dtype=torch.float32 if t is None or i == 0 else t.dtype)
         return _channels_last(t) if i == 0 else torch.empty(t.shape, dtype=t.dtype, device=t.device)
 
@@ -149,7 +150,7 @@ def _backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
 def _save_backward(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[: 3 + _TENSORS])
     ctx.set_materialize_grads(False)
-    ctx.batch, ctx.eps, _, ctx.wanted = inputs[3 + _TENSORS :]
+    ctx.batch, ctx.eps, _, ctx.mask = inputs[3 + _TENSORS :]
 
 
 def _backward_backward(ctx: _Context, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -161,10 +162,10 @@ def _backward_backward(ctx: _Context, *cotangents: Tensor | None) -> tuple[Tenso
         outputs = _reference(tensors, ctx.batch, ctx.eps)
         pairs = [(o, g) for o, g in zip(outputs, flowing, strict=True) if o.requires_grad and g is not None]
         # Of what was wanted, what came to be used: in a gradient penalty, the gradient of x alone.
-        used = [ctx.wanted >> i & 1 and v is not None for i, v in enumerate(cotangents)]
+        used = [ctx.mask >> i & 1 and v is not None for i, v in enumerate(cotangents)]
         first = _gradients(pairs, [t if u else None for t, u in zip(tensors, used, strict=True)], True)
     pairs = [(g, v) for g, v in zip(first, cotangents, strict=True) if g is not None and v is not None]
-    needed = [t if ctx.needs_input_grad[i] else None for i, t in enumerate(inputs)]
+    needed = [t if wanted(ctx, i, inputs) else None for i, t in enumerate(inputs)]
     return *_gradients(pairs, needed, create_graph), None, None, None, None
 
 

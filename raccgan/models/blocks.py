@@ -50,6 +50,13 @@ class DepthwiseSeparable(nn.Module):
             **around,
         )
 
+    @torch.no_grad()
+    def fold_bias(self) -> None:
+        """Move the depthwise bias into the pointwise one: the same function up to rounding, for inference."""
+        if self.depthwise.bias is not None and self.pointwise.bias is not None:
+            self.pointwise.bias += self.pointwise.weight.flatten(1) @ self.depthwise.bias
+            self.depthwise.bias = None
+
 
 class Dense(nn.Module):
     """The ordinary convolution in DepthwiseSeparable's place, for comparison (``convolution="dense"``)."""

@@ -11,6 +11,7 @@ from raccgan.models.blocks import CBAM
 from raccgan.models.discriminator import Discriminator
 from raccgan.models.encoder import Encoder
 from raccgan.models.generator import Generator
+from raccgan.networks import frozen
 
 AT_32 = (256, 256, 128, 64)  # 4-4-2-1 times 64
 AT_128 = tuple(96 * m for m in (16, 16, 8, 4, 2, 1))
@@ -132,3 +133,29 @@ def test_a_checkpoint_of_one_path_serves_the_other() -> None:
     fused.load_state_dict(plain.state_dict())
     z, y = torch.randn(3, 12), torch.tensor([0, 1, 1])
     torch.testing.assert_close(fused(z, y), plain(z, y), rtol=1e-3, atol=1e-4)
+
+
+def test_frozen_networks_are_the_same_functions_and_leave_the_originals_alone() -> None:
+    shared = {"classes": 3, "image_channels": 1}
+    x, y, z = torch.rand(2, 1, 8, 8) * 2 - 1, torch.tensor([0, 2]), torch.randn(2, 24)
+    pairs: list[tuple[nn.Module, tuple[torch.Tensor, ...]]] = [
+        (Generator(widths=(8, 4), latent=24, **shared), (z, y)),
+        (Discriminator(widths=(4, 8), head="sum", **shared), (x, y)),
+        (Encoder(widths=(4, 8), latent=24, **shared), (x, y)),
+    ]
+    for network, inputs in pairs:
+        for p in network.parameters():
+            nn.init.normal_(p, std=0.3)  # biases too
+        network.train()
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        first, second = frozen(network), frozen(network)  # the second, so that the first has spoilt nothing
+        assert not first.training
+        assert not any(p.requires_grad for p in first.parameters())
+        assert network.training
+        assert all(p.requires_grad for p in network.parameters())
+        after = network.state_dict()
+        assert after.keys() == before.keys()
+        assert all(torch.equal(value, before[name]) for name, value in after.items())
+        wanted = network.eval()(*inputs)
+        for copied in (first, second):
+            torch.testing.assert_close(copied(*inputs), wanted, rtol=1e-4, atol=1e-5)
