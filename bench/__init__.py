@@ -7,7 +7,7 @@ checked against float64. Machines differ and are noisy: only ratios within one r
 layers.py, networks.py    the shapes: every layer of the two published models, and their networks
 roofline.py               what a case must at least compute and move, and how fast this machine can do either
 peers.py                  who takes part in an op's case, on which inputs, in which pass
-engines.py                who else runs an exported model: ``pip install -e '.[bench]'``
+engines.py                who else runs an exported model: ``pip install -e '.[test]'``
 measure.py                the check, then the timing
 machine.py                its name, cache and clock; where it is not quiet, measure with ``--threads 1``
 results.py, picture.py    the table and its picture, in results/ with ``--save-results``

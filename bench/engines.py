@@ -1,6 +1,6 @@
 """Who else serves a model that was exported to ONNX: ONNX Runtime and OpenVINO, on a CPU.
 
-Both come with ``pip install -e '.[bench]'``. Whatever is missing or refused raises, and becomes the row that says so.
+Both come with ``pip install -e '.[test]'``. Whatever is missing or refused raises, and becomes the row that says so.
 """
 
 from __future__ import annotations

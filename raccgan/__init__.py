@@ -1,7 +1,8 @@
 """RA-CCGAN: residual attention class-conditional GAN for unsupervised image anomaly detection.
 
-The commands are ``python -m raccgan.train``, ``raccgan.evaluate``, ``raccgan.detect``, ``raccgan.calibrate`` and
-``raccgan.doctor``; ``from raccgan import Detector`` scores images from Python.
+The commands are ``python -m raccgan.train``, ``raccgan.evaluate``, ``raccgan.detect``, ``raccgan.calibrate``,
+``raccgan.generate``, ``raccgan.export`` and ``raccgan.doctor``; ``from raccgan import Detector`` scores images from
+Python.
 Importing the package imports neither torch nor anything compiled; the names below are loaded when they are asked for.
 """
 

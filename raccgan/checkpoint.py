@@ -56,6 +56,15 @@ class Checkpoint:
     held_out_policy: str = "minimum"
     """The label policy that those scores are under."""
 
+    def calibrated(self, calibration: Calibration) -> Checkpoint:
+        """The same with another threshold, and the scores that it comes from."""
+        return dataclasses.replace(
+            self,
+            threshold=calibration.threshold,
+            held_out=calibration.held_out,
+            held_out_policy=calibration.policy,
+        )
+
     def restore(self, networks: Networks) -> None:
         """Copy the weights into ``networks``.
 
@@ -85,13 +94,7 @@ def recalibrate(path: Path, calibration: Calibration) -> None:
     Raises:
         InputError: as :func:`load` and :func:`save`.
     """
-    changed = dataclasses.replace(
-        load(path),
-        threshold=calibration.threshold,
-        held_out=calibration.held_out,
-        held_out_policy=calibration.policy,
-    )
-    save(file_of(path), changed)
+    save(file_of(path), load(path).calibrated(calibration))
 
 
 def file_of(path: Path) -> Path:

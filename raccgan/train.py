@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run_phases(run: Run, data: ImageDataset, phase: str, out: Path, resumed: Checkpoint | None) -> int:
-    from raccgan.checkpoint import NAME, recalibrate
+    from raccgan.checkpoint import NAME
     from raccgan.evaluation import calibrate, evaluate, summary, write_results
     from raccgan.networks import build
     from raccgan.training import Training
@@ -88,14 +88,12 @@ def _run_phases(run: Run, data: ImageDataset, phase: str, out: Path, resumed: Ch
         _say(f"the generator is trained; --phase encoder --resume {out} goes on")
         return 0
     scorer = run.scorer(networks)
-    calibration = calibrate(run, scorer)
-    training.threshold = calibration.threshold
+    training.calibration = calibration = calibrate(run, scorer)
     training.save("encoder")
-    recalibrate(out / NAME, calibration)  # adds the scores that the threshold comes from
     if phase == "encoder":
-        _say(f"the encoder is trained, threshold {training.threshold:.4g}; --phase evaluate --resume {out} goes on")
+        _say(f"the encoder is trained, threshold {calibration.threshold:.4g}; --phase evaluate --resume {out} goes on")
         return 0
-    evaluation = evaluate(run, scorer, training.threshold, seconds=training.seconds)
+    evaluation = evaluate(run, scorer, calibration.threshold, seconds=training.seconds)
     write_results(out, run, evaluation, scorer, training.history)
     print(summary(evaluation))
     print(f"scores, metrics, pictures and the checkpoint are in {out}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raccgan import checkpoint as checkpoints
-from raccgan.checkpoint import Checkpoint, History
+from raccgan.checkpoint import Calibration, Checkpoint, History
 from raccgan.config import Config
 from raccgan.data.dataset import ImageDataset, StepBatches
 from raccgan.errors import InputError
@@ -63,7 +63,8 @@ class Training:
         }
         self.steps = dict.fromkeys(PHASES, 0)
         self.history: History = {}
-        self.threshold: float | None = None
+        self.calibration: Calibration | None = None
+        """The threshold and the scores that it comes from, for the next checkpoint; it is of these weights alone."""
         self.seconds = 0.0
         self._saved_at = "none was written yet"
         if resumed is not None:
@@ -93,6 +94,7 @@ class Training:
                 if not all(map(math.isfinite, values.values())):
                     raise self._not_finite(phase, step, f"losses are {_readable(values)}")
                 self.steps[phase] = step + 1
+                self.calibration = None  # the weights that it was of are no more
                 self.seconds = before + time.monotonic() - begun
                 if (step + 1) % every == 0:
                     for name, value in values.items():
@@ -110,20 +112,17 @@ class Training:
         for name, network in self.networks.items():
             if not all(bool(p.isfinite().all()) for p in network.parameters()):
                 raise self._not_finite(phase, self.steps[phase] - 1, f"a weight of the {name} is not finite")
-        checkpoints.save(
-            self.path,
-            Checkpoint(
-                config=self.config.to_dict(),
-                classes=self.classes,
-                channels=self.channels,
-                networks={name: network.state_dict() for name, network in self.networks.items()},
-                optimisers={name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
-                steps=self.steps,
-                history=self.history,
-                threshold=self.threshold,
-                seconds=self.seconds,
-            ),
+        checkpoint = Checkpoint(
+            config=self.config.to_dict(),
+            classes=self.classes,
+            channels=self.channels,
+            networks={name: network.state_dict() for name, network in self.networks.items()},
+            optimisers={name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            steps=self.steps,
+            history=self.history,
+            seconds=self.seconds,
         )
+        checkpoints.save(self.path, checkpoint if self.calibration is None else checkpoint.calibrated(self.calibration))
         self._saved_at = f"{self.path} of {phase} step {self.steps[phase]}"
 
     def gan_step(self, step: int, x: Tensor, y: Tensor) -> Losses:
@@ -200,7 +199,8 @@ class Training:
             optimiser.load_state_dict(resumed.optimisers[name])
         self.steps = dict(resumed.steps)
         self.history = {name: list(points) for name, points in resumed.history.items()}
-        self.threshold = resumed.threshold
+        if resumed.threshold is not None:
+            self.calibration = Calibration(resumed.threshold, resumed.held_out, resumed.held_out_policy)
         self.seconds = resumed.seconds
         self._saved_at = f"{self.path} as it was resumed"
 

@@ -148,8 +148,8 @@ def test_detect_scores_files_and_folders_and_skips_what_it_cannot_read(
     low = run(detect, finished, tmp_path / "colour.jpg", "--out", tmp_path / "low", "--threshold", "-1")
     assert low == 0
     assert table(tmp_path / "low" / "scores.csv")[0]["predicted"] == "anomalous"
-    (tmp_path / "only").mkdir()
-    assert "none of the 1 files" in refused(capsys, detect, finished, tmp_path / "some" / "text.png")
+    text = tmp_path / "some" / "text.png"
+    assert "none of the 1 files" in refused(capsys, detect, finished, text, "--out", tmp_path / "none")
 
 
 def test_the_class_folders_of_a_user(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Every command in docs/ is run as it stands, on tiny data, unless the page says why not.
 
-A block whose fence reads ``sh`` or ``python`` is run. ``sh not run: REASON`` is not, and the reason is printed. The
-blocks of one page run in order, in one folder, which holds:
+A block whose fence reads ``sh`` or ``python`` is run. ``sh not run: REASON`` is not, and the reason is printed;
+``sh in the repository`` runs there. The blocks of one page run in order, in one folder and one Python process, so that
+what a block defines is there in the next ones. The folder holds:
 
 - ``scans/healthy`` and ``scans/ill``, ``new-scans``, ``other-scanner``: small grey images,
 - ``runs/scans``, trained on scans with healthy as normal, and ``runs/digits``, both tiny.
@@ -9,12 +10,12 @@ blocks of one page run in order, in one folder, which holds:
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,21 +26,37 @@ from tests.conftest import TINY_OPTIONS
 from tests.test_commands import run, shapes
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("**/*.md"))
+INDEX = ROOT / "docs" / "README.md"
+PAGES = sorted(set((ROOT / "docs").glob("**/*.md")) - {INDEX})
 
-RUNNERS: dict[str, Callable[[str], list[str]]] = {
-    "sh": lambda code: ["bash", "-eu", "-c", code],
-    "python": lambda code: [sys.executable, "-c", code],
-}
+# Runs the blocks on its standard input: [place, language, code, folder of a shell's block] each.
+DRIVER = """
+import json, subprocess, sys
+
+namespace = {"__name__": "__main__"}
+for place, language, code, folder in json.load(sys.stdin):
+    print("+", place, file=sys.stderr, flush=True)
+    if language == "sh":
+        subprocess.run(["bash", "-eu", "-c", code], cwd=folder, stdin=subprocess.DEVNULL, check=True)
+    else:
+        exec(compile(code, place, "exec"), namespace)
+"""
+
+
+IN_REPOSITORY = "in the repository"
 
 
 class Block(NamedTuple):
-    """A fenced block: its language, why it is not run if so, and what it holds."""
+    """A fenced block: its language, what stands behind that (where it runs, or why it does not), what it holds."""
 
     line: int
     language: str
-    why_not: str
+    note: str
     code: str
+
+    @property
+    def runs(self) -> bool:
+        return self.note in ("", IN_REPOSITORY)
 
 
 def blocks(page: str) -> list[Block]:
@@ -47,10 +64,10 @@ def blocks(page: str) -> list[Block]:
     found = []
     for match in re.finditer(r"^```(\w+)([^\n]*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         language, rest, code = match.groups()
-        if language in RUNNERS:
-            why_not = rest.strip()
-            assert not why_not or re.fullmatch(r"not run: .{10,}", why_not), f"a fence with no reason: {rest!r}"
-            found.append(Block(page[: match.start()].count("\n") + 1, language, why_not, code))
+        if language in ("sh", "python"):
+            block = Block(page[: match.start()].count("\n") + 1, language, rest.strip(), code)
+            assert block.runs or re.fullmatch(r"not run: .{10,}", block.note), f"a fence with no reason: {rest!r}"
+            found.append(block)
     return found
 
 
@@ -80,31 +97,41 @@ def test_the_commands_of_a_page_run(page: Path, prepared: Path, tmp_path: Path) 
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
     }
+    wanted = []
     for block in found:
-        if block.why_not:
-            print(f"{page.name}:{block.line} {block.why_not}")
-            continue
-        done = subprocess.run(
-            RUNNERS[block.language](block.code),
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, f"{page.name}:{block.line}\n{block.code}{done.stdout}{done.stderr}"
+        place = f"{page.name}:{block.line}"
+        if block.runs:
+            folder = ROOT if block.note == IN_REPOSITORY else tmp_path
+            wanted.append([place, block.language, block.code, str(folder)])
+        else:
+            print(place, block.note)
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input=json.dumps(wanted),
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert wanted, "a page without a block that runs"
 
 
 def test_blocks_are_found_and_a_reason_is_asked_for() -> None:
-    page = "a\n```sh\nls\n```\n```text\nno\n```\n```sh not run: needs a GPU here\nx\n```\n```python\n1\n```\n"
+    page = (
+        "a\n```sh\nls\n```\n```text\nno\n```\n```sh not run: needs a GPU here\nx\n```\n"
+        "```python\n1\n```\n```sh in the repository\ny\n```\n"
+    )
     assert [(block.line, block.language, block.code) for block in blocks(page)] == [
-        (2, "sh", "ls\n"), (8, "sh", "x\n"), (11, "python", "1\n")
+        (2, "sh", "ls\n"), (8, "sh", "x\n"), (11, "python", "1\n"), (14, "sh", "y\n")
     ]  # fmt: skip
-    assert [bool(block.why_not) for block in blocks(page)] == [False, True, False]
+    assert [block.runs for block in blocks(page)] == [True, False, True, True]
     with pytest.raises(AssertionError, match="no reason"):
         blocks("```sh skip\nx\n```\n")
 
 
-def test_there_are_pages() -> None:
-    assert {"your-images", "scores-and-thresholds"} <= {page.stem for page in PAGES}
+def test_the_index_names_every_page() -> None:
+    linked = re.findall(r"\]\(([\w-]+)\.md\)", INDEX.read_text("utf-8"))
+    assert sorted(linked) == [page.stem for page in PAGES]

@@ -149,3 +149,20 @@ def test_only_the_networks_of_a_phase_learn(tiny: Make) -> None:
     training.run("encoder")
     for name, value in weights(training).items():
         assert torch.equal(value, before[name]) != name.startswith("encoder."), name
+
+
+def test_a_calibration_is_kept_until_a_weight_changes(tiny: Make) -> None:
+    training = trained(tiny)
+    scores = {"score": torch.tensor([1.0, 2.0]), "peak": torch.tensor([3.0, 4.0])}
+    training.calibration = checkpoints.Calibration(1.5, scores, "minimum")
+    training.save("encoder")
+    _, resumed = tiny(resumed=checkpoints.load(training.path))
+    resumed.run("encoder")  # has nothing left to do
+    resumed.save("encoder")
+    kept = checkpoints.load(training.path)
+    assert (kept.threshold, kept.held_out_policy) == (1.5, "minimum")
+    assert {name: value.tolist() for name, value in kept.held_out.items()} == {"score": [1, 2], "peak": [3, 4]}
+    _, longer = tiny(resumed=kept, encoder_steps=7)
+    longer.run("encoder")
+    changed = checkpoints.load(training.path)
+    assert (changed.threshold, changed.held_out) == (None, {})

@@ -25,7 +25,7 @@ class Entry:
     help: str
 
 
-def _whole(load: Callable[[Path], Source]) -> Callable[[Path, str | None], Source]:
+def without_categories(load: Callable[[Path], Source]) -> Callable[[Path, str | None], Source]:
     """The loader of a source without categories."""
 
     def loader(root: Path, category: str | None) -> Source:
@@ -37,17 +37,23 @@ def _whole(load: Callable[[Path], Source]) -> Callable[[Path, str | None], Sourc
 
 
 SOURCES: dict[str, Entry] = {
-    "digits": Entry(_whole(load_digits_source), "8x8 digits that come with scikit-learn; nothing to download"),
-    "mnist": Entry(_whole(load_mnist), "MNIST in ROOT/MNIST/raw, downloaded where absent"),
+    "digits": Entry(
+        without_categories(load_digits_source), "8x8 digits that come with scikit-learn; nothing to download"
+    ),
+    "mnist": Entry(without_categories(load_mnist), "MNIST in ROOT/MNIST/raw, downloaded where absent"),
     "fashion-mnist": Entry(
-        _whole(load_fashion_mnist), "Fashion-MNIST in ROOT/FashionMNIST/raw, downloaded where absent"
+        without_categories(load_fashion_mnist), "Fashion-MNIST in ROOT/FashionMNIST/raw, downloaded where absent"
     ),
     "mvtec": Entry(load_mvtec, "MVTec AD in ROOT/mvtec/<category>; needs a category where there are several"),
-    "chest-xray": Entry(_whole(load_chest_xray), "Kermany chest X-rays in ROOT/chest_xray/{train,test}/<class>"),
+    "chest-xray": Entry(
+        without_categories(load_chest_xray), "Kermany chest X-rays in ROOT/chest_xray/{train,test}/<class>"
+    ),
     "folder": Entry(
         load_folder, "ROOT itself: {train,test}/<class>, or one folder a class, such as normal and abnormal"
     ),
-    "csv": Entry(_whole(load_csv), "ROOT is a .csv file with columns path, label, split and, optional, mask"),
+    "csv": Entry(
+        without_categories(load_csv), "ROOT is a .csv file with columns path, label, split and, optional, mask"
+    ),
 }
 
 
@@ -69,5 +75,5 @@ def load_source(dataset: str, root: Path, *, category: str | None = None) -> Sou
     if path.is_dir():
         return load_folder(path, category)
     if path.suffix.lower() == ".csv":
-        return _whole(load_csv)(path, category)
+        return without_categories(load_csv)(path, category)
     raise InputError(f"no dataset, folder or .csv file {printable(path)!r}{closest(dataset, list(SOURCES), 'names')}")

@@ -215,8 +215,11 @@
     judge(made);
     return made;
   };
-  const described = (image) => image.label === null ? `nearest to ${image.nearest_class}`
-    : `class ${image.label}, nearest to ${image.nearest_class}`;
+  // What holds for every image says nothing of one; enlarged, it is named all the same.
+  const several = new Set(images.map((image) => image.nearest_class)).size > 1;
+  const described = (image) => [
+    ...(image.label === null ? [] : [`class ${image.label}`]), ...(several ? [`nearest to ${image.nearest_class}`] : []),
+  ].join(", ");
   const judge = (made) => {
     const image = images[made.dataset.index], found = verdict(image);
     made.className = `card ${judged(image) ? "anomalous" : "normal"}`;
@@ -336,6 +339,7 @@
   byId("stored").textContent = short(data.threshold);
   for (const name of [...new Set(images.map(classOf))].sort((a, b) => a.localeCompare(b, undefined, { numeric: true })))
     byId("class").append(element("option", { value: name, textContent: name }));
+  byId("class").parentElement.hidden = byId("class").length < 3; // all, and one class
   if (labelled) {
     document.querySelector("main").classList.add("labelled");
     byId("truth").hidden = false;
