@@ -163,6 +163,7 @@ def test_compiles_in_one_graph(family: Family, implementation: str, case: str, d
     if implementation != "reference":
         skip_unless_served(family, implementation, inputs)
     made = leaves(inputs)
+    torch._dynamo.reset()  # it gives up on a function after eight different calls, and here are more
     compiled = torch.compile(
         lambda *arguments: family.implementations[implementation].run(*arguments), fullgraph=True, backend="aot_eager"
     )
