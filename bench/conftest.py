@@ -41,6 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: a benchmark that runs with --full only")
+    config.addinivalue_line("markers", "published: of those, the training step at the published widths")
     config.stash[_ROWS], config.stash[_CEILINGS], config.stash[_LOAD] = [], {}, machine.load()
     config.stash[_JUDGED], config.stash[_SAVED] = {}, []
     # Its table shows rounds of all contestants together, which says nothing; ours is printed instead.

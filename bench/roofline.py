@@ -151,15 +151,17 @@ WORK: dict[str, Callable[..., Work]] = {
 }
 
 
-def training_step(config: Config, image_channels: int, generator: int, discriminator: int) -> list[Cost]:
-    """One step of the first phase, layer by layer: D with penalty, then G, in float32.
+def training_step(
+    config: Config, image_channels: int, generator: int, discriminator: int, dtype: torch.dtype
+) -> list[Cost]:
+    """One step of the first phase, layer by layer: D with penalty, then G; weights are float32 in every precision.
 
     Args:
         generator, discriminator: how many parameters they have, for the optimisers and the moving average.
 
     Heads, linear layers and norms are left out: a few hundredths of the work.
     """
-    n, dtype = config.batch_size, torch.float32
+    n = config.batch_size
     G = [depthwise_separable(dtype, **layer.at(n)) for layer in layers.generator(config)]
     G += [cbam(dtype, **layer.at(n)) for layer in layers.attention(config, "batch")]
     D = [depthwise_separable(dtype, **layer.at(n)) for layer in layers.discriminator(config, image_channels)]

@@ -38,8 +38,17 @@ CASES: dict[str, tuple[Config, int]] = {
     "128px b4": (make_config("mvtec", {"batch_size": 4}), 3),
 }
 QUICK = {("digits 8px b32", "float32"), ("32px b16", "float32")}
+PUBLISHED = {("32px b64", "float32"), ("32px b64", "bfloat16"), ("128px b4", "float32")}
 PARAMETERS = [
-    pytest.param(name, precision, marks=() if (name, precision) in QUICK else pytest.mark.full)
+    pytest.param(
+        name,
+        precision,
+        marks=()
+        if (name, precision) in QUICK
+        else (pytest.mark.full, pytest.mark.published)
+        if (name, precision) in PUBLISHED
+        else pytest.mark.full,
+    )
     for name in CASES
     for precision in ("float32", "bfloat16")
 ]
@@ -74,7 +83,8 @@ def test_training_step(
     if request.config.getoption("full"):
         contestants = [_with_memory(c, name, precision, device) for c in contestants]
     exact = networks(config, channels, device, "reference", "NCHW")
-    costs = training_step(config, channels, _count(exact.generator), _count(exact.discriminator))
+    counts = _count(exact.generator), _count(exact.discriminator)
+    costs = training_step(config, channels, *counts, getattr(torch, precision))
     batch = _batch(config, channels, device, torch.float64)
     check = _gradients if precision == "float32" else _loss_values
     wanted = check(doubled(exact), replace(config, precision="float32"), *batch)

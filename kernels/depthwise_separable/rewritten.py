@@ -143,9 +143,9 @@ class Pointwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, w)
-        if _as_matrices(w):
-            y = _rows(x) @ w.flatten(1).t()
-            return _image(y if b is None else y + b, x)
+        if _as_matrices(w):  # a column times a row
+            column, row = _rows(x), w.flatten(1).t()
+            return _image(column * row if b is None else torch.addcmul(b, column, row), x)
         return F.conv2d(x, w, b)
 
     @staticmethod
@@ -204,7 +204,7 @@ def _as_matrices(w: Tensor) -> bool:
     """Whether to multiply matrices instead of calling a convolution: for one channel of input.
 
     An image of one channel is channels_last and NCHW at once, and PyTorch's convolution takes it for NCHW and copies
-    the other side: 17.5 ms against 0.6 for float32 [64, 1, 32, 32] to 64 channels on one core.
+    the other side: 17.5 ms against 0.3 for float32 [64, 1, 32, 32] to 64 channels on one core.
     """
     return w.shape[1] == 1
 
