@@ -81,7 +81,8 @@ def measured(benchmark: Any, request: pytest.FixtureRequest) -> Compare:
     """Check and time the contestants of a case, and keep their rows for the table."""
 
     def run(case: Case, contestants: Sequence[Contestant], wanted: Outputs) -> list[Row]:
-        representative = request.node.get_closest_marker("full") is None
+        marks = {mark.name for mark in request.node.iter_markers()}
+        representative = "full" not in marks or "published" in marks
         rows = compare(benchmark, case, contestants, wanted, seconds=1.5)
         rows = [replace(row, representative=representative) for row in rows]
         request.config.stash[_ROWS].extend(rows)
