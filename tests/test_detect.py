@@ -288,7 +288,9 @@ def test_a_killed_run_goes_on(trained: Path, images: Path, tmp_path: Path) -> No
         "Journal.add = slowly; sys.exit(options.call(detect.main, sys.argv[1:]))"
     )
     command = [sys.executable, "-c", slow, *map(str, arguments_of(trained, images, out))]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # One thread as here: another number of them may round PyTorch's convolutions differently.
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=one_thread)
     deadline = time.monotonic() + 60
     while not ((out / "scores.part").exists() and (out / "scores.part").read_text().count("\n") > 1):
         assert process.poll() is None, "it ended before it was killed"
