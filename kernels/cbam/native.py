@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from raccgan.kernels import backend, library
-from raccgan.kernels.autograd import wanted
+from raccgan.kernels.autograd import differentiate, wanted
 from raccgan.kernels.cbam import reference
 
 _FORWARD = "raccgan::cbam_native"
@@ -146,23 +146,14 @@ def _save_backward(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor,
 
 def _backward_backward(ctx: _Context, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
     """The gradients of the reference's gradients, recomputed."""
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        inputs = [None if t is None else _branch(t) for t in ctx.saved_tensors]
-        flowing, tensors = inputs[:3], inputs[3:]
-        outputs = _reference(tensors, ctx.batch, ctx.eps)
-        pairs = [(o, g) for o, g in zip(outputs, flowing, strict=True) if o.requires_grad and g is not None]
-        # Of what was wanted, what came to be used: in a gradient penalty, the gradient of x alone.
-        used = [ctx.mask >> i & 1 and v is not None for i, v in enumerate(cotangents)]
-        first = _gradients(pairs, [t if u else None for t, u in zip(tensors, used, strict=True)], True)
-    pairs = [(g, v) for g, v in zip(first, cotangents, strict=True) if g is not None and v is not None]
-    needed = [t if wanted(ctx, i, inputs) else None for i, t in enumerate(inputs)]
-    return *_gradients(pairs, needed, create_graph), None, None, None, None
+    # Of what was wanted, what came to be used: in a gradient penalty, the gradient of x alone.
+    used = [bool(ctx.mask >> i & 1) and v is not None for i, v in enumerate(cotangents)]
 
+    def first(*inputs: Tensor | None) -> Sequence[Tensor | None]:
+        return differentiate(lambda *tensors: _reference(tensors, ctx.batch, ctx.eps), inputs[3:], inputs[:3], used)
 
-def _branch(t: Tensor) -> Tensor:
-    """``t`` in a graph of its own that leads back to it: another input may come from the same place."""
-    return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+    needed = [wanted(ctx, i, ctx.saved_tensors) for i in range(3 + _TENSORS)]
+    return *differentiate(first, ctx.saved_tensors, cotangents, needed), None, None, None, None
 
 
 def _reference(tensors: Sequence[Tensor | None], batch: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,18 +171,6 @@ def _convolve_by_columns(planes: Tensor, weight: Tensor) -> Tensor:
     k = weight.shape[-1]
     columns = F.unfold(planes, k, padding=k // 2)  # [N, 2 * k * k, H * W]
     return (weight.flatten(1) @ columns).view(planes.shape[0], 1, *planes.shape[2:])
-
-
-def _gradients(
-    pairs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor | None], create_graph: bool
-) -> list[Tensor | None]:
-    """Of the sum of the products of the pairs, for each of the inputs that is there."""
-    asked = [t for t in inputs if t is not None]
-    if not pairs or not asked:
-        return [None for _ in inputs]
-    outputs, weights = zip(*pairs, strict=True)
-    found = iter(torch.autograd.grad(outputs, asked, weights, create_graph=create_graph, allow_unused=True))
-    return [None if t is None else next(found) for t in inputs]
 
 
 if _MISSING is None:
