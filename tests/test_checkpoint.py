@@ -67,6 +67,9 @@ def test_another_version_is_named(saved: Training) -> None:
 
 def test_weights_of_another_shape_are_named(saved: Training) -> None:
     stored = checkpoints.load(saved.path)
-    config = checkpoints.config_of(stored, base_width=8)
+    larger = checkpoints.config_of(stored, base_width=8)
+    with pytest.raises(InputError, match="weights do not fit this configuration: it is of a larger network"):
+        checkpoints.networks_of(stored, larger, CPU)
+    config = checkpoints.config_of(stored, base_width=2)
     with pytest.raises(InputError, match="the checkpoint's generator does not fit this configuration: size mismatch"):
         checkpoints.networks_of(stored, config, CPU)
