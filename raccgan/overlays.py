@@ -70,11 +70,9 @@ def overlay_of_file(result: Result, scale: MapScale, fit: str) -> Image.Image:
     """
     assert result.path is not None
     assert result.map is not None
-    original = Image.fromarray(read_upright(result.path))
-    shrink = min(1.0, LONGEST / max(original.size))
-    size = (max(1, round(original.width * shrink)), max(1, round(original.height * shrink)))
-    placed = map_on_original(result.map, result.height, result.width, fit, size)
-    return Image.fromarray(overlay(np.asarray(original.resize(size)), placed, scale))
+    original = read_upright(result.path, LONGEST)
+    placed = map_on_original(result.map, result.height, result.width, fit, (original.shape[1], original.shape[0]))
+    return Image.fromarray(overlay(original, placed, scale))
 
 
 def map_on_original(map: Float, height: int, width: int, fit: str, size: tuple[int, int]) -> Float:

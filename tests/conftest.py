@@ -40,7 +40,7 @@ KILLS = 3
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("raccgan").addoption(
         "--kills", type=int, default=KILLS, metavar="N",
-        help="how often tests/test_crash.py kills training (default: %(default)s; the long run: 50, with -rP for its table)",
+        help="how often tests/test_crash.py kills training (default: %(default)s; 50 is the long run)",
     )  # fmt: skip
 
 
