@@ -197,6 +197,8 @@ def _training_data(run: Run) -> ImageDataset:
             f"--batch-size {run.config.batch_size} is larger than the {len(data)} images there are to train on"
         )
     verify(data, "reading images")
+    for samples in (run.split.held_out, run.split.test):  # now, not when the training is over
+        verify(run.dataset(samples), "reading images")
     return data
 
 

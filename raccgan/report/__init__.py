@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from raccgan.data.images import Float
+from raccgan.errors import InputError
 from raccgan.files import write_text
 from raccgan.overlays import MapScale, overlay, to_uint8
 
@@ -67,6 +68,9 @@ class Report:
     auprc: float | None = None
 
 
+_STRIP = re.compile(r"data:image/(png|webp);base64,[A-Za-z0-9+/]+=*")
+
+
 def write_report(path: Path, report: Report) -> None:
     """Write the page: images with the highest score first.
 
@@ -80,6 +84,8 @@ def write_report(path: Path, report: Report) -> None:
         "block": BLOCK,
     }
     strips = [image.strip for image in images]
+    if not all(map(_STRIP.fullmatch, strips)):  # from the journal of a run that somebody else began, for instance
+        raise InputError(f"{path}: a picture of it is no picture; add --restart to score anew")
     blocks = ["\n".join(strips[start : start + BLOCK]) for start in range(0, len(strips), BLOCK)]
     style, script = _part("page.css"), _part("page.js")
     parts = {
