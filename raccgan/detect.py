@@ -73,25 +73,23 @@ def main(arguments: Sequence[str]) -> int:
         "score_batch": detector.config.score_batch,
     }
     kept = {name: getattr(given, name) for name in ("maps", "overlays", "report")}
-    with (
-        own_folder(given.out, FOLDERS) as out,
-        Journal(out / "scores.part", made_with | kept, restart=given.restart) as journal,
-    ):
+    with own_folder(given.out, FOLDERS) as out:
         take_folder(out, made_with, restart=given.restart)
-        if journal.rows:
-            say(f"continues a stopped run: {len(journal.rows)} of {len(found.files)} images are scored already")
-        try:
-            rows = score_files(detector, found.files, journal, wanted)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"stopped after {len(journal.rows)} of {len(found.files)} images; the same command goes on from there"
-            ) from None
-        table = Table.of(rows, threshold)
-        if table.records:
-            table.write(out, made_with, {"run": str(given.run), "classes": stored.classes})
-        if table.records and given.report:
-            write_detected(out / "report.html", rows, table, stored, str(given.run))
-        journal.remove()
+        with Journal(out / "scores.part", made_with | kept, restart=given.restart) as journal:
+            if journal.rows:
+                say(f"continues a stopped run: {len(journal.rows)} of {len(found.files)} images are scored already")
+            try:
+                rows = score_files(detector, found.files, journal, wanted)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    f"stopped after {len(journal.rows)} of {len(found.files)} images; the same command goes on"
+                ) from None
+            table = Table.of(rows, threshold)
+            if table.records:
+                table.write(out, made_with, {"run": str(given.run), "classes": stored.classes})
+            if table.records and given.report:
+                write_detected(out / "report.html", rows, table, stored, str(given.run))
+            journal.remove()
     return _finish(table, out, given.fail_on_anomaly, len(found.problems))
 
 

@@ -120,8 +120,10 @@ def take_folder(out: Path, run: Mapping[str, Any], *, restart: bool) -> None:
     elif (out / "summary.json").exists():
         try:
             there = json.loads((out / "summary.json").read_text())["made_with"]
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{out / 'summary.json'} is not of this command: name another --out") from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            there = None
+        if not isinstance(there, dict):
+            raise InputError(f"{out / 'summary.json'} is not of this command: name another --out")
         if differ := differences(there, run):
             raise InputError(
                 f"{out} holds results of another run ({differ}): name another --out, or add --restart to replace them"

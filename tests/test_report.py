@@ -26,7 +26,14 @@ from tests.test_commands import run, table
 
 Browser = Any  # selenium's Chrome, which is not everywhere
 
-HOSTILE = ("<img src=x onerror='window.ran=1'>", "</script><script>window.ran=1</script>", "{{data}}\"&'<!--")
+HOSTILE = (
+    "<img src=x onerror='window.ran=1'>",
+    "</script><script>window.ran=1</script>",
+    "{{data}}\"&'<!--",
+    "\u2028\u202e\x1b[31m\n';window.ran=1;//\\",
+    "&#60;script&#62;window.ran=1&#60;/script&#62;",
+    '" autofocus onfocus=window.ran=1 x="javascript:window.ran=1',
+)
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ def _sample(path: Path, line: int, row: dict[str, str]) -> Sample:
 
 def _existing(path: Path, where: str, name: str) -> Path:
     """The file that a cell names, relative to the list unless it is absolute."""
-    for file in (Path(name), Path(cell_text(name)), path_of(cell_text(name))):
+    for file in (path_of(cell_text(name)), Path(cell_text(name)), Path(name)):
         if (path.parent / file).is_file():
             return file
     raise InputError(f"{where}: no file {name}; paths are relative to {printable(path.parent)}")

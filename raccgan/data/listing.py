@@ -78,10 +78,11 @@ def matching(pattern: str, problems: list[str]) -> list[Path]:
     parts = Path(pattern).parts
     first = next(place for place, part in enumerate(parts) if has_magic(part))
     found: set[Path] = set()
-    waiting, seen = [(Path(*parts[:first]), first)], set()
+    base = Path(*parts[:first])
+    waiting, seen = [(base, first)] if base.is_dir() else [], set()
     while waiting:
         where, place = waiting.pop()
-        if (where, place) in seen or not where.is_dir():
+        if (where, place) in seen:
             continue
         seen.add((where, place))
         part, last = parts[place], place == len(parts) - 1
@@ -100,7 +101,7 @@ def matching(pattern: str, problems: list[str]) -> list[Path]:
         if last:
             found.update(where / name for name in names if os.path.lexists(where / name))
         elif part != "**":
-            waiting += [(where / name, place + 1) for name in names]
+            waiting += [(where / name, place + 1) for name in names if os.path.isdir(where / name)]
     return sorted(found, key=lambda path: natural_key(str(path)))
 
 
@@ -131,7 +132,9 @@ def _entries(folder: Path, problems: list[str] | None) -> Iterator[os.DirEntry[s
     except OSError as error:
         if problems is None:
             _refuse(error)
-        problems.append(f"cannot read the folder {printable(folder)}: {error.strerror}")
+        line = f"cannot read the folder {printable(folder)}: {error.strerror}"
+        if line not in problems:
+            problems.append(line)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
