@@ -92,11 +92,14 @@ def write_csv(path: str | os.PathLike[str], header: Sequence[str], rows: Iterabl
     """
     table = io.StringIO(newline="")
     writer = csv.writer(table, lineterminator="\n")
+    quoting = csv.writer(table, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(header)
     for number, row in enumerate(rows):
         if len(row) != len(header):
             raise ValueError(f"row {number} has {len(row)} cells, the header {len(header)}")
-        writer.writerow([_without_formula(cell) for cell in row])
+        cells = [_without_formula(cell) for cell in row]
+        # A lone carriage return ends a line for every reader, and Python 3.11 writes it without quotes.
+        (quoting if any("\r" in cell for cell in cells if isinstance(cell, str)) else writer).writerow(cells)
     write_text(path, table.getvalue())
 
 

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from raccgan import detect, evaluate, train
-from raccgan.data.images import MOST_PIXELS
+from raccgan.data.opening import MOST_PIXELS
 from raccgan.data.samples import path_of
 from raccgan.files import cell_text
 from tests.conftest import TINY_OPTIONS

@@ -14,18 +14,12 @@ float (TIFF mode F, arrays)               1: values outside [0, 1], NaN and infi
 
 Alpha is composited over black. Of an animation or a multi-page file the first frame counts. The EXIF orientation is
 applied. Grey becomes colour by repetition, colour becomes grey by luminance (0.299, 0.587, 0.114).
-
-A file may claim any size, and a small one may hold a huge image. So a file of more than ``MOST_BYTES``, or one whose
-header claims more than ``MOST_PIXELS``, is refused before anything is decoded; and all threads together have no more
-than ``MOST_PIXELS`` in work at a time, which took at most 28 bytes each (colour with alpha; 8 for 8-bit grey).
 """
 
 from __future__ import annotations
 
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from raccgan.data.opening import FORMATS, open_image, room
 from raccgan.data.samples import Pixels, Sample, printable
 from raccgan.errors import InputError
 
@@ -41,15 +36,6 @@ FITS = {
     "crop": "the central square",
     "pad": "the whole image, black bars make it square",
 }
-
-# Named, because some of Pillow's other readers start programs (EPS) or are rarely used and as rarely looked after.
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
-
-MOST_PIXELS = 1 << 27
-"""Of one image, 11585 x 11585 for instance."""
-
-MOST_BYTES = 1 << 29
-"""Of one file; some of Pillow's readers go through all of a damaged one."""
 
 Float = NDArray[np.float32]
 
@@ -141,7 +127,7 @@ def _is_colour(image: Path | Pixels) -> bool:
     if not isinstance(image, Path):
         return image.ndim == 3 and image.shape[2] >= 3
     try:
-        with _open(image) as opened:
+        with open_image(image) as opened:
             if opened.mode in ("P", "PA"):
                 palette = np.asarray(opened.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)
                 return bool((palette != palette[:, :1]).any())
@@ -246,26 +232,6 @@ def _read_unit(path: Path, held: ExitStack) -> Float:
     return _unit(_read(path, held), printable(path))
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
-    """The image with its header read and nothing decoded.
-
-    Raises:
-        InputError: it is empty, or too large to be decoded.
-        Whatever Pillow raises.
-    """
-    size = path.stat().st_size
-    if size == 0:
-        raise InputError(f"{printable(path)} is empty (0 bytes): remove it or copy it again")
-    if size > MOST_BYTES:
-        raise InputError(f"{printable(path)} has more than {MOST_BYTES} bytes: make it smaller first")
-    # As a stream: from a path, Pillow 13 maps raw TIFF files into memory and garbles those that lie on their side.
-    with _quiet(), path.open("rb") as stream, Image.open(stream, formats=FORMATS) as opened:
-        if opened.width * opened.height > MOST_PIXELS:
-            raise Image.DecompressionBombError
-        yield opened
-
-
 def _read(path: Path, held: ExitStack) -> Pixels:
     """The pixels of a file as the decoder gives them, upright: H x W or H x W x C.
 
@@ -274,15 +240,13 @@ def _read(path: Path, held: ExitStack) -> Pixels:
         held: keeps the room that the image takes, until its pixels are needed no more.
     """
     try:
-        with _open(path) as opened:
-            held.enter_context(_room(opened.width * opened.height))
+        with open_image(path) as opened:
+            held.enter_context(room(opened.width * opened.height))
             return pixels_of(opened, printable(path))
     except InputError:
         raise
     except UnidentifiedImageError:
         raise InputError(f"{printable(path)} is no image of a kind that is read here ({', '.join(FORMATS)})") from None
-    except Image.DecompressionBombError:
-        raise InputError(f"{printable(path)} has more than {MOST_PIXELS} pixels: make it smaller first") from None
     except Exception as error:  # on damaged bytes Pillow's decoders raise anything, from OSError to struct.error
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise InputError(f"cannot read {printable(path)}: {reason}") from None
@@ -333,49 +297,3 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
     8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
 }
-
-_in_work = 0
-_less_in_work = threading.Condition()
-
-
-@contextmanager
-def _room(pixels: int) -> Iterator[None]:
-    """Wait until so many pixels more are within what all threads may have in work."""
-    global _in_work
-    with _less_in_work:
-        _less_in_work.wait_for(lambda: _in_work + pixels <= MOST_PIXELS)
-        _in_work += pixels
-    try:
-        yield
-    finally:
-        with _less_in_work:
-            _in_work -= pixels
-            _less_in_work.notify_all()
-
-
-_quiet_lock = threading.Lock()
-_quiet_users = 0
-_quiet_filters: warnings.catch_warnings[None] | None = None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings from Pillow while any thread decodes: what matters is raised.
-
-    ``warnings.catch_warnings`` alone is not safe in threads: overlapping ones restore each other's filters. Here the
-    first thread in changes the filters and the last one out restores them.
-    """
-    global _quiet_users, _quiet_filters
-    with _quiet_lock:
-        _quiet_users += 1
-        if _quiet_filters is None:
-            _quiet_filters = warnings.catch_warnings(action="ignore")
-            _quiet_filters.__enter__()
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_users -= 1
-            if _quiet_users == 0 and _quiet_filters is not None:
-                _quiet_filters.__exit__(None, None, None)
-                _quiet_filters = None
