@@ -19,6 +19,9 @@ from torch import Tensor
 from raccgan.data.images import Float, place_in_square, read_upright
 from raccgan.detector import Result
 
+OUTLINE = (6, 182, 212)
+"""The colour round what a mask marks, which no map has."""
+
 LONGEST = 1024
 """Pixels of the longer side of an overlay; larger originals are made smaller."""
 
@@ -60,6 +63,15 @@ def overlay(image: NDArray[np.uint8], map: NDArray[Any], scale: MapScale) -> NDA
     colour = _colours()[np.rint(100 + 120 * heat).astype(int)]
     opaque = (0.85 * np.sqrt(heat))[..., None]
     return np.rint(grey * (1 - opaque) + colour * opaque).astype(np.uint8)
+
+
+def outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """A copy of a picture [H, W, 3] with a line along the inner border of a mask [H, W]."""
+    padded = np.pad(mask, 1)
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    result = picture.copy()
+    result[mask & ~inside] = OUTLINE
+    return result
 
 
 def overlay_of_file(result: Result, scale: MapScale, fit: str) -> Image.Image:

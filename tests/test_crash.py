@@ -14,13 +14,17 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from raccgan import checkpoint as checkpoints
+from raccgan import train
 from raccgan.checkpoint import NAME, Checkpoint
 from raccgan.files import LOCK, stamp
 from raccgan.train import SETTINGS
 from tests.conftest import TINY_OPTIONS
+from tests.test_commands import run
 from tests.test_detect import same_bits
 
 ROOT = Path(__file__).parents[1]
@@ -34,9 +38,12 @@ start of Python to the last picture."""
 def start(out: Path) -> subprocess.Popen[bytes]:
     """Train into a folder, or go on where a killed run left off; nothing is known but what lies there."""
     goes_on = (out / NAME).exists() or (out / SETTINGS).exists()
-    arguments = ["--resume", str(out)] if goes_on else [*OPTIONS, "--out", str(out)]
+    return command("train", *(["--resume", out] if goes_on else [*OPTIONS, "--out", out]))
+
+
+def command(name: str, *arguments: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "raccgan.train", *arguments],
+        [sys.executable, "-m", f"raccgan.{name}", *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -154,3 +161,39 @@ def same_as(wanted: Checkpoint, out: Path, whole: Path) -> None:
     assert (out / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
     assert not (out / LOCK).exists()
+
+
+def test_detection_killed_again_and_again_ends_with_the_same_files(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    """Two hundred images with maps, overlays and a page; killed while scores, maps and tables are written."""
+    kills, killed = max(1, pytestconfig.getoption("kills") // 5), 0
+    draw = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(200):
+        Image.fromarray(draw.integers(0, 256, (9, 9), dtype=np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    assert run(train, "--out", tmp_path / "run", *TINY_OPTIONS) == 0
+    arguments = [tmp_path / "run", tmp_path / "images", "--score-batch", 20, "--maps", "--overlays", "--report"]
+    begun = time.monotonic()
+    assert command("detect", *arguments, "--out", tmp_path / "whole").wait() == 0
+    seconds, wanted = time.monotonic() - begun, files_of(tmp_path / "whole")
+    while killed < kills:
+        out = tmp_path / f"killed-{killed}"
+        while kill_in_detection(command("detect", *arguments, "--out", out), out, draw.uniform(0, seconds / 3)):
+            killed += 1
+            if killed == kills:
+                break
+        process = command("detect", *arguments, "--out", out)
+        said, _ = process.communicate()
+        assert process.returncode == 0, said.decode()
+        assert files_of(out) == wanted
+
+
+def kill_in_detection(process: subprocess.Popen[bytes], out: Path, seconds: float) -> bool:
+    """Kill that long after this process has begun its rows."""
+    before = stamp(out / "scores.part")
+    while process.poll() is None and stamp(out / "scores.part") == before:
+        time.sleep(0.001)
+    return kill_after(process, seconds)
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}

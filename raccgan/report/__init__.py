@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from raccgan.data.images import Float
 from raccgan.errors import InputError
 from raccgan.files import write_text
-from raccgan.overlays import MapScale, overlay, to_uint8
+from raccgan.overlays import MapScale, outlined, overlay, to_uint8
 
 TILE = 128
 """The largest side of a picture in the page, in pixels."""
@@ -101,16 +102,22 @@ def write_report(path: Path, report: Report) -> None:
     write_text(path, re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _part("page.html")))
 
 
-def strip(image: Float, reconstruction: Float, map: Float, scale: MapScale) -> str:
+def strip(
+    image: Float, reconstruction: Float, map: Float, scale: MapScale, mask: NDArray[np.bool_] | None = None
+) -> str:
     """Original, reconstruction and overlay side by side, as a data URI.
 
     Args:
         image, reconstruction: [C, S, S] in [-1, 1].
         map: [S, S].
         scale: of the map's colours.
+        mask: [S, S], what is truly anomalous; outlined on the overlay.
     """
     original = to_uint8(image)
-    tiles = np.concatenate([original, to_uint8(reconstruction), overlay(original, map, scale)], axis=1)
+    shown = overlay(original, map, scale)
+    tiles = np.concatenate(
+        [original, to_uint8(reconstruction), shown if mask is None else outlined(shown, mask)], axis=1
+    )
     picture, side = Image.fromarray(tiles), min(TILE, len(map))
     if side < len(map):
         picture = picture.resize((3 * side, side), Image.Resampling.BOX)
