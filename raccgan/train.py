@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raccgan import options
 from raccgan.config import Config, make_config
 from raccgan.errors import InputError
+from raccgan.terminal import say, tell
 
 if TYPE_CHECKING:
     from raccgan.checkpoint import Checkpoint
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from raccgan.training import Log
 
 PHASES = ("all", "gan", "encoder", "evaluate")
+SETTINGS = "config.json"
 
 EXAMPLES = """\
   python -m raccgan.train
@@ -42,11 +45,13 @@ def main(arguments: Sequence[str]) -> int:
     device = options.pick_device(given.device)
 
     from raccgan import checkpoint as checkpoints
-    from raccgan.files import prepare_out, write_json
+    from raccgan.files import own_folder, stamp, write_json
     from raccgan.run import prepare
 
-    out, resumed = _place(given)
-    settings = options.settings_of(given)
+    out, source = _place(given)
+    seen = stamp(out / checkpoints.NAME)
+    resumed, settings = _start(source) if source is not None else (None, {})
+    settings |= options.settings_of(given)
     config = make_config(given.preset, settings) if resumed is None else checkpoints.config_of(resumed, **settings)
     options.require_kernels(config.kernels, device)
     run = prepare(config, given.data_root, device)
@@ -54,22 +59,27 @@ def main(arguments: Sequence[str]) -> int:
         checkpoints.check_same_model(resumed, run.config, run.classes, run.channels)
     _check_phase(given.phase, run.config, resumed)
     data = _training_data(run)
-    prepare_out(out)  # last of all checks, so that a refused run leaves nothing behind
-    write_json(out / "config.json", run.config.to_dict())
-    _say(
-        f"{run.config.dataset}: normal {', '.join(run.classes)}; {len(run.split.train)} images to train on, "
-        f"{len(run.split.held_out)} held out for the threshold, {len(run.split.test)} to test; results in {out}"
-    )
-    return _run_phases(run, data, given.phase, out, resumed)
+    with own_folder(out):  # last of all checks, so that a refused run leaves nothing behind
+        if stamp(out / checkpoints.NAME) != seen:
+            raise InputError(f"another run has written into {out} just now: give the command again")
+        write_json(out / SETTINGS, run.config.to_dict())
+        say(
+            f"{run.config.dataset}: normal {', '.join(run.classes)}; {len(run.split.train)} images to train on, "
+            f"{len(run.split.held_out)} held out for the threshold, {len(run.split.test)} to test; results in {out}"
+        )
+        return _run_phases(run, data, given.phase, out, resumed)
 
 
 def _run_phases(run: Run, data: ImageDataset, phase: str, out: Path, resumed: Checkpoint | None) -> int:
-    from raccgan.checkpoint import NAME
+    from raccgan.checkpoint import NAME, networks_of
     from raccgan.evaluation import calibrate, evaluate, summary, write_results
     from raccgan.networks import build
     from raccgan.training import Training
 
-    networks = build(run.config, channels=run.channels, classes=len(run.classes), device=run.device)
+    if resumed is not None:
+        networks = networks_of(resumed, run.config, run.device)
+    else:
+        networks = build(run.config, channels=run.channels, classes=len(run.classes), device=run.device)
     training = Training(
         run.config,
         networks,
@@ -85,18 +95,18 @@ def _run_phases(run: Run, data: ImageDataset, phase: str, out: Path, resumed: Ch
     if phase in ("all", "encoder"):
         training.run("encoder")
     if phase == "gan":
-        _say(f"the generator is trained; --phase encoder --resume {out} goes on")
+        say(f"the generator is trained; --phase encoder --resume {out} goes on")
         return 0
     scorer = run.scorer(networks)
     training.calibration = calibration = calibrate(run, scorer)
     training.save("encoder")
     if phase == "encoder":
-        _say(f"the encoder is trained, threshold {calibration.threshold:.4g}; --phase evaluate --resume {out} goes on")
+        say(f"the encoder is trained, threshold {calibration.threshold:.4g}; --phase evaluate --resume {out} goes on")
         return 0
     evaluation = evaluate(run, scorer, calibration.threshold, seconds=training.seconds)
     write_results(out, run, evaluation, scorer, training.history)
     print(summary(evaluation))
-    print(f"scores, metrics, pictures and the checkpoint are in {out}")
+    tell(f"scores, metrics, pictures and the checkpoint are in {out}")
     return 0
 
 
@@ -120,9 +130,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _place(given: argparse.Namespace) -> tuple[Path, Checkpoint | None]:
-    """The run's folder, and the checkpoint to go on from. A finished or stopped run is never overwritten."""
-    from raccgan.checkpoint import NAME, load
+def _place(given: argparse.Namespace) -> tuple[Path, Path | None]:
+    """The run's folder, and what to go on from. A finished or stopped run is never overwritten."""
+    from raccgan.checkpoint import NAME
 
     if given.resume is None:
         if given.out is None:
@@ -135,7 +145,26 @@ def _place(given: argparse.Namespace) -> tuple[Path, Checkpoint | None]:
         raise InputError("--resume needs a folder, for example --resume runs/digits")
     if given.preset is not None:
         raise InputError("--preset and --resume exclude each other: the settings are the checkpoint's")
-    return given.out or (source if source.is_dir() else source.parent), load(source)
+    folder = source if source.is_dir() else source.parent
+    if given.out is not None and (given.out / NAME).exists() and not given.out.samefile(folder):
+        raise InputError(f"{given.out} holds a run already: name another --out to continue {source} in")
+    return given.out or folder, source
+
+
+def _start(source: Path) -> tuple[Checkpoint | None, dict[str, Any]]:
+    """The checkpoint to go on from; or, of a run that was killed before its first one, the settings to begin with."""
+    from raccgan.checkpoint import NAME, load
+
+    file = source / SETTINGS
+    if (source / NAME).exists() or not file.is_file():
+        return load(source), {}
+    try:
+        settings = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise InputError(f"{file} is damaged, and there is no {NAME}: train anew without --resume")
+    return None, settings
 
 
 def _free_folder(wanted: Path) -> Path:
@@ -168,6 +197,8 @@ def _training_data(run: Run) -> ImageDataset:
             f"--batch-size {run.config.batch_size} is larger than the {len(data)} images there are to train on"
         )
     verify(data, "reading images")
+    for samples in (run.split.held_out, run.split.test):  # now, not when the training is over
+        verify(run.dataset(samples), "reading images")
     return data
 
 
@@ -184,10 +215,6 @@ def _tensorboard(out: Path) -> Log:
             writer.add_scalar(f"{phase}/{name}", value, step)
 
     return log
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

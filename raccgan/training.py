@@ -200,8 +200,8 @@ class Training:
     def _restore(self, resumed: Checkpoint) -> None:
         resumed.restore(self.networks)
         for name, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(resumed.optimisers[name])
-        self.steps = dict(resumed.steps)
+            resumed.restore_optimiser(name, optimiser)
+        self.steps |= resumed.steps
         self.history = {name: list(points) for name, points in resumed.history.items()}
         if resumed.threshold is not None:
             self.calibration = Calibration(resumed.threshold, resumed.held_out, resumed.held_out_policy)
