@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from raccgan import options
 from raccgan.errors import InputError
 from raccgan.experiments.tables import DEFAULT, SEEDS, TABLES, VARIANTS, Row, rows
+from raccgan.terminal import say
 
 if TYPE_CHECKING:
     from raccgan.experiments.results import Result, Results
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     done = results.of(wanted)
     left = [row for row in wanted if row not in done]
     now = left if given.limit is None else left[: given.limit]
-    _say(f"{given.table}: {len(done)} of {len(wanted)} rows are done, {len(now)} to run now; results in {results.path}")
+    say(f"{given.table}: {len(done)} of {len(wanted)} rows are done, {len(now)} to run now; results in {results.path}")
     for number, row in enumerate(now, 1):
         _run(row, number, len(now), out, given, results)
     return 0
@@ -68,14 +69,15 @@ def main(arguments: Sequence[str]) -> int:
 def _run(row: Row, number: int, total: int, out: Path, given: argparse.Namespace, results: Results) -> None:
     """Run one row, and write its line before its folder goes."""
     from raccgan.experiments.execute import execute
+    from raccgan.files import own_folder
 
-    _say(f"row {number} of {total}: {row.variant}, normal {row.normal}, seed {row.seed}")
-    folder = out / row.folder
-    try:
-        result = execute(row, folder, options.pick_device(given.device), given.data_root)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped in row {number} of {total}; the same command goes on from there") from None
-    results.add(result)
+    say(f"row {number} of {total}: {row.variant}, normal {row.normal}, seed {row.seed}")
+    with own_folder(out / row.folder) as folder:
+        try:
+            result = execute(row, folder, options.pick_device(given.device), given.data_root)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped in row {number} of {total}; the same command goes on there") from None
+        results.add(result)
     if not given.keep:
         shutil.rmtree(folder)
     beside = f"autoencoder {result['autoencoder']}, nearest neighbour {result['nearest_neighbour']}"
@@ -110,10 +112,10 @@ def _summarise(
     print(summary(name, TABLES[name], by_variant))
     if any(by_variant.values()):
         draw(out / "summary.png", name, TABLES[name], by_variant)
-        _say(f"the picture is {out / 'summary.png'}")
+        say(f"the picture is {out / 'summary.png'}")
     stale = len(results.read()) - sum(map(len, by_variant.values()))
     if stale:
-        _say(f"{stale} lines of {results.path} are of other settings, classes, seeds or variants, and not shown")
+        say(f"{stale} lines of {results.path} are of other settings, classes, seeds or variants, and not shown")
     return 0
 
 
@@ -157,10 +159,6 @@ def _seeds(given: str) -> list[int]:
     if not names or not all(name.isdecimal() for name in names):
         raise InputError(f"--seeds {given!r} are not numbers such as 0,1,2")
     return [int(name) for name in names]
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from raccgan.evaluation import Evaluation, calibrate, evaluate, score, write_res
 from raccgan.experiments.compositions import composed, terms_of
 from raccgan.experiments.results import Result, composition_column
 from raccgan.experiments.tables import Row
-from raccgan.files import prepare_out
 from raccgan.metrics import image_metrics
 from raccgan.networks import build
 from raccgan.run import Run, prepare
@@ -23,7 +22,7 @@ from raccgan.training import PHASES, Training
 
 
 def execute(row: Row, folder: Path, device: torch.device, data_root: Path) -> Result:
-    """Train and judge one row; a folder that holds part of it is continued.
+    """Train and judge one row in its folder, which is there; part of it that is in there is continued.
 
     Returns:
         The row's line of the results, by column.
@@ -42,7 +41,7 @@ def execute(row: Row, folder: Path, device: torch.device, data_root: Path) -> Re
         run.dataset(run.split.train),
         classes=run.classes,
         channels=run.channels,
-        path=prepare_out(folder) / checkpoints.NAME,
+        path=folder / checkpoints.NAME,
         resumed=stored,
     )
     for phase in PHASES:

@@ -69,6 +69,6 @@ def test_a_row_that_was_stopped_goes_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
-    assert said.rstrip().endswith("stopped in row 1 of 1; the same command goes on from there")
+    assert said.rstrip().endswith("stopped in row 1 of 1; the same command goes on there")
     assert list(tmp_path.glob("*/checkpoint.pt"))
     assert not (tmp_path / "results.csv").exists()
