@@ -181,3 +181,24 @@ def test_an_optimiser_of_other_weights_is_refused(tiny: Make, saved: Training, c
         state["param_groups"] = [{"params": [0]}]
     with pytest.raises(InputError, match="optimiser of the discriminator does not fit its weights"):
         tiny(resumed=stored)
+
+
+def test_the_bytes_are_on_the_disk_before_the_name_and_the_name_at_the_end(
+    saved: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut would lose cannot be shown here; the order of the system's calls that rule it out can."""
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        calls.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).suffix or 'folder'}")
+        fsync(descriptor)
+
+    def noted_replace(source: Path, target: Path) -> None:
+        calls.append(f"name {Path(target).name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    saved.save("gan")
+    assert calls == ["sync .part", f"name {saved.path.name}", "sync folder"]
