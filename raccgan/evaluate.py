@@ -20,7 +20,7 @@ EXAMPLES = """\
       when every image is known to be a 3, or not to be
 """
 
-SETTINGS = ("dataset", "category", "quantile", "score_batch", "control_steps", "kernels", "threads")
+SETTINGS = ("dataset", "category", "unreadable", "quantile", "score_batch", "control_steps", "kernels", "threads")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,13 +43,15 @@ def main(arguments: Sequence[str]) -> int:
     from raccgan.detector import choose_threshold
     from raccgan.evaluation import calibrate, evaluate, summary, write_evaluated, write_results
     from raccgan.files import own_folder
-    from raccgan.run import prepare
+    from raccgan.run import prepare, readable
 
     stored = checkpoints.load(given.run)
     settings = options.settings_of(given)
     config = checkpoints.config_of(stored, **settings)
     options.require_kernels(config.kernels, device)
     run = prepare(config, given.data_root, device)
+    if config.unreadable == "skip":
+        run, _ = readable(run)
     checkpoints.check_same_model(stored, run.config, run.classes, run.channels)
     scorer = run.scorer(checkpoints.networks_of(stored, run.config, device), given.label_policy)
     with own_folder(given.out or (given.run if given.run.is_dir() else given.run.parent)) as out:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,9 +14,11 @@ from raccgan.data.dataset import ImageDataset
 from raccgan.data.protocol import Split, make_split
 from raccgan.data.registry import load_source
 from raccgan.data.samples import Sample
+from raccgan.errors import InputError
 from raccgan.networks import Networks
 from raccgan.progress import Progress
 from raccgan.scoring import MINIMUM, Scorer
+from raccgan.terminal import say
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,10 @@ def prepare(config: Config, data_root: Path, device: torch.device) -> Run:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    source = load_source(config.dataset, data_root, category=config.category or None)
+    problems: list[str] | None = [] if config.unreadable == "skip" else None
+    source = load_source(config.dataset, data_root, category=config.category or None, problems=problems)
+    for problem in problems or ():
+        say(f"skipped: {problem}")
     normal = [name.strip() for name in config.normal.split(",") if name.strip()]
     split = make_split(source, config.protocol or None, normal, held_out=config.held_out, seed=config.seed)
     resolved = replace(
@@ -60,11 +66,33 @@ def prepare(config: Config, data_root: Path, device: torch.device) -> Run:
     return Run(resolved, split, config.channels or source.channels, device)
 
 
-def verify(data: ImageDataset, title: str) -> None:
-    """Read every image once, so that a broken one is named now and not in the middle of the run.
+def readable(run: Run) -> tuple[Run, ImageDataset]:
+    """Read every image of the split once, so that a broken one is named now and not in the middle.
+
+    Returns:
+        The run, without the broken ones where its configuration skips them; and the images to train on.
 
     Raises:
-        InputError: the first broken file.
+        InputError: the first broken file, where it refuses them; or none is left of a part.
     """
-    with Progress(title, len(data), unit="image") as progress:
-        data.verify(lambda done, total: progress.update())
+    training: ImageDataset | None = None
+    for part in ("train", "held_out", "test"):
+        data = run.dataset(getattr(run.split, part))
+        with Progress("reading images", len(data), unit="image") as progress:
+            if run.config.unreadable == "refuse":
+                data.verify(lambda done, total: progress.update())
+                bad = {}
+            else:
+                bad = data.problems(lambda done, total: progress.update())
+        for problem in bad.values():
+            say(f"skipped: {problem}")
+        if bad:
+            kept = tuple(sample for index, sample in enumerate(data.samples) if index not in bad)
+            if not kept:
+                raise InputError(f"none of the {len(bad)} images can be read that are needed here: {bad[0]}")
+            less: dict[str, Any] = {part: kept}
+            run = replace(run, split=replace(run.split, **less))
+            data = run.dataset(kept)
+        training = data if training is None else training
+    assert training is not None
+    return run, training

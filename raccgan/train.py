@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     if resumed is not None:
         checkpoints.check_same_model(resumed, run.config, run.classes, run.channels)
     _check_phase(given.phase, run.config, resumed)
-    data = _training_data(run)
+    run, data = _training_data(run)
     with own_folder(out):  # last of all checks, so that a refused run leaves nothing behind
         if stamp(out / checkpoints.NAME) != seen:
             raise InputError(f"another run has written into {out} just now: give the command again")
@@ -187,19 +187,16 @@ def _check_phase(phase: str, config: Config, resumed: Checkpoint | None) -> None
         )
 
 
-def _training_data(run: Run) -> ImageDataset:
-    """The normal images to train on, every file of the run read once: training refuses what it cannot read."""
-    from raccgan.run import verify
+def _training_data(run: Run) -> tuple[Run, ImageDataset]:
+    """The run and the images to train on, every file of it read once: now, not when the training is over."""
+    from raccgan.run import readable
 
-    data = run.dataset(run.split.train)
+    run, data = readable(run)
     if run.config.batch_size > len(data):
         raise InputError(
             f"--batch-size {run.config.batch_size} is larger than the {len(data)} images there are to train on"
         )
-    verify(data, "reading images")
-    for samples in (run.split.held_out, run.split.test):  # now, not when the training is over
-        verify(run.dataset(samples), "reading images")
-    return data
+    return run, data
 
 
 def _tensorboard(out: Path) -> Log:

@@ -99,16 +99,21 @@ class ImageDataset(Dataset[Item]):
         Raises:
             InputError: names the first bad file in the order of the samples, and counts the others.
         """
-        bad = []
-        for done, problem in enumerate(_in_threads(self._problem, range(len(self))), start=1):
-            if problem is not None:
-                bad.append(problem)
-            if progress is not None:
-                progress(done, len(self))
+        bad = list(self.problems(progress).values())
         if len(bad) == 1:
             raise InputError(bad[0])
         if bad:
             raise InputError(f"{bad[0]} ({len(bad) - 1} more of the {len(self)} images cannot be used either)")
+
+    def problems(self, progress: Callable[[int, int], None] | None = None) -> dict[int, str]:
+        """:meth:`verify` that raises nothing: the line that says what is wrong, by the index of each bad sample."""
+        bad = {}
+        for index, problem in enumerate(_in_threads(self._problem, range(len(self)))):
+            if problem is not None:
+                bad[index] = problem
+            if progress is not None:
+                progress(index + 1, len(self))
+        return bad
 
     def _problem(self, index: int) -> str | None:
         sample = self.samples[index]
