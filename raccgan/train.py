@@ -32,6 +32,8 @@ EXAMPLES = """\
       your own folder: one sub-folder a class, such as healthy/ and abnormal/
   python -m raccgan.train --resume runs/scans
       go on where a run stopped
+  torchrun --nproc-per-node 8 --max-restarts 3 -m raccgan.train --dataset ~/scans --normal healthy --out runs/scans
+      on eight GPUs of this machine; with more of its options on many machines
 """
 
 
@@ -42,11 +44,13 @@ def main(arguments: Sequence[str]) -> int:
     device = options.pick_device(given.device)
 
     from raccgan import checkpoint as checkpoints
+    from raccgan import ranks
     from raccgan.files import prepare_out, write_json
     from raccgan.run import prepare
 
-    out, resumed = _place(given)
     settings = options.settings_of(given)
+    ranks.join(device, settings.get("rank_timeout", Config.rank_timeout))
+    out, resumed = ranks.on_first(lambda: _place(given))
     config = make_config(given.preset, settings) if resumed is None else checkpoints.config_of(resumed, **settings)
     options.require_kernels(config.kernels, device)
     run = prepare(config, given.data_root, device)
@@ -54,8 +58,8 @@ def main(arguments: Sequence[str]) -> int:
         checkpoints.check_same_model(resumed, run.config, run.classes, run.channels)
     _check_phase(given.phase, run.config, resumed)
     data = _training_data(run)
-    prepare_out(out)  # last of all checks, so that a refused run leaves nothing behind
-    write_json(out / "config.json", run.config.to_dict())
+    # Last of all checks, so that a refused run leaves nothing behind.
+    ranks.on_first(lambda: write_json(prepare_out(out) / "config.json", run.config.to_dict()))
     _say(
         f"{run.config.dataset}: normal {', '.join(run.classes)}; {len(run.split.train)} images to train on, "
         f"{len(run.split.held_out)} held out for the threshold, {len(run.split.test)} to test; results in {out}"
@@ -94,6 +98,8 @@ def _run_phases(run: Run, data: ImageDataset, phase: str, out: Path, resumed: Ch
         _say(f"the encoder is trained, threshold {calibration.threshold:.4g}; --phase evaluate --resume {out} goes on")
         return 0
     evaluation = evaluate(run, scorer, calibration.threshold, seconds=training.seconds)
+    if evaluation is None:
+        return 0
     write_results(out, run, evaluation, scorer, training.history)
     print(summary(evaluation))
     print(f"scores, metrics, pictures and the checkpoint are in {out}")
@@ -160,8 +166,10 @@ def _check_phase(phase: str, config: Config, resumed: Checkpoint | None) -> None
 
 def _training_data(run: Run) -> ImageDataset:
     """The normal images to train on, every file of the run read once: training refuses what it cannot read."""
+    from raccgan import ranks
     from raccgan.run import verify
 
+    ranks.require_divisible(run.config.batch_size)
     data = run.dataset(run.split.train)
     if run.config.batch_size > len(data):
         raise InputError(
@@ -172,8 +180,10 @@ def _training_data(run: Run) -> ImageDataset:
 
 
 def _tensorboard(out: Path) -> Log:
-    """Losses to TensorBoard where it is installed; nowhere else."""
-    if importlib.util.find_spec("tensorboard") is None:
+    """Losses to TensorBoard where it is installed, from rank 0; nowhere else."""
+    from raccgan import ranks
+
+    if importlib.util.find_spec("tensorboard") is None or not ranks.first():
         return lambda phase, step, figures: None
     from torch.utils.tensorboard import SummaryWriter
 
@@ -187,7 +197,10 @@ def _tensorboard(out: Path) -> Log:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    from raccgan import ranks
+
+    if ranks.first():
+        print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
