@@ -20,7 +20,10 @@ Imports no torch, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import os
+import secrets
 import signal
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,6 +95,13 @@ def place_in(environment: Mapping[str, str] = os.environ) -> Place:
         ) from None
 
 
+def job() -> str | None:
+    """What tells this job of torchrun from others, the same when it starts its ranks again; None without torchrun."""
+    given = os.environ.get("TORCHELASTIC_RUN_ID")
+    # "none" is what torchrun calls a job on several machines that was given no name.
+    return f"{socket.gethostname()}/{os.getppid()}" if given == "none" else given
+
+
 def join(device: torch.device, timeout: float) -> None:
     """Become a rank of the job that the environment names, if it names one; :func:`leave` is the end of it.
 
@@ -112,18 +122,20 @@ def join(device: torch.device, timeout: float) -> None:
     from raccgan.watch import Watch
 
     wait = timedelta(seconds=timeout)
+    store: Any
     try:
         store, _, _ = next(rendezvous("env://", place.rank, place.world, timeout=wait))
+        store = dist.distributed_c10d.PrefixStore(_meet(store, place, timeout), store)
         if device.type == "cuda":
             _use(device)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=dist.distributed_c10d.PrefixStore("group", store),
+            store=store,
             rank=place.rank,
             world_size=place.world,
             timeout=wait,
         )
-        _watch = Watch(store.clone(), place.rank, place.world, timeout)
+        _watch = Watch(dist.distributed_c10d.PrefixStore("watch", store.clone()), place.rank, place.world, timeout)
     except RuntimeError as error:
         raise InputError(
             f"rank {place.rank} of {place.world} found no job at {os.environ.get('MASTER_ADDR')}:"
@@ -131,6 +143,34 @@ def join(device: torch.device, timeout: float) -> None:
         ) from None
     _place = place
     signal.signal(signal.SIGTERM, _terminated)
+
+
+def _meet(store: Any, place: Place, timeout: float) -> str:
+    """A name for this meeting of all ranks: torchrun keeps the store when it starts them again, and all they left there.
+
+    Every rank asks under a name of its own, and rank 0 answers whoever asks last in the place of each.
+
+    Raises:
+        RuntimeError: of those that are waited for, not all have come.
+    """
+    mine = secrets.token_hex(8)
+    if place.rank:
+        store.set(f"asks/{place.rank}", mine)
+        meeting: str = store.get(f"answer/{mine}").decode()
+        store.set(f"{meeting}/here/{place.rank}", "")
+        return meeting
+    missing = set(range(1, place.world))
+    end = time.monotonic() + timeout
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"{mine}/here/{other}"]):
+                missing.remove(other)
+            elif store.check([f"asks/{other}"]):
+                store.set(f"answer/{store.get(f'asks/{other}').decode()}", mine)
+        if missing and time.monotonic() > end:
+            raise RuntimeError(f"rank {', '.join(map(str, sorted(missing)))} has not come")
+        time.sleep(0.01)
+    return mine
 
 
 def leave(error: BaseException | None = None) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from raccgan.data.dataset import ImageDataset
     from raccgan.run import Run
     from raccgan.training import Log
+
+JOB = ".torchrun-job"
+"""The file that names the job of torchrun which writes into a folder, until it is done."""
 
 PHASES = ("all", "gan", "encoder", "evaluate")
 
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from raccgan import checkpoint as checkpoints
     from raccgan import ranks
-    from raccgan.files import prepare_out, write_json
+    from raccgan.files import prepare_out
     from raccgan.run import prepare
 
     settings = options.settings_of(given)
@@ -56,15 +60,29 @@ def main(arguments: Sequence[str]) -> int:
     run = prepare(config, given.data_root, device)
     if resumed is not None:
         checkpoints.check_same_model(resumed, run.config, run.classes, run.channels)
+    if resumed is not None and given.resume is None:
+        _say(f"started again, and goes on from {out / checkpoints.NAME}")
     _check_phase(given.phase, run.config, resumed)
     data = _training_data(run)
     # Last of all checks, so that a refused run leaves nothing behind.
-    ranks.on_first(lambda: write_json(prepare_out(out) / "config.json", run.config.to_dict()))
+    ranks.on_first(lambda: _begin(prepare_out(out), run.config))
     _say(
         f"{run.config.dataset}: normal {', '.join(run.classes)}; {len(run.split.train)} images to train on, "
         f"{len(run.split.held_out)} held out for the threshold, {len(run.split.test)} to test; results in {out}"
     )
-    return _run_phases(run, data, given.phase, out, resumed)
+    status = _run_phases(run, data, given.phase, out, resumed)
+    if ranks.first():
+        (out / JOB).unlink(missing_ok=True)
+    return status
+
+
+def _begin(out: Path, config: Config) -> None:
+    from raccgan import ranks
+    from raccgan.files import write_json, write_text
+
+    write_json(out / "config.json", config.to_dict())
+    if (job := ranks.job()) is not None:
+        write_text(out / JOB, job)
 
 
 def _run_phases(run: Run, data: ImageDataset, phase: str, out: Path, resumed: Checkpoint | None) -> int:
@@ -130,9 +148,14 @@ def _place(given: argparse.Namespace) -> tuple[Path, Checkpoint | None]:
     """The run's folder, and the checkpoint to go on from. A finished or stopped run is never overwritten."""
     from raccgan.checkpoint import NAME, load
 
+    begun = _begun(given)
+    if begun is not None and (begun / NAME).exists():
+        return begun, load(begun)
     if given.resume is None:
+        if begun is not None:
+            return begun, None
         if given.out is None:
-            return _free_folder(Path("runs") / Path(getattr(given, "dataset", given.preset or "digits")).name), None
+            return next(place for place in _folders(given) if not place.exists()), None
         if (given.out / NAME).exists():
             raise InputError(f"{given.out} holds a run already: add --resume to continue it, or name another --out")
         return given.out, None
@@ -144,10 +167,24 @@ def _place(given: argparse.Namespace) -> tuple[Path, Checkpoint | None]:
     return given.out or (source if source.is_dir() else source.parent), load(source)
 
 
-def _free_folder(wanted: Path) -> Path:
-    """``wanted``, or with -2, -3 ... appended where that is there already."""
-    candidates = (wanted if i == 1 else wanted.with_name(f"{wanted.name}-{i}") for i in range(1, 10_000))
-    return next(place for place in candidates if not place.exists())
+def _folders(given: argparse.Namespace) -> Iterator[Path]:
+    """Where a run may go: the folder that it was given, or one of its data's name, with -2, -3 ... appended."""
+    named = given.out or (Path(given.resume) if given.resume else None)
+    if named is not None:
+        yield named if named.is_dir() or given.out else named.parent
+        return
+    wanted = Path("runs") / Path(getattr(given, "dataset", given.preset or "digits")).name
+    yield from (wanted if i == 1 else wanted.with_name(f"{wanted.name}-{i}") for i in range(1, 10_000))
+
+
+def _begun(given: argparse.Namespace) -> Path | None:
+    """The folder that this job of torchrun began in, if it starts its ranks again; no other run's."""
+    from raccgan import ranks
+
+    if (job := ranks.job()) is None:
+        return None
+    there = itertools.takewhile(Path.exists, _folders(given))
+    return next((place for place in there if (place / JOB).exists() and (place / JOB).read_text() == job), None)
 
 
 def _check_phase(phase: str, config: Config, resumed: Checkpoint | None) -> None:

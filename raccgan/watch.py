@@ -117,7 +117,7 @@ class Watch(threading.Thread):
             if beat != self._seen[other][0]:
                 self._seen[other] = beat, now
         if silent := self._silent(self.timeout):
-            self.store.compare_set("ended", "", f"{silent} was lost: no sign of life for {self.timeout:.0f} s")
+            self.store.compare_set("ended", "", f"{silent} was lost, without a sign for {self.timeout:.0f} s")
         return self._said()
 
     def _said(self) -> str | None:
@@ -157,7 +157,7 @@ class Watch(threading.Thread):
             except RuntimeError:
                 return _NO_STORE
             if silent := self._silent(SILENT):
-                return f"{silent} was lost"
+                return f"{silent} was lost; torchrun --max-restarts N would start all again"
             if time.monotonic() > end:
                 return None
             time.sleep(BEAT / 5)
@@ -165,7 +165,7 @@ class Watch(threading.Thread):
     def _reason(self, symptom: str) -> str:
         reason = self._gone(SILENT + 2 * BEAT) or f"another rank does not answer: {symptom}"
         self._announce(reason)
-        return f"{reason}; torchrun --max-restarts N goes on by itself"
+        return reason
 
     def _announce(self, reason: str) -> None:
         with suppress(RuntimeError):  # no one is there to tell
