@@ -146,7 +146,7 @@ def join(device: torch.device, timeout: float) -> None:
 
 
 def _meet(store: Any, place: Place, timeout: float) -> str:
-    """A name for this meeting of all ranks: torchrun keeps the store when it starts them again, and all they left there.
+    """A name for this meeting of all ranks: torchrun keeps the store, and what is in it, when it starts them again.
 
     Every rank asks under a name of its own, and rank 0 answers whoever asks last in the place of each.
 
@@ -182,12 +182,18 @@ def leave(error: BaseException | None = None) -> None:
     global _place, _watch
     if _watch is None:
         return
+    import torch
+    import torch.distributed as dist
+
     watch, _watch, _place = _watch, None, Place()
     try:
         if error is not None:
             watch.report(error)
     finally:
         watch.leave()
+        # Python must not end while gloo's threads run; to end NCCL's, where one is gone, can take for ever.
+        if error is None or not torch.cuda.is_initialized():
+            dist.destroy_process_group()
 
 
 def _use(device: torch.device) -> None:

@@ -107,6 +107,7 @@ class Watch(threading.Thread):
         self._ended.set()
         with suppress(RuntimeError):  # no one is there to tell
             self._ask(lambda: self.store.set(self._beats[self.rank], _LEFT))
+        self.join(GRACE)  # Python must not end while a thread of it is in C++
 
     def _look(self) -> str | None:
         """One sign of life; why the job cannot go on, or None."""
