@@ -4,8 +4,8 @@ Where it is missing or does not load, nothing here raises or prints: :func:`why_
 and the other implementations serve.
 
 Environment:
-    RACCGAN_CPU_CAPABILITY: caps the processor's instructions that the CPU kernels use: portable, avx2 or avx512.
-        Read once, when the library is first used. Results do not depend on it.
+    RACCGAN_CPU_CAPABILITY: caps the processor's instructions that the CPU kernels use: portable, avx2, avx512 or
+        avx512bf16. Read once, when the library is first used. Results differ by rounding alone.
     RACCGAN_LIBRARY: another build of the library to load instead, such as one with sanitizers.
 """
 

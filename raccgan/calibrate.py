@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from raccgan import options
 from raccgan.errors import InputError
+from raccgan.terminal import say, tell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,9 +36,18 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
 
     from raccgan import checkpoint as checkpoints
+    from raccgan.files import own_folder
+
+    file = checkpoints.existing(given.run)
+    with own_folder(file.parent):  # a training that goes on there would lose steps to what is read here
+        return _calibrate(file, given)
+
+
+def _calibrate(file: Path, given: argparse.Namespace) -> int:
+    from raccgan import checkpoint as checkpoints
     from raccgan.detector import choose_threshold
 
-    stored = checkpoints.load(given.run)
+    stored = checkpoints.load(file)
     held_out, policy, skipped = stored.held_out, stored.held_out_policy, 0
     if given.images:
         held_out, skipped = _scores(stored, given)
@@ -47,13 +57,13 @@ def main(arguments: Sequence[str]) -> int:
         quantile = checkpoints.config_of(stored).quantile
     fresh = checkpoints.Checkpoint(stored.config, stored.classes, stored.channels, {}, held_out=held_out)
     threshold = choose_threshold(fresh, threshold=given.threshold, quantile=quantile, sensitivity=given.sensitivity)
-    checkpoints.recalibrate(given.run, checkpoints.Calibration(threshold, held_out, policy))
+    checkpoints.recalibrate(file, checkpoints.Calibration(threshold, held_out, policy))
     before = "none" if stored.threshold is None else f"{stored.threshold:.4g}"
     count = len(held_out.get("score", ()))
     above = int((held_out["score"] > threshold).sum()) if count else 0
-    print(
+    tell(
         f"threshold {threshold:.4g} (before: {before}); {above} of {count} normal images are above it, "
-        f"{skipped} skipped; written to {checkpoints.file_of(given.run)}"
+        f"{skipped} skipped; written to {file}"
     )
     return 1 if skipped else 0
 
@@ -100,7 +110,7 @@ def _scores(stored: Checkpoint, given: argparse.Namespace) -> tuple[dict[str, Te
                 peaks.append(result.peak.value)
             progress.update()
     for problem in problems:
-        print(f"skipped: {problem}", file=sys.stderr)
+        say(f"skipped: {problem}")
     if not scores:
         raise InputError("no normal image could be read, so the threshold stays")
     return {"score": torch.tensor(scores), "peak": torch.tensor(peaks)}, len(problems)

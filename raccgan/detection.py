@@ -19,8 +19,8 @@ import torch
 
 from raccgan import ranks
 from raccgan.checkpoint import Checkpoint
-from raccgan.data.listing import IMAGE_SUFFIXES, list_images
-from raccgan.data.samples import natural_key, printable
+from raccgan.data.listing import IMAGE_SUFFIXES, list_images, matching
+from raccgan.data.samples import printable
 from raccgan.detector import Detector, Result, Skipped
 from raccgan.errors import InputError
 from raccgan.files import write_atomically, write_csv, write_json
@@ -63,7 +63,7 @@ def find(arguments: Sequence[str]) -> Found:
     masks = 0
     for argument in arguments:
         try:
-            for path in _meant(argument):
+            for path in _meant(argument, problems):
                 if "ground_truth" not in Path(argument).parts and _is_mask(path):
                     masks += 1
                 else:
@@ -73,15 +73,14 @@ def find(arguments: Sequence[str]) -> Found:
     return Found(tuple(files), tuple(problems), masks)
 
 
-def _meant(argument: str) -> Iterator[Path]:
+def _meant(argument: str, problems: list[str]) -> Iterator[Path]:
     path = Path(argument)
     if path.is_dir():
-        yield from list_images(path).images
+        yield from list_images(path, problems).images
     elif os.path.lexists(path) or not glob.has_magic(argument):
         yield path  # a file that is not there is named when it is read
     else:
-        matches = sorted(glob.glob(argument, recursive=True), key=natural_key)
-        inside = [Path(match) for match in matches if Path(match).suffix.lower() in IMAGE_SUFFIXES]
+        inside = [match for match in matching(argument, problems) if match.suffix.lower() in IMAGE_SUFFIXES]
         if not inside:
             raise InputError(f"no image matches {printable(argument)}")
         yield from (match for match in inside if not match.is_dir())
@@ -122,8 +121,10 @@ def take_folder(out: Path, run: Mapping[str, Any], *, restart: bool) -> None:
     elif (out / "summary.json").exists():
         try:
             there = json.loads((out / "summary.json").read_text())["made_with"]
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{out / 'summary.json'} is not of this command: name another --out") from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            there = None
+        if not isinstance(there, dict):
+            raise InputError(f"{out / 'summary.json'} is not of this command: name another --out")
         if differ := differences(there, run):
             raise InputError(
                 f"{out} holds results of another run ({differ}): name another --out, or add --restart to replace them"

@@ -113,6 +113,7 @@ class Detector:
         sensitivity: float | None = None,
         label_policy: str = MINIMUM,
         device: str = "auto",
+        compiled: bool = False,
         **settings: Any,
     ) -> Detector:
         """Read a run's folder, or a checkpoint file.
@@ -123,6 +124,7 @@ class Detector:
                 :func:`choose_threshold`.
             label_policy: ``minimum``, or the normal class that the images are known to belong to, if normal.
             device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: a GPU where there is one.
+            compiled: score through torch.compile, see :class:`raccgan.scoring.Scorer`.
             settings: settings of :class:`Config` that change how, not what: ``kernels``, ``score_batch``.
 
         Raises:
@@ -130,18 +132,25 @@ class Detector:
         """
         stored = checkpoints.load(Path(path))
         chosen = choose_threshold(stored, threshold=threshold, quantile=quantile, sensitivity=sensitivity)
-        return cls.of(stored, chosen, label_policy=label_policy, device=device, **settings)
+        return cls.of(stored, chosen, label_policy=label_policy, device=device, compiled=compiled, **settings)
 
     @classmethod
     def of(
-        cls, stored: Checkpoint, threshold: float, *, label_policy: str = MINIMUM, device: str = "auto", **settings: Any
+        cls,
+        stored: Checkpoint,
+        threshold: float,
+        *,
+        label_policy: str = MINIMUM,
+        device: str = "auto",
+        compiled: bool = False,
+        **settings: Any,
     ) -> Detector:
         """The same from a checkpoint that is in memory."""
         place = options.pick_device(device)
         config = checkpoints.config_of(stored, **settings)
         options.require_kernels(config.kernels, place)
         networks = checkpoints.networks_of(stored, config, place)
-        scorer = Scorer.of(config, networks, stored.classes, label_policy)
+        scorer = Scorer.of(config, networks, stored.classes, label_policy, compiled=compiled)
         return cls(scorer, classes=stored.classes, threshold=threshold, channels=stored.channels, config=config)
 
     @property

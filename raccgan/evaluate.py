@@ -8,6 +8,7 @@ from pathlib import Path
 
 from raccgan import options
 from raccgan.config import Config
+from raccgan.terminal import tell
 
 EXAMPLES = """\
   python -m raccgan.evaluate runs/digits
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     from raccgan import ranks
     from raccgan.detector import choose_threshold
     from raccgan.evaluation import calibrate, evaluate, summary, write_evaluated, write_results
-    from raccgan.files import prepare_out
+    from raccgan.files import own_folder
     from raccgan.run import prepare
 
     settings = options.settings_of(given)
@@ -56,22 +57,23 @@ def main(arguments: Sequence[str]) -> int:
     run = prepare(config, given.data_root, device)
     checkpoints.check_same_model(stored, run.config, run.classes, run.channels)
     scorer = run.scorer(checkpoints.networks_of(stored, run.config, device), given.label_policy)
-    out = ranks.on_first(lambda: prepare_out(given.out or (given.run if given.run.is_dir() else given.run.parent)))
-    if stored.held_out and given.label_policy == stored.held_out_policy:
-        threshold = choose_threshold(stored, quantile=settings.get("quantile"))
-        calibration = checkpoints.Calibration(threshold, stored.held_out, given.label_policy)
-    elif stored.threshold is None or "quantile" in settings or given.label_policy != stored.held_out_policy:
-        calibration = calibrate(run, scorer, given.label_policy)
-    else:
-        calibration = checkpoints.Calibration(stored.threshold, {}, given.label_policy)
-    evaluation = evaluate(run, scorer, calibration.threshold, seconds=stored.seconds, details=given.report)
-    if evaluation is None:
-        return 0
-    write_results(out, run, evaluation, scorer, stored.history)
-    if given.report:
-        write_evaluated(out / "report.html", run, evaluation, calibration, str(given.run))
-    print(summary(evaluation))
-    print(f"metrics, scores and pictures are in {out}")
+    folder = given.out or (given.run if given.run.is_dir() else given.run.parent)
+    with ranks.entered_on_first(lambda: own_folder(folder)) as out:
+        if stored.held_out and given.label_policy == stored.held_out_policy:
+            threshold = choose_threshold(stored, quantile=settings.get("quantile"))
+            calibration = checkpoints.Calibration(threshold, stored.held_out, given.label_policy)
+        elif stored.threshold is None or "quantile" in settings or given.label_policy != stored.held_out_policy:
+            calibration = calibrate(run, scorer, given.label_policy)
+        else:
+            calibration = checkpoints.Calibration(stored.threshold, {}, given.label_policy)
+        evaluation = evaluate(run, scorer, calibration.threshold, seconds=stored.seconds, details=given.report)
+        if evaluation is None:
+            return 0
+        write_results(out, run, evaluation, scorer, stored.history)
+        if given.report:
+            write_evaluated(out / "report.html", run, evaluation, calibration, str(given.run))
+        print(summary(evaluation))
+        tell(f"metrics, scores and pictures are in {out}")
     return 0
 
 

@@ -166,6 +166,7 @@ def write_evaluated(path: Path, run: Run, evaluation: Evaluation, calibration: C
     shown = []
     for i, (sample, (value, condition, residual, feature)) in enumerate(zip(run.split.test, terms, strict=True)):
         map, image = scored.map[i].numpy(), test.images([i])[0].numpy()
+        mask = None if sample.mask is None else decode_mask(sample.mask, run.config.image_size, run.config.fit)
         shown.append(
             Shown(
                 path=sample.key,
@@ -174,7 +175,7 @@ def write_evaluated(path: Path, run: Run, evaluation: Evaluation, calibration: C
                 residual=residual,
                 feature=feature,
                 map_max=float(map.max()),
-                strip=strip(image, scored.reconstruction[i].numpy(), map, scale),
+                strip=strip(image, scored.reconstruction[i].numpy(), map, scale, mask),
                 label=sample.label,
                 anomalous=bool(evaluation.anomalous[i]),
             )

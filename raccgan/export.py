@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raccgan import __version__, options
 from raccgan.errors import InputError
+from raccgan.terminal import say, tell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from raccgan import checkpoint as checkpoints
     from raccgan import exporting
-    from raccgan.files import prepare_out
+    from raccgan.files import own_folder
 
     if missing := exporting.missing(given.format):
         raise InputError(f"--format {given.format} needs {', '.join(missing)}: run pip install -e '.[export]'")
@@ -56,16 +57,16 @@ def main(arguments: Sequence[str]) -> int:
     if threshold is None:
         raise InputError(f"{given.run} has no threshold: its encoder is not trained yet; or give one with --threshold")
     scorer, graph = _both(stored, config, threshold, given)
-    out = prepare_out(given.out)
-    content = exporting.export(graph, given.format, channels=stored.channels, size=config.image_size)
-    images, source = _images(config, scorer, given.data_root)
-    found = exporting.agreement(exporting.load(content, given.format), scorer, images, threshold, given.input)
-    agreement = {**dataclasses.asdict(found), "on": source}
-    print(
-        f"on {found.images} {source}: largest relative score difference {found.max_relative_difference:.1e}, "
-        f"equal decisions {found.equal_decisions:.1%}"
-    )
-    _write(out, content, _description(stored, config, threshold, given, agreement))
+    with own_folder(given.out) as out:
+        content = exporting.export(graph, given.format, channels=stored.channels, size=config.image_size)
+        images, source = _images(config, scorer, given.data_root)
+        found = exporting.agreement(exporting.load(content, given.format), scorer, images, threshold, given.input)
+        agreement = {**dataclasses.asdict(found), "on": source}
+        print(
+            f"on {found.images} {source}: largest relative score difference {found.max_relative_difference:.1e}, "
+            f"equal decisions {found.equal_decisions:.1%}"
+        )
+        _write(out, content, _description(stored, config, threshold, given, agreement))
     return 0
 
 
@@ -134,7 +135,7 @@ def _images(config: Config, scorer: Scorer, data_root: Path) -> tuple[Tensor, st
         chosen = [*spread(run.split.held_out, half), *spread(run.split.test, half)]
         return run.dataset(chosen).images(range(len(chosen))), "held-out and test images"
     except InputError as error:
-        print(f"compared on random images: {error}", file=sys.stderr)
+        say(f"compared on random images: {error}")
     z = generation.latents(range(half), config.latent_size, seed=config.seed)
     generated = generation.images(scorer.generator, z, scorer.conditions[0])
     noise = torch.rand(generated.shape, generator=stream(config.seed, "export")) * 2 - 1
@@ -177,7 +178,7 @@ def _write(out: Path, content: bytes, described: dict[str, Any]) -> None:
     file = out / described["file"]
     write_atomically(file, lambda stream: stream.write(content))
     write_json(file.with_name(f"{file.name}.json"), described)
-    print(f"the model is in {file}, how to call it in {file.name}.json")
+    tell(f"the model is in {file}, how to call it in {file.name}.json")
 
 
 if __name__ == "__main__":

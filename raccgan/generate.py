@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raccgan import options
 from raccgan.errors import InputError
+from raccgan.terminal import say, tell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     import torch
 
     from raccgan import checkpoint as checkpoints
+    from raccgan.files import own_folder
 
     stored = checkpoints.load(given.run)
     config = checkpoints.config_of(stored, **options.settings_of(given))
@@ -61,17 +63,18 @@ def main(arguments: Sequence[str]) -> int:
     pair = _pair(given.between, stored.classes)
     names = _named(given.names, stored.classes) if given.names else pair or stored.classes
     real = _real_or_why_not(given, config, stored.channels, names)
-    out = _place(given.out)
     generator = checkpoints.networks_of(stored, config, device).average
     making = _Making(generator, config, stored.classes, given.truncation)
-    making.write_images(out, names, given.count)
-    if pair:
-        making.write_between_classes(out / "between-classes.png", pair)
-    if given.between_latents:
-        making.write_between_latents(out / "between-latents.png", names)
-    if real:
-        _compare(out, making, real, given)
-    print(f"{given.count} images of each of {', '.join(names)} are in {out}, the first ones in {out / 'grid.png'}")
+    with own_folder(given.out) as out:
+        _check_empty(out)
+        making.write_images(out, names, given.count)
+        if pair:
+            making.write_between_classes(out / "between-classes.png", pair)
+        if given.between_latents:
+            making.write_between_latents(out / "between-latents.png", names)
+        if real:
+            _compare(out, making, real, given)
+        tell(f"{given.count} images of each of {', '.join(names)} are in {out}, the first ones in {out / 'grid.png'}")
     return 0
 
 
@@ -140,13 +143,12 @@ def _pair(between: str, classes: Sequence[str]) -> list[str]:
     return pair
 
 
-def _place(out: Path) -> Path:
-    """The folder of the images; one that holds anything is refused, so that no two sets are ever mixed."""
-    from raccgan.files import prepare_out
+def _check_empty(out: Path) -> None:
+    """One that holds anything is refused, so that no two sets are ever mixed."""
+    from raccgan.files import LOCK
 
-    if out.is_dir() and any(out.iterdir()):
+    if any(path.name != LOCK for path in out.iterdir()):
         raise InputError(f"{out} is not empty: name another --out, so that these images are not mixed with others")
-    return prepare_out(out)
 
 
 def _real_or_why_not(given: argparse.Namespace, config: Config, channels: int, names: Sequence[str]) -> dict[str, Real]:
@@ -166,7 +168,7 @@ def _real_or_why_not(given: argparse.Namespace, config: Config, channels: int, n
     except InputError as error:
         if given.against:
             raise
-        print(f"no comparison with real images: {error}; or name some with --against", file=sys.stderr)
+        say(f"no comparison with real images: {error}; or name some with --against")
         return {}
 
 
@@ -290,7 +292,7 @@ def _compare(out: Path, making: _Making, real: dict[str, Real], given: argparse.
             **{which: round(value, 6) for which, value in dataclasses.asdict(distances).items()},
             "images": {"generated": len(generated), "real_train": len(images.train), "real_test": len(images.test)},
         }
-        print(
+        tell(
             f"{name}: kernel distance to real test images {distances.generated:.3g}; real training images "
             f"{distances.real:.3g} (chance: below {distances.chance:.3g}), noise {distances.noise:.3g}"
         )

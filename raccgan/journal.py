@@ -2,12 +2,11 @@
 
 A journal is a text file of JSON lines. The first line names the run: the checkpoint and every setting that a row
 depends on. Each further line holds the rows of one batch. A line that was cut off in the middle counts as not written.
-The file is locked while a run writes it, and removed when the run is complete.
+Whoever writes it has its folder to himself (:func:`raccgan.files.taken`), and removes it when the run is complete.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from raccgan.errors import InputError
+from raccgan.files import said
 
 Row = dict[str, Any]
 
@@ -28,18 +28,18 @@ class Journal:
         restart: throw away what is there.
 
     Raises:
-        InputError: the journal is of another run, which is named by what differs; or another process writes it.
+        InputError: the journal is of another run, which is named by what differs; or it is damaged, or the machine
+            refuses to write it.
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any], *, restart: bool = False) -> None:
         self.path = path
         self.rows: list[Row] = []
-        self._file = path.open("a+", encoding="utf-8")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise InputError(f"another run is writing into {path.parent}: wait for it, or name another --out") from None
+            # Unbuffered: what could not be written is not tried again when the file is closed.
+            self._file = path.open("ab+", buffering=0)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {said(error)}") from None
         try:
             self._read(dict(run), restart)
         except BaseException:
@@ -48,8 +48,7 @@ class Journal:
 
     def add(self, rows: Sequence[Row]) -> None:
         """Write one batch; it is safe from everything but the machine's own failure when this returns."""
-        self._file.write(json.dumps(rows) + "\n")
-        self._file.flush()
+        self._append(rows)
         self.rows += rows
 
     def remove(self) -> None:
@@ -66,19 +65,31 @@ class Journal:
 
     def _read(self, run: Row, restart: bool) -> None:
         self._file.seek(0)
-        whole, end, _ = self._file.read().rpartition("\n")  # what follows the last line's end was cut off
+        whole, end, _ = self._file.read().rpartition(b"\n")  # what follows the last line's end was cut off
         if restart or not end:
             self._file.truncate(0)
-            self._file.write(json.dumps(run) + "\n")
-            self._file.flush()
+            self._append(run)
             return
         try:
-            there, *batches = map(json.loads, whole.split("\n"))
-        except ValueError:
-            raise InputError(f"{self.path} is damaged: add --restart to score anew") from None
+            there, *batches = map(json.loads, whole.split(b"\n"))
+        except (ValueError, RecursionError):
+            raise self._damaged() from None
+        if not isinstance(there, dict) or not all(map(_is_batch, batches)):
+            raise self._damaged()
         self._check(there, run)
         self.rows = [row for batch in batches for row in batch]
-        self._file.truncate(len(whole) + 1)  # JSON is ASCII: characters are bytes
+        self._file.truncate(len(whole) + 1)
+
+    def _append(self, line: Row | Sequence[Row]) -> None:
+        left = json.dumps(line).encode() + b"\n"
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {said(error)}, then repeat the command to go on") from None
+
+    def _damaged(self) -> InputError:
+        return InputError(f"{self.path} is damaged: add --restart to score anew")
 
     def _check(self, there: Row, here: Row) -> None:
         if differ := differences(there, here):
@@ -86,6 +97,10 @@ class Journal:
                 f"{self.path.parent} holds part of another run ({differ}): name another --out, repeat the command of "
                 "that run to finish it, or add --restart to throw it away"
             )
+
+
+def _is_batch(rows: Any) -> bool:
+    return isinstance(rows, list) and all(isinstance(row, dict) and {"path", "stamp"} <= row.keys() for row in rows)
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from raccgan.config import PRESETS, Config
 from raccgan.errors import InputError
+from raccgan.terminal import one_line, say
 
 DATA_ROOT_VARIABLE = "RACCGAN_DATA"
 
@@ -46,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; {self.prog} --help shows all options\n")
+        self.exit(2, one_line(f"error: {message}; {self.prog} --help shows all options") + "\n")
 
 
 def add_settings(parser: argparse.ArgumentParser, only: Iterable[str] | None = None) -> None:
@@ -185,15 +186,24 @@ def call(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
     try:
         return _left(command, arguments)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _error(error)
     except KeyboardInterrupt as stop:
-        print(f"\n{stop}" if str(stop) else "\ninterrupted", file=sys.stderr)
+        print("\n" + one_line(str(stop) or "interrupted"), file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone, as `| head` does; Python would complain of it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        where = f"{error.filename}: " if isinstance(error.filename, str) else ""
+        return _error(f"{where}{error.strerror}")
+    except MemoryError:
+        return _error("the machine's memory is full; lower --batch-size or --score-batch")
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":
-            print("error: the GPU's memory is full; lower --batch-size or --score-batch", file=sys.stderr)
-            return 2
+            return _error("the GPU's memory is full; lower --batch-size or --score-batch")
         raise
 
 
@@ -208,3 +218,8 @@ def _left(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> 
         raise
     ranks.leave()
     return status
+
+
+def _error(reason: object) -> int:
+    say(f"error: {reason}")
+    return 2

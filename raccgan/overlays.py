@@ -19,6 +19,9 @@ from torch import Tensor
 from raccgan.data.images import Float, place_in_square, read_upright
 from raccgan.detector import Result
 
+OUTLINE = (6, 182, 212)
+"""The colour round what a mask marks, which no map has."""
+
 LONGEST = 1024
 """Pixels of the longer side of an overlay; larger originals are made smaller."""
 
@@ -62,6 +65,15 @@ def overlay(image: NDArray[np.uint8], map: NDArray[Any], scale: MapScale) -> NDA
     return np.rint(grey * (1 - opaque) + colour * opaque).astype(np.uint8)
 
 
+def outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """A copy of a picture [H, W, 3] with a line along the inner border of a mask [H, W]."""
+    padded = np.pad(mask, 1)
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    result = picture.copy()
+    result[mask & ~inside] = OUTLINE
+    return result
+
+
 def overlay_of_file(result: Result, scale: MapScale, fit: str) -> Image.Image:
     """The map of a scored file over the original file, upright, at most LONGEST pixels on its longer side.
 
@@ -70,11 +82,9 @@ def overlay_of_file(result: Result, scale: MapScale, fit: str) -> Image.Image:
     """
     assert result.path is not None
     assert result.map is not None
-    original = Image.fromarray(read_upright(result.path))
-    shrink = min(1.0, LONGEST / max(original.size))
-    size = (max(1, round(original.width * shrink)), max(1, round(original.height * shrink)))
-    placed = map_on_original(result.map, result.height, result.width, fit, size)
-    return Image.fromarray(overlay(np.asarray(original.resize(size)), placed, scale))
+    original = read_upright(result.path, LONGEST)
+    placed = map_on_original(result.map, result.height, result.width, fit, (original.shape[1], original.shape[0]))
+    return Image.fromarray(overlay(original, placed, scale))
 
 
 def map_on_original(map: Float, height: int, width: int, fit: str, size: tuple[int, int]) -> Float:

@@ -255,6 +255,34 @@ def _histogram(ax: Axes, s: Array, y: Array, threshold: float) -> None:
     ax.legend(loc="upper right", fontsize=9)
 
 
+def comparison(
+    path: PathLike, ours: Mapping[str, tuple[float, float]], beside: Mapping[str, float], *, title: str
+) -> None:
+    """One dot with its deviation a variant of ours, and under them one diamond a figure to compare with.
+
+    Args:
+        ours: mean and deviation by name, at least one.
+        beside: other figures on the same scale, by name.
+    """
+    names = [*ours, *beside]
+    with _figure(path, 8, 1.2 + 0.32 * len(names)) as figure:
+        ax = figure.subplots()
+        for place, (value, deviation) in enumerate(ours.values()):
+            ax.errorbar(value, place, xerr=deviation, fmt="o", color=BLUE, capsize=3, markersize=7)
+        others = range(len(ours), len(names))
+        ax.plot(list(beside.values()), list(others), "D", color=GREY, markersize=6, linestyle="none")
+        values = [value for value, _ in ours.values()] + list(beside.values())
+        for place, value in enumerate(values):
+            ax.annotate(f"{value:.3f}", (value, place), (8, 6), textcoords="offset points", fontsize=9)
+        best = max(value for value, _ in ours.values())
+        ax.axvline(best, color=BLUE, linewidth=1, linestyle="--")
+        ax.set_yticks(range(len(names)), [_plain(_short(name, 40)) for name in names])
+        ax.set_ylim(len(names) - 0.4, -0.6)
+        low = min(values)
+        ax.set_xlim(low - 0.08 * max(1 - low, 0.05), 1 + 0.1 * max(1 - low, 0.05))
+        ax.set(title=_plain(title), xlabel="area under the ROC curve (dots: ours, with the deviation over seeds)")
+
+
 def _caption(ax: Axes, item: Reconstruction) -> None:
     verdict = {
         (True, True): "anomalous, found",

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from raccgan import ranks
+from raccgan.terminal import one_line, say
 
 LINE_EVERY = 15.0
 """Seconds between plain lines."""
@@ -50,9 +51,9 @@ class Progress:
     def say(self, line: str) -> None:
         """A line on standard error, above the bar where there is one."""
         if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
+            self._bar.write(one_line(line), file=sys.stderr)
         else:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
 
     def __enter__(self) -> Progress:
         return self

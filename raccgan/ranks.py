@@ -25,7 +25,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -278,6 +278,13 @@ def on_first(function: Callable[[], T]) -> T:
     return result
 
 
+@contextmanager
+def entered_on_first(make: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
+    """What rank 0 alone enters, and leaves at the end; every rank gets what it gives, or raises (InputError)."""
+    with ExitStack() as stack:
+        yield on_first(lambda: stack.enter_context(make()))
+
+
 def gathered(value: T) -> list[T] | None:
     """Every rank's ``value``, in their order, on rank 0; None on the others."""
     if world() == 1:
@@ -302,13 +309,15 @@ def exchanged(value: T) -> list[T]:
     return found
 
 
-def require_alike(what: str, value: object) -> None:
-    """Refuse to go on where a rank has another ``value`` than rank 0.
+def require_alike(what: str, value: Callable[[], object]) -> None:
+    """Refuse to go on where ``value`` is another on a rank than on rank 0.
 
     Raises:
         InputError: naming the first such rank.
     """
-    values = exchanged(value)
+    if world() == 1:
+        return
+    values = exchanged(value())
     for other, theirs in enumerate(values):
         if theirs != values[0]:
             raise InputError(f"{what} of rank {other} differ from those of rank 0: every machine needs the same")

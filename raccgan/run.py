@@ -64,7 +64,7 @@ def prepare(config: Config, data_root: Path, device: torch.device) -> Run:
     source = load_source(config.dataset, data_root, category=config.category or None)
     normal = [name.strip() for name in config.normal.split(",") if name.strip()]
     split = make_split(source, config.protocol or None, normal, held_out=config.held_out, seed=config.seed)
-    ranks.require_alike(f"the images of {config.dataset}", _digest(split))
+    ranks.require_alike(f"the images of {config.dataset}", lambda: _digest(split))
     resolved = replace(
         config, protocol=config.protocol or source.default_protocol, normal=",".join(split.normal_classes)
     )

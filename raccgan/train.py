@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
+import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raccgan import options
 from raccgan.config import Config, make_config
 from raccgan.errors import InputError
+from raccgan.terminal import say, tell
 
 if TYPE_CHECKING:
     from raccgan.checkpoint import Checkpoint
@@ -24,6 +27,7 @@ JOB = ".torchrun-job"
 """The file that names the job of torchrun which writes into a folder, until it is done."""
 
 PHASES = ("all", "gan", "encoder", "evaluate")
+SETTINGS = "config.json"
 
 EXAMPLES = """\
   python -m raccgan.train
@@ -49,12 +53,13 @@ def main(arguments: Sequence[str]) -> int:
 
     from raccgan import checkpoint as checkpoints
     from raccgan import ranks
-    from raccgan.files import prepare_out
+    from raccgan.files import own_folder
     from raccgan.run import prepare
 
-    settings = options.settings_of(given)
-    ranks.join(device, settings.get("rank_timeout", Config.rank_timeout))
-    out, resumed = ranks.on_first(lambda: _place(given))
+    asked = options.settings_of(given)
+    ranks.join(device, asked.get("rank_timeout", Config.rank_timeout))
+    found = ranks.on_first(lambda: _find(given))
+    out, resumed, settings = found.out, found.resumed, found.settings | asked
     config = make_config(given.preset, settings) if resumed is None else checkpoints.config_of(resumed, **settings)
     options.require_kernels(config.kernels, device)
     run = prepare(config, given.data_root, device)
@@ -64,34 +69,60 @@ def main(arguments: Sequence[str]) -> int:
         _say(f"started again, and goes on from {out / checkpoints.NAME}")
     _check_phase(given.phase, run.config, resumed)
     data = _training_data(run)
-    # Last of all checks, so that a refused run leaves nothing behind.
-    ranks.on_first(lambda: _begin(prepare_out(out), run.config))
-    _say(
-        f"{run.config.dataset}: normal {', '.join(run.classes)}; {len(run.split.train)} images to train on, "
-        f"{len(run.split.held_out)} held out for the threshold, {len(run.split.test)} to test; results in {out}"
-    )
-    status = _run_phases(run, data, given.phase, out, resumed)
-    if ranks.first():
-        (out / JOB).unlink(missing_ok=True)
-    return status
+    with ranks.entered_on_first(lambda: own_folder(out)):  # last of all checks, so that a refused run leaves nothing
+        ranks.on_first(lambda: _begin(found, run.config))
+        _say(
+            f"{run.config.dataset}: normal {', '.join(run.classes)}; {len(run.split.train)} images to train on, "
+            f"{len(run.split.held_out)} held out for the threshold, {len(run.split.test)} to test; results in {out}"
+        )
+        status = _run_phases(run, data, given.phase, out, resumed)
+        if ranks.first():
+            (out / JOB).unlink(missing_ok=True)
+        return status
 
 
-def _begin(out: Path, config: Config) -> None:
+@dataclass(frozen=True)
+class _Found:
+    """Where a run goes, and what it goes on from."""
+
+    out: Path
+    seen: tuple[int, int, int] | None  # the stamp of the checkpoint there
+    resumed: Checkpoint | None
+    settings: dict[str, Any]
+
+
+def _find(given: argparse.Namespace) -> _Found:
+    from raccgan.checkpoint import NAME
+    from raccgan.files import stamp
+
+    out, source = _place(given)
+    seen = stamp(out / NAME)
+    resumed, settings = _start(source) if source is not None else (None, {})
+    return _Found(out, seen, resumed, settings)
+
+
+def _begin(found: _Found, config: Config) -> None:
     from raccgan import ranks
-    from raccgan.files import write_json, write_text
+    from raccgan.checkpoint import NAME
+    from raccgan.files import stamp, write_json, write_text
 
-    write_json(out / "config.json", config.to_dict())
+    if stamp(found.out / NAME) != found.seen:
+        raise InputError(f"another run has written into {found.out} just now: give the command again")
+    write_json(found.out / SETTINGS, config.to_dict())
     if (job := ranks.job()) is not None:
-        write_text(out / JOB, job)
+        write_text(found.out / JOB, job)
 
 
 def _run_phases(run: Run, data: ImageDataset, phase: str, out: Path, resumed: Checkpoint | None) -> int:
-    from raccgan.checkpoint import NAME
+    from raccgan.checkpoint import NAME, networks_of
     from raccgan.evaluation import calibrate, evaluate, summary, write_results
     from raccgan.networks import build
     from raccgan.training import Training
 
-    networks = build(run.config, channels=run.channels, classes=len(run.classes), device=run.device)
+    if resumed is not None:
+        networks = networks_of(resumed, run.config, run.device)
+    else:
+        networks = build(run.config, channels=run.channels, classes=len(run.classes), device=run.device)
     training = Training(
         run.config,
         networks,
@@ -120,7 +151,7 @@ def _run_phases(run: Run, data: ImageDataset, phase: str, out: Path, resumed: Ch
         return 0
     write_results(out, run, evaluation, scorer, training.history)
     print(summary(evaluation))
-    print(f"scores, metrics, pictures and the checkpoint are in {out}")
+    tell(f"scores, metrics, pictures and the checkpoint are in {out}")
     return 0
 
 
@@ -144,13 +175,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _place(given: argparse.Namespace) -> tuple[Path, Checkpoint | None]:
-    """The run's folder, and the checkpoint to go on from. A finished or stopped run is never overwritten."""
-    from raccgan.checkpoint import NAME, load
+def _place(given: argparse.Namespace) -> tuple[Path, Path | None]:
+    """The run's folder, and what to go on from. A finished or stopped run is never overwritten."""
+    from raccgan.checkpoint import NAME
 
     begun = _begun(given)
     if begun is not None and (begun / NAME).exists():
-        return begun, load(begun)
+        return begun, begun
     if given.resume is None:
         if begun is not None:
             return begun, None
@@ -164,7 +195,26 @@ def _place(given: argparse.Namespace) -> tuple[Path, Checkpoint | None]:
         raise InputError("--resume needs a folder, for example --resume runs/digits")
     if given.preset is not None:
         raise InputError("--preset and --resume exclude each other: the settings are the checkpoint's")
-    return given.out or (source if source.is_dir() else source.parent), load(source)
+    folder = source if source.is_dir() else source.parent
+    if given.out is not None and (given.out / NAME).exists() and not given.out.samefile(folder):
+        raise InputError(f"{given.out} holds a run already: name another --out to continue {source} in")
+    return given.out or folder, source
+
+
+def _start(source: Path) -> tuple[Checkpoint | None, dict[str, Any]]:
+    """The checkpoint to go on from; or, of a run that was killed before its first one, the settings to begin with."""
+    from raccgan.checkpoint import NAME, load
+
+    file = source / SETTINGS
+    if (source / NAME).exists() or not file.is_file():
+        return load(source), {}
+    try:
+        settings = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise InputError(f"{file} is damaged, and there is no {NAME}: train anew without --resume")
+    return None, settings
 
 
 def _folders(given: argparse.Namespace) -> Iterator[Path]:
@@ -213,6 +263,8 @@ def _training_data(run: Run) -> ImageDataset:
             f"--batch-size {run.config.batch_size} is larger than the {len(data)} images there are to train on"
         )
     verify(data, "reading images")
+    for samples in (run.split.held_out, run.split.test):  # now, not when the training is over
+        verify(run.dataset(samples), "reading images")
     return data
 
 
@@ -237,7 +289,7 @@ def _say(line: str) -> None:
     from raccgan import ranks
 
     if ranks.first():
-        print(line, file=sys.stderr, flush=True)
+        say(line)
 
 
 if __name__ == "__main__":

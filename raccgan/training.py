@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,13 @@ class Training:
         self.classes, self.channels = classes, channels
         self.device = next(networks.generator.parameters()).device
         adam: dict[str, Any] = {"betas": (0.0, 0.999), "eps": 1e-6}
+        # fused: one call for all weights. On a CPU it took a quarter of the time of the loop over them that is the
+        # default there, 1.5 of a digits step's 25 ms.
+        adam_with = partial(torch.optim.Adam, fused=True)
         self.optimisers: dict[str, torch.optim.Optimizer] = {
-            "generator": torch.optim.Adam(networks.generator.parameters(), lr=config.generator_lr, **adam),
-            "discriminator": torch.optim.Adam(networks.discriminator.parameters(), lr=config.discriminator_lr, **adam),
-            "encoder": torch.optim.Adam(networks.encoder.parameters(), lr=config.encoder_lr),
+            "generator": adam_with(networks.generator.parameters(), lr=config.generator_lr, **adam),
+            "discriminator": adam_with(networks.discriminator.parameters(), lr=config.discriminator_lr, **adam),
+            "encoder": adam_with(networks.encoder.parameters(), lr=config.encoder_lr),
         }
         self.steps = dict.fromkeys(PHASES, 0)
         self.history: History = {}
@@ -210,8 +214,8 @@ class Training:
     def _restore(self, resumed: Checkpoint) -> None:
         resumed.restore(self.networks)
         for name, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(resumed.optimisers[name])
-        self.steps = dict(resumed.steps)
+            resumed.restore_optimiser(name, optimiser)
+        self.steps |= resumed.steps
         self.history = {name: list(points) for name, points in resumed.history.items()}
         if resumed.threshold is not None:
             self.calibration = Calibration(resumed.threshold, resumed.held_out, resumed.held_out_policy)

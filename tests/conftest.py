@@ -33,6 +33,21 @@ TINY_OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.it
 
 CPU = torch.device("cpu")
 
+KILLS = 3
+"""How often the ordinary test run kills training."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("raccgan").addoption(
+        "--kills", type=int, default=KILLS, metavar="N",
+        help="how often tests/test_crash.py kills training (default: %(default)s; 50 is the long run)",
+    )  # fmt: skip
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    kills = config.getoption("kills")
+    return None if kills >= 50 else f"crash safety: training is killed {kills} times; --kills 50 for the long run"
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:

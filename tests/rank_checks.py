@@ -86,9 +86,9 @@ def check_messages() -> None:
     network = nn.Linear(2, 2)
     reductions.copy_from_first([network])
     assert ranks.exchanged(network.weight.tolist())[1] == network.weight.tolist()
-    ranks.require_alike("numbers", 3)
+    ranks.require_alike("numbers", lambda: 3)
     refused = []
-    for refuse in (lambda: ranks.on_first(no_file), lambda: ranks.require_alike("numbers", ranks.rank())):
+    for refuse in (lambda: ranks.on_first(no_file), lambda: ranks.require_alike("numbers", ranks.rank)):
         try:
             refuse()
         except InputError as error:

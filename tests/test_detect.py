@@ -350,15 +350,6 @@ def test_a_changed_file_is_scored_again_and_a_new_one_too(
     np.testing.assert_allclose(list(ours.values()), list(whole.values()), rtol=1e-4)
 
 
-def test_two_runs_into_one_folder_at_once(
-    trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "out").mkdir()
-    with Journal(tmp_path / "out" / "scores.part", {}):
-        line = refused(capsys, detect, trained, images, "--out", tmp_path / "out")
-    assert "another run is writing into" in line
-
-
 def test_a_damaged_journal_is_named(
     trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,15 +4,18 @@ import csv
 import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raccgan.errors import InputError
-from raccgan.files import prepare_out, write_atomically, write_csv, write_json, write_text
+from raccgan.files import cell_text, prepare_out, write_atomically, write_csv, write_json, write_text
 
 
 def disk_full(file: BinaryIO) -> None:
@@ -117,6 +120,8 @@ def test_csv_reads_back_and_no_file_name_is_a_formula(tmp_path: Path) -> None:
         ["-0.5", "-dash.png", "@at"],
         ['with, comma "and" quote', "+1e-3", "two\nlines"],
         ["-", "\t=1", "plain=1"],
+        ["'=1", "'plain", "\uff1d1"],
+        ["\n=1", "''", "'-0.5"],
     ]
     write_csv(place, ["path", "score", "map"], rows)
     with open(place, newline="", encoding="utf-8") as file:
@@ -127,8 +132,22 @@ def test_csv_reads_back_and_no_file_name_is_a_formula(tmp_path: Path) -> None:
         ["-0.5", "'-dash.png", "'@at"],
         ['with, comma "and" quote', "+1e-3", "two\nlines"],
         ["'-", "'\t=1", "plain=1"],
+        ["''=1", "'plain", "'\uff1d1"],
+        ["'\n=1", "''", "''-0.5"],
     ]
+    back = [[cell_text(cell) for cell in row] for row in read[1:]]
+    assert back == [["" if cell is None else str(cell) for cell in row] for row in rows]
     assert b"\r\n" not in place.read_bytes()
+
+
+@given(st.text(alphabet=st.sampled_from("'=+-@\t\r\n\uff1d1.ea"), max_size=8))
+def test_every_cell_reads_back_and_none_is_a_formula(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    place = tmp_path_factory.getbasetemp() / "cell.csv"
+    write_csv(place, ["cell", "other"], [[text, 0]])
+    with open(place, newline="", encoding="utf-8") as file:
+        _, (cell, _) = csv.reader(file)
+    assert cell_text(cell) == text
+    assert not re.match("[=+\\-@\t\r\n\uff1d]", cell) or float(cell) == float(text)
 
 
 def test_csv_refuses_a_ragged_row_and_keeps_the_older_table(tmp_path: Path) -> None:

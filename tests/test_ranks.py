@@ -219,9 +219,8 @@ def test_a_fault_of_one_rank_ends_all_with_one_line(
     tmp_path: Path, fault: str, statuses: list[int], lines: list[str]
 ) -> None:
     code = WITH_A_FAULT.replace("FAULT", fault)
-    begun = time.monotonic()
-    done = two("-c", code, "--out", tmp_path / "run", *arguments(), "--rank-timeout", 4)
-    assert time.monotonic() - begun < 50
+    patience = ["--rank-timeout", 10] if "sleep" in fault else []
+    done = two("-c", code, "--out", tmp_path / "run", *arguments(), *patience)
     assert [one.returncode for one in done] == statuses
     said = errors(done)
     if lines[0] == "":
@@ -269,7 +268,7 @@ def test_sigterm_to_torchrun_leaves_a_checkpoint(tmp_path: Path) -> None:
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import io
 import json
 import os
 import re
@@ -19,14 +21,21 @@ from PIL import Image
 from raccgan import detect, evaluate, train
 from raccgan.checkpoint import load
 from raccgan.metrics import image_metrics
-from raccgan.overlays import MapScale
+from raccgan.overlays import OUTLINE, MapScale
 from raccgan.report import BLOCK, Report, Shown, strip, write_report
 from tests.conftest import TINY_OPTIONS
-from tests.test_commands import run, table
+from tests.test_commands import run, shapes, table
 
 Browser = Any  # selenium's Chrome, which is not everywhere
 
-HOSTILE = ("<img src=x onerror='window.ran=1'>", "</script><script>window.ran=1</script>", "{{data}}\"&'<!--")
+HOSTILE = (
+    "<img src=x onerror='window.ran=1'>",
+    "</script><script>window.ran=1</script>",
+    "{{data}}\"&'<!--",
+    "\u2028\u202e\x1b[31m\n';window.ran=1;//\\",
+    "&#60;script&#62;window.ran=1&#60;/script&#62;",
+    '" autofocus onfocus=window.ran=1 x="javascript:window.ran=1',
+)
 
 
 @pytest.fixture(scope="module")
@@ -324,9 +333,6 @@ def test_a_phone_and_the_dark(tmp_path: Path, browser: Browser, dark: bool) -> N
 
 @pytest.mark.parametrize(("side", "channels"), [(8, 1), (64, 3), (128, 1), (256, 3)])
 def test_a_strip_holds_original_reconstruction_and_map(side: int, channels: int) -> None:
-    import base64
-    import io
-
     image = np.full((channels, side, side), -0.5, np.float32)
     other = np.full((channels, side, side), 0.5, np.float32)
     map = np.zeros((side, side), np.float32)
@@ -343,3 +349,38 @@ def test_a_strip_holds_original_reconstruction_and_map(side: int, channels: int)
     assert np.abs(centre[1] - 191).max() < 6
     assert centre[2][0] > centre[2][2] + 60
     assert np.abs(pixels[3 * tile // 4, tile * 2 + tile // 2] - 64).max() < 6
+
+
+def test_a_mask_is_outlined_on_the_overlay_alone() -> None:
+    image, map = np.full((1, 64, 64), -0.5, np.float32), np.zeros((64, 64), np.float32)
+    mask = np.zeros((64, 64), bool)
+    mask[8:24, 30:60] = True
+    mask[60:, :4] = True
+    plain, marked = (pixels_of(strip(image, image, map, MapScale(), given)) for given in (None, mask))
+    inside = np.zeros_like(mask)
+    inside[9:23, 31:59] = True
+    inside[61:63, 1:3] = True
+    changed = (plain != marked).any(axis=-1)
+    assert not changed[:, :128].any()
+    np.testing.assert_array_equal(changed[:, 128:], mask & ~inside)
+    assert (marked[changed] == OUTLINE).all()
+
+
+def test_the_report_of_evaluate_outlines_true_masks(tmp_path: Path) -> None:
+    for name, count in (("train/good", 20), ("test/good", 3), ("test/hole", 3)):
+        shapes(tmp_path / "data" / Path(name).parent, [Path(name).name], count, (8, 8))
+    (tmp_path / "data" / "ground_truth" / "hole").mkdir(parents=True)
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:6, 2:6] = 255
+    for i in range(3):
+        Image.fromarray(mask).save(tmp_path / "data" / "ground_truth" / "hole" / f"{i}_mask.png")
+    small = ["--image-size", 8, "--multipliers", "2,1", "--dataset", tmp_path / "data"]
+    assert run(train, "--out", tmp_path / "run", *TINY_OPTIONS, *small) == 0
+    assert run(evaluate, tmp_path / "run", "--report") == 0
+    found = re.findall(r"data:image/[^\s<]+", (tmp_path / "run" / "report.html").read_text())
+    lines = [(pixels_of(uri) == OUTLINE).all(axis=-1).sum() for uri in found if "base64" in uri]
+    assert sorted(lines) == [0, 0, 0, 12, 12, 12]
+
+
+def pixels_of(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB"))

@@ -23,6 +23,7 @@ import pytest
 import torch
 
 from raccgan.kernels import backend, library
+from tests.kernels.capability import CAPABILITIES
 from tests.kernels.grid import FAMILIES, LAYOUTS, Family, Inputs, tensors
 from tests.kernels.test_grid import first_order, second_order, through_penalty
 
@@ -142,7 +143,7 @@ def test_a_write_behind_a_tensor_is_caught(instrumented: Instrumented, tmp_path:
     assert "survived" not in done.stdout
 
 
-@pytest.mark.parametrize("capability", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_the_kernels_stay_inside_their_memory(instrumented: Instrumented, built: Path, capability: str) -> None:
     build = library.build()
     assert build is not None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from raccgan.errors import InputError
+from raccgan.networks import Networks
 from raccgan.run import Run
 from raccgan.scoring import Scorer, threshold_of
 from raccgan.training import Training
@@ -75,6 +77,33 @@ def test_both_paths_score_alike(run_and_scorer: tuple[Run, Scorer]) -> None:
     fused = scorer.score(images).score
     scorer.kernels = "reference"
     torch.testing.assert_close(scorer.score(images).score, fused, rtol=1e-4, atol=0)
+
+
+def test_a_compiled_scorer_scores_alike(run_and_scorer: tuple[Run, Scorer]) -> None:
+    run, scorer = run_and_scorer
+    torch._dynamo.reset()
+    compiled = Scorer(
+        Networks(scorer.generator, scorer.discriminator, scorer.encoder, scorer.generator),
+        run.classes, kappa=scorer.kappa, kernels=scorer.kernels, compiled=True,
+    )  # fmt: skip
+    images = run.dataset(run.split.test).images(range(37))
+    for count, details in ((37, False), (1, False), (8, True)):
+        wanted, got = (one.score(images[:count], details=details) for one in (scorer, compiled))
+        torch.testing.assert_close(got.score, wanted.score, rtol=1e-4, atol=0)
+        torch.testing.assert_close(got.map, wanted.map, rtol=1e-4, atol=1e-5)
+        assert torch.equal(got.condition, wanted.condition)
+
+
+def test_without_a_compiler_a_compiled_scorer_says_so(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run, training = tiny()
+    torch._dynamo.reset()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/no/such/compiler",))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what another test compiled would do
+    scorer = Scorer.of(run.config, training.networks, run.classes, compiled=True)
+    with pytest.raises(InputError, match=r"the scorer does not compile here: .*No working C\+\+ compiler"):
+        scorer.score(torch.zeros(2, 1, 8, 8))
 
 
 @pytest.mark.parametrize("value", [1.5, -2.0, float("nan"), float("inf")])

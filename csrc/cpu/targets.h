@@ -8,7 +8,8 @@
 
 // DO(target, argument) for each target, from the plainest to the best.
 #ifdef RACCGAN_X86
-#define RACCGAN_FOR_EACH_TARGET(DO, argument) DO(portable, argument) DO(avx2, argument) DO(avx512, argument)
+#define RACCGAN_FOR_EACH_TARGET(DO, argument) DO(portable, argument) DO(avx2, argument) DO(avx512, argument) \
+  DO(avx512bf16, argument)
 #else
 #define RACCGAN_FOR_EACH_TARGET(DO, argument) DO(portable, argument)
 #endif

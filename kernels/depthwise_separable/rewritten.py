@@ -146,7 +146,9 @@ class Pointwise(torch.autograd.Function):
         if _as_matrices(w):  # a column times a row
             column, row = _rows(x), w.flatten(1).t()
             return _image(column * row if b is None else torch.addcmul(b, column, row), x)
-        return F.conv2d(x, w, b)
+        spread = _in_sixteen(x)
+        y = F.conv2d(spread, w, b)
+        return y if spread is x else _image(_rows(y), x)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -166,10 +168,12 @@ class PointwiseTransposed(torch.autograd.Function):
         ctx.save_for_backward(g, w)
         if _as_matrices(w):
             return _image(_rows(g) @ w.flatten(1), g)
-        n, _, h, v = g.shape
+        spread = _in_sixteen(g)
+        n, _, h, v = spread.shape
         # convolution_backward reads only its shape
         x = torch.empty((n, w.shape[1], h, v), dtype=g.dtype, device=g.device, memory_format=torch.channels_last)
-        return _convolution_backward(g, x, w, (True, False, False))[0]
+        grad = _convolution_backward(spread, x, w, (True, False, False))[0]
+        return grad if spread is g else _image(_rows(grad), g)
 
     @staticmethod
     def backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -189,6 +193,9 @@ class PointwiseProduct(torch.autograd.Function):
         w = x.new_empty(g.shape[1], x.shape[1], 1, 1)  # as above
         if _as_matrices(w):
             return (_rows(g).t() @ _rows(x)).view(w.shape)
+        spread = _in_sixteen(x), _in_sixteen(g)
+        if spread[0].shape[0] == spread[1].shape[0]:  # else they lie differently
+            x, g = spread
         return _convolution_backward(g, x, w, (False, True, False))[1]
 
     @staticmethod
@@ -207,6 +214,28 @@ def _as_matrices(w: Tensor) -> bool:
     the other side: 17.5 ms against 0.3 for float32 [64, 1, 32, 32] to 64 channels on one core.
     """
     return w.shape[1] == 1
+
+
+def _in_sixteen(x: Tensor) -> Tensor:
+    """The same pixels as sixteen images of one row, where PyTorch's convolution gains by it.
+
+    In float32 and with one thread it asks oneDNN only from sixteen images on, which is 1.4 to 2.5 times as fast as what
+    it does otherwise. With rows of fewer pixels oneDNN loses.
+    """
+    n, c, h, v = x.shape
+    pixels = n * h * v
+    if (
+        torch.compiler.is_compiling()  # which chooses by itself
+        or n >= 16
+        or pixels % 16
+        or pixels < 16 * 16
+        or x.device.type != "cpu"
+        or x.dtype != torch.float32
+        or torch.get_num_threads() > 1
+        or not x.is_contiguous(memory_format=torch.channels_last)
+    ):
+        return x
+    return _rows(x).view(16, 1, pixels // 16, c).permute(0, 3, 1, 2)
 
 
 def _rows(x: Tensor) -> Tensor:

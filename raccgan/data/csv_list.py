@@ -1,6 +1,7 @@
 """A CSV list of images: columns ``path``, ``label``, ``split`` (train or test) and, where there are any, ``mask``.
 
-Paths are relative to the list; other columns are ignored; the encoding is UTF-8.
+Paths are relative to the list; other columns are ignored; the encoding is UTF-8. Cells as our own tables write them are
+understood: a leading ``'`` before what a spreadsheet would run, and a file's name with its odd characters escaped.
 """
 
 from __future__ import annotations
@@ -9,12 +10,18 @@ import csv
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from raccgan.data.folder import describe
-from raccgan.data.samples import Sample, Source, SplitName, printable
+from raccgan.data.samples import Sample, Source, SplitName, path_of, printable
 from raccgan.errors import InputError
+from raccgan.files import cell_text
+from raccgan.terminal import one_line
 
 COLUMNS = ("path", "label", "split")
+
+LONGEST_LINE = 1 << 18
+"""Characters; a file without line ends would otherwise be read whole."""
 
 
 def load_csv(root: Path) -> Source:
@@ -31,7 +38,7 @@ def load_csv(root: Path) -> Source:
     for line, row in _rows(path):
         sample = _sample(path, line, row)
         # One image on two lines could be trained on and tested.
-        same = first_line.setdefault(os.path.normpath(path.parent / row["path"]), line)
+        same = first_line.setdefault(os.path.normpath(path.parent / sample.key), line)
         if same != line:
             raise InputError(f"{printable(path)} line {line}: {row['path']} is on line {same} already; remove one")
         samples.append(sample)
@@ -53,7 +60,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         # utf-8-sig: spreadsheet programs put a byte order mark first.
         with path.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.reader(opened)
+            reader = csv.reader(_lines(path, opened))
             header = [name.strip().lower() for name in next(reader, [])]
             missing = [name for name in COLUMNS if name not in header]
             if missing:
@@ -73,6 +80,15 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise InputError(f"cannot read {printable(path)}: {error.strerror}") from None
 
 
+def _lines(path: Path, opened: TextIO) -> Iterator[str]:
+    number = 0
+    while line := opened.readline(LONGEST_LINE):
+        number += 1
+        if len(line) == LONGEST_LINE:
+            raise InputError(f"{printable(path)} line {number}: longer than {LONGEST_LINE} characters")
+        yield line
+
+
 def _sample(path: Path, line: int, row: dict[str, str]) -> Sample:
     where = f"{printable(path)} line {line}"
     for name in COLUMNS:
@@ -82,13 +98,17 @@ def _sample(path: Path, line: int, row: dict[str, str]) -> Sample:
     split = splits.get(row["split"].lower())
     if split is None:
         raise InputError(f"{where}: the split is {row['split']!r}; it has to be train or test")
+    label = cell_text(row["label"])
+    if label != one_line(label):
+        raise InputError(f"{where}: the label {one_line(label)} holds characters that cannot be seen")
     image = _existing(path, where, row["path"])
     mask = _existing(path, where, row["mask"]) if row.get("mask") else None
-    return Sample(printable(row["path"]), row["label"], split, image, mask)
+    return Sample(printable(image), label, split, path.parent / image, mask and path.parent / mask)
 
 
 def _existing(path: Path, where: str, name: str) -> Path:
-    file = path.parent / name
-    if not file.is_file():
-        raise InputError(f"{where}: no file {name}; paths are relative to {printable(path.parent)}")
-    return file
+    """The file that a cell names, relative to the list unless it is absolute."""
+    for file in (path_of(cell_text(name)), Path(cell_text(name)), Path(name)):
+        if (path.parent / file).is_file():
+            return file
+    raise InputError(f"{where}: no file {name}; paths are relative to {printable(path.parent)}")

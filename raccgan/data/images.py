@@ -18,10 +18,8 @@ applied. Grey becomes colour by repetition, colour becomes grey by luminance (0.
 
 from __future__ import annotations
 
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from raccgan.data.opening import FORMATS, open_image, room
 from raccgan.data.samples import Pixels, Sample, printable
 from raccgan.errors import InputError
 
@@ -37,9 +36,6 @@ FITS = {
     "crop": "the central square",
     "pad": "the whole image, black bars make it square",
 }
-
-# Named, because some of Pillow's other readers start programs (EPS) or are rarely used and as rarely looked after.
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 
 Float = NDArray[np.float32]
 
@@ -72,8 +68,9 @@ class Decoded(NamedTuple):
 
 def decode_sized(image: Path | Pixels, *, size: int, channels: int, fit: str = "stretch") -> Decoded:
     """``decode`` that also says the original's size; the same arguments and errors."""
-    unit = _read_unit(image) if isinstance(image, Path) else _unit(image, "the array")
-    return Decoded(_finish(unit[None], size, channels, fit)[0], unit.shape[0], unit.shape[1])
+    with ExitStack() as held:
+        unit = _read_unit(image, held) if isinstance(image, Path) else _unit(image, "the array")
+        return Decoded(_finish(unit[None], size, channels, fit)[0], unit.shape[0], unit.shape[1])
 
 
 def decode_stack(images: Pixels, *, size: int, channels: int, fit: str = "stretch") -> Float:
@@ -85,14 +82,21 @@ def decode_stack(images: Pixels, *, size: int, channels: int, fit: str = "stretc
     return _finish(_unit(per_image, "the array"), size, channels, fit)
 
 
-def read_upright(path: Path) -> NDArray[np.uint8]:
-    """The pixels of a file for the eye: uint8 H x W x 3 in the original's size, upright.
+def read_upright(path: Path, longest: int) -> NDArray[np.uint8]:
+    """The pixels of a file for the eye: uint8 H x W x 3, upright, made smaller where a side is longer than ``longest``.
 
     Raises:
         InputError: as :func:`decode`.
     """
-    unit = _read_unit(path)
-    return np.rint(np.broadcast_to(unit, (*unit.shape[:2], 3)) * 255).astype(np.uint8)
+    with ExitStack() as held:
+        unit = _read_unit(path, held)
+        unit *= 255
+        pixels = np.rint(unit, out=unit).astype(np.uint8)
+        original = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+        shrink = min(1.0, longest / max(original.size))
+        size = (max(1, round(original.width * shrink)), max(1, round(original.height * shrink)))
+        shown = np.asarray(original.resize(size))
+        return np.broadcast_to(shown.reshape(*shown.shape[:2], -1), (*shown.shape[:2], 3))
 
 
 def decode_mask(path: Path, size: int, fit: str = "stretch") -> NDArray[np.bool_]:
@@ -100,7 +104,8 @@ def decode_mask(path: Path, size: int, fit: str = "stretch") -> NDArray[np.bool_
 
     It goes through the geometry of ``decode``, so that mask and image stay aligned.
     """
-    anomalous = (_read_unit(path) > 0).any(axis=-1)
+    with ExitStack() as held:
+        anomalous = (_read_unit(path, held) > 0).any(axis=-1)
     height, width = anomalous.shape
     place = place_in_square(height, width, size, fit)
     result = np.zeros((size, size), dtype=bool)
@@ -122,7 +127,7 @@ def _is_colour(image: Path | Pixels) -> bool:
     if not isinstance(image, Path):
         return image.ndim == 3 and image.shape[2] >= 3
     try:
-        with _quiet(), Image.open(image, formats=FORMATS) as opened:
+        with open_image(image) as opened:
             if opened.mode in ("P", "PA"):
                 palette = np.asarray(opened.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)
                 return bool((palette != palette[:, :1]).any())
@@ -217,29 +222,31 @@ def _unit(pixels: Pixels, what: str) -> Float:
     else:
         raise InputError(f"{what} has {pixels.dtype} pixels; use uint8, uint16, or float in [0, 1]")
     if unit.shape[-1] in (2, 4):
-        unit = unit[..., :-1] * unit[..., -1:]
+        alpha = unit[..., -1:]
+        unit = unit[..., :-1]
+        unit *= alpha
     return unit
 
 
-def _read_unit(path: Path) -> Float:
-    return _unit(_read(path), printable(path))
+def _read_unit(path: Path, held: ExitStack) -> Float:
+    return _unit(_read(path, held), printable(path))
 
 
-def _read(path: Path) -> Pixels:
-    """The pixels of a file as the decoder gives them, upright: H x W or H x W x C."""
+def _read(path: Path, held: ExitStack) -> Pixels:
+    """The pixels of a file as the decoder gives them, upright: H x W or H x W x C.
+
+    Args:
+        path: the file.
+        held: keeps the room that the image takes, until its pixels are needed no more.
+    """
     try:
-        if path.stat().st_size == 0:
-            raise InputError(f"{printable(path)} is empty (0 bytes): remove it or copy it again")
-        # As a stream: from a path, Pillow 13 maps raw TIFF files into memory and garbles those that lie on their side.
-        with _quiet(), path.open("rb") as stream, Image.open(stream, formats=FORMATS) as opened:
+        with open_image(path) as opened:
+            held.enter_context(room(opened.width * opened.height))
             return pixels_of(opened, printable(path))
     except InputError:
         raise
     except UnidentifiedImageError:
         raise InputError(f"{printable(path)} is no image of a kind that is read here ({', '.join(FORMATS)})") from None
-    except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise InputError(f"{printable(path)} has more than {limit} pixels: make it smaller first") from None
     except Exception as error:  # on damaged bytes Pillow's decoders raise anything, from OSError to struct.error
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise InputError(f"cannot read {printable(path)}: {reason}") from None
@@ -273,7 +280,8 @@ def _pixels(opened: Image.Image, what: str) -> Pixels:
     if mode == "F":
         return np.asarray(opened)
     if opened.has_transparency_data:
-        return np.asarray(opened.convert("LA" if mode in ("L", "LA") else "RGBA"))
+        wanted = "LA" if mode in ("L", "LA") else "RGBA"
+        return np.asarray(opened if mode == wanted else opened.convert(wanted))
     if mode in ("1", "L", "RGB"):
         return np.asarray(opened)
     return np.asarray(opened.convert("RGB"))
@@ -289,30 +297,3 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
     8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
 }
-
-_quiet_lock = threading.Lock()
-_quiet_users = 0
-_quiet_filters: warnings.catch_warnings[None] | None = None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings from Pillow while any thread decodes: what matters is raised.
-
-    ``warnings.catch_warnings`` alone is not safe in threads: overlapping ones restore each other's filters. Here the
-    first thread in changes the filters and the last one out restores them.
-    """
-    global _quiet_users, _quiet_filters
-    with _quiet_lock:
-        _quiet_users += 1
-        if _quiet_filters is None:
-            _quiet_filters = warnings.catch_warnings(action="ignore")
-            _quiet_filters.__enter__()
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_users -= 1
-            if _quiet_users == 0 and _quiet_filters is not None:
-                _quiet_filters.__exit__(None, None, None)
-                _quiet_filters = None

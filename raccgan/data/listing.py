@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from glob import has_magic
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,20 +32,29 @@ def subfolders(folder: Path) -> list[Path]:
     return [path for path in paths if not (path.is_symlink() and path.resolve() in above)]
 
 
-def list_images(folder: Path) -> Listing:
+def list_images(folder: Path, problems: list[str] | None = None) -> Listing:
     """The visible images in ``folder`` and the folders below it, natural order; linked folders are not entered.
+
+    Args:
+        folder: however deep.
+        problems: where given, a folder below that cannot be read adds a line here, and the others go on.
 
     Raises:
         InputError: there is none, or a folder cannot be read.
     """
     images: list[Path] = []
     ignored = 0
-    for where, folders, files in os.walk(folder, onerror=_refuse):
-        folders[:] = [name for name in folders if _is_visible(name)]
-        for path in (Path(where, name) for name in files if _is_visible(name)):
+    waiting = [folder]
+    while waiting:
+        for entry in _entries(waiting.pop(), problems):
+            if not _is_visible(entry.name):
+                continue
+            if _is_folder(entry):
+                if not entry.is_symlink():
+                    waiting.append(Path(entry.path))
             # A broken link stays, so that it is named as a file that cannot be read; a pipe would block for ever.
-            if path.suffix.lower() in IMAGE_SUFFIXES and (path.is_symlink() or path.is_file()):
-                images.append(path)
+            elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and (entry.is_symlink() or entry.is_file()):
+                images.append(Path(entry.path))
             else:
                 ignored += 1
     if not images:
@@ -51,6 +63,46 @@ def list_images(folder: Path) -> Listing:
         raise InputError(f"no image in {printable(folder)}{beside}: add some ({known}) or remove the folder")
     images.sort(key=lambda path: natural_key(path.relative_to(folder).as_posix()))
     return Listing(tuple(images), ignored)
+
+
+def matching(pattern: str, problems: list[str]) -> list[Path]:
+    """The visible files and folders that a pattern means, natural order: ``*``, ``?`` and ``[...]`` within a name.
+
+    ``**`` is any number of folders. It enters no linked one: two links to the folder that they lie in would lead in a
+    circle without end.
+
+    Args:
+        pattern: relative or absolute.
+        problems: a folder that cannot be read adds a line here.
+    """
+    parts = Path(pattern).parts
+    first = next(place for place, part in enumerate(parts) if has_magic(part))
+    found: set[Path] = set()
+    base = Path(*parts[:first])
+    waiting, seen = [(base, first)] if base.is_dir() else [], set()
+    while waiting:
+        where, place = waiting.pop()
+        if (where, place) in seen:
+            continue
+        seen.add((where, place))
+        part, last = parts[place], place == len(parts) - 1
+        if part == "**" and not last:
+            waiting.append((where, place + 1))
+        names = [Path(part)] if not has_magic(part) else []
+        for entry in [] if names else _entries(where, problems):
+            if not _is_visible(entry.name) and not part.startswith("."):
+                continue
+            if part != "**":
+                names += [Path(entry.name)] if fnmatchcase(entry.name, part) else []
+            elif not _is_folder(entry):
+                names.append(Path(entry.name))
+            elif not entry.is_symlink():
+                waiting.append((Path(entry.path), place))
+        if last:
+            found.update(where / name for name in names if os.path.lexists(where / name))
+        elif part != "**":
+            waiting += [(where / name, place + 1) for name in names if os.path.isdir(where / name)]
+    return sorted(found, key=lambda path: natural_key(str(path)))
 
 
 def has_images(folder: Path) -> bool:
@@ -70,6 +122,26 @@ def visible(folder: Path) -> list[Path]:
 def _is_visible(name: str) -> bool:
     # __MACOSX is what a zip from a Mac leaves beside the data: hidden files by another name.
     return not name.startswith(".") and name != "__MACOSX"
+
+
+def _entries(folder: Path, problems: list[str] | None) -> Iterator[os.DirEntry[str]]:
+    """What lies in a folder; nothing and a line where it cannot be read, or an InputError where no lines are wanted."""
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except OSError as error:
+        if problems is None:
+            _refuse(error)
+        line = f"cannot read the folder {printable(folder)}: {error.strerror}"
+        if line not in problems:
+            problems.append(line)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle
+        return False
 
 
 def _refuse(error: OSError) -> NoReturn:

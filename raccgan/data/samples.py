@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
+from raccgan.terminal import STEERING, escaped
+
 Pixels = NDArray[Any]
 """H x W or H x W x C pixels: uint8, uint16, or float in [0, 1]."""
 
@@ -55,5 +57,27 @@ def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 
 def printable(path: Path | str) -> str:
-    r"""The path with forward slashes, safe to write as UTF-8: bytes that are no UTF-8 show as ``\xff``."""
-    return os.fsencode(Path(path).as_posix()).decode("utf-8", "backslashreplace")
+    r"""The path with forward slashes, as one line of text: what tables, reports and messages call a file.
+
+    Bytes that are no UTF-8 show as ``\xff``, control characters and marks of direction as ``\x1b`` or ``\u202e``, and a
+    backslash as two, so that no two paths look alike and :func:`path_of` finds the file again.
+    """
+    return _TO_ESCAPE.sub(
+        lambda found: "\\\\" if found[0] == "\\" else escaped(found[0]), os.fsdecode(Path(path).as_posix())
+    )
+
+
+def path_of(name: str) -> Path:
+    """The path that :func:`printable` gave this name."""
+    return Path(_ESCAPED.sub(_meant, name))
+
+
+_TO_ESCAPE = re.compile(rf"[{STEERING}\\]")
+_ESCAPED = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|\\)")
+
+
+def _meant(found: re.Match[str]) -> str:
+    byte, character = found[1], found[2] or found[3]
+    if byte:
+        return os.fsdecode(bytes.fromhex(byte))
+    return chr(int(character, 16)) if character else "\\"

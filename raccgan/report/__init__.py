@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from raccgan.data.images import Float
+from raccgan.errors import InputError
 from raccgan.files import write_text
-from raccgan.overlays import MapScale, overlay, to_uint8
+from raccgan.overlays import MapScale, outlined, overlay, to_uint8
 
 TILE = 128
 """The largest side of a picture in the page, in pixels."""
@@ -67,6 +69,9 @@ class Report:
     auprc: float | None = None
 
 
+_STRIP = re.compile(r"data:image/(png|webp);base64,[A-Za-z0-9+/]+=*")
+
+
 def write_report(path: Path, report: Report) -> None:
     """Write the page: images with the highest score first.
 
@@ -80,6 +85,8 @@ def write_report(path: Path, report: Report) -> None:
         "block": BLOCK,
     }
     strips = [image.strip for image in images]
+    if not all(map(_STRIP.fullmatch, strips)):  # from the journal of a run that somebody else began, for instance
+        raise InputError(f"{path}: a picture of it is no picture; add --restart to score anew")
     blocks = ["\n".join(strips[start : start + BLOCK]) for start in range(0, len(strips), BLOCK)]
     style, script = _part("page.css"), _part("page.js")
     parts = {
@@ -95,16 +102,22 @@ def write_report(path: Path, report: Report) -> None:
     write_text(path, re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _part("page.html")))
 
 
-def strip(image: Float, reconstruction: Float, map: Float, scale: MapScale) -> str:
+def strip(
+    image: Float, reconstruction: Float, map: Float, scale: MapScale, mask: NDArray[np.bool_] | None = None
+) -> str:
     """Original, reconstruction and overlay side by side, as a data URI.
 
     Args:
         image, reconstruction: [C, S, S] in [-1, 1].
         map: [S, S].
         scale: of the map's colours.
+        mask: [S, S], what is truly anomalous; outlined on the overlay.
     """
     original = to_uint8(image)
-    tiles = np.concatenate([original, to_uint8(reconstruction), overlay(original, map, scale)], axis=1)
+    shown = overlay(original, map, scale)
+    tiles = np.concatenate(
+        [original, to_uint8(reconstruction), shown if mask is None else outlined(shown, mask)], axis=1
+    )
     picture, side = Image.fromarray(tiles), min(TILE, len(map))
     if side < len(map):
         picture = picture.resize((3 * side, side), Image.Resampling.BOX)

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,11 @@ def test_absolute_paths_and_the_only_list_of_a_folder(listed: Path) -> None:
             "line 3: img/../img/0.png is on line 2 already; remove one",
         ),
         ("path,label,split\n" + "x" * 200_000 + ",a,train\n", "line 2: field larger"),
+        ("path,label,split\n" + "x," * 200_000, "line 2: longer than 262144 characters"),
+        ("x" * 300_000, "line 1: longer than 262144 characters"),
+        ("path,label,split\nimg/0.png,\x1b[31mred,train\n", r"line 2: the label \\x1b\[31mred holds characters"),
+        ('path,label,split\nimg/0.png,"a\nb",train\n', r"the label a\\x0ab holds characters that cannot be seen"),
+        ("path,label,split\nimg/\0.png,a,train\n", "line 2: no file img/"),
     ],
 )
 def test_lines_that_cannot_be_used(listed: Path, text: str, message: str) -> None:
@@ -90,6 +96,21 @@ def test_lines_that_cannot_be_used(listed: Path, text: str, message: str) -> Non
         load_csv(listed / "list.csv")
     assert "list.csv" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_cells_as_our_own_tables_write_them(listed: Path, draw: Draw) -> None:
+    """What a spreadsheet would run has a ' before it there, and bytes that are no text are escaped."""
+    for name in ("=1.png", "'+2.png", os.fsdecode(b"\xff.png"), r"\xff.png", "'plain.png"):
+        os.rename(draw("new.png"), listed / name)
+    names = ["'=1.png", "''+2.png", r"\xff.png", r"\\xff.png", "'plain.png"]
+    lines = [f"{name},'=label,{'test' if place else 'train'}\n" for place, name in enumerate(names)]
+    (listed / "list.csv").write_text("path,label,split\n" + "".join(lines))
+    source = load_csv(listed / "list.csv")
+    assert [sample.image.name for sample in source.samples if isinstance(sample.image, Path)] == [
+        "=1.png", "'+2.png", os.fsdecode(b"\xff.png"), r"\xff.png", "'plain.png"
+    ]  # fmt: skip
+    assert source.classes == ("=label",)
+    assert [sample.key for sample in source.samples][2:4] == [r"\xff.png", r"\\xff.png"]
 
 
 def test_another_encoding_is_refused(listed: Path) -> None:

@@ -3,13 +3,16 @@
 import io
 import struct
 import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from raccgan.data import images, opening
 from raccgan.data.images import decode, decode_mask
 from raccgan.errors import InputError
 
@@ -63,11 +66,41 @@ def test_absent_file_and_folder(tmp_path: Path) -> None:
 def test_decompression_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
     Image.new("L", (20, 20)).save(tmp_path / "bomb.png")
     Image.new("L", (12, 12)).save(tmp_path / "large.png")
+    monkeypatch.setattr(opening, "MOST_PIXELS", 200)
+    for pillows in (100, 50):  # where Pillow only warns, and where it refuses
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows)
+        with pytest.raises(InputError, match=r"bomb.png has more than 200 pixels"):
+            decode(tmp_path / "bomb.png", size=8, channels=1)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(InputError, match=r"bomb.png has more than 200 pixels"):
-        decode(tmp_path / "bomb.png", size=8, channels=1)
-    decode(tmp_path / "large.png", size=8, channels=1)  # Pillow only warns of this one
+    decode(tmp_path / "large.png", size=8, channels=1)
     assert not recwarn.list
+
+
+def test_threads_share_what_they_may_have_in_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen threads, images of 100 and 144 pixels, 250 in work at the most: two at a time, never three."""
+    for i in range(16):
+        Image.new("L", (10, 10) if i % 2 else (12, 12), 10 * i).save(tmp_path / f"{i}.png")
+    monkeypatch.setattr(opening, "MOST_PIXELS", 250)
+    pixels_of, seen = images.pixels_of, []
+
+    def slowly(opened: Image.Image, what: str) -> np.ndarray:
+        seen.append(opening._in_work)
+        time.sleep(0.01)
+        return pixels_of(opened, what)
+
+    monkeypatch.setattr(images, "pixels_of", slowly)
+    with ThreadPoolExecutor(16) as pool:
+        decoded = list(pool.map(lambda i: decode(tmp_path / f"{i}.png", size=4, channels=1), range(16)))
+    assert max(seen) in (200, 244)
+    assert opening._in_work == 0
+    np.testing.assert_allclose([image.mean() for image in decoded], [10 * i / 127.5 - 1 for i in range(16)], atol=1e-5)
+
+
+def test_a_file_that_is_too_large_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "MOST_BYTES", len(png_bytes()) - 1)
+    (tmp_path / "large.png").write_bytes(png_bytes())
+    with pytest.raises(InputError, match=r"large.png has more than \d+ bytes: make it smaller"):
+        decode(tmp_path / "large.png", size=8, channels=1)
 
 
 def test_warning_filters_are_restored_after_many_threads(tmp_path: Path) -> None:

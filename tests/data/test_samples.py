@@ -1,8 +1,12 @@
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from raccgan.data.samples import Sample, natural_key, printable
+from raccgan.data.samples import Sample, natural_key, path_of, printable
+from raccgan.terminal import one_line
 
 
 @pytest.mark.parametrize(
@@ -25,6 +29,20 @@ def test_printable_survives_names_that_are_no_utf8() -> None:
     name = b"caf\xe9/\xff.png".decode("utf-8", "surrogateescape")
     assert printable(Path(name)) == r"caf\xe9/\xff.png"
     assert printable(Path("größe/1.png")) == "größe/1.png"
+
+
+@given(st.binary(min_size=1, max_size=20).filter(lambda name: b"\0" not in name))
+@example(rb"\xff").via("what the next one shows")
+@example(b"\xff")
+@example("\u202e\u2028\x85".encode())
+@example(b"\xed\xb2\x80")  # a surrogate, which is no UTF-8
+def test_a_printed_name_is_one_line_and_leads_back(name: bytes) -> None:
+    path = Path(os.fsdecode(name))
+    shown = printable(path)
+    assert shown == one_line(shown)
+    assert len(shown.splitlines()) <= 1
+    shown.encode("utf-8")
+    assert path_of(shown) == path
 
 
 def test_samples_compare_without_their_pixels() -> None:

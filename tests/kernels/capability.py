@@ -11,7 +11,7 @@ import pytest
 
 from raccgan.kernels import library
 
-CAPABILITIES = ("portable", "avx2", "avx512")
+CAPABILITIES = ("portable", "avx2", "avx512", "avx512bf16")
 
 _ROOT = Path(__file__).parent.parent.parent
 

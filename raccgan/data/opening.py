@@ -1,0 +1,98 @@
+"""Files opened as images before anything is decoded: how large they may be, and how many pixels are in work at a time.
+
+A file may claim any size, and a small one may hold a huge image. So a file of more than ``MOST_BYTES``, or one whose
+header claims more than ``MOST_PIXELS``, is refused before anything is decoded; and all threads together have no more
+than ``MOST_PIXELS`` in work at a time, which took at most 28 bytes each (colour with alpha; 8 for 8-bit grey).
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+
+from raccgan.data.samples import printable
+from raccgan.errors import InputError
+
+# Named, because some of Pillow's other readers start programs (EPS) or are rarely used and as rarely looked after.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+
+MOST_PIXELS = 1 << 27
+"""Of one image, 11585 x 11585 for instance."""
+
+MOST_BYTES = 1 << 29
+"""Of one file; some of Pillow's readers go through all of a damaged one."""
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """The image with its header read and nothing decoded.
+
+    Raises:
+        InputError: it is empty, or too large to be decoded.
+        Whatever Pillow raises.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise InputError(f"{printable(path)} is empty (0 bytes): remove it or copy it again")
+    if size > MOST_BYTES:
+        raise InputError(f"{printable(path)} has more than {MOST_BYTES} bytes: make it smaller first")
+    try:
+        # As a stream: from a path, Pillow 13 maps raw TIFF files into memory and garbles those that lie on their side.
+        with _quiet(), path.open("rb") as stream, Image.open(stream, formats=FORMATS) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise Image.DecompressionBombError  # as Pillow does, by a larger limit of its own
+            yield opened
+    except Image.DecompressionBombError:
+        raise InputError(f"{printable(path)} has more than {MOST_PIXELS} pixels: make it smaller first") from None
+
+
+_in_work = 0
+_less_in_work = threading.Condition()
+
+
+@contextmanager
+def room(pixels: int) -> Iterator[None]:
+    """Wait until so many pixels more are within what all threads may have in work."""
+    global _in_work
+    with _less_in_work:
+        _less_in_work.wait_for(lambda: _in_work + pixels <= MOST_PIXELS)
+        _in_work += pixels
+    try:
+        yield
+    finally:
+        with _less_in_work:
+            _in_work -= pixels
+            _less_in_work.notify_all()
+
+
+_quiet_lock = threading.Lock()
+_quiet_users = 0
+_quiet_filters: warnings.catch_warnings[None] | None = None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings from Pillow while any thread decodes: what matters is raised.
+
+    ``warnings.catch_warnings`` alone is not safe in threads: overlapping ones restore each other's filters. Here the
+    first thread in changes the filters and the last one out restores them.
+    """
+    global _quiet_users, _quiet_filters
+    with _quiet_lock:
+        _quiet_users += 1
+        if _quiet_filters is None:
+            _quiet_filters = warnings.catch_warnings(action="ignore")
+            _quiet_filters.__enter__()
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_users -= 1
+            if _quiet_users == 0 and _quiet_filters is not None:
+                _quiet_filters.__exit__(None, None, None)
+                _quiet_filters = None

@@ -1,0 +1,53 @@
+"""The pointwise family, where it lays its pixels out anew for one thread: values and both orders of gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from raccgan.kernels.depthwise_separable.rewritten import pointwise
+from tests.kernels.grid import relative_error
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "shape", [(4, 5, 16, 16), (1, 3, 48, 16), (15, 2, 8, 16), (3, 5, 7, 9), (16, 4, 8, 8)], ids=str
+)
+@pytest.mark.parametrize("out", [1, 6])
+@pytest.mark.parametrize("layouts", ["both channels_last", "x alone", "neither"])
+def test_pointwise_in_any_layout_with_any_threads(
+    threads: int, shape: tuple[int, int, int, int], out: int, layouts: str
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    n, c, h, v = shape
+    x, t = (torch.randn(shape, generator=draw, dtype=torch.float64) for _ in range(2))
+    w, b = torch.randn(out, c, 1, 1, generator=draw, dtype=torch.float64), torch.randn(out, generator=draw).double()
+    g = torch.randn(n, out, h, v, generator=draw, dtype=torch.float64)
+    wanted = _both_orders(F.conv2d, x, w, b, g, t)
+    x, w, b, g, t = (tensor.float() for tensor in (x, w, b, g, t))
+    if layouts != "neither":
+        x = x.contiguous(memory_format=torch.channels_last)
+    if layouts == "both channels_last":
+        g, t = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (g, t))
+    for got, exact in zip(_both_orders(pointwise, x, w, b, g, t), wanted, strict=True):
+        assert relative_error(got, exact) < 1e-5
+
+
+def _both_orders(run: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor, g: Tensor, t: Tensor) -> list[Tensor]:
+    """y, its gradients for the cotangent g, and the gradients of <t, dx> and <w, dw>."""
+    x, w, b, g = (tensor.clone().requires_grad_() for tensor in (x, w, b, g))
+    y = run(x, w, b)
+    first = torch.autograd.grad(y, [x, w, b], g, create_graph=True)
+    second = torch.autograd.grad((first[0] * t).sum() + (first[1] * w.detach()).sum(), [x, w, g])
+    return [y, *first, *second]
