@@ -13,5 +13,6 @@ machine.py                its name, cache and clock; where it is not quiet, meas
 results.py, picture.py    the table and its picture, in results/ with ``--save-results``
 test_<op>.py              the cases: each op,
 test_step, test_scorer    the whole training step, the whole scorer
+test_ranks                the training step divided among two ranks
 ========================= ========================================================================================
 """

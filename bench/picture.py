@@ -23,6 +23,7 @@ from raccgan.pictures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, STYLE
 # By what runs: marker and colour. Filled in channels_last, hollow in NCHW.
 _KINDS = {
     "reference": ("o", GREY, "eager PyTorch"),
+    "one process": ("p", GREY, "one process"),
     "torch.compile": ("s", GREY, "torch.compile"),
     "ONNX Runtime": ("v", GREY, "ONNX Runtime"),
     "OpenVINO": ("X", GREY, "OpenVINO"),
@@ -36,6 +37,7 @@ _TITLES = {
     "depthwise_separable": "depthwise-separable convolution",
     "scorer": "the whole scorer",
     "training_step": "training step",
+    "training_ranks": "training step by two ranks, the time of all cores",
 }
 _KEY = (
     "G32.2a 256-128 @8 b16: generator at 32 px, block 2, first convolution, 256 to 128 channels, input 8 x 8, "

@@ -22,6 +22,7 @@ from bench.networks import CLASSES, doubled, networks
 from bench.peers import LAYOUTS, NO_KERNEL, label
 from bench.results import fastest, milliseconds
 from bench.roofline import training_step
+from raccgan import reductions
 from raccgan.config import Config, make_config
 from raccgan.data.dataset import ImageDataset
 from raccgan.kernels import cbam, depthwise_separable, moments
@@ -83,10 +84,10 @@ def test_training_step(
     if request.config.getoption("full"):
         contestants = [_with_memory(c, name, precision, device) for c in contestants]
     exact = networks(config, channels, device, "reference", "NCHW")
-    counts = _count(exact.generator), _count(exact.discriminator)
+    counts = count(exact.generator), count(exact.discriminator)
     costs = training_step(config, channels, *counts, getattr(torch, precision))
-    batch = _batch(config, channels, device, torch.float64)
-    check = _gradients if precision == "float32" else _loss_values
+    batch = batch_of(config, channels, device, torch.float64)
+    check = gradients if precision == "float32" else _loss_values
     wanted = check(doubled(exact), replace(config, precision="float32"), *batch)
     case = Case(
         "training_step", name, getattr(torch, precision), "step", device, costs,
@@ -103,10 +104,10 @@ def _contestant(
     """One training of its own; each call is a step on another batch. ``judged``: another precision than its own, as
     whose equal it is checked."""
     judged = judged or config.precision
-    x, y = _batch(config, channels, device)
+    x, y = batch_of(config, channels, device)
     checked = networks(config, channels, device, kernels, layout)
-    check = partial(_gradients if judged == "float32" else _loss_values, checked, config, x, y)
-    step = _stepping(config, channels, device, kernels, layout)
+    check = partial(gradients if judged == "float32" else _loss_values, checked, config, x, y)
+    step = stepping(config, channels, device, kernels, layout)
     return Contestant(
         label(kernels, check),
         layout,
@@ -154,16 +155,16 @@ def peak_megabytes(name: str, precision: str, device: str, kernels: str, layout:
     memory that was freed is taken again unseen."""
     torch.set_num_threads(threads)
     config, channels = CASES[name]
-    step = _stepping(replace(config, precision=precision), channels, device, kernels, layout)
+    step = stepping(replace(config, precision=precision), channels, device, kernels, layout)
     before = machine.memory_bytes(device)
     for _ in range(3):
         next(step)
     return (machine.peak_memory_bytes(device) - before) / 1e6
 
 
-def _stepping(config: Config, channels: int, device: str, kernels: str, layout: str) -> Iterator[Any]:
-    """Steps for ever; everything that they need is made now."""
-    x, y = _batch(config, channels, device)
+def stepping(config: Config, channels: int, device: str, kernels: str, layout: str) -> Iterator[Any]:
+    """Steps for ever, of this rank's slice of the batch; everything that they need is made now."""
+    x, y = map(reductions.own_rows, batch_of(config, channels, device))
     copies = [(x.clone(memory_format=LAYOUTS[layout]), y) for _ in range(4)]
     made = networks(config, channels, device, kernels, layout)
     none = ImageDataset.__new__(ImageDataset)  # a step is given its batch
@@ -174,7 +175,7 @@ def _stepping(config: Config, channels: int, device: str, kernels: str, layout: 
     return (training.gan_step(step, *copies[step % len(copies)]) for step in itertools.count())
 
 
-def _batch(config: Config, channels: int, device: str, dtype: torch.dtype = torch.float32) -> Batch:
+def batch_of(config: Config, channels: int, device: str, dtype: torch.dtype = torch.float32) -> Batch:
     draw = stream(0, "bench/batch")
     n, size = config.batch_size, config.image_size
     x = torch.rand(n, channels, size, size, generator=draw) * 2 - 1
@@ -186,8 +187,8 @@ def _losses(networks: Networks, config: Config, x: Tensor, y: Tensor) -> list[tu
     g, d = networks.generator, networks.discriminator
     draw = stream(0, "bench/noise")
     in_precision = partial(torch.autocast, x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-    z = torch.randn(len(x), config.latent_size, generator=draw).to(x)
-    mix = torch.rand(len(x), 1, 1, 1, generator=draw).to(x)
+    z = reductions.own_rows(torch.randn(config.batch_size, config.latent_size, generator=draw)).to(x)
+    mix = reductions.own_rows(torch.rand(config.batch_size, 1, 1, 1, generator=draw)).to(x)
     with torch.no_grad(), in_precision():
         fake = g(z, y).to(x.dtype)
     with in_precision():
@@ -200,7 +201,7 @@ def _loss_values(networks: Networks, config: Config, x: Tensor, y: Tensor) -> li
     return [torch.stack([loss.detach().to(x.dtype) for _, loss in _losses(networks, config, x, y)])]
 
 
-def _gradients(networks: Networks, config: Config, x: Tensor, y: Tensor) -> list[Tensor]:
+def gradients(networks: Networks, config: Config, x: Tensor, y: Tensor) -> list[Tensor]:
     """All of D's gradients in one vector, and all of G's.
 
     Weights after a step would not do: Adam's first step is the sign of each gradient, however small it is.
@@ -213,5 +214,5 @@ def _gradients(networks: Networks, config: Config, x: Tensor, y: Tensor) -> list
     return vectors
 
 
-def _count(network: nn.Module) -> int:
+def count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())

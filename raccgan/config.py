@@ -93,6 +93,10 @@ class Config:
     threads: int = _setting(0, "threads of PyTorch on a CPU; 0 for its own choice", low=0, high=1024)
     seed: int = _setting(0, "seed of everything random", low=0, high=2**31 - 1)
     checkpoint_every: int = _setting(500, "steps between checkpoints", low=1)
+    # As long as rank 0 may take over a checkpoint; a rank whose process ends is noticed at once.
+    rank_timeout: int = _setting(
+        300, "under torchrun: seconds that a rank waits for the others before the job ends", low=1, high=86400
+    )
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raccgan import options
+from raccgan.config import Config
 from raccgan.errors import InputError
 from raccgan.terminal import say, tell
 
@@ -24,6 +26,8 @@ EXAMPLES = """\
       flags what at most 1 in 100 of the held-out normal images exceeds
   python -m raccgan.detect runs/scans incoming/ --fail-on-anomaly --overlays || echo look into detected/overlays
       for scripts
+  torchrun --nproc-per-node 4 -m raccgan.detect runs/scans incoming/ --out results
+      the same files by four GPUs
 
 exit status:
   0    every image was scored
@@ -43,13 +47,15 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
 
     from raccgan import checkpoint as checkpoints
-    from raccgan.detection import FOLDERS, Table, Wanted, find, score_files, take_folder, write_detected
+    from raccgan import ranks
+    from raccgan.detection import FOLDERS, Table, Wanted, find, scan, score_files, take_folder, write_detected
     from raccgan.detector import Detector, choose_threshold
     from raccgan.files import own_folder
     from raccgan.journal import Journal
     from raccgan.overlays import MapScale
 
-    stored = checkpoints.load(given.run)
+    ranks.join(options.pick_device(given.device), getattr(given, "rank_timeout", Config.rank_timeout))
+    stored = ranks.on_first(lambda: checkpoints.load(given.run))
     threshold = choose_threshold(
         stored, threshold=given.threshold, quantile=given.quantile, sensitivity=given.sensitivity
     )
@@ -58,6 +64,9 @@ def main(arguments: Sequence[str]) -> int:
     detector = Detector.of(
         stored, threshold, label_policy=given.label_policy, device=given.device, compiled=given.compile, **settings
     )
+    if not ranks.first():
+        deque(scan(detector), maxlen=0)
+        return 0
     found = find(given.images)
     for problem in found.problems:
         say(f"skipped: {problem}")
@@ -120,7 +129,7 @@ def _parser() -> options.Parser:
     options.add_threshold(parser)
     options.add_label_policy(parser)
     options.add_places(parser, data_root=False, out="detected")
-    options.add_settings(parser, ("kernels", "score_batch", "threads"))
+    options.add_settings(parser, ("kernels", "score_batch", "threads", "rank_timeout"))
     parser.add_argument(
         "--compile",
         action="store_true",

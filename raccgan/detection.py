@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from raccgan import ranks
 from raccgan.checkpoint import Checkpoint
 from raccgan.data.listing import IMAGE_SUFFIXES, list_images, matching
 from raccgan.data.samples import printable
@@ -144,7 +145,7 @@ def score_files(detector: Detector, files: Sequence[Path], journal: Journal, wan
         ThreadPoolExecutor(WRITERS) as pool,
     ):
         _say_skipped((done[printable(path)] for path in files if path in known), progress)
-        for batch in detector.scan_batches(todo, details=details):
+        for batch in scan(detector, todo, details):
             rows = list(pool.map(lambda found: _row(found, wanted, detector), batch))
             for row, found in zip(rows, batch, strict=True):
                 assert found.path is not None
@@ -154,6 +155,21 @@ def score_files(detector: Detector, files: Sequence[Path], journal: Journal, wan
             _say_skipped(rows, progress)
             progress.update(len(batch))
     return [done[printable(path)] for path in files]
+
+
+def scan(detector: Detector, files: Sequence[Path] = (), details: bool = False) -> Iterator[list[Result | Skipped]]:
+    """:meth:`Detector.scan_batches` on all ranks: what rank 0 asks for comes back there, in order; nothing elsewhere.
+
+    The batches are those of a single process, dealt out to the ranks, so that the scores are the same bit for bit.
+    """
+    files, details = ranks.on_first(lambda: (files, details))
+    size = detector.scorer.batch
+    batches = [files[start : start + size] for start in range(0, len(files), size)]
+    own = [path for batch in batches[ranks.rank() :: ranks.world()] for path in batch]
+    scored = detector.scan_batches(own, details=details)
+    for _ in range(0, len(batches), ranks.world()):
+        found = ranks.gathered(next(scored, None))
+        yield from (batch for batch in found or () if batch is not None)
 
 
 def _say_skipped(rows: Iterable[Row], progress: Progress) -> None:

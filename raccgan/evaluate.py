@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raccgan import options
+from raccgan.config import Config
 from raccgan.terminal import tell
 
 EXAMPLES = """\
@@ -18,9 +19,14 @@ EXAMPLES = """\
       with report.html: every test image, a threshold to slide, what it finds and what it misses
   python -m raccgan.evaluate runs/digits --label-policy 3
       when every image is known to be a 3, or not to be
+  torchrun --nproc-per-node 4 -m raccgan.evaluate runs/scans
+      the same files, the test images scored by four GPUs
 """
 
-SETTINGS = ("dataset", "category", "unreadable", "quantile", "score_batch", "control_steps", "kernels", "threads")
+SETTINGS = (
+    "dataset", "category", "unreadable", "quantile", "score_batch", "control_steps", "kernels", "threads",
+    "rank_timeout",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,13 +46,15 @@ def main(arguments: Sequence[str]) -> int:
     device = options.pick_device(given.device)
 
     from raccgan import checkpoint as checkpoints
+    from raccgan import ranks
     from raccgan.detector import choose_threshold
     from raccgan.evaluation import calibrate, evaluate, summary, write_evaluated, write_results
     from raccgan.files import own_folder
     from raccgan.run import prepare, readable
 
-    stored = checkpoints.load(given.run)
     settings = options.settings_of(given)
+    ranks.join(device, settings.get("rank_timeout", Config.rank_timeout))
+    stored = ranks.on_first(lambda: checkpoints.load(given.run))
     config = checkpoints.config_of(stored, **settings)
     options.require_kernels(config.kernels, device)
     run = prepare(config, given.data_root, device)
@@ -54,7 +62,8 @@ def main(arguments: Sequence[str]) -> int:
         run, _ = readable(run)
     checkpoints.check_same_model(stored, run.config, run.classes, run.channels)
     scorer = run.scorer(checkpoints.networks_of(stored, run.config, device), given.label_policy)
-    with own_folder(given.out or (given.run if given.run.is_dir() else given.run.parent)) as out:
+    folder = given.out or (given.run if given.run.is_dir() else given.run.parent)
+    with ranks.entered_on_first(lambda: own_folder(folder)) as out:
         if stored.held_out and given.label_policy == stored.held_out_policy:
             threshold = choose_threshold(stored, quantile=settings.get("quantile"))
             calibration = checkpoints.Calibration(threshold, stored.held_out, given.label_policy)
@@ -63,6 +72,8 @@ def main(arguments: Sequence[str]) -> int:
         else:
             calibration = checkpoints.Calibration(stored.threshold, {}, given.label_policy)
         evaluation = evaluate(run, scorer, calibration.threshold, seconds=stored.seconds, details=given.report)
+        if evaluation is None:
+            return 0
         write_results(out, run, evaluation, scorer, stored.history)
         if given.report:
             write_evaluated(out / "report.html", run, evaluation, calibration, str(given.run))

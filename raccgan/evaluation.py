@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raccgan import controls, metrics, pictures
+from raccgan import controls, metrics, pictures, ranks
 from raccgan.checkpoint import Calibration, History
 from raccgan.data.dataset import ImageDataset
 from raccgan.data.images import decode_mask
@@ -22,7 +22,7 @@ from raccgan.progress import Progress
 from raccgan.randomness import stream
 from raccgan.report import Report, Shown, strip, write_report
 from raccgan.run import Run
-from raccgan.scoring import MINIMUM, Scored, Scorer, decision, threshold_of
+from raccgan.scoring import MINIMUM, Scored, Scorer, concatenate, decision, threshold_of
 
 CONTROL_BYTES = 1 << 30
 """The most training pixels, as float32, that the controls see."""
@@ -42,34 +42,63 @@ class Evaluation:
 
 
 def calibrate(run: Run, scorer: Scorer, policy: str = MINIMUM) -> Calibration:
-    """The threshold: the configured quantile of the held-out normal images' scores, with these scores.
+    """The threshold: the configured quantile of the held-out normal images' scores, with these scores; on every rank.
 
     Args:
         policy: the label policy that the scorer has, for the record.
     """
     scored = score(scorer, run.dataset(run.split.held_out), "held-out scores", details=True)
-    assert scored.map is not None
-    held_out = {"score": scored.score, "peak": scored.map.flatten(1).amax(dim=1)}
-    return Calibration(threshold_of(scored.score.numpy(), run.config.quantile), held_out, policy)
+
+    def calibration() -> Calibration:
+        assert scored is not None
+        assert scored.map is not None
+        held_out = {"score": scored.score, "peak": scored.map.flatten(1).amax(dim=1)}
+        return Calibration(threshold_of(scored.score.numpy(), run.config.quantile), held_out, policy)
+
+    return ranks.on_first(calibration)
 
 
-def score(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = False) -> Scored:
-    """Score every image of a data set under a progress bar."""
-    with Progress(title, len(data), unit="image") as progress:
-        return scorer.score_batches(data.images, len(data), details=details, progress=progress.update)
+def score(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = False) -> Scored | None:
+    """Score every image of a data set under a progress bar: on rank 0 all scores, on the others None.
+
+    The batches are those of a single process, dealt out to the ranks, so that the scores are the same bit for bit.
+    """
+    places = [i for i in range(len(data)) if i // scorer.batch % ranks.world() == ranks.rank()]
+    with Progress(title, len(places), unit="image") as progress:
+        own = [
+            scorer.score_batches(
+                lambda some: data.images([places[i] for i in some]),
+                len(places),
+                details=details,
+                progress=progress.update,
+            )
+            for _ in places[:1]  # a rank without images has nothing to score
+        ]
+    found = ranks.gathered((places, own))
+    if found is None:
+        return None
+    scored = concatenate([part for _, parts in found for part in parts])
+    order = torch.tensor([i for theirs, _ in found for i in theirs]).argsort()
+    ordered: dict[str, Any] = {name: None if t is None else t[order] for name, t in vars(scored).items()}
+    return Scored(**ordered)
 
 
-def evaluate(run: Run, scorer: Scorer, threshold: float, *, seconds: float, details: bool = False) -> Evaluation:
-    """Score the test images and the controls, and compute the metrics.
+def evaluate(run: Run, scorer: Scorer, threshold: float, *, seconds: float, details: bool = False) -> Evaluation | None:
+    """Score the test images and the controls, and compute the metrics; ranks but the first only help with the scores.
 
     Args:
         seconds: training time, for the record.
         details: keep maps and reconstructions, for a report.
+
+    Returns:
+        None on ranks but the first, which have nothing left to do.
     """
     test = run.dataset(run.split.test)
     anomalous = np.array([run.split.is_anomalous(sample) for sample in run.split.test])
     has_masks = any(sample.mask is not None for sample in run.split.test)
     scored = score(scorer, test, "test scores", details=has_masks or details)
+    if scored is None:
+        return None
     scores = scored.score.numpy()
     image = metrics.image_metrics(scores, anomalous, threshold)
     pixel = None

@@ -137,15 +137,20 @@ def settings_of(arguments: argparse.Namespace, but: Sequence[str] = ()) -> dict[
 
 
 def pick_device(name: str) -> Any:
-    """The torch device of that name; ``auto`` is a GPU where torch can use one.
+    """The torch device of that name; ``auto`` is a GPU where torch can use one. Each rank has its own GPU.
 
     Raises:
         InputError: no such device here.
     """
     import torch
 
+    from raccgan import ranks
+
+    place = ranks.place_in()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and place.world > 1:
+        name = f"cuda:{place.local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -155,6 +160,8 @@ def pick_device(name: str) -> Any:
         raise InputError(f"--device {name}: {built}; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: there are only {torch.cuda.device_count()} GPUs")
+    if name.startswith("cuda:") and place.local_world > 1 and device.index != place.local_rank:
+        raise InputError(f"--device {name}: with several ranks on a machine each takes its own; say --device cuda")
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name}: raccgan runs on cpu and cuda")
     return device
@@ -177,7 +184,7 @@ def require_kernels(kernels: str, device: Any) -> None:
 def call(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Run a command; what a person can mend becomes one line on standard error and exit status 2."""
     try:
-        return command(arguments)
+        return _left(command, arguments)
     except InputError as error:
         return _error(error)
     except KeyboardInterrupt as stop:
@@ -198,6 +205,19 @@ def call(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
         if type(error).__name__ == "OutOfMemoryError":
             return _error("the GPU's memory is full; lower --batch-size or --score-batch")
         raise
+
+
+def _left(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """Run a command, and part from the other ranks with how it ended if it joined any."""
+    from raccgan import ranks
+
+    try:
+        status = command(arguments)
+    except BaseException as error:
+        ranks.leave(error)
+        raise
+    ranks.leave()
+    return status
 
 
 def _error(reason: object) -> int:

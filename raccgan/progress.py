@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from raccgan import ranks
 from raccgan.terminal import one_line, say
 
 LINE_EVERY = 15.0
@@ -19,13 +20,15 @@ LINE_EVERY = 15.0
 class Progress:
     """A counter from ``start`` to ``total`` on standard error; ``update`` takes live figures to show beside it.
 
-    With ``lines=False`` it says nothing where standard error is no terminal: for commands that scripts call.
+    With ``lines=False`` it says nothing where standard error is no terminal: for commands that scripts call. Of several
+    ranks, the first alone shows anything.
     """
 
     def __init__(self, title: str, total: int, start: int = 0, unit: str = "step", *, lines: bool = True) -> None:
-        self.title, self.total, self.done, self.unit, self.lines = title, total, start, unit, lines
+        self.title, self.total, self.done, self.unit = title, total, start, unit
+        self.lines = lines and ranks.first()
         self._bar: Any = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and ranks.first():
             self._bar = tqdm(total=total, initial=start, desc=title, unit=unit, dynamic_ncols=True)
         self._begun = self._said = time.monotonic()
         self._begun_at = start

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from raccgan import ranks
 from raccgan.config import Config
 from raccgan.data.dataset import ImageDataset
 from raccgan.data.protocol import Split, make_split
@@ -19,6 +21,9 @@ from raccgan.networks import Networks
 from raccgan.progress import Progress
 from raccgan.scoring import MINIMUM, Scorer
 from raccgan.terminal import say
+
+CACHE_BYTES = 2 << 30
+"""The most memory that decoded images may take on a machine."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,12 @@ class Run:
     def dataset(self, samples: Sequence[Sample]) -> ImageDataset:
         """``samples`` as tensors of this run's size and channels."""
         return ImageDataset(
-            samples, classes=self.classes, size=self.config.image_size, channels=self.channels, fit=self.config.fit
+            samples,
+            classes=self.classes,
+            size=self.config.image_size,
+            channels=self.channels,
+            fit=self.config.fit,
+            cache_bytes=CACHE_BYTES // ranks.local_world(),
         )
 
     def scorer(self, networks: Networks, label_policy: str = MINIMUM) -> Scorer:
@@ -50,16 +60,16 @@ def prepare(config: Config, data_root: Path, device: torch.device) -> Run:
     """Load the data set and split it, and set the number of threads.
 
     Raises:
-        InputError: whatever is wrong with the data, the protocol or the classes.
+        InputError: whatever is wrong with the data, the protocol or the classes; another rank found other images.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     problems: list[str] | None = [] if config.unreadable == "skip" else None
     source = load_source(config.dataset, data_root, category=config.category or None, problems=problems)
-    for problem in problems or ():
-        say(f"skipped: {problem}")
+    _say_skipped(problems or ())
     normal = [name.strip() for name in config.normal.split(",") if name.strip()]
     split = make_split(source, config.protocol or None, normal, held_out=config.held_out, seed=config.seed)
+    ranks.require_alike(f"the images of {config.dataset}", lambda: _digest(split))
     resolved = replace(
         config, protocol=config.protocol or source.default_protocol, normal=",".join(split.normal_classes)
     )
@@ -78,14 +88,14 @@ def readable(run: Run) -> tuple[Run, ImageDataset]:
     training: ImageDataset | None = None
     for part in ("train", "held_out", "test"):
         data = run.dataset(getattr(run.split, part))
-        with Progress("reading images", len(data), unit="image") as progress:
+        share = range(ranks.rank(), len(data), ranks.world())  # each rank reads its own
+        with Progress("reading images", len(share), unit="image") as progress:
             if run.config.unreadable == "refuse":
-                data.verify(lambda done, total: progress.update())
+                data.verify(lambda done, total: progress.update(), share)
                 bad = {}
             else:
-                bad = data.problems(lambda done, total: progress.update())
-        for problem in bad.values():
-            say(f"skipped: {problem}")
+                bad = data.problems(lambda done, total: progress.update(), share)
+        _say_skipped(bad.values())
         if bad:
             kept = tuple(sample for index, sample in enumerate(data.samples) if index not in bad)
             if not kept:
@@ -96,3 +106,16 @@ def readable(run: Run) -> tuple[Run, ImageDataset]:
         training = data if training is None else training
     assert training is not None
     return run, training
+
+
+def _say_skipped(problems: Iterable[str]) -> None:
+    if ranks.first():
+        for problem in problems:
+            say(f"skipped: {problem}")
+
+
+def _digest(split: Split) -> str:
+    """Which images are for what, in their order."""
+    parts = (split.train, split.held_out, split.test)
+    names = [[(sample.key, sample.label) for sample in part] for part in parts]
+    return hashlib.blake2b(repr(names).encode(errors="surrogatepass"), digest_size=16).hexdigest()

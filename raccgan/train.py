@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from raccgan.data.dataset import ImageDataset
     from raccgan.run import Run
     from raccgan.training import Log
+
+JOB = ".torchrun-job"
+"""The file that names the job of torchrun which writes into a folder, until it is done."""
 
 PHASES = ("all", "gan", "encoder", "evaluate")
 SETTINGS = "config.json"
@@ -35,6 +40,8 @@ EXAMPLES = """\
       your own folder: one sub-folder a class, such as healthy/ and abnormal/
   python -m raccgan.train --resume runs/scans
       go on where a run stopped
+  torchrun --nproc-per-node 8 --max-restarts 3 -m raccgan.train --dataset ~/scans --normal healthy --out runs/scans
+      on eight GPUs of this machine; with more of its options on many machines
 """
 
 
@@ -45,29 +52,65 @@ def main(arguments: Sequence[str]) -> int:
     device = options.pick_device(given.device)
 
     from raccgan import checkpoint as checkpoints
-    from raccgan.files import own_folder, stamp, write_json
+    from raccgan import ranks
+    from raccgan.files import own_folder
     from raccgan.run import prepare
 
-    out, source = _place(given)
-    seen = stamp(out / checkpoints.NAME)
-    resumed, settings = _start(source) if source is not None else (None, {})
-    settings |= options.settings_of(given)
+    asked = options.settings_of(given)
+    ranks.join(device, asked.get("rank_timeout", Config.rank_timeout))
+    found = ranks.on_first(lambda: _find(given))
+    out, resumed, settings = found.out, found.resumed, found.settings | asked
     config = make_config(given.preset, settings) if resumed is None else checkpoints.config_of(resumed, **settings)
     options.require_kernels(config.kernels, device)
     run = prepare(config, given.data_root, device)
     if resumed is not None:
         checkpoints.check_same_model(resumed, run.config, run.classes, run.channels)
+    if resumed is not None and given.resume is None:
+        _say(f"started again, and goes on from {out / checkpoints.NAME}")
     _check_phase(given.phase, run.config, resumed)
     run, data = _training_data(run)
-    with own_folder(out):  # last of all checks, so that a refused run leaves nothing behind
-        if stamp(out / checkpoints.NAME) != seen:
-            raise InputError(f"another run has written into {out} just now: give the command again")
-        write_json(out / SETTINGS, run.config.to_dict())
-        say(
+    with ranks.entered_on_first(lambda: own_folder(out)):  # last of all checks, so that a refused run leaves nothing
+        ranks.on_first(lambda: _begin(found, run.config))
+        _say(
             f"{run.config.dataset}: normal {', '.join(run.classes)}; {len(run.split.train)} images to train on, "
             f"{len(run.split.held_out)} held out for the threshold, {len(run.split.test)} to test; results in {out}"
         )
-        return _run_phases(run, data, given.phase, out, resumed)
+        status = _run_phases(run, data, given.phase, out, resumed)
+        if ranks.first():
+            (out / JOB).unlink(missing_ok=True)
+        return status
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Where a run goes, and what it goes on from."""
+
+    out: Path
+    seen: tuple[int, int, int] | None  # the stamp of the checkpoint there
+    resumed: Checkpoint | None
+    settings: dict[str, Any]
+
+
+def _find(given: argparse.Namespace) -> _Found:
+    from raccgan.checkpoint import NAME
+    from raccgan.files import stamp
+
+    out, source = _place(given)
+    seen = stamp(out / NAME)
+    resumed, settings = _start(source) if source is not None else (None, {})
+    return _Found(out, seen, resumed, settings)
+
+
+def _begin(found: _Found, config: Config) -> None:
+    from raccgan import ranks
+    from raccgan.checkpoint import NAME
+    from raccgan.files import stamp, write_json, write_text
+
+    if stamp(found.out / NAME) != found.seen:
+        raise InputError(f"another run has written into {found.out} just now: give the command again")
+    write_json(found.out / SETTINGS, config.to_dict())
+    if (job := ranks.job()) is not None:
+        write_text(found.out / JOB, job)
 
 
 def _run_phases(run: Run, data: ImageDataset, phase: str, out: Path, resumed: Checkpoint | None) -> int:
@@ -95,15 +138,17 @@ def _run_phases(run: Run, data: ImageDataset, phase: str, out: Path, resumed: Ch
     if phase in ("all", "encoder"):
         training.run("encoder")
     if phase == "gan":
-        say(f"the generator is trained; --phase encoder --resume {out} goes on")
+        _say(f"the generator is trained; --phase encoder --resume {out} goes on")
         return 0
     scorer = run.scorer(networks)
     training.calibration = calibration = calibrate(run, scorer)
     training.save("encoder")
     if phase == "encoder":
-        say(f"the encoder is trained, threshold {calibration.threshold:.4g}; --phase evaluate --resume {out} goes on")
+        _say(f"the encoder is trained, threshold {calibration.threshold:.4g}; --phase evaluate --resume {out} goes on")
         return 0
     evaluation = evaluate(run, scorer, calibration.threshold, seconds=training.seconds)
+    if evaluation is None:
+        return 0
     write_results(out, run, evaluation, scorer, training.history)
     print(summary(evaluation))
     tell(f"scores, metrics, pictures and the checkpoint are in {out}")
@@ -134,9 +179,14 @@ def _place(given: argparse.Namespace) -> tuple[Path, Path | None]:
     """The run's folder, and what to go on from. A finished or stopped run is never overwritten."""
     from raccgan.checkpoint import NAME
 
+    begun = _begun(given)
+    if begun is not None and (begun / NAME).exists():
+        return begun, begun
     if given.resume is None:
+        if begun is not None:
+            return begun, None
         if given.out is None:
-            return _free_folder(Path("runs") / Path(getattr(given, "dataset", given.preset or "digits")).name), None
+            return next(place for place in _folders(given) if not place.exists()), None
         if (given.out / NAME).exists():
             raise InputError(f"{given.out} holds a run already: add --resume to continue it, or name another --out")
         return given.out, None
@@ -167,10 +217,24 @@ def _start(source: Path) -> tuple[Checkpoint | None, dict[str, Any]]:
     return None, settings
 
 
-def _free_folder(wanted: Path) -> Path:
-    """``wanted``, or with -2, -3 ... appended where that is there already."""
-    candidates = (wanted if i == 1 else wanted.with_name(f"{wanted.name}-{i}") for i in range(1, 10_000))
-    return next(place for place in candidates if not place.exists())
+def _folders(given: argparse.Namespace) -> Iterator[Path]:
+    """Where a run may go: the folder that it was given, or one of its data's name, with -2, -3 ... appended."""
+    named = given.out or (Path(given.resume) if given.resume else None)
+    if named is not None:
+        yield named if named.is_dir() or given.out else named.parent
+        return
+    wanted = Path("runs") / Path(getattr(given, "dataset", given.preset or "digits")).name
+    yield from (wanted if i == 1 else wanted.with_name(f"{wanted.name}-{i}") for i in range(1, 10_000))
+
+
+def _begun(given: argparse.Namespace) -> Path | None:
+    """The folder that this job of torchrun began in, if it starts its ranks again; no other run's."""
+    from raccgan import ranks
+
+    if (job := ranks.job()) is None:
+        return None
+    there = itertools.takewhile(Path.exists, _folders(given))
+    return next((place for place in there if (place / JOB).exists() and (place / JOB).read_text() == job), None)
 
 
 def _check_phase(phase: str, config: Config, resumed: Checkpoint | None) -> None:
@@ -189,8 +253,10 @@ def _check_phase(phase: str, config: Config, resumed: Checkpoint | None) -> None
 
 def _training_data(run: Run) -> tuple[Run, ImageDataset]:
     """The run and the images to train on, every file of it read once: now, not when the training is over."""
+    from raccgan import ranks
     from raccgan.run import readable
 
+    ranks.require_divisible(run.config.batch_size)
     run, data = readable(run)
     if run.config.batch_size > len(data):
         raise InputError(
@@ -200,8 +266,10 @@ def _training_data(run: Run) -> tuple[Run, ImageDataset]:
 
 
 def _tensorboard(out: Path) -> Log:
-    """Losses to TensorBoard where it is installed; nowhere else."""
-    if importlib.util.find_spec("tensorboard") is None:
+    """Losses to TensorBoard where it is installed, from rank 0; nowhere else."""
+    from raccgan import ranks
+
+    if importlib.util.find_spec("tensorboard") is None or not ranks.first():
         return lambda phase, step, figures: None
     from torch.utils.tensorboard import SummaryWriter
 
@@ -212,6 +280,13 @@ def _tensorboard(out: Path) -> Log:
             writer.add_scalar(f"{phase}/{name}", value, step)
 
     return log
+
+
+def _say(line: str) -> None:
+    from raccgan import ranks
+
+    if ranks.first():
+        say(line)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from raccgan import checkpoint as checkpoints
+from raccgan import ranks, reductions
 from raccgan.checkpoint import Calibration, Checkpoint, History
 from raccgan.config import Config
 from raccgan.data.dataset import ImageDataset, StepBatches
@@ -31,14 +32,15 @@ Log = Callable[[str, int, dict[str, float]], None]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C: the step was finished and the checkpoint written; the message says how to go on."""
+    """Ctrl-C or SIGTERM: the step was finished and the checkpoint written; the message says how to go on."""
 
 
 class Training:
     """Networks, optimisers and how far each phase has come; runs a phase and leaves checkpoints.
 
     A step's random draws and its batch are functions of (seed, phase, step) alone, so a resumed run computes what
-    the uninterrupted one would have.
+    the uninterrupted one would have. With several ranks (:mod:`raccgan.ranks`) each computes its slice of the
+    batch, all have the same weights after every step, and rank 0 keeps the generator's average and the checkpoints.
     """
 
     def __init__(
@@ -84,17 +86,20 @@ class Training:
 
         Raises:
             InputError: losses or weights that are not finite, with the step and the last good checkpoint.
-            Interrupted: Ctrl-C, after the step was finished and saved.
+            Interrupted: Ctrl-C or SIGTERM, on any rank, after the step was finished and saved.
         """
         step_of = {"gan": self.gan_step, "encoder": self.encoder_step}[phase]
         start, goal = self.steps[phase], self.goals[phase]
         self.freeze(phase)
+        reductions.copy_from_first(network for _, network in self.networks.items())
         every = max(1, goal // 400)  # points of the loss curves
         begun, before = time.monotonic(), self.seconds
         with _finish_step_on_interrupt() as interrupted, Progress(_TITLES[phase], goal, start) as progress:
             for step, (x, y) in zip(range(start, goal), self._batches(phase), strict=False):
                 losses = step_of(step, x, y)
-                values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+                means = reductions.averaged(torch.stack(list(losses.values())))
+                stop = reductions.anywhere(interrupted())
+                values = dict(zip(losses, means.tolist(), strict=True))
                 if not all(map(math.isfinite, values.values())):
                     raise self._not_finite(phase, step, f"losses are {_readable(values)}")
                 self.steps[phase] = step + 1
@@ -105,7 +110,7 @@ class Training:
                         self.history.setdefault(name, []).append((step + 1, value))
                     self.log(phase, step + 1, values)
                 progress.update(1, values)
-                if interrupted():
+                if stop:
                     self.save(phase)
                     raise Interrupted(f"stopped after {phase} step {step + 1}; --resume {self.path.parent} continues")
                 if (step + 1) % self.config.checkpoint_every == 0 or step + 1 == goal:
@@ -126,17 +131,19 @@ class Training:
             history=self.history,
             seconds=self.seconds,
         )
-        checkpoints.save(self.path, checkpoint if self.calibration is None else checkpoint.calibrated(self.calibration))
+        if self.calibration is not None:
+            checkpoint = checkpoint.calibrated(self.calibration)
+        ranks.on_first(lambda: checkpoints.save(self.path, checkpoint))
         self._saved_at = f"{self.path} of {phase} step {self.steps[phase]}"
 
     def gan_step(self, step: int, x: Tensor, y: Tensor) -> Losses:
         """``critic_steps`` discriminator steps on slices of the batch, then one generator step."""
         g, d = self.networks.generator, self.networks.discriminator
         draw = stream(self.config.seed, "gan", step)
-        n = self.config.batch_size
+        n = self.config.batch_size // ranks.world()
         d.requires_grad_(True)
         for real, label in zip(x.split(n), y.split(n), strict=True):
-            z, mix = self._normal(n, draw), torch.rand(n, 1, 1, 1, generator=draw).to(self.device)
+            z, mix = self._normal(draw), self._uniform(draw)
             with torch.no_grad(), self._precision():
                 fake = g(z, label).float()
             with self._precision():
@@ -145,10 +152,11 @@ class Training:
         d.requires_grad_(False)
         label = y[-n:]
         with self._precision():
-            loss = generator_loss(d, g(self._normal(n, draw), label), label)
+            loss = generator_loss(d, g(self._normal(draw), label), label)
         self._descend("generator", loss)
         # A short memory at first: the average would otherwise hold on to the first, random weights.
-        update_average(self.networks.average, g, min(self.config.ema, (1 + step) / (10 + step)))
+        if ranks.first():
+            update_average(self.networks.average, g, min(self.config.ema, (1 + step) / (10 + step)))
         return {
             "wasserstein": terms.wasserstein.detach(),
             "penalty": terms.penalty.detach(),
@@ -168,6 +176,7 @@ class Training:
         optimiser = self.optimisers[name]
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        reductions.average_gradients(list(getattr(self.networks, name).parameters()))
         optimiser.step()
 
     def freeze(self, phase: str) -> None:
@@ -177,20 +186,25 @@ class Training:
             network.train(name in learning).requires_grad_(name in learning)
 
     def _batches(self, phase: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and classes of every step still to do, on the device."""
+        """This rank's images and classes of every step still to do, on the device."""
         size = self.config.batch_size * (self.config.critic_steps if phase == "gan" else 1)
         batches = StepBatches(
             len(self.data), size, seed=stream(self.config.seed, phase + "/data").initial_seed(),
             start_step=self.steps[phase], stop_step=self.goals[phase],
         )  # fmt: skip
-        for images, labels, _ in torch.utils.data.DataLoader(self.data, batch_sampler=batches):
+        own = (ranks.own(batch, self.config.batch_size) for batch in batches)
+        for images, labels, _ in torch.utils.data.DataLoader(self.data, batch_sampler=own):
             yield (
                 images.to(self.device, memory_format=torch.channels_last),
                 labels.to(self.device),
             )
 
-    def _normal(self, n: int, draw: torch.Generator) -> Tensor:
-        return torch.randn(n, self.config.latent_size, generator=draw).to(self.device)
+    def _normal(self, draw: torch.Generator) -> Tensor:
+        z = torch.randn(self.config.batch_size, self.config.latent_size, generator=draw)
+        return reductions.own_rows(z).to(self.device)
+
+    def _uniform(self, draw: torch.Generator) -> Tensor:
+        return reductions.own_rows(torch.rand(self.config.batch_size, 1, 1, 1, generator=draw)).to(self.device)
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.config.precision == "float32":
@@ -224,7 +238,7 @@ def _readable(values: dict[str, float]) -> str:
 
 @contextmanager
 def _finish_step_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag that is read between steps; the second interrupts at once."""
+    """Turn the first Ctrl-C or SIGTERM into a flag that is read between steps; the second interrupts at once."""
     asked = False
 
     def handler(number: int, frame: Any) -> None:
@@ -233,12 +247,15 @@ def _finish_step_on_interrupt() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked = True
 
+    previous: dict[signal.Signals, Any] = {}
     try:
-        previous = signal.signal(signal.SIGINT, handler)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, handler)
     except ValueError:  # not the main thread: whoever started us handles Ctrl-C
         yield lambda: False
         return
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from raccgan import ranks
 from raccgan.data.images import decode, decode_mask, decode_stack
 from raccgan.data.samples import Sample
 from raccgan.errors import InputError
@@ -90,30 +91,34 @@ class ImageDataset(Dataset[Item]):
             batch[row] = torch.from_numpy(image)
         return batch
 
-    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def verify(self, progress: Callable[[int, int], None] | None = None, share: Sequence[int] | None = None) -> None:
         """Decode every image and mask once, in threads, so that a bad file is found before training and not in it.
 
         Args:
             progress: called with (done, total) after each image.
+            share: the images of this rank, where other ranks decode the others; all of them by default.
 
         Raises:
-            InputError: names the first bad file in the order of the samples, and counts the others.
+            InputError: names the first bad file in the order of the samples, and counts the others; on every rank.
         """
-        bad = list(self.problems(progress).values())
+        bad = list(self.problems(progress, share).items())
         if len(bad) == 1:
-            raise InputError(bad[0])
+            raise InputError(bad[0][1])
         if bad:
-            raise InputError(f"{bad[0]} ({len(bad) - 1} more of the {len(self)} images cannot be used either)")
+            raise InputError(f"{bad[0][1]} ({len(bad) - 1} more of the {len(self)} images cannot be used either)")
 
-    def problems(self, progress: Callable[[int, int], None] | None = None) -> dict[int, str]:
+    def problems(
+        self, progress: Callable[[int, int], None] | None = None, share: Sequence[int] | None = None
+    ) -> dict[int, str]:
         """:meth:`verify` that raises nothing: the line that says what is wrong, by the index of each bad sample."""
-        bad = {}
-        for index, problem in enumerate(_in_threads(self._problem, range(len(self)))):
+        share = range(len(self)) if share is None else share
+        bad = []
+        for done, (index, problem) in enumerate(zip(share, _in_threads(self._problem, share), strict=True), start=1):
             if problem is not None:
-                bad[index] = problem
+                bad.append((index, problem))
             if progress is not None:
-                progress(index + 1, len(self))
-        return bad
+                progress(done, len(share))
+        return dict(sorted(item for found in ranks.exchanged(bad) for item in found))
 
     def _problem(self, index: int) -> str | None:
         sample = self.samples[index]

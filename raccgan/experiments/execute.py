@@ -50,6 +50,7 @@ def execute(row: Row, folder: Path, device: torch.device, data_root: Path) -> Re
     training.calibration = calibrate(run, scorer)
     training.save(PHASES[-1])
     evaluation = evaluate(run, scorer, training.calibration.threshold, seconds=training.seconds, details=True)
+    assert evaluation is not None  # a row is of one process
     write_results(folder, run, evaluation, scorer, training.history)
     return _result(row, run, scorer, evaluation)
 
@@ -78,7 +79,9 @@ def _result(row: Row, run: Run, scorer: Scorer, evaluation: Evaluation) -> Resul
 
 def _compositions(run: Run, scorer: Scorer, evaluation: Evaluation) -> dict[str, str]:
     held_out = run.dataset(run.split.held_out)
-    normal = terms_of(scorer, held_out, score(scorer, held_out, "held-out scores", details=True), "held-out terms")
+    scored = score(scorer, held_out, "held-out scores", details=True)
+    assert scored is not None
+    normal = terms_of(scorer, held_out, scored, "held-out terms")
     asked = terms_of(scorer, run.dataset(run.split.test), evaluation.scored, "test terms")
     return {
         composition_column(name): _figure(image_metrics(scores, evaluation.anomalous, float(np.median(scores))).auroc)

@@ -142,7 +142,7 @@ class Row:
         return f"{self.variant}-{plain}-{self.seed}-{self.digest}"
 
 
-_HOW = ("kernels", "threads", "score_batch", "checkpoint_every")
+_HOW = ("kernels", "threads", "score_batch", "checkpoint_every", "rank_timeout")
 """Settings that change how a result is computed, not what it is."""
 
 

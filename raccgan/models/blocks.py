@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from raccgan.kernels.cbam import cbam
+from raccgan import ranks, reductions
+from raccgan.kernels.cbam import CBAMResult, cbam
 from raccgan.kernels.depthwise_separable import depthwise_separable
 from raccgan.kernels.depthwise_separable.reference import activated
 from raccgan.kernels.moments import moments
@@ -99,7 +100,8 @@ def convolution(
 class ConditionalBatchNorm(nn.Module):
     """Batch norm whose scale 1 + W y and shift V y come from the condition y (BigGAN); W, V spectrally normalised.
 
-    Training updates the running moments and normalises with the batch's; evaluation with the running ones.
+    Training updates the running moments and normalises with the batch's, all ranks' together; evaluation with the
+    running ones.
     """
 
     running_mean: Tensor
@@ -126,13 +128,35 @@ class ConditionalBatchNorm(nn.Module):
         return weight * scale, bias * scale + self.shift(y)
 
 
-def _moments(norm: ConditionalBatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm with weights and no condition, whose batch in training is that of all ranks together."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def __init__(self, channels: int, kernels: str) -> None:
+        super().__init__(channels)
+        self.kernels = kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to the same."""
+        if not self.training or ranks.world() == 1:
+            return super().forward(x)
+        mean, var = _moments(self, x)
+        self.num_batches_tracked.add_(1)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        return (x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
+
+
+def _moments(norm: ConditionalBatchNorm | BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """The batch's mean and variance in training, which move the running ones; the running ones in evaluation."""
     if not norm.training:
         return norm.running_mean, norm.running_var
-    mean, var = moments(x, kernels=norm.kernels)
+    mean, var = reductions.shared_moments(*moments(x, kernels=norm.kernels))
     with torch.no_grad():
-        count = x.numel() // x.shape[1]
+        count = ranks.world() * x.numel() // x.shape[1]
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
         norm.running_var.lerp_((var * (count / max(1, count - 1))).to(norm.running_var.dtype), norm.momentum)
     return mean, var
@@ -165,8 +189,24 @@ class CBAM(nn.Module):
         self.kernels = kernels
 
     def forward(self, x: Tensor) -> Tensor:
-        fixed = self.norm == "batch" and not self.training
-        result = cbam(
+        if self.norm != "batch":
+            return self._gate(x, self.norm).y
+        if not self.training:
+            return self._gate(x, "fixed", self.running_mean, self.running_var).y
+        result = self._gate(x, "batch")
+        if ranks.world() > 1:
+            # The moments are of what the op computes half way. Its first run serves for those of this rank's samples
+            # alone, and its second is normalised with all ranks'; both are differentiated. That takes 1.04 (32 px) and
+            # 1.01 (128 px) of a step's time with one run; one run of PyTorch's own operations takes 1.20 and 1.06.
+            mean, var = reductions.shared_moments(result.mean, result.var)
+            result = self._gate(x, "fixed", mean, var)
+        with torch.no_grad():
+            self.running_mean.lerp_(result.mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_(result.var.to(self.running_var.dtype), self.momentum)
+        return result.y
+
+    def _gate(self, x: Tensor, norm: str, mean: Tensor | None = None, var: Tensor | None = None) -> CBAMResult:
+        return cbam(
             x,
             self.reduce.weight,
             self.reduce.bias,
@@ -175,16 +215,11 @@ class CBAM(nn.Module):
             self.spatial.weight,
             self.weight,
             self.bias,
-            norm="fixed" if fixed else self.norm,
-            mean=self.running_mean if fixed else None,
-            var=self.running_var if fixed else None,
+            norm=norm,
+            mean=mean,
+            var=var,
             kernels=self.kernels,
         )
-        if self.norm == "batch" and self.training:
-            with torch.no_grad():
-                self.running_mean.lerp_(result.mean.to(self.running_mean.dtype), self.momentum)
-                self.running_var.lerp_(result.var.to(self.running_var.dtype), self.momentum)
-        return result.y
 
 
 class ResidualDown(nn.Module):

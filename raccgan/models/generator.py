@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from raccgan.config import attention_blocks
-from raccgan.models.blocks import CBAM, ConditionalBatchNorm, convolution, initialise
+from raccgan.models.blocks import CBAM, BatchNorm, ConditionalBatchNorm, convolution, initialise
 
 
 class GeneratorBlock(nn.Module):
@@ -74,7 +74,7 @@ class Generator(nn.Module):
             GeneratorBlock(c, d, condition, kind=kind, kernels=kernels, attention=i in attended)
             for i, (c, d) in enumerate(pairwise(widths))
         )
-        self.norm = nn.BatchNorm2d(widths[-1])
+        self.norm = BatchNorm(widths[-1], kernels)
         self.head = spectral_norm(nn.Conv2d(widths[-1], image_channels, 3, padding=1))
         initialise(self)
 
