@@ -184,7 +184,9 @@ def require_kernels(kernels: str, device: Any) -> None:
 def call(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Run a command; what a person can mend becomes one line on standard error and exit status 2."""
     try:
-        return _left(command, arguments)
+        status = _left(command, arguments)
+        print(end="", flush=True)  # what cannot be written is said here and not at the end of Python
+        return status
     except InputError as error:
         return _error(error)
     except KeyboardInterrupt as stop:

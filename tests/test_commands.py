@@ -297,6 +297,22 @@ def test_doctor_says_what_runs_where_and_why_not(capsys: pytest.CaptureFixture[s
     assert "not triton: " in said
 
 
+@pytest.mark.parametrize(
+    ("redirection", "status", "said"),
+    [
+        ("| true", 141, ""),
+        ("> /dev/full", 2, "error: No space left on device\n"),
+        (">&-", 0, ""),
+    ],
+)
+def test_an_output_that_nobody_takes(redirection: str, status: int, said: str) -> None:
+    """A pipe whose reader has gone, a full disk behind standard output, and none at all."""
+    script = f"{sys.executable} -c 'import time; time.sleep(0.5); from raccgan import doctor, options; import sys; "
+    script += f"sys.exit(options.call(doctor.main, []))' {redirection}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (status, said)
+
+
 @pytest.mark.parametrize("command", ["train", "evaluate", "detect", "calibrate", "doctor"])
 def test_help_teaches_by_example_without_importing_torch(command: str) -> None:
     code = (

@@ -135,3 +135,15 @@ def test_blocks_are_found_and_a_reason_is_asked_for() -> None:
 def test_the_index_names_every_page() -> None:
     linked = re.findall(r"\]\(([\w-]+)\.md\)", INDEX.read_text("utf-8"))
     assert sorted(linked) == [page.stem for page in PAGES]
+
+
+def test_the_tests_that_the_page_on_reliability_names_are_there() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    sources = "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = [name for name in re.findall(r"[\w/]+(?:\.py)?", page) if Path(name).name.startswith("test_")]
+    assert len(named) > 30
+    for name in named:
+        if name.endswith(".py"):
+            assert (ROOT / "tests" / name.removeprefix("tests/")).is_file(), name
+        else:
+            assert f"def {name}(" in sources, name

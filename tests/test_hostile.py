@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -179,29 +180,36 @@ def test_images_that_claim_to_be_huge_cost_a_line_and_no_memory(trained: Path, t
     assert int(most) < before + 300_000, "kilobytes; one of these images would take gigabytes"
 
 
-def test_links_and_depth_end(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Links to the folder that they lie in, to each other and to nothing; folders nested past Python's recursion."""
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """``data``, a folder that has 2500 others one in the other; the last thousand are past what a path may be long."""
     folder = tmp_path / "data"
     folder.mkdir()
-    Image.new("L", (8, 8), 80).save(folder / "good.png")
-    (folder / "here").symlink_to(".")
-    (folder / "again").symlink_to(".")
-    (folder / "one.png").symlink_to("two.png")
-    (folder / "two.png").symlink_to("one.png")
-    (folder / "gone.png").symlink_to("nowhere")
-    (folder / "zero.png").symlink_to("/dev/zero")
-    (folder / "chain-0.png").symlink_to("good.png")
+    where = os.open(folder, os.O_RDONLY)
+    for _ in range(2500):
+        os.mkdir("d", dir_fd=where)
+        below = os.open("d", os.O_RDONLY, dir_fd=where)
+        os.close(where)
+        where = below
+    os.close(where)
+    yield folder
+    subprocess.run(["rm", "-rf", str(folder / "d")], check=True)  # Python's own removal does not get that deep
+
+
+def test_links_and_depth_end(trained: Path, deep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Links to the folder that they lie in, to each other and to nothing; folders nested past Python's recursion."""
+    Image.new("L", (8, 8), 80).save(deep / "good.png")
+    (deep / "here").symlink_to(".")
+    (deep / "again").symlink_to(".")
+    (deep / "one.png").symlink_to("two.png")
+    (deep / "two.png").symlink_to("one.png")
+    (deep / "gone.png").symlink_to("nowhere")
+    (deep / "zero.png").symlink_to("/dev/zero")
+    (deep / "chain-0.png").symlink_to("good.png")
     for i in range(30):
-        (folder / f"chain-{i + 1}.png").symlink_to(f"chain-{i}.png")
-    os.mkfifo(folder / "pipe.png")
-    deep = os.open(folder, os.O_RDONLY)
-    for _ in range(2500):  # the last thousand are past what a path may be long
-        os.mkdir("d", dir_fd=deep)
-        below = os.open("d", os.O_RDONLY, dir_fd=deep)
-        os.close(deep)
-        deep = below
-    os.close(deep)
-    for i, argument in enumerate((folder, f"{folder}/**/*.png", f"{folder}/**")):
+        (deep / f"chain-{i + 1}.png").symlink_to(f"chain-{i}.png")
+    os.mkfifo(deep / "pipe.png")
+    for i, argument in enumerate((deep, f"{deep}/**/*.png", f"{deep}/**")):
         capsys.readouterr()
         assert run(detect, trained, argument, "--out", tmp_path / f"out-{i}") == 1
         said = capsys.readouterr().err

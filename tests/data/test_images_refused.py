@@ -1,6 +1,7 @@
 """What is no image, or has no defined scale, is refused in a line that names the file and the reason."""
 
 import io
+import random
 import struct
 import threading
 import time
@@ -54,6 +55,29 @@ def test_damaged_files_are_named_with_the_reason(tmp_path: Path, content: bytes,
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=r"broken.png"):
         decode_mask(path, 8)
+
+
+@pytest.mark.parametrize("kind", opening.FORMATS)
+def test_random_damage_is_read_or_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes changed, cut out and put in: never another exception, never a value outside the range."""
+    monkeypatch.setattr(opening, "MOST_PIXELS", 1_000_000)
+    stream = io.BytesIO()
+    Image.fromarray(RANDOM.integers(0, 256, (24, 24, 3)).astype(np.uint8)).save(stream, kind)
+    whole, draw, refusals = stream.getvalue(), random.Random(0), 0
+    for _ in range(80):
+        changed = bytearray(whole)
+        for _ in range(draw.choice((1, 1, 3, 10))):
+            place = draw.randrange(min(len(changed), draw.choice((60, len(changed)))))
+            changed[place : place + draw.choice((0, 1, 1, 5))] = draw.randbytes(draw.choice((0, 1, 1, 4)))
+        (tmp_path / "a.png").write_bytes(changed)
+        try:
+            decoded = decode(tmp_path / "a.png", size=8, channels=1)
+        except InputError as error:
+            refusals += len(str(error).splitlines())
+        else:
+            assert decoded.shape == (1, 8, 8)
+            assert -1 <= decoded.min() <= decoded.max() <= 1
+    assert 0 < refusals <= 80
 
 
 def test_absent_file_and_folder(tmp_path: Path) -> None:
