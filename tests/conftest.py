@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from raccgan.checkpoint import NAME, Checkpoint
 from raccgan.config import Config, make_config
@@ -32,6 +33,32 @@ TINY_OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.it
 """The same, for a command line."""
 
 CPU = torch.device("cpu")
+
+RANDOM_CASES = {"short": 20, "long": 1000}
+SOAK_STEPS = {"short": 300, "long": 20_000}
+
+for _name, _cases in RANDOM_CASES.items():
+    settings.register_profile(
+        _name, max_examples=_cases, derandomize=_name == "short", deadline=None, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="random cases and soak tests at full length, about an hour")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("long" if config.getoption("--long") else "short")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    if config.getoption("--long"):
+        return "long run: every random case and every step of the soak tests"
+    return (
+        f"short run: {RANDOM_CASES['short']} of {RANDOM_CASES['long']} random cases for each implementation and "
+        f"{SOAK_STEPS['short']} of {SOAK_STEPS['long']} soak steps, as these take an hour; --long runs all"
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
