@@ -21,9 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
-from tests.kernels.grid import Inputs
+from tests.kernels.grid import Inputs, tensors
 
 RUNS = 8
 DEVIATIONS = 8
@@ -48,14 +47,15 @@ _EXACT = {
 class Rounding(TorchDispatchMode):
     """Moves what every operation returns, and notes what is decided by a comparison."""
 
-    def __init__(self, dtype: torch.dtype, draw: torch.Generator | None) -> None:
-        """With rounding as in ``dtype``; with ``draw`` None nothing moves."""
+    def __init__(self, dtype: torch.dtype, draw: torch.Generator | None, *, underflows: bool = False) -> None:
+        """With rounding as in ``dtype``, where it ``underflows`` of denormal numbers too; without ``draw``, none."""
         super().__init__()
         self.unit = torch.finfo(dtype).eps / 2
         # What is smaller than a normal float32 loses digits, or is lost: bfloat16 products take it for zero.
         # float16 is computed with in float32, and loses only its own denormal numbers' last digit.
         self.smallest = torch.finfo(dtype).tiny * (2**-10 if dtype == torch.float16 else 1)
         self.draw = draw
+        self.underflows = underflows
         self.decisions: list[tuple[Tensor, Any]] = []  # the operand, and the dimensions of a max
 
     def __torch_dispatch__(self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
@@ -68,22 +68,24 @@ class Rounding(TorchDispatchMode):
         growth = 1.0
         if packet in _SUMS:
             growth = math.sqrt(_terms(packet, args))
-            args = tree_map_only(Tensor, lambda t: self._moved(t, growth), args)
+            args = tuple(self._moved(t, growth) for t in args)
         result = op(*args, **kwargs)
         if op._schema.is_mutable:
             return result.copy_(self._moved(result, growth))
-        moved = tree_map_only(Tensor, lambda t: self._moved(t, growth), result)
-        return moved + self.smallest if packet is _aten.sigmoid else moved  # which is never an exact zero
+        if packet is _aten.sigmoid:  # which is never an exact zero
+            result = result + self.smallest
+        if isinstance(result, tuple):
+            return tuple(self._moved(t, growth) for t in result)
+        return self._moved(result, growth)
 
-    def _moved(self, t: Tensor, growth: float) -> Tensor:
-        if not t.is_floating_point() or t.numel() == 0:
+    def _moved(self, t: Any, growth: float) -> Any:
+        if not isinstance(t, Tensor) or not t.is_floating_point() or t.numel() == 0:
             return t
-
-        def between() -> Tensor:  # -1 and 1
-            return torch.rand(t.shape, generator=self.draw, dtype=t.dtype).mul_(2).sub_(1)
-
-        moved = between().mul_(growth * self.unit).add_(1).mul_(t)
-        return moved.add_(between().mul_(self.smallest).mul_(t != 0))  # an exact zero stays one
+        between = torch.rand(t.shape, generator=self.draw, dtype=t.dtype).sub_(0.5).mul_(2 * growth * self.unit)
+        if self.underflows:
+            between *= 1 + self.smallest / (t.abs() * growth * self.unit)  # an exact zero stays one
+            between.nan_to_num_(nan=0, posinf=0, neginf=0)
+        return torch.addcmul(t, t, between)
 
 
 def _terms(packet: Any, args: tuple[Any, ...]) -> int:
@@ -111,7 +113,7 @@ class Bound:
         if got.numel() == 0:
             return 0.0
         info = torch.finfo(got.dtype)
-        there = exact.isfinite()
+        there = exact.isfinite() & self.deviation[name].isfinite()  # or rounding decides whether it is finite
         error = torch.where(there, (got.detach().double() - exact).abs().nan_to_num(nan=math.inf), 0.0)
         scale, deviation = (torch.where(there, t.abs(), 0.0) for t in (exact, self.deviation[name]))
         error, scale, deviation = (
@@ -134,8 +136,10 @@ def bound(run: Callable[[Inputs], Results], inputs: Inputs, dtype: torch.dtype) 
     squares = {name: torch.zeros_like(t) for name, t in exact.items()}
     spreads = [torch.zeros_like(v) for v, _ in still.decisions]
     draw = torch.Generator().manual_seed(0)
+    sizes = torch.cat([t.abs().flatten() for t in tensors(inputs).values()])
+    underflows = bool(((sizes != 0) & (sizes < 1e-6) | (sizes > 1e6)).any()) or dtype == torch.float16
     for _ in range(RUNS):
-        with Rounding(dtype, draw) as moving:
+        with Rounding(dtype, draw, underflows=underflows) as moving:
             moved = run(inputs)
         for name, square in squares.items():
             square += (moved[name] - exact[name]).square()
