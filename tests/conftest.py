@@ -35,7 +35,7 @@ TINY_OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.it
 CPU = torch.device("cpu")
 
 RANDOM_CASES = {"short": 20, "long": 1000}
-SOAK_STEPS = {"short": 300, "long": 20_000}
+SOAK_STEPS = {"short": 300, "long": 5000}
 DETECTED = {"short": (500, 2000), "long": (10_000, 100_000)}
 
 for _name, _cases in RANDOM_CASES.items():
