@@ -76,7 +76,14 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         ValueError: a number is NaN or infinite, which JSON does not have: say None where there is no value.
         InputError: as :func:`write_atomically`.
     """
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    encoder = json.JSONEncoder(indent=2, ensure_ascii=False, allow_nan=False)
+
+    def write(file: BinaryIO) -> None:
+        for piece in encoder.iterencode(value):  # a table of many records as one string takes several times its size
+            file.write(piece.encode("utf-8", errors="backslashreplace"))
+        file.write(b"\n")
+
+    write_atomically(path, write)
 
 
 def write_csv(path: str | os.PathLike[str], header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -90,17 +97,23 @@ def write_csv(path: str | os.PathLike[str], header: Sequence[str], rows: Iterabl
         ValueError: a row is longer or shorter than the header.
         InputError: as :func:`write_atomically`.
     """
-    table = io.StringIO(newline="")
-    writer = csv.writer(table, lineterminator="\n")
-    quoting = csv.writer(table, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerow(header)
-    for number, row in enumerate(rows):
-        if len(row) != len(header):
-            raise ValueError(f"row {number} has {len(row)} cells, the header {len(header)}")
-        cells = [_without_formula(cell) for cell in row]
-        # A lone carriage return ends a line for every reader, and Python 3.11 writes it without quotes.
-        (quoting if any("\r" in cell for cell in cells if isinstance(cell, str)) else writer).writerow(cells)
-    write_text(path, table.getvalue())
+
+    def write(file: BinaryIO) -> None:
+        table = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
+        try:
+            writer = csv.writer(table, lineterminator="\n")
+            quoting = csv.writer(table, lineterminator="\n", quoting=csv.QUOTE_ALL)
+            writer.writerow(header)
+            for number, row in enumerate(rows):
+                if len(row) != len(header):
+                    raise ValueError(f"row {number} has {len(row)} cells, the header {len(header)}")
+                cells = [_without_formula(cell) for cell in row]
+                # A lone carriage return ends a line for every reader, and Python 3.11 writes it without quotes.
+                (quoting if any("\r" in cell for cell in cells if isinstance(cell, str)) else writer).writerow(cells)
+        finally:
+            table.detach()  # which flushes, and leaves the file open
+
+    write_atomically(path, write)
 
 
 def cell_text(cell: str) -> str:

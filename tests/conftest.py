@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from raccgan.checkpoint import NAME, Checkpoint
 from raccgan.config import Config, make_config
@@ -33,20 +34,37 @@ TINY_OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.it
 
 CPU = torch.device("cpu")
 
-KILLS = 3
-"""How often the ordinary test run kills training."""
+KILLS = {"short": 3, "long": 50}
+RANDOM_CASES = {"short": 20, "long": 1000}
+SOAK_STEPS = {"short": 300, "long": 5000}
+DETECTED = {"short": (500, 2000), "long": (10_000, 100_000)}
 
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.getgroup("raccgan").addoption(
-        "--kills", type=int, default=KILLS, metavar="N",
-        help="how often tests/test_crash.py kills training (default: %(default)s; 50 is the long run)",
+for _name, _cases in RANDOM_CASES.items():
+    settings.register_profile(
+        _name, max_examples=_cases, derandomize=_name == "short", deadline=None, database=None,
+        suppress_health_check=list(HealthCheck),
     )  # fmt: skip
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
-    kills = config.getoption("kills")
-    return None if kills >= 50 else f"crash safety: training is killed {kills} times; --kills 50 for the long run"
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("raccgan")
+    group.addoption("--long", action="store_true", help="random cases, kills and soak at full length: over an hour")
+    group.addoption("--kills", type=int, metavar="N", help="how often tests/test_crash.py kills training")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    length = "long" if config.getoption("long") else "short"
+    settings.load_profile(length)
+    config.option.kills = config.option.kills or KILLS[length]
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    if config.getoption("long"):
+        return "long run: all random cases, kills, soak steps and images"
+    left_out = {"random cases of each implementation": RANDOM_CASES, "kills": KILLS, "soak steps": SOAK_STEPS}
+    counts = [f"{most['short']} of {most['long']} {what}" for what, most in left_out.items()]
+    counts.append(f"{DETECTED['short'][1]} of {DETECTED['long'][1]} images scored from disk")
+    return f"short run: {', '.join(counts)}, as all of them take over an hour; --long runs them"
 
 
 @pytest.fixture(scope="session", autouse=True)

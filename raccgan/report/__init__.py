@@ -12,11 +12,11 @@ import html
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from PIL import Image
 
 from raccgan.data.images import Float
 from raccgan.errors import InputError
-from raccgan.files import write_text
+from raccgan.files import write_atomically
 from raccgan.overlays import MapScale, outlined, overlay, to_uint8
 
 TILE = 128
@@ -84,10 +84,8 @@ def write_report(path: Path, report: Report) -> None:
         "images": [{name: value for name, value in asdict(image).items() if name != "strip"} for image in images],
         "block": BLOCK,
     }
-    strips = [image.strip for image in images]
-    if not all(map(_STRIP.fullmatch, strips)):  # from the journal of a run that somebody else began, for instance
+    if not all(_STRIP.fullmatch(image.strip) for image in images):  # a journal that somebody else began, for instance
         raise InputError(f"{path}: a picture of it is no picture; add --restart to score anew")
-    blocks = ["\n".join(strips[start : start + BLOCK]) for start in range(0, len(strips), BLOCK)]
     style, script = _part("page.css"), _part("page.js")
     parts = {
         "title": html.escape(report.title),
@@ -95,11 +93,21 @@ def write_report(path: Path, report: Report) -> None:
         "style": style,
         "script": script,
         "data": _json(data),
-        "strips": "".join(
-            f'<script type="text/plain" id="strips-{number}">{block}</script>\n' for number, block in enumerate(blocks)
-        ),
     }
-    write_text(path, re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _part("page.html")))
+
+    def write(file: BinaryIO) -> None:
+        # Text and the names of parts in turn. The pictures are most of the page: nothing holds two copies of them.
+        for place, text in enumerate(re.split(r"\{\{(\w+)\}\}", _part("page.html"))):
+            for piece in _strips(images) if text == "strips" and place % 2 else [parts[text] if place % 2 else text]:
+                file.write(piece.encode("utf-8", errors="backslashreplace"))
+
+    write_atomically(path, write)
+
+
+def _strips(images: Sequence[Shown]) -> Iterator[str]:
+    for number, start in enumerate(range(0, len(images), BLOCK)):
+        block = "\n".join(image.strip for image in images[start : start + BLOCK])
+        yield f'<script type="text/plain" id="strips-{number}">{block}</script>\n'
 
 
 def strip(

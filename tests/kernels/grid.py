@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels import anomaly_score, backend, cbam, depthwise_separable, moments
+from tests.kernels.variations import scattered
 
 Inputs = dict[str, Any]  # by the reference's parameter names, in its order
 
@@ -50,9 +51,7 @@ def _placed(value: Any, dtype: torch.dtype, device: str, layout: str) -> Any:
     if layout == "channels_last" and value.dim() == 4:
         value = value.contiguous(memory_format=torch.channels_last)
     if layout == "sliced" and value.dim() == 4:
-        wide = torch.full((*value.shape[:-1], 2 * value.shape[-1] + 1), torch.nan, dtype=dtype, device=device)
-        wide[..., 1::2] = value
-        value = wide[..., 1::2]
+        value = scattered(value)
     return value
 
 
