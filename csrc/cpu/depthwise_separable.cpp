@@ -138,9 +138,10 @@ Floats inverse_root(Floats v) {
   return load(lanes);
 }
 
-// One vector's channels: z = (h - mean) * root, a = relu(h * slope + offset).
+// One vector's channels: z = (h - mean) * root, a = relu((h - mean) * slope + shift). With the mean in an offset instead
+// a constant channel of large numbers would leave that offset's rounding, times 1 / sqrt(eps).
 struct Norm {
-  Floats mean, root, scale, slope, offset;
+  Floats mean, root, scale, slope, shift;
 };
 
 // What a task works with.
@@ -154,12 +155,12 @@ struct Worker {
   const float* transposed_weights() const { return weights + packed_block(s) / 2; }
   float pixels() const { return static_cast<float>(s.h * s.w); }
   Floats activated(const Norm& norm, Floats h) const {
-    const Floats v = multiply_add(h, norm.slope, norm.offset);
+    const Floats v = multiply_add(h - norm.mean, norm.slope, norm.shift);
     return s.rectify ? relu(v) : v;
   }
   // `v` where the activation passes it on.
   Floats passed(const Norm& norm, Floats h, Floats v) const {
-    return s.rectify ? positive(multiply_add(h, norm.slope, norm.offset), v) : v;
+    return s.rectify ? positive(multiply_add(h - norm.mean, norm.slope, norm.shift), v) : v;
   }
 };
 
@@ -167,7 +168,7 @@ Norm finish(const Worker& a, Floats mean, Floats root) {
   const DepthwiseLayer& s = a.s;
   const Floats scale = s.scale ? load_parameter(s.scale, a.l, s.c) : broadcast(1);
   const Floats shift = s.shift ? load_parameter(s.shift, a.l, s.c) : Floats{};
-  return {mean, root, scale, root * scale, shift - mean * root * scale};
+  return {mean, root, scale, root * scale, shift};
 }
 
 // Copies x, rectified if so, to `h`, and returns its norm. Sums are of the distance from a pivot, row by row: a variance
