@@ -162,9 +162,9 @@ def _off_the_kinks(inputs: Inputs) -> Tensor:
     x: Tensor = inputs["x"]
     if inputs["preactivation"] == "relu":
         x = torch.where(x.abs() < 0.02, x + 0.04, x)
-    around = (inputs[name] for name in ("preactivation", "norm", "eps", "scale", "shift"))
-    met = activated(x, *around, "none")
-    slope = torch.ones(x.shape[:2], dtype=x.dtype) if inputs["scale"] is None else inputs["scale"]
+    preactivation, norm, eps, scale, shift = (inputs[n] for n in ("preactivation", "norm", "eps", "scale", "shift"))
+    met = activated(x, preactivation, norm, eps, scale, shift, "none")
+    slope = torch.ones(x.shape[:2], dtype=x.dtype) if scale is None else scale
     return torch.where(met.abs() < 0.02, x + 0.04 / slope[:, :, None, None], x)
 
 

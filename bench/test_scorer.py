@@ -20,6 +20,7 @@ from bench.networks import CLASSES, doubled, networks
 from bench.peers import label
 from bench.roofline import scoring
 from raccgan.kernels.anomaly_score import anomaly_score
+from raccgan.models.blocks import CBAM, ConditionalBatchNorm
 from raccgan.networks import Networks, frozen
 from raccgan.randomness import stream
 
@@ -81,7 +82,7 @@ class Trained:
         -1, and no difference between two implementations would reach the score."""
         made = networks(model.config, model.image_channels, device, "reference", "channels_last")
         for module in made.average.modules():
-            if hasattr(module, "momentum"):
+            if isinstance(module, ConditionalBatchNorm | CBAM | nn.BatchNorm2d):
                 module.momentum = 1.0
         x, y = _images(model, 16, device)
         with torch.no_grad():
@@ -97,7 +98,9 @@ class Trained:
     def scoring(self, kernels: str, layout: str, dtype: torch.dtype) -> Scoring:
         made = self.networks(kernels, layout)
         if kernels != "reference":  # as Scorer has them; compilers and exporters fold what is constant by themselves
-            made = Networks(*(frozen(network) for _, network in made.items()))
+            made = Networks(
+                frozen(made.generator), frozen(made.discriminator), frozen(made.encoder), frozen(made.average)
+            )
         return Scoring(made, self.model.config.kappa, kernels, dtype)
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import pickle
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -163,12 +164,15 @@ def load(path: Path) -> Checkpoint:
     """
     path = existing(path)
     try:
-        harmless.check(path)
         with warnings.catch_warnings():  # about files that are refused right after
             warnings.simplefilter("ignore")
+            harmless.check(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (*harmless.DAMAGED, RuntimeError, AttributeError) as error:
-        raise InputError(f"{path} is truncated or no checkpoint: {_first_line(error)}") from None
+    except InputError:
+        raise
+    except Exception as error:  # on damaged bytes the readers of archives and pickles raise anything
+        reason = "its pickle is damaged" if isinstance(error, pickle.UnpicklingError) else _first_line(error)
+        raise InputError(f"{path} is truncated or no checkpoint: {reason}") from None
     expected = {f.name for f in dataclasses.fields(Checkpoint)} | {"format"}
     if not isinstance(content, dict) or not expected - LATER_FIELDS <= set(content) <= expected:
         raise InputError(f"{path} is a torch file, but not a checkpoint of raccgan")

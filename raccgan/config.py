@@ -31,6 +31,9 @@ class Config:
     normal: str = _setting("", "normal classes, comma-separated (default: what suits the data set)")
     held_out: float = _setting(0.15, "share of the normal training images kept for the threshold", low=0.01, high=0.9)
     fit: str = _setting("stretch", "how an image becomes square", choices=("stretch", "crop", "pad"))
+    unreadable: str = _setting(
+        "refuse", "what becomes of images, and of lines of a list, that cannot be used", choices=("refuse", "skip")
+    )
 
     # The model
     image_size: int = _setting(

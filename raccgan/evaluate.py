@@ -23,7 +23,10 @@ EXAMPLES = """\
       the same files, the test images scored by four GPUs
 """
 
-SETTINGS = ("dataset", "category", "quantile", "score_batch", "control_steps", "kernels", "threads", "rank_timeout")
+SETTINGS = (
+    "dataset", "category", "unreadable", "quantile", "score_batch", "control_steps", "kernels", "threads",
+    "rank_timeout",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     from raccgan.detector import choose_threshold
     from raccgan.evaluation import calibrate, evaluate, summary, write_evaluated, write_results
     from raccgan.files import own_folder
-    from raccgan.run import prepare
+    from raccgan.run import prepare, readable
 
     settings = options.settings_of(given)
     ranks.join(device, settings.get("rank_timeout", Config.rank_timeout))
@@ -55,6 +58,8 @@ def main(arguments: Sequence[str]) -> int:
     config = checkpoints.config_of(stored, **settings)
     options.require_kernels(config.kernels, device)
     run = prepare(config, given.data_root, device)
+    if config.unreadable == "skip":
+        run, _ = readable(run)
     checkpoints.check_same_model(stored, run.config, run.classes, run.channels)
     scorer = run.scorer(checkpoints.networks_of(stored, run.config, device), given.label_policy)
     folder = given.out or (given.run if given.run.is_dir() else given.run.parent)

@@ -10,25 +10,11 @@ from __future__ import annotations
 
 import pickletools
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from raccgan.errors import InputError
-
-DAMAGED = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    NotImplementedError,
-)
-"""What reading a damaged archive or pickle raises."""
 
 _NAMED = re.compile(r"torch\._utils\._rebuild_tensor_v2|torch\.\w+Storage|collections\.OrderedDict")
 _MOST_PICKLED = 1 << 26
@@ -40,7 +26,7 @@ def check(path: Path) -> None:
 
     Raises:
         InputError: it wants to call something, or claims to hold more than it is large.
-        One of ``DAMAGED``: it is no such file, or not whole.
+        Any other exception: it is no such file, or not whole.
     """
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:

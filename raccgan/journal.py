@@ -2,7 +2,7 @@
 
 A journal is a text file of JSON lines. The first line names the run: the checkpoint and every setting that a row
 depends on. Each further line holds the rows of one batch. A line that was cut off in the middle counts as not written.
-Whoever writes it has its folder to himself (:func:`raccgan.files.taken`), and removes it when the run is complete.
+Whoever writes it has its folder to himself (:func:`raccgan.files.own_folder`), and removes it when the run is complete.
 """
 
 from __future__ import annotations

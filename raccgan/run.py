@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,9 +16,11 @@ from raccgan.data.dataset import ImageDataset
 from raccgan.data.protocol import Split, make_split
 from raccgan.data.registry import load_source
 from raccgan.data.samples import Sample
+from raccgan.errors import InputError
 from raccgan.networks import Networks
 from raccgan.progress import Progress
 from raccgan.scoring import MINIMUM, Scorer
+from raccgan.terminal import say
 
 CACHE_BYTES = 2 << 30
 """The most memory that decoded images may take on a machine."""
@@ -61,7 +64,9 @@ def prepare(config: Config, data_root: Path, device: torch.device) -> Run:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    source = load_source(config.dataset, data_root, category=config.category or None)
+    problems: list[str] | None = [] if config.unreadable == "skip" else None
+    source = load_source(config.dataset, data_root, category=config.category or None, problems=problems)
+    _say_skipped(problems or ())
     normal = [name.strip() for name in config.normal.split(",") if name.strip()]
     split = make_split(source, config.protocol or None, normal, held_out=config.held_out, seed=config.seed)
     ranks.require_alike(f"the images of {config.dataset}", lambda: _digest(split))
@@ -71,15 +76,42 @@ def prepare(config: Config, data_root: Path, device: torch.device) -> Run:
     return Run(resolved, split, config.channels or source.channels, device)
 
 
-def verify(data: ImageDataset, title: str) -> None:
-    """Read every image once, so that a broken one is named now and not in the middle of the run; each rank its share.
+def readable(run: Run) -> tuple[Run, ImageDataset]:
+    """Read every image of the split once, so that a broken one is named now and not in the middle.
+
+    Returns:
+        The run, without the broken ones where its configuration skips them; and the images to train on.
 
     Raises:
-        InputError: the first broken file.
+        InputError: the first broken file, where it refuses them; or none is left of a part.
     """
-    share = range(ranks.rank(), len(data), ranks.world())
-    with Progress(title, len(share), unit="image") as progress:
-        data.verify(lambda done, total: progress.update(), share)
+    training: ImageDataset | None = None
+    for part in ("train", "held_out", "test"):
+        data = run.dataset(getattr(run.split, part))
+        share = range(ranks.rank(), len(data), ranks.world())  # each rank reads its own
+        with Progress("reading images", len(share), unit="image") as progress:
+            if run.config.unreadable == "refuse":
+                data.verify(lambda done, total: progress.update(), share)
+                bad = {}
+            else:
+                bad = data.problems(lambda done, total: progress.update(), share)
+        _say_skipped(bad.values())
+        if bad:
+            kept = tuple(sample for index, sample in enumerate(data.samples) if index not in bad)
+            if not kept:
+                raise InputError(f"none of the {len(bad)} images can be read that are needed here: {bad[0]}")
+            less: dict[str, Any] = {part: kept}
+            run = replace(run, split=replace(run.split, **less))
+            data = run.dataset(kept)
+        training = data if training is None else training
+    assert training is not None
+    return run, training
+
+
+def _say_skipped(problems: Iterable[str]) -> None:
+    if ranks.first():
+        for problem in problems:
+            say(f"skipped: {problem}")
 
 
 def _digest(split: Split) -> str:

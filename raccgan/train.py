@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     if resumed is not None and given.resume is None:
         _say(f"started again, and goes on from {out / checkpoints.NAME}")
     _check_phase(given.phase, run.config, resumed)
-    data = _training_data(run)
+    run, data = _training_data(run)
     with ranks.entered_on_first(lambda: own_folder(out)):  # last of all checks, so that a refused run leaves nothing
         ranks.on_first(lambda: _begin(found, run.config))
         _say(
@@ -251,21 +251,18 @@ def _check_phase(phase: str, config: Config, resumed: Checkpoint | None) -> None
         )
 
 
-def _training_data(run: Run) -> ImageDataset:
-    """The normal images to train on, every file of the run read once: training refuses what it cannot read."""
+def _training_data(run: Run) -> tuple[Run, ImageDataset]:
+    """The run and the images to train on, every file of it read once: now, not when the training is over."""
     from raccgan import ranks
-    from raccgan.run import verify
+    from raccgan.run import readable
 
     ranks.require_divisible(run.config.batch_size)
-    data = run.dataset(run.split.train)
+    run, data = readable(run)
     if run.config.batch_size > len(data):
         raise InputError(
             f"--batch-size {run.config.batch_size} is larger than the {len(data)} images there are to train on"
         )
-    verify(data, "reading images")
-    for samples in (run.split.held_out, run.split.test):  # now, not when the training is over
-        verify(run.dataset(samples), "reading images")
-    return data
+    return run, data
 
 
 def _tensorboard(out: Path) -> Log:

@@ -6,6 +6,7 @@ ones, mounted where no one else sees them.
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import json
 import os
@@ -257,6 +258,23 @@ def test_the_lock_of_a_folder(tmp_path: Path) -> None:
     with own_folder(folder) as held:
         write_text(held / "result.json", "{}")
     assert (folder / "result.json").exists()
+
+
+def test_a_lock_whose_file_has_gone_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run before ends, and removes the file, between our opening and our locking of it."""
+    flock, calls = fcntl.flock, 0
+
+    def late(descriptor: int, operation: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            (tmp_path / LOCK).unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with own_folder(tmp_path), pytest.raises(InputError, match="another run is writing into"), own_folder(tmp_path):
+        raise AssertionError("two runs have it")
+    assert calls == 3
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])

@@ -286,6 +286,41 @@ def test_a_broken_test_image_is_named_before_the_training(tmp_path: Path, capsys
     assert not (tmp_path / "run").exists()
 
 
+def test_training_and_evaluation_go_on_without_what_cannot_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused by default, before anything is trained; with --unreadable skip one line each, and the rest goes on."""
+    shapes(tmp_path, ["good", "bad"], 24)
+    rows = [f"{label}/{i}.png,{label},{'train' if i < 12 else 'test'}" for label in ("good", "bad") for i in range(24)]
+    rows += ["good/99.png,good,train", "good/0.png", ",good,train", "good/1.png,good,test", "good/2.png,good,later"]
+    (tmp_path / "list.csv").write_text("path,label,split\n" + "\n".join(rows) + "\n")
+    (tmp_path / "good" / "3.png").write_bytes(b"")
+    (tmp_path / "bad" / "20.png").write_bytes(b"no image")
+    small = [*TINY_OPTIONS, "--image-size", "8", "--multipliers", "1,1", "--batch-size", "4"]
+    command = [train, "--dataset", tmp_path / "list.csv", *small, "--out", tmp_path / "run"]
+    assert "line 50: no file good/99.png" in refused(capsys, *command)
+    assert not (tmp_path / "run").exists()
+    assert run(*command, "--unreadable", "skip") == 0
+    skipped = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped: ")]
+    assert len(skipped) == 7
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert sum(metrics["images"].values()) == 11 + 12 + 11, "training images, and those to test"
+    rows_of_training = table(tmp_path / "run" / "scores.csv")
+    assert len(rows_of_training) == 23
+    (tmp_path / "bad" / "21.png").write_bytes(b"")
+    assert run(evaluate, tmp_path / "run", "--out", tmp_path / "judged") == 0, "the run's own setting"
+    assert len(table(tmp_path / "judged" / "scores.csv")) == 22
+    assert "none of the" in refused(capsys, train, *broken_everywhere(tmp_path), "--out", tmp_path / "other")
+
+
+def broken_everywhere(place: Path) -> list[object]:
+    shapes(place / "other", ["good", "bad"], 9)
+    for path in (place / "other" / "good").iterdir():
+        path.write_bytes(b"")
+    small = [*TINY_OPTIONS, "--image-size", "8", "--multipliers", "1,1", "--batch-size", "4"]
+    return ["--dataset", place / "other", *small, "--unreadable", "skip"]
+
+
 def test_odd_classes_to_the_last_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Folders of classes with such names, through training, evaluation and the page."""
     for name in (b"=1+1", b"\x1b[31m", b"a\nb", b"\xff", b"<script>window.ran=1<script>"):

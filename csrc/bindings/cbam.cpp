@@ -1,6 +1,4 @@
 // The bindings of CBAM: the order of its stages, and what couples the pieces that the kernels work on.
-#include <torch/headeronly/core/MemoryFormat.h>
-
 #include <array>
 #include <cmath>
 #include <memory>
@@ -164,11 +162,6 @@ void by_bands_with_scratch(const Kernel& kernel, const Args& args, int64_t first
   });
 }
 
-Tensor empty_channels_last(const CbamShape& s, const Tensor& like, int64_t samples) {
-  return torch::stable::empty({samples, s.c, s.h, s.w}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              torch::headeronly::MemoryFormat::ChannelsLast);
-}
-
 // A tensor as the kernels read it. From any other layout than channels_last it is copied group by group, each group to
 // the same place: that stays in a cache, and costs no memory that the system has to hand out first.
 class ChannelsLast {
@@ -176,7 +169,7 @@ class ChannelsLast {
   ChannelsLast(const CbamShape& shape, const Tensor& t, int64_t group) : shape_(shape), tensor_(t) {
     if (strided_as({shape.c * shape.h * shape.w, 1, shape.w * shape.c, shape.c})) return;
     if (!t.is_contiguous()) tensor_ = torch::stable::contiguous(t);
-    copy_.emplace(empty_channels_last(shape, t, std::min(group, shape.n)));
+    copy_.emplace(empty_channels_last(t, std::min(group, shape.n), shape.c, shape.h, shape.w));
   }
 
   CbamSamples samples(int64_t first, int64_t last) const {
@@ -262,7 +255,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_cpu(
   const Given given(x_in, average, maximum, reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight,
                     norm_weight, norm_bias, mean, var, batch, eps);
   const CbamShape& s = given.shape;
-  const Tensor y = empty_channels_last(s, x_in, s.n), saved_tensor = new_floats(x_in, {saved_floats(given)});
+  const Tensor y = empty_channels_last(x_in, s.c, s.h, s.w), saved_tensor = new_floats(x_in, {saved_floats(given)});
   const CbamSaved saved = saved_in(given, saved_tensor.mutable_data_ptr<float>());
   if (given.average) std::copy_n(given.average->const_data_ptr<float>(), s.n * s.c, saved.average);
   if (given.maximum) std::copy_n(given.maximum->const_data_ptr<float>(), s.n * s.c, saved.maximum);
@@ -366,7 +359,7 @@ Gradients new_gradients(const Given& given, const Tensor& x, int64_t wanted) {
                                                {1, 2, s.k, s.k}, {1}, {1}, {1}, {1}};
   const auto made = [&](int i) {
     if (!(wanted >> i & 1)) return new_floats(x, {0});
-    return i == kX ? empty_channels_last(s, x, s.n) : new_floats(x, sizes[i]);
+    return i == kX ? empty_channels_last(x, s.c, s.h, s.w) : new_floats(x, sizes[i]);
   };
   return {made(0), made(1), made(2), made(3), made(4), made(5), made(6), made(7), made(8), made(9), made(10), made(11)};
 }

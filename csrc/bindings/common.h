@@ -40,10 +40,15 @@ inline Tensor channels_last(const Tensor& t) {
   return torch::stable::contiguous(t, torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
-// [N, c, h, w] of the dtype and device of `like`, N as there.
-inline Tensor empty_channels_last(const Tensor& like, int64_t c, int64_t h, int64_t w) {
-  return torch::stable::empty({like.size(0), c, h, w}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+// [n, c, h, w] of the dtype and device of `like`.
+inline Tensor empty_channels_last(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
+  return torch::stable::empty({n, c, h, w}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
                               torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+// The same for as many samples as `like` has.
+inline Tensor empty_channels_last(const Tensor& like, int64_t c, int64_t h, int64_t w) {
+  return empty_channels_last(like, like.size(0), c, h, w);
 }
 
 // Shares out `count` pieces of `elements` each. A thread is worth waking for about as many elements as PyTorch's own

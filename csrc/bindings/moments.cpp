@@ -60,15 +60,13 @@ Tensor moments_backward_cpu(const Tensor& grad_mean_in, const Tensor& grad_var_i
   if (x.numel() == 0) return grad;
   const Tensor grad_mean = torch::stable::contiguous(grad_mean_in), grad_var = torch::stable::contiguous(grad_var_in);
   const Tensor mean = torch::stable::contiguous(mean_in);
-  std::vector<float> slope(c), offset(c);
+  std::vector<float> slope(c), constant(c);
   for (int64_t i = 0; i < c; ++i) {
-    const double twice = 2.0 * grad_var.const_data_ptr<float>()[i] / m;
-    slope[i] = static_cast<float>(twice);
-    const double constant = grad_mean.const_data_ptr<float>()[i] / static_cast<double>(m);
-    offset[i] = static_cast<float>(constant - twice * mean.const_data_ptr<float>()[i]);
+    slope[i] = static_cast<float>(2.0 * grad_var.const_data_ptr<float>()[i] / m);
+    constant[i] = static_cast<float>(grad_mean.const_data_ptr<float>()[i] / static_cast<double>(m));
   }
-  const AffineArgs args{m, c, dtype_of(x, "x"), x.const_data_ptr(), slope.data(), offset.data(),
-                        grad.mutable_data_ptr()};
+  const AffineArgs args{m, c, dtype_of(x, "x"), x.const_data_ptr(), slope.data(), mean.const_data_ptr<float>(),
+                        constant.data(), grad.mutable_data_ptr()};
   const auto affine = RACCGAN_SELECT(affine);
   share_out(m, c, [&](int64_t begin, int64_t end) { affine(args, begin, end); });
   return grad;

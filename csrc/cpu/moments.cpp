@@ -74,13 +74,15 @@ void affine_as(const AffineArgs& args, int64_t begin, int64_t end) {
     const auto* const x = static_cast<const typename T::Stored*>(args.x) + m * c;
     auto* const grad = static_cast<typename T::Stored*>(args.grad) + m * c;
     for (int64_t i = 0; i < whole; i += kWidth) {
-      T::store(grad + i, multiply_add(T::load(x + i), load(args.slope + i), load(args.offset + i)));
+      const Floats d = T::load(x + i) - load(args.centre + i);
+      T::store(grad + i, multiply_add(d, load(args.slope + i), load(args.constant + i)));
     }
     if (whole < c) {
       const Lanes l{0, whole, 1, c - whole};
       const Floats slope = load_lanes<Float32>(args.slope + whole, l, 0);
-      const Floats offset = load_lanes<Float32>(args.offset + whole, l, 0);
-      store_lanes<T>(grad + whole, multiply_add(load_lanes<T>(x + whole, l, 0), slope, offset), l, 0);
+      const Floats centre = load_lanes<Float32>(args.centre + whole, l, 0);
+      const Floats constant = load_lanes<Float32>(args.constant + whole, l, 0);
+      store_lanes<T>(grad + whole, multiply_add(load_lanes<T>(x + whole, l, 0) - centre, slope, constant), l, 0);
     }
   }
 }

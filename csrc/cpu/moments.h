@@ -19,13 +19,13 @@ struct MomentsArgs {
   float* partial;      // [pieces, 2, C], out: sums over a piece of d and d^2, d = x - pivot
 };
 
-// grad[m, c] = slope[c] x[m, c] + offset[c]
+// grad[m, c] = slope[c] (x[m, c] - centre[c]) + constant[c]: nothing cancels where x is far from zero.
 struct AffineArgs {
   int64_t m, c;
   Dtype dtype;
   const void* x;
-  const float *slope, *offset;  // [C] each
-  void* grad;                   // [M, C], out
+  const float *slope, *centre, *constant;  // [C] each
+  void* grad;                              // [M, C], out
 };
 
 constexpr int64_t kMomentsPiece = 1024;  // pixels: what float32 adds up before float64 does; never by threads

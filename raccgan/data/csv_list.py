@@ -24,8 +24,12 @@ LONGEST_LINE = 1 << 18
 """Characters; a file without line ends would otherwise be read whole."""
 
 
-def load_csv(root: Path) -> Source:
+def load_csv(root: Path, problems: list[str] | None = None) -> Source:
     """Load a list, or the only one in the folder ``root``.
+
+    Args:
+        root: the list, or the folder.
+        problems: where given, a line that cannot be used adds a line here, and the others go on.
 
     Raises:
         InputError: no such list, a missing column, or a line that cannot be used; names the line.
@@ -36,12 +40,20 @@ def load_csv(root: Path) -> Source:
     samples: list[Sample] = []
     first_line: dict[str, int] = {}
     for line, row in _rows(path):
-        sample = _sample(path, line, row)
-        # One image on two lines could be trained on and tested.
-        same = first_line.setdefault(os.path.normpath(path.parent / sample.key), line)
-        if same != line:
-            raise InputError(f"{printable(path)} line {line}: {row['path']} is on line {same} already; remove one")
-        samples.append(sample)
+        try:
+            sample = _sample(path, line, row)
+            # One image on two lines could be trained on and tested.
+            same = first_line.setdefault(os.path.normpath(path.parent / sample.key), line)
+            if same != line:
+                raise InputError(f"{printable(path)} line {line}: {row['path']} is on line {same} already; remove one")
+        except InputError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+        else:
+            samples.append(sample)
+    if not samples and problems:
+        raise InputError(f"{printable(path)} has no line that can be used: {problems[0]}")
     if not samples:
         raise InputError(f"{printable(path)} has a header but no images: add lines")
     return describe(printable(path.name), samples)

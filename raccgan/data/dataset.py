@@ -101,6 +101,16 @@ class ImageDataset(Dataset[Item]):
         Raises:
             InputError: names the first bad file in the order of the samples, and counts the others; on every rank.
         """
+        bad = list(self.problems(progress, share).items())
+        if len(bad) == 1:
+            raise InputError(bad[0][1])
+        if bad:
+            raise InputError(f"{bad[0][1]} ({len(bad) - 1} more of the {len(self)} images cannot be used either)")
+
+    def problems(
+        self, progress: Callable[[int, int], None] | None = None, share: Sequence[int] | None = None
+    ) -> dict[int, str]:
+        """:meth:`verify` that raises nothing: the line that says what is wrong, by the index of each bad sample."""
         share = range(len(self)) if share is None else share
         bad = []
         for done, (index, problem) in enumerate(zip(share, _in_threads(self._problem, share), strict=True), start=1):
@@ -108,11 +118,7 @@ class ImageDataset(Dataset[Item]):
                 bad.append((index, problem))
             if progress is not None:
                 progress(done, len(share))
-        bad = sorted(item for found in ranks.exchanged(bad) for item in found)
-        if len(bad) == 1:
-            raise InputError(bad[0][1])
-        if bad:
-            raise InputError(f"{bad[0][1]} ({len(bad) - 1} more of the {len(self)} images cannot be used either)")
+        return dict(sorted(item for found in ranks.exchanged(bad) for item in found))
 
     def _problem(self, index: int) -> str | None:
         sample = self.samples[index]

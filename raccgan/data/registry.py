@@ -57,7 +57,7 @@ SOURCES: dict[str, Entry] = {
 }
 
 
-def load_source(dataset: str, root: Path, *, category: str | None = None) -> Source:
+def load_source(dataset: str, root: Path, *, category: str | None = None, problems: list[str] | None = None) -> Source:
     """Load a source by name, or from a path.
 
     Args:
@@ -65,6 +65,7 @@ def load_source(dataset: str, root: Path, *, category: str | None = None) -> Sou
             is called like a source is meant by ``./name``.
         root: the data root, for sources by name.
         category: which category, for a source that has several.
+        problems: where given, a line of a .csv file that cannot be used adds a line here, and the others go on.
 
     Raises:
         InputError: no such name or path, or what the source's loader says.
@@ -75,5 +76,5 @@ def load_source(dataset: str, root: Path, *, category: str | None = None) -> Sou
     if path.is_dir():
         return load_folder(path, category)
     if path.suffix.lower() == ".csv":
-        return without_categories(load_csv)(path, category)
+        return without_categories(lambda root: load_csv(root, problems))(path, category)
     raise InputError(f"no dataset, folder or .csv file {printable(path)!r}{closest(dataset, list(SOURCES), 'names')}")
