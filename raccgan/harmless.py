@@ -2,8 +2,9 @@
 
 A file of ``torch.save`` is a zip archive: a pickle, and the bytes of each tensor beside it. A pickle is a program. It
 may name functions and call them, ``os.system`` like any other; PyTorch's own restricted reader refuses most of them,
-and still calls some that take a number and fill as much memory. Ours names four, so every other name is refused, and
-said. The archive of ``torch.save`` is not compressed: one that claims to hold more than it is large is refused too.
+and still calls some that take a number and fill as much memory. Ours names what puts tensors together, their storages
+and ordered dictionaries, so every other name is refused, and said. The archive of ``torch.save`` is not compressed: one
+that claims to hold more than it is large is refused too.
 """
 
 from __future__ import annotations

@@ -293,16 +293,17 @@ def test_the_page_asks_for_nothing_from_outside(tmp_path: Path) -> None:
 
 
 def test_five_thousand_images_open_with_the_first_cards_alone(tmp_path: Path, browser: Browser) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
     write_report(tmp_path / "r.html", Report("many", 0.08, shown(5000)))
     show(browser, tmp_path / "r.html")
     cards = "return document.querySelectorAll('.card').length"
     assert 60 <= browser.execute_script(cards) <= 180
     assert text(browser, "count").startswith("All 5000.")
     before = browser.execute_script(cards)
-    browser.execute_async_script(
-        "window.scrollTo(0, document.body.scrollHeight); setTimeout(arguments[0], 300)",
-    )
-    assert before < browser.execute_script(cards) < 1000
+    browser.execute_script("window.scrollTo(0, document.body.scrollHeight)")
+    WebDriverWait(browser, 20).until(lambda browser: browser.execute_script(cards) > before)
+    assert browser.execute_script(cards) < 1000
     blocks = (tmp_path / "r.html").read_text().count('type="text/plain"')
     assert blocks == 5000 / BLOCK
 
