@@ -34,7 +34,7 @@ class Known(NamedTuple):
     names: tuple[str, ...]
     example: Case
     result: str  # of the example
-    every: bool  # whether all results of a case are left out, or this one
+    left_out: tuple[str, ...]  # results of the cases that it covers; none means all
     covers: Callable[[Case], bool]  # for which cases of the family
     why: str
 
@@ -52,10 +52,10 @@ KNOWN = [
         ("native", "fused"),
         Case("moments", {"shape": (4, 2, 5, 5)}, torch.float32, "offset", _DENSE, False, 0),
         "gradient of x",
-        False,
+        ("gradient of x", "second gradient of cotangent 1"),
         lambda case: True,
-        "the compiled gradient is slope * x + offset, which cancels where the mean is large beside the deviation; "
-        "slope * (x - mean) + constant would not",
+        "the compiled gradient is slope * x + offset, which cancels where the mean is large beside the deviation, and so "
+        "does x - mean with a mean that is rounded; slope * (x - mean) + constant of a mean in two parts would not",
     ),
     Known(
         ("native", "fused"),
@@ -65,7 +65,7 @@ KNOWN = [
             torch.float32, "huge", _DENSE, False, 0,
         ),
         "output 0",
-        True,
+        (),
         _has_a_constant_channel,
         "the norm is x * slope + offset, which cancels in a constant channel of large numbers and leaves the rounding "
         "of offset, times 1 / sqrt(eps); (x - mean) * slope + shift would leave none",
@@ -106,7 +106,7 @@ class Tally:
         excess = {
             name: allowed.excess(name, results[name])
             for name in names
-            if not any(k.every or name == k.result for k in known)
+            if not any(name in k.left_out or not k.left_out for k in known)
         }
         wrong = {name: round(value, 3) for name, value in excess.items() if not value <= 1}
         assert not wrong, f"errors over what rounding allows: {wrong}"
@@ -212,7 +212,7 @@ def test_infinities_and_nan(family: str, name: str) -> None:
 
     @given(case=cases(family, dtypes_or_skip(family, name), ("normal", "ties", "offset")), places=_PLACES)
     def check(case: Case, places: list[tuple[str, float, float]]) -> None:
-        assume(not any(k.every for k in known_of(name, case)))
+        assume(not any(not k.left_out for k in known_of(name, case)))
         inputs = spoiled(case, places)
         wide = {n: v.double() if isinstance(v, Tensor) else v for n, v in inputs.items()}
 
