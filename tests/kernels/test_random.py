@@ -54,8 +54,8 @@ KNOWN = [
         "gradient of x",
         ("gradient of x", "second gradient of cotangent 1"),
         lambda case: True,
-        "the compiled gradient is slope * x + offset, which cancels where the mean is large beside the deviation, and so "
-        "does x - mean with a mean that is rounded; slope * (x - mean) + constant of a mean in two parts would not",
+        "the compiled gradient is slope * x + offset, which cancels where the mean is large beside the deviation, and "
+        "so does x less a rounded mean; slope * (x - mean) + constant with a mean in two parts would not",
     ),
     Known(
         ("native", "fused"),
