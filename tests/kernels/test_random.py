@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -28,24 +28,33 @@ _DENSE = ("contiguous", "contiguous")
 
 
 class Known(NamedTuple):
-    """A result of a case that is not as right as it should be. It is left out of the random cases; an example of it has
-    a test of its own that says so as soon as it is mended."""
+    """A result that is not as right as it should be. It is left out of the random cases; an example of it has a test of
+    its own, which says so as soon as it is mended."""
 
     names: tuple[str, ...]
-    result: str
     example: Case
+    result: str  # of the example
+    left_out: tuple[str, ...]  # results of the cases that it covers; none means all
+    covers: Callable[[Case], bool]  # for which cases of the family
     why: str
 
 
 KNOWN = [
     Known(
         ("native", "fused"),
-        "gradient of x",
         Case("moments", {"shape": (4, 2, 5, 5)}, torch.float32, "offset", _DENSE, False, 0),
-        "the compiled gradient is slope * x + offset, which cancels where the mean is large beside the deviation; "
-        "slope * (x - mean) + constant would not",
-    )
-]
+        "gradient of x",
+        ("gradient of x", "second gradient of cotangent 1"),
+        lambda case: True,
+        "the compiled gradient is slope * (x - mean) + constant, and the mean is rounded to float32, which counts where "
+        "it is large beside the deviation; a mean in two parts would not be",
+    ),
+]  # fmt: skip
+
+
+def known_of(name: str, case: Case) -> list[Known]:
+    """What is known of an implementation at this case."""
+    return [k for k in KNOWN if name in k.names and case.family == k.example.family and k.covers(case)]
 
 
 def dtypes_or_skip(family: str, name: str) -> list[torch.dtype]:
@@ -69,18 +78,22 @@ class Tally:
 
     def add(self, case: Case, allowed: Bound, results: Results) -> None:
         assert all(bool(t.isfinite().all()) for t in allowed.exact.values())
-        known = {k.result for k in KNOWN if self.name in k.names and case.family == k.example.family}
+        known = known_of(self.name, case)
         names = [name for name in allowed.exact if allowed.decided or name.startswith("output")]
         if case.dtype == torch.float16:  # a norm of little variance has second gradients beyond its 65504
             names = [name for name in names if not name.startswith("second")]
-        excess = {name: allowed.excess(name, results[name]) for name in names if name not in known}
+        excess = {
+            name: allowed.excess(name, results[name])
+            for name in names
+            if not any(name in k.left_out or not k.left_out for k in known)
+        }
         wrong = {name: round(value, 3) for name, value in excess.items() if not value <= 1}
         assert not wrong, f"errors over what rounding allows: {wrong}"
         self.cases += 1
         self.compared += allowed.decided
         if case.dtype == torch.float32:
             self.wide += any(allowed.width(name) > 1e-3 for name in names)
-        if max(excess.values()) > self.worst:
+        if max(excess.values(), default=0) > self.worst:
             self.worst, self.worst_case = max(excess.values()), case
 
     def finish(self) -> None:
@@ -178,6 +191,7 @@ def test_infinities_and_nan(family: str, name: str) -> None:
 
     @given(case=cases(family, dtypes_or_skip(family, name), ("normal", "ties", "offset")), places=_PLACES)
     def check(case: Case, places: list[tuple[str, float, float]]) -> None:
+        assume(not any(not k.left_out for k in known_of(name, case)))
         inputs = spoiled(case, places)
         wide = {n: v.double() if isinstance(v, Tensor) else v for n, v in inputs.items()}
 
