@@ -17,16 +17,17 @@
 #include <vector>
 
 #define __device__
+#define __host__
 #define __global__
 #define __shared__ static
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 struct Index {
   unsigned x;
 };
 inline Index threadIdx, blockIdx;
 
-struct uint4 {
+struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 
@@ -35,6 +36,7 @@ enum cudaError_t { cudaSuccess };
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return ""; }
+
 
 namespace emulation {
 
@@ -143,6 +145,7 @@ inline float __uint_as_float(unsigned bits) {
 }
 
 inline unsigned short __ushort_as_half(unsigned short bits) { return bits; }
+inline unsigned short __half_as_ushort(unsigned short bits) { return bits; }
 
 inline float __half2float(unsigned short bits) {
   const int exponent = bits >> 10 & 31, fraction = bits & 1023;
@@ -152,8 +155,38 @@ inline float __half2float(unsigned short bits) {
   return bits >> 15 ? -magnitude : magnitude;
 }
 
+inline unsigned short __float2half_rn(float value) {
+  const unsigned short sign = signbit(value) ? 0x8000 : 0;
+  const float magnitude = fabsf(value);
+  if (!(magnitude <= INFINITY)) return sign | 0x7e00;
+  if (magnitude >= 65520.0f) return sign | 0x7c00;
+  if (magnitude == 0.0f) return sign;
+  int exponent;
+  frexpf(magnitude, &exponent);
+  const int lowest = (exponent < -13 ? -13 : exponent) - 11;  // the last bit's, of a number or a denormal
+  const int steps = static_cast<int>(nearbyintf(ldexpf(magnitude, -lowest)));
+  return sign | static_cast<unsigned short>(((lowest + 24) << 10) + steps);
+}
+
 namespace raccgan {
 namespace cuda {
+
+template <class T>
+const uint4* as_vector(const T* address) {
+  if (reinterpret_cast<uintptr_t>(address) % sizeof(uint4) != 0) emulation::fail("a misaligned load or store");
+  return reinterpret_cast<const uint4*>(address);
+}
+template <class T>
+uint4* as_vector(T* address) {
+  return const_cast<uint4*>(as_vector(static_cast<const T*>(address)));
+}
+
+inline unsigned short round_to_bfloat16(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, sizeof bits);
+  if (value != value) return 0x7fff;
+  return static_cast<unsigned short>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t, Arguments... arguments) {
