@@ -16,6 +16,7 @@ __host__ __device__ constexpr int64_t ceiling(int64_t a, int64_t b) { return (a 
 
 struct Tiling {
   int64_t runs, pixels, channels;
+  int64_t start = 0;  // the first run, where a launch has some of them only
   int64_t piece;   // pixels a block, fixed by the shape alone, so that a sum over pieces is always the same sum
   int64_t pieces;  // a run
   int lanes;       // threads that share a pixel
@@ -44,7 +45,7 @@ struct Columns {
 
   __device__ explicit Columns(const Tiling& t) {
     const int64_t chunk = blockIdx.x % t.chunks, rest = blockIdx.x / t.chunks;
-    run = rest / t.pieces;
+    run = t.start + rest / t.pieces;
     piece = rest % t.pieces;
     lanes = t.lanes;
     rows = kThreads / lanes;
@@ -78,9 +79,37 @@ __device__ void add_rows(const Columns<V>& at, float (&sums)[V]) {
   }
 }
 
+// The largest of the rows of a block, likewise.
+template <int V>
+__device__ void max_rows(const Columns<V>& at, float (&maxima)[V]) {
+  __shared__ float shared[kThreads * V];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < V; ++i) shared[i * kThreads + threadIdx.x] = maxima[i];
+  __syncthreads();
+  if (at.row != 0) return;
+  for (int row = 1; row < at.rows; ++row) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) maxima[i] = fmaxf(maxima[i], shared[i * kThreads + row * at.lanes + threadIdx.x]);
+  }
+}
+
+// The sum over a block of what its threads have, in a fixed order, the same for all of them. `shared` has room for one
+// number a thread. Every thread of the block calls it.
+inline __device__ double add_block(double v, double* shared) {
+  __syncthreads();
+  shared[threadIdx.x] = v;
+  for (unsigned half = kThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
+  }
+  __syncthreads();
+  return shared[0];
+}
+
 // The sum over a block's warps of what a lane has, in a fixed order, valid in the first warp. `shared` has room for one
 // number a thread. Every thread of the block calls it.
-__device__ double add_warps(double v, double* shared, int warps) {
+inline __device__ double add_warps(double v, double* shared, int warps) {
   __syncthreads();
   shared[threadIdx.x] = v;
   __syncthreads();
@@ -102,7 +131,7 @@ __device__ void store_row(float* to, const float (&from)[V]) {
 }
 
 // PyTorch's ReLU: NaN stays NaN.
-__device__ float relu(float v) { return v < 0.0f ? 0.0f : v; }
+inline __device__ float relu(float v) { return v < 0.0f ? 0.0f : v; }
 
 // ---- host --------------------------------------------------------------------------------------------------------
 

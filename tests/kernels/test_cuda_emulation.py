@@ -32,7 +32,7 @@ def run_tests(library: Path, file: str, chosen: str) -> int:
     return int(passed[1])
 
 
-@pytest.mark.parametrize("family", ["depthwise_separable", "moments"])
+@pytest.mark.parametrize("family", ["depthwise_separable", "moments", "cbam"])
 def test_the_shared_grid(emulated: Path, family: str) -> None:
     assert run_tests(emulated, "test_grid.py", f"{family} and native and not ({_REGISTRATION})") > 50
 
@@ -41,3 +41,8 @@ def test_depthwise_beyond_the_grid(emulated: Path) -> None:
     """Kernel sizes, resizings and norms at shapes of several tiles and chunks of channels, through the penalty."""
     file = "test_depthwise_separable_native.py"
     assert run_tests(emulated, file, "not avx and not refuse and not threads") > 20
+
+
+def test_cbam_beyond_the_grid(emulated: Path) -> None:
+    """Many channels, several pieces of a sample and several groups of samples, every norm, ties and third order."""
+    assert run_tests(emulated, "test_cbam_native.py", "not avx and not refuse and not threads and not layouts") > 10
