@@ -41,65 +41,72 @@ struct Image {
   int64_t rows, columns;
 };
 
-// a = relu((h - centre) slope + offset), s = [a > 0] (slope t + by_value (h - centre) + constant)
-template <int V>
+// a = relu((h - centre) slope + offset), s = [a > 0] (slope t + by_value (h - centre) + constant), z = (h - centre) root,
+// for a block's 32 channels of a sample.
 struct Coefficients {
-  float centre[V] = {}, slope[V], offset[V] = {}, by_value[V] = {}, constant[V] = {};
-
-  __device__ Coefficients(const DepthwiseLayer& s, const Norm& norm, int64_t n, int64_t channel) {
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const int64_t at = n * s.c + channel + i;
-      slope[i] = s.scale ? s.scale[at] : 1.0f;
-      if (s.shift) offset[i] = s.shift[at];
-      if (!norm.mean) continue;
-      const float root = 1.0f / sqrtf(norm.var[at] + s.eps);
-      centre[i] = norm.mean[at];
-      slope[i] *= root;
-      if (!norm.t_mean) continue;
-      by_value[i] = -slope[i] * root * norm.tz_mean[at];
-      constant[i] = -slope[i] * norm.t_mean[at];
-    }
-  }
+  float centre[kWarp], root[kWarp], slope[kWarp], offset[kWarp], by_value[kWarp], constant[kWarp];
 };
 
+// The first warp finds them; the others see them after the next barrier.
+__device__ void find(const DepthwiseLayer& s, const Norm& norm, int64_t n, int64_t chunk, Coefficients& by) {
+  const int lane = threadIdx.x;
+  const int64_t channel = chunk * kWarp + lane, at = n * s.c + channel;
+  if (lane >= kWarp) return;
+  const bool there = channel < s.c, normalised = there && norm.mean, tangent = normalised && norm.t_mean;
+  by.centre[lane] = normalised ? norm.mean[at] : 0.0f;
+  by.root[lane] = normalised ? 1.0f / sqrtf(norm.var[at] + s.eps) : 1.0f;
+  by.slope[lane] = by.root[lane] * (there && s.scale ? s.scale[at] : 1.0f);
+  by.offset[lane] = there && s.shift ? s.shift[at] : 0.0f;
+  by.by_value[lane] = tangent ? -by.slope[lane] * by.root[lane] * norm.tz_mean[at] : 0.0f;
+  by.constant[lane] = tangent ? -by.slope[lane] * norm.t_mean[at] : 0.0f;
+}
+
+// V channels of the block's from `lane` on, at a place in memory.
 template <class T, int V>
-__device__ void read(const DepthwiseLayer& s, const Image& image, const Coefficients<V>& by, int64_t at,
+__device__ void read(const DepthwiseLayer& s, const Image& image, const Coefficients& by, int lane, int64_t at,
                      float (&v)[V]) {
   load<T, V>(static_cast<const typename T::Stored*>(image.data) + at, v);
   if (image.reading == Reading::kGiven) return;
-  float t[V] = {};
-  const bool tangent = image.reading == Reading::kTangent;
-  if (tangent) load<T, V>(static_cast<const typename T::Stored*>(image.t) + at, t);
+  float centre[V], slope[V], offset[V];
+  load_floats(by.centre + lane, centre);
+  load_floats(by.slope + lane, slope);
+  load_floats(by.offset + lane, offset);
+  if (image.reading == Reading::kActivated) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const float d = (s.rectify_first ? relu(v[i]) : v[i]) - centre[i];
+      v[i] = fmaf(d, slope[i], offset[i]);
+      if (s.rectify) v[i] = relu(v[i]);
+    }
+    return;
+  }
+  float t[V], by_value[V], constant[V];
+  load<T, V>(static_cast<const typename T::Stored*>(image.t) + at, t);
+  load_floats(by.by_value + lane, by_value);
+  load_floats(by.constant + lane, constant);
 #pragma unroll
   for (int i = 0; i < V; ++i) {
-    const float d = (s.rectify_first ? relu(v[i]) : v[i]) - by.centre[i];
-    const float activated = fmaf(d, by.slope[i], by.offset[i]);
-    if (!tangent) {
-      v[i] = s.rectify ? relu(activated) : activated;
-    } else {
-      const float from_t = s.rectify_first && !(v[i] > 0.0f) ? 0.0f : t[i];
-      const float u = fmaf(from_t, by.slope[i], fmaf(d, by.by_value[i], by.constant[i]));
-      v[i] = s.rectify && !(activated > 0.0f) ? 0.0f : u;
-    }
+    const float d = (s.rectify_first ? relu(v[i]) : v[i]) - centre[i];
+    const float from_t = s.rectify_first && !(v[i] > 0.0f) ? 0.0f : t[i];
+    const float u = fmaf(from_t, slope[i], fmaf(d, by_value[i], constant[i]));
+    v[i] = s.rectify && !(fmaf(d, slope[i], offset[i]) > 0.0f) ? 0.0f : u;
   }
 }
 
 // 32 channels from `chunk` of sample n, the pixels [kRows][kColumns] from (row, column) on, zero outside of the image.
 template <class T, int V, int kRows, int kColumns, int kBlock>
-__device__ void fill(const DepthwiseLayer& s, const Norm& norm, const Image& image, int64_t n, int64_t chunk,
+__device__ void fill(const DepthwiseLayer& s, const Image& image, const Coefficients& by, int64_t n, int64_t chunk,
                      int64_t first_row, int64_t first_column, float* tile) {
   constexpr int kLanes = kWarp / V;
   const int lane = threadIdx.x % kLanes * V;
   const int64_t channel = chunk * kWarp + lane;
   const bool there = channel < s.c;
-  const Coefficients<V> by(s, norm, there ? n : 0, there ? channel : 0);
-#pragma unroll(V == 8 ? 1 : 2)  // with more, the coefficients do not fit the registers
+#pragma unroll 2
   for (int i = threadIdx.x / kLanes; i < kRows * kColumns; i += kBlock / kLanes) {
     const int64_t row = first_row + i / kColumns, column = first_column + i % kColumns;
     float v[V] = {};
     if (there && row >= 0 && row < image.rows && column >= 0 && column < image.columns) {
-      read<T, V>(s, image, by, ((n * image.rows + row) * image.columns + column) * s.c + channel, v);
+      read<T, V>(s, image, by, lane, ((n * image.rows + row) * image.columns + column) * s.c + channel, v);
     }
     store_floats(tile + i * kWarp + lane, v);
   }
@@ -173,12 +180,12 @@ struct ConvolveArgs {
 
 // Multiplies a strip of the gradient of a by [a > 0], writes it and adds it up.
 template <class T, int kStrip>
-__device__ void pass_back(const ConvolveArgs& args, int64_t n, int64_t channel, int64_t row, int64_t column,
-                          const float (&strip)[kStrip], double (&sums)[kSums]) {
+__device__ void pass_back(const ConvolveArgs& args, const Coefficients& by, int64_t n, int64_t channel, int64_t row,
+                          int64_t column, const float (&strip)[kStrip], double (&sums)[kSums]) {
   const DepthwiseLayer& s = args.layer;
   if (row >= args.rows || channel >= s.c) return;
-  const Coefficients<1> by(s, args.norm, n, channel);
-  const float root = args.norm.mean ? 1.0f / sqrtf(args.norm.var[n * s.c + channel] + s.eps) : 1.0f;
+  const int lane = threadIdx.x % kWarp;
+  const float centre = by.centre[lane], root = by.root[lane], slope = by.slope[lane], offset = by.offset[lane];
   float q_sum = 0.0f, qz_sum = 0.0f, qt_sum = 0.0f;
 #pragma unroll
   for (int i = 0; i < kStrip; ++i) {
@@ -186,15 +193,15 @@ __device__ void pass_back(const ConvolveArgs& args, int64_t n, int64_t channel, 
     const int64_t at = ((n * args.rows + row) * args.columns + column + i) * s.c + channel;
     const float x = T::widen(static_cast<const typename T::Stored*>(args.x)[at]);
     const bool first_passes = !s.rectify_first || x > 0.0f;
-    const float d = (s.rectify_first ? relu(x) : x) - by.centre[0];
-    const bool passes = !s.rectify || fmaf(d, by.slope[0], by.offset[0]) > 0.0f;
+    const float d = (s.rectify_first ? relu(x) : x) - centre;
+    const bool passes = !s.rectify || fmaf(d, slope, offset) > 0.0f;
     const float q = passes ? strip[i] : 0.0f;
     q_sum += q;
     qz_sum = fmaf(q, d * root, qz_sum);
     if (args.t && first_passes) qt_sum = fmaf(q, T::widen(static_cast<const typename T::Stored*>(args.t)[at]), qt_sum);
     if (args.q) args.q[at] = q;
     if (args.result) {
-      static_cast<typename T::Stored*>(args.result)[at] = T::narrow(first_passes ? by.slope[0] * q : 0.0f);
+      static_cast<typename T::Stored*>(args.result)[at] = T::narrow(first_passes ? slope * q : 0.0f);
     }
   }
   sums[0] = q_sum;
@@ -220,21 +227,24 @@ __global__ void __launch_bounds__(Tile<K, kForm>::kWarps* kWarp) convolve(Convol
   constexpr int kBlock = Shape::kWarps * kWarp, kTaps = Shape::kTaps;
   alignas(16) __shared__ float tile[Shape::kRows * Shape::kColumns * kWarp];
   __shared__ float weights[kTaps * kTaps * kWarp];
+  alignas(16) __shared__ Coefficients by;
   const DepthwiseLayer& s = args.layer;
   const int64_t chunks = ceiling(s.c, kWarp), across = ceiling(args.columns, Shape::kStrip);
   const int64_t tiles = ceiling(args.rows, Shape::kWarps) * across;
   const int64_t chunk = blockIdx.x % chunks, at = blockIdx.x / chunks % tiles, n = blockIdx.x / chunks / tiles;
   const int64_t first_row = at / across * Shape::kWarps, column = at % across * Shape::kStrip;
 
-  const int64_t in_row = Shape::first(first_row), in_column = Shape::first(column);
-  if (args.wide) {
-    fill<T, kVector<T>, Shape::kRows, Shape::kColumns, kBlock>(s, args.norm, args.in, n, chunk, in_row, in_column, tile);
-  } else {
-    fill<T, 1, Shape::kRows, Shape::kColumns, kBlock>(s, args.norm, args.in, n, chunk, in_row, in_column, tile);
-  }
   const int64_t channel = chunk * kWarp + threadIdx.x % kWarp;
+  find(s, args.norm, n, chunk, by);
   for (int i = threadIdx.x; i < kTaps * kTaps * kWarp; i += kBlock) {
     weights[i] = channel < s.c ? args.packed[i / kWarp * s.c + channel] : 0.0f;
+  }
+  __syncthreads();
+  const int64_t in_row = Shape::first(first_row), in_column = Shape::first(column);
+  if (args.wide) {
+    fill<T, kVector<T>, Shape::kRows, Shape::kColumns, kBlock>(s, args.in, by, n, chunk, in_row, in_column, tile);
+  } else {
+    fill<T, 1, Shape::kRows, Shape::kColumns, kBlock>(s, args.in, by, n, chunk, in_row, in_column, tile);
   }
   __syncthreads();
   float strip[Shape::kStrip] = {};
@@ -246,7 +256,7 @@ __global__ void __launch_bounds__(Tile<K, kForm>::kWarps* kWarp) convolve(Convol
     return;
   }
   double sums[kSums] = {};
-  pass_back<T>(args, n, channel, row, column, strip, sums);
+  pass_back<T>(args, by, n, channel, row, column, strip, sums);
 #pragma unroll
   for (int i = 0; i < kSums; ++i) {
     const double sum = add_warps(sums[i], reinterpret_cast<double*>(tile), Shape::kWarps);
@@ -268,12 +278,12 @@ struct CorrelateArgs {
 };
 
 template <class T, int V, int K, int kStep>
-__device__ void fill_pair(const CorrelateArgs& args, int64_t n, int64_t chunk, int64_t row, int64_t column,
-                          float* small, float* large) {
+__device__ void fill_pair(const CorrelateArgs& args, const Coefficients& by, int64_t n, int64_t chunk, int64_t row,
+                          int64_t column, float* small, float* large) {
   using Shape = Pair<K, kStep>;
   constexpr int kBlock = Shape::kWarps * kWarp;
-  fill<T, V, Shape::kRows, Shape::kStrip, kBlock>(args.layer, args.norm, args.small, n, chunk, row, column, small);
-  fill<T, V, Shape::kLargeRows, Shape::kLargeColumns, kBlock>(args.layer, args.norm, args.large, n, chunk,
+  fill<T, V, Shape::kRows, Shape::kStrip, kBlock>(args.layer, args.small, by, n, chunk, row, column, small);
+  fill<T, V, Shape::kLargeRows, Shape::kLargeColumns, kBlock>(args.layer, args.large, by, n, chunk,
                                                               kStep * row - K / 2, kStep * column - K / 2, large);
 }
 
@@ -283,6 +293,7 @@ __global__ void __launch_bounds__(Pair<K, kStep>::kWarps* kWarp, 2) correlate(Co
   using Shape = Pair<K, kStep>;
   alignas(16) __shared__ float small[Shape::kRows * Shape::kStrip * kWarp];
   alignas(16) __shared__ float large[Shape::kLargeRows * Shape::kLargeColumns * kWarp];
+  alignas(16) __shared__ Coefficients by;
   const DepthwiseLayer& s = args.layer;
   const int64_t chunks = ceiling(s.c, kWarp), chunk = blockIdx.x % chunks, piece = blockIdx.x / chunks;
   const int64_t across = ceiling(args.small.columns, Shape::kStrip);
@@ -291,10 +302,12 @@ __global__ void __launch_bounds__(Pair<K, kStep>::kWarps* kWarp, 2) correlate(Co
   for (int64_t i = piece; i < s.n * tiles; i += args.pieces) {
     const int64_t n = i / tiles, row = i % tiles / across * Shape::kRows, column = i % across * Shape::kStrip;
     __syncthreads();
+    find(s, args.norm, n, chunk, by);
+    __syncthreads();
     if (args.wide) {
-      fill_pair<T, kVector<T>, K, kStep>(args, n, chunk, row, column, small, large);
+      fill_pair<T, kVector<T>, K, kStep>(args, by, n, chunk, row, column, small, large);
     } else {
-      fill_pair<T, 1, K, kStep>(args, n, chunk, row, column, small, large);
+      fill_pair<T, 1, K, kStep>(args, by, n, chunk, row, column, small, large);
     }
     __syncthreads();
     correlate_row<K, kStep>(small, large, totals);
@@ -316,8 +329,8 @@ __global__ void __launch_bounds__(kThreads) sum_tangent(DepthwiseLayer s, Norm n
   const Columns<V> at(tiling);
   float mean[V] = {}, root[V] = {}, sums[V] = {}, with_z[V] = {};
   if (at.active) {
-    load_row(norm.mean + at.in_row(tiling), mean);
-    load_row(norm.var + at.in_row(tiling), root);
+    load_floats(norm.mean + at.in_row(tiling), mean);
+    load_floats(norm.var + at.in_row(tiling), root);
   }
 #pragma unroll
   for (int i = 0; i < V; ++i) root[i] = 1.0f / sqrtf(root[i] + s.eps);
@@ -391,23 +404,33 @@ struct NormGradient {
     const DepthwiseLayer& s = args.layer;
     const int64_t all = s.n * s.c;
     const float over = 1.0f / static_cast<float>(s.h * s.w);
+    float root[V], slope[V], q[V], qz[V];
+    load_floats(args.norm.mean + at, centre);
+    load_floats(args.norm.var + at, root);
+    if (s.scale) load_floats(s.scale + at, slope);
+    load_floats(args.sums + at, q);
+    load_floats(args.sums + all + at, qz);
 #pragma unroll
-    for (int i = 0; i < V; ++i, ++at) {
-      const float scale = s.scale ? s.scale[at] : 1.0f, root = 1.0f / sqrtf(args.norm.var[at] + s.eps);
-      const float q = args.sums[at] * over, qz = args.sums[all + at] * over;
-      centre[i] = args.norm.mean[at];
-      if (!args.t) {
-        by_q[i] = scale * root;
-        by_value[i] = -scale * root * root * qz;
-        constant[i] = -scale * root * q;
-        continue;
-      }
-      const float t = args.norm.t_mean[at], tz = args.norm.tz_mean[at], factor = -scale * root * root;
-      const float curvature = args.sums[2 * all + at] * over - t * q - tz * qz;
-      by_q[i] = factor * tz;
-      by_t[i] = factor * qz;
-      by_value[i] = factor * root * (curvature - 2.0f * qz * tz);
-      constant[i] = -factor * (qz * t + tz * q);
+    for (int i = 0; i < V; ++i) {
+      root[i] = 1.0f / sqrtf(root[i] + s.eps);
+      slope[i] = s.scale ? slope[i] * root[i] : root[i];
+      by_q[i] = slope[i];
+      by_value[i] = -slope[i] * root[i] * qz[i] * over;
+      constant[i] = -slope[i] * q[i] * over;
+    }
+    if (!args.t) return;
+    float qt[V], t[V], tz[V];
+    load_floats(args.sums + 2 * all + at, qt);
+    load_floats(args.norm.t_mean + at, t);
+    load_floats(args.norm.tz_mean + at, tz);
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const float factor = -slope[i] * root[i], q_mean = q[i] * over, qz_mean = qz[i] * over;
+      const float curvature = qt[i] * over - t[i] * q_mean - tz[i] * qz_mean;
+      by_q[i] = factor * tz[i];
+      by_t[i] = factor * qz_mean;
+      by_value[i] = factor * root[i] * (curvature - 2.0f * qz_mean * tz[i]);
+      constant[i] = -factor * (qz_mean * t[i] + tz[i] * q_mean);
     }
   }
 };
@@ -594,7 +617,7 @@ struct Pass {
       const Tiling tiling(s.n, s.h * s.w, s.c, kTangentPiece, V);
       queue(finish_norm<decltype(element), V>, tiling.blocks(), kThreads,
             FinishArgs{s, norm, tiling, x, t, q, work.sums, grad_x});
-    }, x, t, grad_x);
+    }, x, t, grad_x, s.scale);
   }
 
   void find_weights(float* grad_w) {

@@ -20,13 +20,14 @@ from raccgan.kernels.cbam import reference
 
 _FORWARD = "raccgan::cbam_native"
 _BACKWARD = "raccgan::cbam_native_backward"
-# Settled once, at import, so that torch.compile sees a constant.
+# Settled once, at import, so that torch.compile sees constants.
 _MISSING = library.why_not()
+_CUDA = library.cuda()
 
 
 def can_run(call: backend.Call) -> str | None:
     """Why the compiled kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    return _MISSING or backend.not_on_a_cpu(call, "CBAM")
+    return _MISSING or backend.not_compiled(call, "CBAM", _CUDA)
 
 
 def cbam(
@@ -48,7 +49,7 @@ def cbam(
     """Shapes and the three returned tensors as in :func:`raccgan.kernels.cbam.cbam`.
 
     Args:
-        x: float32 or bfloat16; read in place where it is channels_last, copied otherwise.
+        x: float32, bfloat16 or, on a GPU, float16; read in place where it is channels_last, copied otherwise.
         the others: of any floating dtype; used as float32.
 
     Returns:
