@@ -2,7 +2,8 @@
 //
 // A block's threads are fibers that take turns: each runs until it waits for the others, at __syncthreads or in a
 // shuffle. Blocks run one after the other. What it finds: wrong indices, misaligned 16-byte loads, barriers that not
-// every thread reaches (it aborts). What it does not: data races, since fibers never run at once.
+// every thread reaches (it aborts); and where RACCGAN_EMULATION_BACKWARDS is set, so that the last thread goes first,
+// many a missing barrier. What it does not: other data races, since fibers never run at once.
 #pragma once
 
 #include <math.h>
@@ -90,6 +91,7 @@ inline void start_fiber() {
 }
 
 inline void Block::run(unsigned threads) {
+  static const bool backwards = getenv("RACCGAN_EMULATION_BACKWARDS") != nullptr;
   if (threads % kWarp != 0) fail("a block is a whole number of warps here");
   fibers.resize(threads);
   slots.assign(threads, 0);
@@ -106,7 +108,8 @@ inline void Block::run(unsigned threads) {
   for (bool alive = true; alive;) {
     const uint64_t before = progress;
     alive = false;
-    for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) {
+    for (unsigned turn = 0; turn < threads; ++turn) {
+      threadIdx.x = backwards ? threads - 1 - turn : turn;
       if (fibers[threadIdx.x].finished) continue;
       alive = true;
       swapcontext(&scheduler, &fibers[threadIdx.x].context);

@@ -1,7 +1,8 @@
-"""CBAM in compiled code: C++ on a CPU. Three sweeps over x forward, of which only the first leaves the cache.
+"""CBAM in compiled code: C++ on a CPU, CUDA C++ on a GPU. Three sweeps over x forward; only the first leaves the cache.
 
-The kernels are the forward pass and its gradients, all of them in one call (csrc/cpu/cbam.cpp, cbam_backward.cpp).
-Gradients of these gradients are the reference's: CBAM stands in a critic, where they are needed, by option only.
+The kernels are the forward pass and its gradients, all of them in one call (cbam.cpp and cbam_backward.cpp in csrc/cpu,
+.cu in csrc/cuda). Gradients of these gradients are the reference's: CBAM stands in a critic, where they are needed, by
+option only.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ __all__ = ["emulated"]
 _REGISTRATION = "opcheck or compiles_in_one_graph or gradgradcheck"
 
 
-def run_tests(library: Path, file: str, chosen: str) -> int:
+def run_tests(library: Path, file: str, chosen: str, **variables: str) -> int:
     """Run tests of tests/kernels in a process that takes the emulated kernels for the CPU's; how many passed."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.kernels.emulation", f"tests/kernels/{file}"]
-    environment = {**os.environ, "RACCGAN_LIBRARY": str(library)}
+    environment = {**os.environ, "RACCGAN_LIBRARY": str(library), **variables}
     done = subprocess.run(
         [*command, "-k", chosen], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -35,6 +35,12 @@ def run_tests(library: Path, file: str, chosen: str) -> int:
 @pytest.mark.parametrize("family", ["depthwise_separable", "moments", "cbam"])
 def test_the_shared_grid(emulated: Path, family: str) -> None:
     assert run_tests(emulated, "test_grid.py", f"{family} and native and not ({_REGISTRATION})") > 50
+
+
+def test_no_thread_relies_on_going_first(emulated: Path) -> None:
+    """What a barrier is missing for is wrong in one order of the threads or in the other."""
+    chosen = "native and second_order and not channels_last and not anomaly_score"
+    assert run_tests(emulated, "test_grid.py", chosen, RACCGAN_EMULATION_BACKWARDS="1") > 20
 
 
 def test_depthwise_beyond_the_grid(emulated: Path) -> None:
