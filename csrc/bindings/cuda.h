@@ -44,11 +44,17 @@ inline void* current_cuda_stream(int32_t device) {
 // Makes a tensor's device the current one, for as long as it lives.
 class OnDevice {
  public:
-  explicit OnDevice(const Tensor& t) : index_(t.get_device_index()), guard_(index_) {}
+  explicit OnDevice(const Tensor& t) : index_(checked(t).get_device_index()), guard_(index_) {}
   int index() const { return index_; }
   void* stream() const { return current_cuda_stream(index_); }
 
  private:
+  // A call comes here for any tensor of it.
+  static const Tensor& checked(const Tensor& t) {
+    STD_TORCH_CHECK(t.is_cuda(), "x and the other tensors must be on one device");
+    return t;
+  }
+
   int32_t index_;
   torch::stable::accelerator::DeviceGuard guard_;
 };
