@@ -32,6 +32,12 @@ _PREFERENCE = ("native", "triton", "rewritten")
 CPU_DTYPES = (torch.float32, torch.bfloat16)
 """What the compiled CPU kernels take that write a tensor of x's dtype; they add in float32."""
 
+CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Likewise the CUDA kernels."""
+
+CUDA_CAPABILITY = (8, 0)
+"""The oldest GPU that setup.py compiles for."""
+
 
 class KernelError(RuntimeError):
     """An implementation that was asked for by name cannot serve the call. One line: what, why, what would mend it."""
@@ -104,12 +110,31 @@ def always(call: Call) -> str | None:
     return None
 
 
-def not_on_a_cpu(call: Call, kernels: str) -> str | None:
-    """``can_run`` of compiled CPU kernels for :data:`CPU_DTYPES`; ``kernels`` names them."""
-    if call.device.type != "cpu":
+def compiled_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
+    """What the compiled kernels take that write a tensor of x's dtype, on the device."""
+    return CUDA_DTYPES if device.type == "cuda" else CPU_DTYPES
+
+
+def not_compiled(call: Call, kernels: str, cuda: str) -> str | None:
+    """``can_run`` of compiled kernels that write a tensor of x's dtype.
+
+    ``kernels`` names them, ``cuda`` is the version of the toolkit that the library was built with, empty without one.
+    """
+    if call.device.type not in ("cpu", "cuda"):
         return f"there are no compiled {kernels} kernels for {call.device.type}"
-    if call.dtype not in CPU_DTYPES:
-        return f"the compiled {kernels} kernels add in float32 and take float32 and bfloat16, not {call.dtype}"
+    dtypes = compiled_dtypes(call.device)
+    if call.dtype not in dtypes:
+        *names, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+        return f"the compiled {kernels} kernels add in float32 and take {', '.join(names)} and {last}, not {call.dtype}"
+    return not_on_a_gpu(call, cuda) if call.device.type == "cuda" else None
+
+
+def not_on_a_gpu(call: Call, cuda: str) -> str | None:
+    """Why no CUDA kernel of the library runs on the call's GPU, ``None`` where they do; ``cuda`` as above."""
+    if not cuda:
+        return 'the CUDA part is not compiled in: run "pip install -e ." where nvcc is on PATH or CUDA_HOME is set'
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(call.device) < CUDA_CAPABILITY:
+        return "the CUDA kernels are compiled for GPUs of compute capability {}.{} and later".format(*CUDA_CAPABILITY)
     return None
 
 

@@ -66,5 +66,11 @@ def build() -> Build | None:
     return found
 
 
+def cuda() -> str:
+    """The version of the CUDA toolkit that the library was built with, empty where it has no CUDA part."""
+    found = build()
+    return found["cuda"] if found else ""
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,9 +1,9 @@
-"""The compiled CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on the shared grid's small shapes.
+"""The compiled kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on the shared grid's small shapes.
 
 A build of the library with both is loaded in place of the installed one, in processes of their own: every native
 implementation that the grid knows, forward, through both orders of gradient and through a gradient penalty, with every
 processor's instructions that this one has. Whether results are right is tested in tests/kernels/; here no byte may be
-touched outside of the memory that was asked for.
+touched outside of the memory that was asked for. The CUDA kernels are held to the same in emulation.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pytest
 import torch
 
 from raccgan.kernels import backend, library
+from tests.kernels import emulation
 from tests.kernels.capability import CAPABILITIES
 from tests.kernels.grid import FAMILIES, LAYOUTS, Family, Inputs, tensors
 from tests.kernels.test_grid import first_order, second_order, through_penalty
@@ -156,4 +157,14 @@ def test_the_kernels_stay_inside_their_memory(instrumented: Instrumented, built:
         pytest.skip(f"this processor does not run {capability}")
     assert said["library"] == str(built)
     assert said["runs"]
+    assert all(count > 0 for count in said["runs"].values()), said
+
+
+def test_the_cuda_kernels_stay_inside_their_memory(instrumented: Instrumented, tmp_path: Path) -> None:
+    """Shared memory, too: in emulation it is the compiler's to guard."""
+    file = emulation.build(str(instrumented.compiler), tmp_path)
+    done = instrumented.run("run_grid()", RACCGAN_LIBRARY=str(file))
+    assert done.returncode == 0, done.stderr[-8000:]
+    said = json.loads(done.stdout)
+    assert said["library"] == str(file)
     assert all(count > 0 for count in said["runs"].values()), said

@@ -1,6 +1,4 @@
 // The anomaly score's bindings.
-#include <torch/csrc/stable/accelerator.h>
-
 #include <string>
 #include <tuple>
 #include <utility>
@@ -8,9 +6,8 @@
 #include "../cpu/anomaly_score.h"
 #include "common.h"
 #ifdef RACCGAN_CUDA
-#include <dlfcn.h>
-
 #include "../cuda/anomaly_score.h"
+#include "cuda.h"
 #endif
 
 namespace raccgan {
@@ -150,26 +147,11 @@ std::tuple<Tensor, Tensor, Tensor> anomaly_score_cpu(const Tensor& x, const Tens
 
 #ifdef RACCGAN_CUDA
 
-// The stream on which PyTorch queues work for that device. Only libtorch_cuda has the function; it is looked up in
-// the copy that PyTorch has loaded, so that this library links and loads without it, and whatever PyTorch it was
-// built against.
-void* current_cuda_stream(int32_t device) {
-  using Get = int32_t (*)(int32_t, void**);
-  static const auto get = [] {
-    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-    return reinterpret_cast<Get>(dlsym(library ? library : RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
-  }();
-  STD_TORCH_CHECK(get != nullptr, "PyTorch's CUDA library is not loaded in this process");
-  void* stream = nullptr;
-  STD_TORCH_CHECK(get(device, &stream) == 0, "PyTorch did not name its current CUDA stream");
-  return stream;
-}
-
 std::tuple<Tensor, Tensor, Tensor> anomaly_score_cuda(const Tensor& x, const Tensor& x_hat,
                                                       const std::optional<Tensor>& f,
                                                       const std::optional<Tensor>& f_hat, bool want_map) {
+  const OnDevice device(x);
   const AnomalyScore call(x, x_hat, f, f_hat, want_map, cuda::kMaxChannelsLast);
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const int64_t n = x.size(0), pixels = x.size(2) * x.size(3), elements = call.elements();
   const int64_t image_pieces = pieces(pixels, cuda::kImagePiece);
   const int64_t feature_pieces = pieces(elements, cuda::kFeaturePiece);
@@ -181,8 +163,8 @@ std::tuple<Tensor, Tensor, Tensor> anomaly_score_cuda(const Tensor& x, const Ten
   if (f) features = call.feature_args(sums + n * image_pieces);
   const char* const error = cuda::anomaly_score(
       n, images, f ? &features : nullptr, call.residual.mutable_data_ptr<float>(),
-      call.feature.mutable_data_ptr<float>(), x.get_device_index(), current_cuda_stream(x.get_device_index()));
-  STD_TORCH_CHECK(error == nullptr, "anomaly_score: CUDA says: ", error);
+      call.feature.mutable_data_ptr<float>(), device.index(), device.stream());
+  check_launch(error, "anomaly_score");
   return call.outputs();
 }
 

@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads) sum_planes(ImageArgs args) {
   double sum = 0.0;
   for (int64_t p = threadIdx.x * kCount; p < piece.count; p += kThreads * kCount) {
     float squares[kCount] = {};
-#pragma unroll 4
+#pragma unroll(kCount > 4 ? 2 : 4)
     for (int64_t c = 0; c < args.channels; ++c) {
       const int64_t at = c * args.pixels + p;
       add_squares<T, kCount, kAligned>(a + at, b + at, piece.count - p, squares);
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kThreads) sum_channels_last(ImageArgs args, in
     const int64_t p = p0 + threadIdx.x / group;
     float squares[kCount] = {};
     if (p < piece.count) {
-#pragma unroll 4
+#pragma unroll(kCount > 4 ? 2 : 4)
       for (int64_t c = member * kCount; c < args.channels; c += group * kCount) {
         const int64_t at = p * args.channels + c;
         add_squares<T, kCount, kAligned>(a + at, b + at, kCount, squares);
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kThreads) sum_elements(FeatureArgs args) {
   const auto* const a = sample_of<T>(args.features.a, piece.n, args.features.stride_a) + piece.first;
   const auto* const b = sample_of<T>(args.features.b, piece.n, args.features.stride_b) + piece.first;
   float squares[kCount] = {};
-#pragma unroll 4
+#pragma unroll(kCount > 4 ? 2 : 4)
   for (int64_t i = threadIdx.x * kCount; i < piece.count; i += kThreads * kCount) {
     add_squares<T, kCount, kWhole>(a + i, b + i, piece.count - i, squares);
   }

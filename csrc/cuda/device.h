@@ -11,6 +11,23 @@
 namespace raccgan {
 namespace cuda {
 
+// A 16-byte load or store: the address has to be a multiple of 16.
+template <class T>
+__device__ const uint4* as_vector(const T* address) {
+  return reinterpret_cast<const uint4*>(address);
+}
+template <class T>
+__device__ uint4* as_vector(T* address) {
+  return reinterpret_cast<uint4*>(address);
+}
+
+// The bits of the nearest bfloat16, ties to even. (cuda_bf16.h would take longer to compile than the kernels.)
+__device__ inline unsigned short round_to_bfloat16(float v) {
+  unsigned short bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(v));
+  return bits;
+}
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream, Arguments... arguments) {
   kernel<<<static_cast<unsigned>(blocks), threads, 0, stream>>>(arguments...);

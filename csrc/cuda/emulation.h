@@ -2,7 +2,8 @@
 //
 // A block's threads are fibers that take turns: each runs until it waits for the others, at __syncthreads or in a
 // shuffle. Blocks run one after the other. What it finds: wrong indices, misaligned 16-byte loads, barriers that not
-// every thread reaches (it aborts). What it does not: data races, since fibers never run at once.
+// every thread reaches (it aborts); and where RACCGAN_EMULATION_BACKWARDS is set, so that the last thread goes first,
+// many a missing barrier. What it does not: other data races, since fibers never run at once.
 #pragma once
 
 #include <math.h>
@@ -17,16 +18,17 @@
 #include <vector>
 
 #define __device__
+#define __host__
 #define __global__
 #define __shared__ static
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 struct Index {
   unsigned x;
 };
 inline Index threadIdx, blockIdx;
 
-struct uint4 {
+struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 
@@ -35,6 +37,7 @@ enum cudaError_t { cudaSuccess };
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return ""; }
+
 
 namespace emulation {
 
@@ -88,6 +91,7 @@ inline void start_fiber() {
 }
 
 inline void Block::run(unsigned threads) {
+  static const bool backwards = getenv("RACCGAN_EMULATION_BACKWARDS") != nullptr;
   if (threads % kWarp != 0) fail("a block is a whole number of warps here");
   fibers.resize(threads);
   slots.assign(threads, 0);
@@ -104,7 +108,8 @@ inline void Block::run(unsigned threads) {
   for (bool alive = true; alive;) {
     const uint64_t before = progress;
     alive = false;
-    for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) {
+    for (unsigned turn = 0; turn < threads; ++turn) {
+      threadIdx.x = backwards ? threads - 1 - turn : turn;
       if (fibers[threadIdx.x].finished) continue;
       alive = true;
       swapcontext(&scheduler, &fibers[threadIdx.x].context);
@@ -143,6 +148,7 @@ inline float __uint_as_float(unsigned bits) {
 }
 
 inline unsigned short __ushort_as_half(unsigned short bits) { return bits; }
+inline unsigned short __half_as_ushort(unsigned short bits) { return bits; }
 
 inline float __half2float(unsigned short bits) {
   const int exponent = bits >> 10 & 31, fraction = bits & 1023;
@@ -152,8 +158,38 @@ inline float __half2float(unsigned short bits) {
   return bits >> 15 ? -magnitude : magnitude;
 }
 
+inline unsigned short __float2half_rn(float value) {
+  const unsigned short sign = signbit(value) ? 0x8000 : 0;
+  const float magnitude = fabsf(value);
+  if (!(magnitude <= INFINITY)) return sign | 0x7e00;
+  if (magnitude >= 65520.0f) return sign | 0x7c00;
+  if (magnitude == 0.0f) return sign;
+  int exponent;
+  frexpf(magnitude, &exponent);
+  const int lowest = (exponent < -13 ? -13 : exponent) - 11;  // the last bit's, of a number or a denormal
+  const int steps = static_cast<int>(nearbyintf(ldexpf(magnitude, -lowest)));
+  return sign | static_cast<unsigned short>(((lowest + 24) << 10) + steps);
+}
+
 namespace raccgan {
 namespace cuda {
+
+template <class T>
+const uint4* as_vector(const T* address) {
+  if (reinterpret_cast<uintptr_t>(address) % sizeof(uint4) != 0) emulation::fail("a misaligned load or store");
+  return reinterpret_cast<const uint4*>(address);
+}
+template <class T>
+uint4* as_vector(T* address) {
+  return const_cast<uint4*>(as_vector(static_cast<const T*>(address)));
+}
+
+inline unsigned short round_to_bfloat16(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, sizeof bits);
+  if (value != value) return 0x7fff;
+  return static_cast<unsigned short>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t, Arguments... arguments) {

@@ -13,28 +13,25 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from raccgan.kernels import library
-from raccgan.kernels.backend import Call
+from raccgan.kernels import backend, library
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _NAME = "raccgan::anomaly_score_native"
 # Settled once, at import, so that torch.compile sees constants.
 _MISSING = library.why_not()
-_BUILD = library.build()
+_CUDA = library.cuda()
 
 
-def can_run(call: Call) -> str | None:
+def can_run(call: backend.Call) -> str | None:
     """Why the compiled kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    if _BUILD is None:
+    if _MISSING is not None:
         return _MISSING
     if call.dtype not in DTYPES:
         return f"the compiled kernels add in float32 and do not take {call.dtype}"
-    if call.device.type == "cuda" and not _BUILD["cuda"]:
-        return 'the CUDA part is not compiled in: run "pip install -e ." where nvcc is on PATH or CUDA_HOME is set'
     if call.device.type not in ("cpu", "cuda"):
         return f"there are no compiled kernels for {call.device.type}"
-    return None
+    return backend.not_on_a_gpu(call, _CUDA) if call.device.type == "cuda" else None
 
 
 def anomaly_score(

@@ -1,7 +1,8 @@
-"""CBAM in compiled code: C++ on a CPU. Three sweeps over x forward, of which only the first leaves the cache.
+"""CBAM in compiled code: C++ on a CPU, CUDA C++ on a GPU. Three sweeps over x forward; only the first leaves the cache.
 
-The kernels are the forward pass and its gradients, all of them in one call (csrc/cpu/cbam.cpp, cbam_backward.cpp).
-Gradients of these gradients are the reference's: CBAM stands in a critic, where they are needed, by option only.
+The kernels are the forward pass and its gradients, all of them in one call (cbam.cpp and cbam_backward.cpp in csrc/cpu,
+.cu in csrc/cuda). Gradients of these gradients are the reference's: CBAM stands in a critic, where they are needed, by
+option only.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from raccgan.kernels.cbam import reference
 
 _FORWARD = "raccgan::cbam_native"
 _BACKWARD = "raccgan::cbam_native_backward"
-# Settled once, at import, so that torch.compile sees a constant.
+# Settled once, at import, so that torch.compile sees constants.
 _MISSING = library.why_not()
+_CUDA = library.cuda()
 
 
 def can_run(call: backend.Call) -> str | None:
     """Why the compiled kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    return _MISSING or backend.not_on_a_cpu(call, "CBAM")
+    return _MISSING or backend.not_compiled(call, "CBAM", _CUDA)
 
 
 def cbam(
@@ -48,7 +50,7 @@ def cbam(
     """Shapes and the three returned tensors as in :func:`raccgan.kernels.cbam.cbam`.
 
     Args:
-        x: float32 or bfloat16; read in place where it is channels_last, copied otherwise.
+        x: float32, bfloat16 or, on a GPU, float16; read in place where it is channels_last, copied otherwise.
         the others: of any floating dtype; used as float32.
 
     Returns:

@@ -28,13 +28,14 @@ KERNEL_SIZES = (3, 5, 7)
 _FORWARD = "raccgan::depthwise_native"
 _BACKWARD = "raccgan::depthwise_native_backward"
 _DOUBLE_BACKWARD = "raccgan::depthwise_native_double_backward"
-# Settled once, at import, so that torch.compile sees a constant.
+# Settled once, at import, so that torch.compile sees constants.
 _MISSING = library.why_not()
+_CUDA = library.cuda()
 
 
 def can_run(call: backend.Call) -> str | None:
     """Why the compiled kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    return _MISSING or backend.not_on_a_cpu(call, "depthwise")
+    return _MISSING or backend.not_compiled(call, "depthwise", _CUDA)
 
 
 def depthwise_separable(
@@ -59,7 +60,7 @@ def depthwise_separable(
     answer channels_last weights too, and going back to NCHW would slow down every layer after this one.
     """
     (x,) = rewritten.in_autocast_dtype(x)
-    if x.dtype not in backend.CPU_DTYPES or depthwise_weight.shape[-1] not in KERNEL_SIZES:
+    if x.dtype not in backend.compiled_dtypes(x.device) or depthwise_weight.shape[-1] not in KERNEL_SIZES:
         # A 1 x 1 depthwise convolution is part of the matrix product; the others no model here has.
         return rewritten.depthwise_separable(
             x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, preactivation, norm, eps,
@@ -86,7 +87,8 @@ def depthwise(
     """pool(depthwise(up(act(norm(pre(x)) * scale + shift)))), without bias, by the compiled kernels.
 
     Args:
-        x: [N, C, H, W], float32 or bfloat16; read in place where it is channels_last, copied otherwise.
+        x: [N, C, H, W], float32, bfloat16 or, on a GPU, float16; read in place where it is channels_last, copied
+            otherwise.
         w: [C, 1, k, k], k one of :data:`KERNEL_SIZES`; stride 1 and zero padding k // 2.
         scale, shift: [N, C] each, or neither.
         upsample, pool: 1 or 2, not both 2.

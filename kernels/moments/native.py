@@ -15,13 +15,14 @@ from raccgan.kernels.autograd import differentiate, wanted
 
 _FORWARD = "raccgan::moments_native"
 _BACKWARD = "raccgan::moments_native_backward"
-# Settled once, at import, so that torch.compile sees a constant.
+# Settled once, at import, so that torch.compile sees constants.
 _MISSING = library.why_not()
+_CUDA = library.cuda()
 
 
 def can_run(call: backend.Call) -> str | None:
     """Why the compiled kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    return _MISSING or backend.not_on_a_cpu(call, "moments")
+    return _MISSING or backend.not_compiled(call, "moments", _CUDA)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,29 @@ def test_a_name_is_served_or_refused_never_replaced() -> None:
         backend.choose("op", TABLE, "cuda", CPU)
 
 
+def test_what_the_compiled_kernels_serve_depends_on_the_device_and_the_build() -> None:
+    gpu, half = CPU._replace(device=torch.device("cuda")), CPU._replace(dtype=torch.float16)
+    for call, cuda, wanted in [
+        (CPU, "", None),
+        (half, "13.0", "the compiled x kernels add in float32 and take float32 and bfloat16, not torch.float16"),
+        (gpu._replace(dtype=torch.float64), "13.0", "take float32, bfloat16 and float16, not torch.float64"),
+        (gpu, "", "the CUDA part is not compiled in"),
+        (CPU._replace(device=torch.device("meta")), "13.0", "there are no compiled x kernels for meta"),
+    ]:
+        reason = backend.not_compiled(call, "x", cuda)
+        assert reason is None if wanted is None else wanted in str(reason)
+
+
+def test_a_gpu_older_than_the_kernels_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = CPU._replace(device=torch.device("cuda"), dtype=torch.float16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, served in [((7, 5), False), ((8, 0), True), ((9, 0), True), ((12, 0), True)]:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        reason = backend.not_compiled(call, "x", "13.0")
+        assert served == (reason is None)
+        assert served or "compute capability 8.0 and later" in str(reason)
+
+
 def test_require_fails_before_a_run_starts() -> None:
     assert set(backend.require("fused", torch.device("cpu"))) == set(backend.families())
     with pytest.raises(KernelError, match="--kernels triton cannot serve"):

@@ -46,7 +46,7 @@ KNOWN = [
         "gradient of x",
         ("gradient of x", "second gradient of cotangent 1"),
         lambda case: True,
-        "the compiled gradient is slope * (x - mean) + constant, and the mean is rounded to float32, which counts where "
+        "the compiled gradient is slope * (x - mean) + constant, and the mean is rounded to float32: that counts where "
         "it is large beside the deviation; a mean in two parts would not be",
     ),
 ]  # fmt: skip

@@ -1,0 +1,713 @@
+// The three passes of depthwise_separable.h on a GPU: deterministic, no atomics.
+//
+// Compiled for the architectures in setup.py and run in emulation (emulation.h), but not yet run on a GPU: no speed is
+// claimed for it.
+//
+// With P u = u - mean(u) - z mean(u z) and r = 1 / sqrt(var + eps), over the pixels of a sample's channel:
+//
+//     forward          y = L a,  a = relu(z scale + shift)
+//     backward         q = [a > 0] L^T g,  grad_x = r scale P q,  grad_shift = sum q,  grad_scale = sum q z,
+//                      grad_w = a correlated with g
+//     double backward  u = r P t,  s = scale [a > 0] u,  grad_g = L s,  grad_w = s correlated with g,
+//                      grad_scale = sum q u,  grad_x = -r^2 (A z + scale (mean(q z) P t + mean(t z) P q)),
+//                      A = scale (mean(t q) - mean(t) mean(q) - mean(t z) mean(q z))
+//
+// Without the norm, r = 1, P u = u and the double backward's grad_x is zero. A ReLU before the norm multiplies t, and
+// what leaves as grad_x, by [x > 0]. L and L^T are convolutions of depthwise_tiles.h; what they convolve is computed
+// when a tile is read, what multiplies their results when a tile is written. A sum over pixels is taken tile by tile
+// and finished by a launch of its own.
+#include "depthwise_separable.h"
+
+#include "depthwise_tiles.h"
+#include "moments.h"
+
+namespace raccgan {
+namespace cuda {
+namespace {
+
+// ---- what is read ------------------------------------------------------------------------------------------------
+
+// Of each sample's channel, [N, C] each; null without the norm.
+struct Norm {
+  const float *mean, *var;
+  const float *t_mean, *tz_mean;  // of t and of t z, for the double backward
+};
+
+enum class Reading : int32_t { kGiven, kActivated, kTangent };  // data itself; a; s
+
+struct Image {
+  Reading reading;
+  const void *data, *t;
+  int64_t rows, columns;
+};
+
+// a = relu((h - centre) slope + offset), s = [a > 0] (slope t + by_value (h - centre) + constant), z = (h - centre) root,
+// for a block's 32 channels of a sample.
+struct Coefficients {
+  float centre[kWarp], root[kWarp], slope[kWarp], offset[kWarp], by_value[kWarp], constant[kWarp];
+};
+
+// The first warp finds them; the others see them after the next barrier.
+__device__ void find(const DepthwiseLayer& s, const Norm& norm, int64_t n, int64_t chunk, Coefficients& by) {
+  const int lane = threadIdx.x;
+  const int64_t channel = chunk * kWarp + lane, at = n * s.c + channel;
+  if (lane >= kWarp) return;
+  const bool there = channel < s.c, normalised = there && norm.mean, tangent = normalised && norm.t_mean;
+  by.centre[lane] = normalised ? norm.mean[at] : 0.0f;
+  by.root[lane] = normalised ? 1.0f / sqrtf(norm.var[at] + s.eps) : 1.0f;
+  by.slope[lane] = by.root[lane] * (there && s.scale ? s.scale[at] : 1.0f);
+  by.offset[lane] = there && s.shift ? s.shift[at] : 0.0f;
+  by.by_value[lane] = tangent ? -by.slope[lane] * by.root[lane] * norm.tz_mean[at] : 0.0f;
+  by.constant[lane] = tangent ? -by.slope[lane] * norm.t_mean[at] : 0.0f;
+}
+
+// V channels of the block's from `lane` on, at a place in memory.
+template <class T, int V>
+__device__ void read(const DepthwiseLayer& s, const Image& image, const Coefficients& by, int lane, int64_t at,
+                     float (&v)[V]) {
+  load<T, V>(static_cast<const typename T::Stored*>(image.data) + at, v);
+  if (image.reading == Reading::kGiven) return;
+  float centre[V], slope[V], offset[V];
+  load_floats(by.centre + lane, centre);
+  load_floats(by.slope + lane, slope);
+  load_floats(by.offset + lane, offset);
+  if (image.reading == Reading::kActivated) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const float d = (s.rectify_first ? relu(v[i]) : v[i]) - centre[i];
+      v[i] = fmaf(d, slope[i], offset[i]);
+      if (s.rectify) v[i] = relu(v[i]);
+    }
+    return;
+  }
+  float t[V], by_value[V], constant[V];
+  load<T, V>(static_cast<const typename T::Stored*>(image.t) + at, t);
+  load_floats(by.by_value + lane, by_value);
+  load_floats(by.constant + lane, constant);
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+    const float d = (s.rectify_first ? relu(v[i]) : v[i]) - centre[i];
+    const float from_t = s.rectify_first && !(v[i] > 0.0f) ? 0.0f : t[i];
+    const float u = fmaf(from_t, slope[i], fmaf(d, by_value[i], constant[i]));
+    v[i] = s.rectify && !(fmaf(d, slope[i], offset[i]) > 0.0f) ? 0.0f : u;
+  }
+}
+
+// 32 channels from `chunk` of sample n, the pixels [kRows][kColumns] from (row, column) on, zero outside of the image.
+template <class T, int V, int kRows, int kColumns, int kBlock>
+__device__ void fill(const DepthwiseLayer& s, const Image& image, const Coefficients& by, int64_t n, int64_t chunk,
+                     int64_t first_row, int64_t first_column, float* tile) {
+  constexpr int kLanes = kWarp / V;
+  const int lane = threadIdx.x % kLanes * V;
+  const int64_t channel = chunk * kWarp + lane;
+  const bool there = channel < s.c;
+#pragma unroll 2
+  for (int i = threadIdx.x / kLanes; i < kRows * kColumns; i += kBlock / kLanes) {
+    const int64_t row = first_row + i / kColumns, column = first_column + i % kColumns;
+    float v[V] = {};
+    if (there && row >= 0 && row < image.rows && column >= 0 && column < image.columns) {
+      read<T, V>(s, image, by, lane, ((n * image.rows + row) * image.columns + column) * s.c + channel, v);
+    }
+    store_floats(tile + i * kWarp + lane, v);
+  }
+}
+
+// ---- weights -----------------------------------------------------------------------------------------------------
+
+// Taps a side: of w, or of w summed over 2 x 2 neighbours, which is the convolution together with its resizing.
+__host__ __device__ int64_t taps(const DepthwiseLayer& s) { return s.resize == Resize::kPlain ? s.k : s.k + 1; }
+
+// packed [taps, taps, C]: w, flipped where `transposed`; or v, the same for the convolution and its transpose.
+__global__ void __launch_bounds__(kThreads) pack(DepthwiseLayer s, bool transposed, float* packed) {
+  const int64_t n = taps(s), size = s.k * s.k, i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= n * n * s.c) return;
+  const int64_t tap = i / s.c;
+  const float* const w = s.weight + i % s.c * size;
+  if (s.resize == Resize::kPlain) {
+    packed[i] = w[transposed ? size - 1 - tap : tap];
+    return;
+  }
+  const bool up = s.resize == Resize::kUp;  // is the transpose of down by the flipped kernel
+  float sum = 0.0f;
+  for (int64_t r = 0; r < 2; ++r) {
+    for (int64_t c = 0; c < 2; ++c) {
+      const int64_t row = tap / n - r, column = tap % n - c;
+      if (row < 0 || row >= s.k || column < 0 || column >= s.k) continue;
+      const int64_t at = row * s.k + column;
+      sum += w[up ? size - 1 - at : at];
+    }
+  }
+  packed[i] = up ? sum : 0.25f * sum;
+}
+
+// The gradient of w from that of what `pack` packs, partial [pieces, taps, taps, C]. A block has one place of w and a
+// warp of channels; its warps take the pieces in turn.
+__global__ void __launch_bounds__(kThreads) unpack(DepthwiseLayer s, int64_t pieces, const float* partial,
+                                                   float* grad_w) {
+  __shared__ double shared[kThreads];
+  const int64_t chunks = ceiling(s.c, kWarp), n = taps(s), size = s.k * s.k, place = blockIdx.x / chunks;
+  const int64_t channel = blockIdx.x % chunks * kWarp + threadIdx.x % kWarp;
+  const bool plain = s.resize == Resize::kPlain;
+  const int64_t at = s.resize == Resize::kUp ? size - 1 - place : place;
+  double sum = 0.0;
+  for (int64_t piece = threadIdx.x / kWarp; piece < pieces && channel < s.c; piece += kWarps) {
+    const float* const from = partial + piece * n * n * s.c + channel;
+    for (int64_t r = 0; r < (plain ? 1 : 2); ++r) {
+      for (int64_t c = 0; c < (plain ? 1 : 2); ++c) sum += from[((at / s.k + r) * n + at % s.k + c) * s.c];
+    }
+  }
+  sum = add_warps(sum, shared, kWarps);
+  if (threadIdx.x >= kWarp || channel >= s.c) return;
+  grad_w[channel * size + place] = static_cast<float>(s.resize == Resize::kDown ? 0.25 * sum : sum);
+}
+
+// ---- the convolution ---------------------------------------------------------------------------------------------
+
+constexpr int kSums = 3;  // of q, q z and q t
+
+struct ConvolveArgs {
+  DepthwiseLayer layer;
+  Norm norm;
+  Image in;
+  bool wide;               // whether every tensor allows 16-byte loads
+  const float* packed;
+  int64_t rows, columns;  // of the result
+  void* result;            // the convolution; with x: slope q, the gradient without the norm. Or null
+  const void *x, *t;       // where the result is the gradient of a; t or null
+  float* q;                // q as it is, or null
+  float* partial;          // [N, tiles, kSums, C]
+};
+
+// Multiplies a strip of the gradient of a by [a > 0], writes it and adds it up.
+template <class T, int kStrip>
+__device__ void pass_back(const ConvolveArgs& args, const Coefficients& by, int64_t n, int64_t channel, int64_t row,
+                          int64_t column, const float (&strip)[kStrip], double (&sums)[kSums]) {
+  const DepthwiseLayer& s = args.layer;
+  if (row >= args.rows || channel >= s.c) return;
+  const int lane = threadIdx.x % kWarp;
+  const float centre = by.centre[lane], root = by.root[lane], slope = by.slope[lane], offset = by.offset[lane];
+  float q_sum = 0.0f, qz_sum = 0.0f, qt_sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kStrip; ++i) {
+    if (column + i >= args.columns) break;
+    const int64_t at = ((n * args.rows + row) * args.columns + column + i) * s.c + channel;
+    const float x = T::widen(static_cast<const typename T::Stored*>(args.x)[at]);
+    const bool first_passes = !s.rectify_first || x > 0.0f;
+    const float d = (s.rectify_first ? relu(x) : x) - centre;
+    const bool passes = !s.rectify || fmaf(d, slope, offset) > 0.0f;
+    const float q = passes ? strip[i] : 0.0f;
+    q_sum += q;
+    qz_sum = fmaf(q, d * root, qz_sum);
+    if (args.t && first_passes) qt_sum = fmaf(q, T::widen(static_cast<const typename T::Stored*>(args.t)[at]), qt_sum);
+    if (args.q) args.q[at] = q;
+    if (args.result) {
+      static_cast<typename T::Stored*>(args.result)[at] = T::narrow(first_passes ? slope * q : 0.0f);
+    }
+  }
+  sums[0] = q_sum;
+  sums[1] = qz_sum;
+  sums[2] = qt_sum;
+}
+
+template <class T, int kStrip>
+__device__ void write(const ConvolveArgs& args, int64_t n, int64_t channel, int64_t row, int64_t column,
+                      const float (&strip)[kStrip]) {
+  if (row >= args.rows || channel >= args.layer.c) return;
+  auto* const to = static_cast<typename T::Stored*>(args.result) +
+                   ((n * args.rows + row) * args.columns + column) * args.layer.c + channel;
+#pragma unroll
+  for (int i = 0; i < kStrip; ++i) {
+    if (column + i < args.columns) to[i * args.layer.c] = T::narrow(strip[i]);
+  }
+}
+
+template <class T, int K, Form kForm>
+__global__ void __launch_bounds__(Tile<K, kForm>::kWarps* kWarp) convolve(ConvolveArgs args) {
+  using Shape = Tile<K, kForm>;
+  constexpr int kBlock = Shape::kWarps * kWarp, kTaps = Shape::kTaps;
+  alignas(16) __shared__ float tile[Shape::kRows * Shape::kColumns * kWarp];
+  __shared__ float weights[kTaps * kTaps * kWarp];
+  alignas(16) __shared__ Coefficients by;
+  const DepthwiseLayer& s = args.layer;
+  const int64_t chunks = ceiling(s.c, kWarp), across = ceiling(args.columns, Shape::kStrip);
+  const int64_t tiles = ceiling(args.rows, Shape::kWarps) * across;
+  const int64_t chunk = blockIdx.x % chunks, at = blockIdx.x / chunks % tiles, n = blockIdx.x / chunks / tiles;
+  const int64_t first_row = at / across * Shape::kWarps, column = at % across * Shape::kStrip;
+
+  const int64_t channel = chunk * kWarp + threadIdx.x % kWarp;
+  find(s, args.norm, n, chunk, by);
+  for (int i = threadIdx.x; i < kTaps * kTaps * kWarp; i += kBlock) {
+    weights[i] = channel < s.c ? args.packed[i / kWarp * s.c + channel] : 0.0f;
+  }
+  __syncthreads();
+  const int64_t in_row = Shape::first(first_row), in_column = Shape::first(column);
+  if (args.wide) {
+    fill<T, kVector<T>, Shape::kRows, Shape::kColumns, kBlock>(s, args.in, by, n, chunk, in_row, in_column, tile);
+  } else {
+    fill<T, 1, Shape::kRows, Shape::kColumns, kBlock>(s, args.in, by, n, chunk, in_row, in_column, tile);
+  }
+  __syncthreads();
+  float strip[Shape::kStrip] = {};
+  convolve_row<K, kForm>(tile, weights, strip);
+
+  const int64_t row = first_row + threadIdx.x / kWarp;
+  if (!args.x) {
+    write<T>(args, n, channel, row, column, strip);
+    return;
+  }
+  double sums[kSums] = {};
+  pass_back<T>(args, by, n, channel, row, column, strip, sums);
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) {
+    const double sum = add_warps(sums[i], reinterpret_cast<double*>(tile), Shape::kWarps);
+    if (threadIdx.x < kWarp && channel < s.c) {
+      args.partial[((n * tiles + at) * kSums + i) * s.c + channel] = static_cast<float>(sum);
+    }
+  }
+}
+
+// ---- the gradient of w -------------------------------------------------------------------------------------------
+
+struct CorrelateArgs {
+  DepthwiseLayer layer;
+  Norm norm;
+  Image small, large;
+  bool wide;
+  int64_t pieces;
+  float* partial;  // [pieces, taps, taps, C], out
+};
+
+template <class T, int V, int K, int kStep>
+__device__ void fill_pair(const CorrelateArgs& args, const Coefficients& by, int64_t n, int64_t chunk, int64_t row,
+                          int64_t column, float* small, float* large) {
+  using Shape = Pair<K, kStep>;
+  constexpr int kBlock = Shape::kWarps * kWarp;
+  fill<T, V, Shape::kRows, Shape::kStrip, kBlock>(args.layer, args.small, by, n, chunk, row, column, small);
+  fill<T, V, Shape::kLargeRows, Shape::kLargeColumns, kBlock>(args.layer, args.large, by, n, chunk,
+                                                              kStep * row - K / 2, kStep * column - K / 2, large);
+}
+
+// A block has a warp of channels and a piece: every `pieces`-th tile of the batch.
+template <class T, int K, int kStep>
+__global__ void __launch_bounds__(Pair<K, kStep>::kWarps* kWarp, 2) correlate(CorrelateArgs args) {
+  using Shape = Pair<K, kStep>;
+  alignas(16) __shared__ float small[Shape::kRows * Shape::kStrip * kWarp];
+  alignas(16) __shared__ float large[Shape::kLargeRows * Shape::kLargeColumns * kWarp];
+  alignas(16) __shared__ Coefficients by;
+  const DepthwiseLayer& s = args.layer;
+  const int64_t chunks = ceiling(s.c, kWarp), chunk = blockIdx.x % chunks, piece = blockIdx.x / chunks;
+  const int64_t across = ceiling(args.small.columns, Shape::kStrip);
+  const int64_t tiles = ceiling(args.small.rows, Shape::kRows) * across;
+  float totals[Shape::kTaps] = {};
+  for (int64_t i = piece; i < s.n * tiles; i += args.pieces) {
+    const int64_t n = i / tiles, row = i % tiles / across * Shape::kRows, column = i % across * Shape::kStrip;
+    __syncthreads();
+    find(s, args.norm, n, chunk, by);
+    __syncthreads();
+    if (args.wide) {
+      fill_pair<T, kVector<T>, K, kStep>(args, by, n, chunk, row, column, small, large);
+    } else {
+      fill_pair<T, 1, K, kStep>(args, by, n, chunk, row, column, small, large);
+    }
+    __syncthreads();
+    correlate_row<K, kStep>(small, large, totals);
+  }
+  const int64_t channel = chunk * kWarp + threadIdx.x % kWarp, tap = threadIdx.x / kWarp;
+  if (channel >= s.c) return;
+#pragma unroll
+  for (int b = 0; b < Shape::kTaps; ++b) {
+    args.partial[((piece * Shape::kTaps + tap) * Shape::kTaps + b) * s.c + channel] = totals[b];
+  }
+}
+
+// ---- the norm's gradient -----------------------------------------------------------------------------------------
+
+// Sums of t and of t z over a piece of a sample: partial [N, pieces, 2, C].
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads) sum_tangent(DepthwiseLayer s, Norm norm, const void* x, const void* t,
+                                                        Tiling tiling, float* partial) {
+  const Columns<V> at(tiling);
+  float mean[V] = {}, root[V] = {}, sums[V] = {}, with_z[V] = {};
+  if (at.active) {
+    load_floats(norm.mean + at.in_row(tiling), mean);
+    load_floats(norm.var + at.in_row(tiling), root);
+  }
+#pragma unroll
+  for (int i = 0; i < V; ++i) root[i] = 1.0f / sqrtf(root[i] + s.eps);
+  for (int64_t p = at.first, from = at.at(tiling, p); p < at.last; p += at.rows, from += at.step) {
+    float h[V], v[V];
+    load<T, V>(static_cast<const typename T::Stored*>(x) + from, h);
+    load<T, V>(static_cast<const typename T::Stored*>(t) + from, v);
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      if (s.rectify_first && !(h[i] > 0.0f)) v[i] = 0.0f;
+      sums[i] += v[i];
+      with_z[i] = fmaf(v[i], ((s.rectify_first ? relu(h[i]) : h[i]) - mean[i]) * root[i], with_z[i]);
+    }
+  }
+  add_rows(at, sums);
+  add_rows(at, with_z);
+  if (at.row != 0 || !at.active) return;
+  float* const to = partial + (at.run * tiling.pieces + at.piece) * 2 * s.c + at.channel;
+  store_row(to, sums);
+  store_row(to + s.c, with_z);
+}
+
+// to[i, n, c] = factor times the sum over the pieces of partial [N, pieces, values, C], for each of the values. A block
+// has a warp of channels of a sample; its warps take the pieces in turn.
+__global__ void __launch_bounds__(kThreads) add_pieces(int64_t samples, int64_t pieces, int values, int64_t channels,
+                                                       double factor, const float* partial, float* to) {
+  __shared__ double shared[kThreads];
+  const int64_t chunks = ceiling(channels, kWarp), n = blockIdx.x / chunks;
+  const int64_t channel = blockIdx.x % chunks * kWarp + threadIdx.x % kWarp;
+  for (int i = 0; i < values; ++i) {
+    double sum = 0.0;
+    for (int64_t piece = threadIdx.x / kWarp; piece < pieces && channel < channels; piece += kWarps) {
+      sum += partial[((n * pieces + piece) * values + i) * channels + channel];
+    }
+    sum = add_warps(sum, shared, kWarps);
+    if (threadIdx.x < kWarp && channel < channels) {
+      to[(i * samples + n) * channels + channel] = static_cast<float>(factor * sum);
+    }
+  }
+}
+
+// The gradients of scale and shift from the sums [kSums, N, C]; of scale in the double backward, where t was summed.
+__global__ void __launch_bounds__(kThreads) finish_affine(DepthwiseLayer s, Norm norm, bool doubly, const float* sums,
+                                                          float* grad_scale, float* grad_shift) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, all = s.n * s.c;
+  if (i >= all) return;
+  const float q = sums[i], qz = sums[all + i], qt = sums[2 * all + i];
+  if (grad_shift) grad_shift[i] = q;
+  if (!doubly || !norm.mean) {
+    grad_scale[i] = doubly ? qt : qz;
+  } else {
+    grad_scale[i] = (qt - norm.t_mean[i] * q - norm.tz_mean[i] * qz) / sqrtf(norm.var[i] + s.eps);
+  }
+}
+
+struct FinishArgs {
+  DepthwiseLayer layer;
+  Norm norm;
+  Tiling tiling;
+  const void *x, *t;  // t or null
+  const float *q, *sums;
+  void* grad_x;
+};
+
+// grad_x = by_q q + by_t t + by_value (h - centre) + constant, for the backward or, with t, the double backward.
+template <int V>
+struct NormGradient {
+  float centre[V], by_q[V], by_t[V] = {}, by_value[V], constant[V];
+
+  __device__ NormGradient(const FinishArgs& args, int64_t at) {
+    const DepthwiseLayer& s = args.layer;
+    const int64_t all = s.n * s.c;
+    const float over = 1.0f / static_cast<float>(s.h * s.w);
+    float root[V], slope[V], q[V], qz[V];
+    load_floats(args.norm.mean + at, centre);
+    load_floats(args.norm.var + at, root);
+    if (s.scale) load_floats(s.scale + at, slope);
+    load_floats(args.sums + at, q);
+    load_floats(args.sums + all + at, qz);
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      root[i] = 1.0f / sqrtf(root[i] + s.eps);
+      slope[i] = s.scale ? slope[i] * root[i] : root[i];
+      by_q[i] = slope[i];
+      by_value[i] = -slope[i] * root[i] * qz[i] * over;
+      constant[i] = -slope[i] * q[i] * over;
+    }
+    if (!args.t) return;
+    float qt[V], t[V], tz[V];
+    load_floats(args.sums + 2 * all + at, qt);
+    load_floats(args.norm.t_mean + at, t);
+    load_floats(args.norm.tz_mean + at, tz);
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const float factor = -slope[i] * root[i], q_mean = q[i] * over, qz_mean = qz[i] * over;
+      const float curvature = qt[i] * over - t[i] * q_mean - tz[i] * qz_mean;
+      by_q[i] = factor * tz[i];
+      by_t[i] = factor * qz_mean;
+      by_value[i] = factor * root[i] * (curvature - 2.0f * qz_mean * tz[i]);
+      constant[i] = -factor * (qz_mean * t[i] + tz[i] * q_mean);
+    }
+  }
+};
+
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads) finish_norm(FinishArgs args) {
+  const Columns<V> at(args.tiling);
+  if (!at.active) return;
+  const NormGradient<V> by(args, at.in_row(args.tiling));
+  const bool rectify_first = args.layer.rectify_first;
+  for (int64_t p = at.first, i = at.at(args.tiling, p); p < at.last; p += at.rows, i += at.step) {
+    float x[V], t[V] = {}, q[V], v[V];
+    load_floats(args.q + i, q);
+    load<T, V>(static_cast<const typename T::Stored*>(args.x) + i, x);
+    if (args.t) load<T, V>(static_cast<const typename T::Stored*>(args.t) + i, t);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const bool passes = !rectify_first || x[j] > 0.0f;
+      const float d = (rectify_first ? relu(x[j]) : x[j]) - by.centre[j];
+      v[j] = fmaf(by.by_q[j], q[j], fmaf(by.by_value[j], d, by.constant[j]));
+      v[j] = passes ? fmaf(by.by_t[j], t[j], v[j]) : 0.0f;
+    }
+    store<T, V>(static_cast<typename T::Stored*>(args.grad_x) + i, v);
+  }
+}
+
+// ---- host --------------------------------------------------------------------------------------------------------
+
+Form form_of(Resize resize, bool transposed) {
+  if (resize == Resize::kPlain) return Form::kPlain;
+  return (resize == Resize::kUp) != transposed ? Form::kUp : Form::kDown;
+}
+
+// Tiles of a sample's results.
+int64_t tiles(Form form, int64_t rows, int64_t columns) {
+  static_assert(Tile<3, Form::kPlain>::kWarps == Tile<3, Form::kUp>::kWarps);
+  static_assert(Tile<3, Form::kPlain>::kStrip == Tile<3, Form::kUp>::kStrip);
+  using Down = Tile<3, Form::kDown>;
+  using Other = Tile<3, Form::kPlain>;
+  if (form == Form::kDown) return ceiling(rows, Down::kWarps) * ceiling(columns, Down::kStrip);
+  return ceiling(rows, Other::kWarps) * ceiling(columns, Other::kStrip);
+}
+
+template <int K, Form kForm>
+void convolve_as(Queue& queue, const ConvolveArgs& args) {
+  const int64_t blocks = args.layer.n * tiles(kForm, args.rows, args.columns) * ceiling(args.layer.c, kWarp);
+  for_dtype(args.layer.dtype, [&](auto element) {
+    queue(convolve<decltype(element), K, kForm>, blocks, Tile<K, kForm>::kWarps * kWarp, args);
+  });
+}
+
+template <int K>
+void convolve_as(Queue& queue, Form form, const ConvolveArgs& args) {
+  switch (form) {
+    case Form::kPlain: convolve_as<K, Form::kPlain>(queue, args); break;
+    case Form::kDown: convolve_as<K, Form::kDown>(queue, args); break;
+    case Form::kUp: convolve_as<K, Form::kUp>(queue, args); break;
+  }
+}
+
+template <int K, int kStep>
+void correlate_as(Queue& queue, const CorrelateArgs& args) {
+  const int64_t blocks = args.pieces * ceiling(args.layer.c, kWarp);
+  for_dtype(args.layer.dtype, [&](auto element) {
+    queue(correlate<decltype(element), K, kStep>, blocks, Pair<K, kStep>::kWarps * kWarp, args);
+  });
+}
+
+template <int K>
+void correlate_as(Queue& queue, bool plain, const CorrelateArgs& args) {
+  plain ? correlate_as<K, 1>(queue, args) : correlate_as<K, 2>(queue, args);
+}
+
+// run(K) with the layer's kernel size as a constant.
+template <class Run>
+void for_size(int64_t k, const Run& run) {
+  if (k == 3) run(std::integral_constant<int, 3>{});
+  if (k == 5) run(std::integral_constant<int, 5>{});
+  if (k == 7) run(std::integral_constant<int, 7>{});
+}
+
+constexpr int64_t kTangentPiece = 512;  // pixels
+constexpr int64_t kCorrelateBlocks = 512;
+
+// So many pieces that they fill a GPU, by the shape alone.
+int64_t correlate_pieces(const DepthwiseLayer& s) {
+  const bool plain = s.resize == Resize::kPlain, up = s.resize == Resize::kUp;
+  const int64_t rows = up ? s.h : s.out(s.h), columns = up ? s.w : s.out(s.w);
+  const int64_t all = s.n * ceiling(rows, plain ? Pair<3, 1>::kRows : Pair<3, 2>::kRows) * ceiling(columns, Pair<3, 1>::kStrip);
+  const int64_t wanted = ceiling(kCorrelateBlocks, ceiling(s.c, kWarp));
+  return wanted < all ? wanted : all;
+}
+
+// What a pass needs beyond its outputs.
+struct Needs {
+  bool convolution, gradient, q, weights, tangent;
+};
+
+// The scratch memory of a pass; only what it needs has a place.
+struct Workspace {
+  float *mean = nullptr, *var = nullptr, *moments = nullptr, *packed = nullptr, *packed_transposed = nullptr;
+  float *q = nullptr, *tile_sums = nullptr, *sums = nullptr, *weights = nullptr, *tangent_sums = nullptr;
+  float* tangent = nullptr;  // [2, N, C]: means of t and of t z
+  int64_t floats = 0;
+
+  Workspace(const DepthwiseLayer& s, const Needs& needs, float* memory) {
+    const int64_t nc = s.n * s.c, pixels = s.h * s.w;
+    const auto next = [&](bool needed, int64_t count) {
+      const int64_t at = floats;
+      floats += needed ? ceiling(count, 4) * 4 : 0;  // each on a 16-byte boundary
+      return needed && memory ? memory + at : nullptr;
+    };
+    mean = next(s.normalise, nc);
+    var = next(s.normalise, nc);
+    moments = next(s.normalise, moments_floats(runs(s, nullptr)));
+    packed = next(needs.convolution, taps(s) * taps(s) * s.c);
+    packed_transposed = next(needs.gradient, taps(s) * taps(s) * s.c);
+    q = next(needs.q && s.dtype != Dtype::kFloat32, nc * pixels);
+    tile_sums = next(needs.gradient, s.n * tiles(form_of(s.resize, true), s.h, s.w) * kSums * s.c);
+    sums = next(needs.gradient, kSums * nc);
+    weights = next(needs.weights, correlate_pieces(s) * taps(s) * taps(s) * s.c);
+    tangent_sums = next(needs.tangent, s.n * ceiling(pixels, kTangentPiece) * 2 * s.c);
+    tangent = next(needs.tangent, 2 * nc);
+  }
+
+  static Runs runs(const DepthwiseLayer& s, const void* x) {
+    return {s.n, s.h * s.w, s.c, s.dtype, x, s.rectify_first};
+  }
+};
+
+// One pass: the steps that the three have in common.
+struct Pass {
+  const DepthwiseLayer& s;
+  const Workspace& work;
+  Queue& queue;
+  const void *x, *t, *g;  // t and g, or null
+  bool wide;
+  Norm norm{};
+
+  Pass(const DepthwiseLayer& s, const Workspace& work, Queue& queue, const void* x, const void* t, const void* g)
+      : s(s), work(work), queue(queue), x(x), t(t), g(g), wide(false) {
+    for_vectors(s.dtype, s.c, [&](auto, auto vector) { wide = decltype(vector)::width > 1; }, x, t, g);
+  }
+
+  void find_norm(int device, void* stream) {
+    if (!s.normalise) return;
+    queue.take(moments(Workspace::runs(s, x), work.moments, work.mean, work.var, device, stream));
+    norm = {work.mean, work.var, nullptr, nullptr};
+    if (!t) return;
+    for_vectors(s.dtype, s.c, [&](auto element, auto vector) {
+      constexpr int V = decltype(vector)::width;
+      const Tiling tiling(s.n, s.h * s.w, s.c, kTangentPiece, V);
+      queue(sum_tangent<decltype(element), V>, tiling.blocks(), kThreads, s, norm, x, t, tiling, work.tangent_sums);
+    }, x, t);
+    const double over = 1.0 / static_cast<double>(s.h * s.w);
+    add_up(ceiling(s.h * s.w, kTangentPiece), 2, over, work.tangent_sums, work.tangent);
+    norm.t_mean = work.tangent;
+    norm.tz_mean = work.tangent + s.n * s.c;
+  }
+
+  Image of_x() const { return {t ? Reading::kTangent : Reading::kActivated, x, t, s.h, s.w}; }
+  Image of_g() const { return {Reading::kGiven, g, nullptr, s.out(s.h), s.out(s.w)}; }
+
+  // y = L a, or L s.
+  void convolve(void* y) {
+    pack_weights(false, work.packed);
+    run(form_of(s.resize, false), {s, norm, of_x(), wide, work.packed, s.out(s.h), s.out(s.w), y});
+  }
+
+  // q = [a > 0] L^T g and its sums; writes slope q, and q where they are wanted.
+  void convolve_back(void* scaled, float* q) {
+    pack_weights(true, work.packed_transposed);
+    run(form_of(s.resize, true), {s, norm, of_g(), wide, work.packed_transposed, s.h, s.w, scaled, x, t, q, work.tile_sums});
+    add_up(tiles(form_of(s.resize, true), s.h, s.w), kSums, 1.0, work.tile_sums, work.sums);
+  }
+
+  void find_affine(float* grad_scale, float* grad_shift) {
+    queue(finish_affine, ceiling(s.n * s.c, kThreads), kThreads, s, norm, t != nullptr, work.sums, grad_scale, grad_shift);
+  }
+
+  void finish(const float* q, void* grad_x) {
+    for_vectors(s.dtype, s.c, [&](auto element, auto vector) {
+      constexpr int V = decltype(vector)::width;
+      const Tiling tiling(s.n, s.h * s.w, s.c, kTangentPiece, V);
+      queue(finish_norm<decltype(element), V>, tiling.blocks(), kThreads,
+            FinishArgs{s, norm, tiling, x, t, q, work.sums, grad_x});
+    }, x, t, grad_x, s.scale);
+  }
+
+  void find_weights(float* grad_w) {
+    const bool up = s.resize == Resize::kUp;
+    const CorrelateArgs args{s, norm, up ? of_x() : of_g(), up ? of_g() : of_x(), wide, correlate_pieces(s), work.weights};
+    for_size(s.k, [&](auto k) { correlate_as<decltype(k)::value>(queue, s.resize == Resize::kPlain, args); });
+    queue(unpack, s.k * s.k * ceiling(s.c, kWarp), kThreads, s, args.pieces, work.weights, grad_w);
+  }
+
+ private:
+  void pack_weights(bool transposed, float* to) {
+    queue(pack, ceiling(taps(s) * taps(s) * s.c, kThreads), kThreads, s, transposed, to);
+  }
+
+  void run(Form form, const ConvolveArgs& args) {
+    for_size(s.k, [&](auto k) { convolve_as<decltype(k)::value>(queue, form, args); });
+  }
+
+  void add_up(int64_t pieces, int values, double factor, const float* partial, float* to) {
+    queue(add_pieces, s.n * ceiling(s.c, kWarp), kThreads, s.n, pieces, values, s.c, factor, partial, to);
+  }
+};
+
+Needs needs(const ForwardArgs&) { return {true, false, false, false, false}; }
+
+Needs needs(const BackwardArgs& args) {
+  const bool gradient = args.grad_x || args.grad_scale;
+  return {false, gradient, args.grad_x && args.layer.normalise, args.grad_w != nullptr, false};
+}
+
+Needs needs(const DoubleBackwardArgs& args) {
+  const bool gradient = args.grad_x || args.grad_scale;
+  return {args.grad_g != nullptr, gradient, args.grad_x != nullptr, args.grad_w != nullptr, args.layer.normalise};
+}
+
+template <class Args>
+int64_t floats_of(const Args& args) {
+  return Workspace(args.layer, needs(args), nullptr).floats;
+}
+
+// q as float32: in the memory of grad_x where that is float32 anyway.
+template <class Args>
+float* q_of(const Args& args, const Workspace& work) {
+  return args.layer.dtype == Dtype::kFloat32 ? static_cast<float*>(args.grad_x) : work.q;
+}
+
+}  // namespace
+
+int64_t forward_floats(const ForwardArgs& args) { return floats_of(args); }
+int64_t backward_floats(const BackwardArgs& args) { return floats_of(args); }
+int64_t double_backward_floats(const DoubleBackwardArgs& args) { return floats_of(args); }
+
+const char* forward(const ForwardArgs& args, float* scratch, int device, void* stream) {
+  Queue queue(device, stream);
+  const Workspace work(args.layer, needs(args), scratch);
+  Pass pass(args.layer, work, queue, args.x, nullptr, nullptr);
+  pass.find_norm(device, stream);
+  pass.convolve(args.y);
+  return queue.error();
+}
+
+const char* backward(const BackwardArgs& args, float* scratch, int device, void* stream) {
+  Queue queue(device, stream);
+  const Workspace work(args.layer, needs(args), scratch);
+  Pass pass(args.layer, work, queue, args.x, nullptr, args.g);
+  pass.find_norm(device, stream);
+  if (args.grad_w) pass.find_weights(args.grad_w);
+  if (!args.grad_x && !args.grad_scale) return queue.error();
+  const bool finish = args.grad_x && args.layer.normalise;
+  float* const q = finish ? q_of(args, work) : nullptr;
+  pass.convolve_back(finish ? nullptr : args.grad_x, q);
+  if (args.grad_scale) pass.find_affine(args.grad_scale, args.grad_shift);
+  if (finish) pass.finish(q, args.grad_x);
+  return queue.error();
+}
+
+const char* double_backward(const DoubleBackwardArgs& args, float* scratch, int device, void* stream) {
+  Queue queue(device, stream);
+  const Workspace work(args.layer, needs(args), scratch);
+  Pass pass(args.layer, work, queue, args.x, args.t, args.g);
+  pass.find_norm(device, stream);
+  if (args.grad_g) pass.convolve(args.grad_g);
+  if (args.grad_w) pass.find_weights(args.grad_w);
+  if (!args.grad_x && !args.grad_scale) return queue.error();
+  float* const q = args.grad_x ? q_of(args, work) : nullptr;
+  pass.convolve_back(nullptr, q);
+  if (args.grad_scale) pass.find_affine(args.grad_scale, nullptr);
+  if (args.grad_x) pass.finish(q, args.grad_x);
+  return queue.error();
+}
+
+}  // namespace cuda
+}  // namespace raccgan

@@ -1,0 +1,86 @@
+"""nvcc compiles every instantiation of the CUDA kernels without a warning, and none of them spills registers."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.kernels.emulation import CSRC
+
+SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
+CODES = ("arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a", "arch=compute_90,code=compute_90")
+SHARED_LIMIT = 48 * 1024  # bytes a block has without asking for more
+FLAGS = ["-std=c++17", "-O3", "-Werror=all-warnings", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
+
+
+class Kernel(NamedTuple):
+    """What the assembler says of one instantiation on one architecture."""
+
+    name: str
+    architecture: str
+    spilled: int  # bytes, of loads and stores
+    registers: int  # a thread
+    shared: int  # bytes a block
+
+
+def kernels(said: str) -> list[Kernel]:
+    """Read ``ptxas -v``."""
+    found = re.findall(
+        r"Compiling entry function '(\w+)' for '(\w+)'\n.*\n.*?"
+        r"(\d+) bytes spill stores, (\d+) bytes spill loads\n.*Used (\d+) registers(?:.*?(\d+) bytes smem)?",
+        said,
+    )
+    assert len(found) == said.count("Compiling entry function")
+    names = demangled([name for name, *_ in found])
+    return [
+        Kernel(name, architecture, int(stores) + int(loads), int(registers), int(shared or 0))
+        for name, (_, architecture, stores, loads, registers, shared) in zip(names, found, strict=True)
+    ]
+
+
+def demangled(names: list[str]) -> list[str]:
+    filter_ = shutil.which("c++filt")
+    if filter_ is None:
+        return names
+    said = subprocess.run([filter_, "-p"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
+    return [re.sub(r"raccgan::cuda::|\(anonymous namespace\)::", "", line) for line in said.splitlines()]
+
+
+def test_what_the_assembler_says_is_read() -> None:
+    said = (
+        "ptxas info    : Compiling entry function '_Z1fPf' for 'sm_80'\n"
+        "ptxas info    : Function properties for _Z1fPf\n"
+        "    8 bytes stack frame, 8 bytes spill stores, 16 bytes spill loads\n"
+        "ptxas info    : Used 32 registers, used 1 barriers, 1024 bytes smem, 488 bytes cmem[0]\n"
+        "ptxas info    : Compiling entry function '_Z1gPf' for 'sm_90a'\n"
+        "ptxas info    : Function properties for _Z1gPf\n"
+        "    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n"
+        "ptxas info    : Used 6 registers, used 0 barriers\n"
+    )
+    first, second = kernels(said)
+    assert first[1:] == ("sm_80", 24, 32, 1024)
+    assert second[1:] == ("sm_90a", 0, 6, 0)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+def test_no_warning_and_no_spill(source: Path, tmp_path: Path) -> None:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc on PATH")
+    codes = [f"-gencode={code}" for code in CODES]
+    command = [nvcc, *FLAGS, *codes, "-c", str(source), "-o", str(tmp_path / "kernels.o")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = kernels(done.stdout + done.stderr)
+    assert {kernel.architecture for kernel in found} == {"sm_80", "sm_90a"}
+    print(f"\n{'registers':>9} {'shared':>7}")
+    for kernel in sorted(found):
+        print(f"{kernel.registers:9} {kernel.shared:7} {kernel.architecture:6} {kernel.name}")
+    spilling = [kernel for kernel in found if kernel.spilled > 0]
+    assert not spilling, spilling
+    assert max(kernel.shared for kernel in found) <= SHARED_LIMIT

@@ -1,0 +1,54 @@
+"""The CUDA kernels run on the CPU, by the tests of the compiled kernels: indices and barriers without a GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.kernels.emulation import ROOT, emulated
+
+__all__ = ["emulated"]
+
+# What the operations' registration alone decides is tested once, for the CPU.
+_REGISTRATION = "opcheck or compiles_in_one_graph or gradgradcheck"
+
+
+def run_tests(library: Path, file: str, chosen: str, **variables: str) -> int:
+    """Run tests of tests/kernels in a process that takes the emulated kernels for the CPU's; how many passed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.kernels.emulation", f"tests/kernels/{file}"]
+    environment = {**os.environ, "RACCGAN_LIBRARY": str(library), **variables}
+    done = subprocess.run(
+        [*command, "-k", chosen], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed, done.stdout
+    assert "skipped" not in done.stdout, done.stdout
+    return int(passed[1])
+
+
+@pytest.mark.parametrize("family", ["depthwise_separable", "moments", "cbam"])
+def test_the_shared_grid(emulated: Path, family: str) -> None:
+    assert run_tests(emulated, "test_grid.py", f"{family} and native and not ({_REGISTRATION})") > 50
+
+
+def test_no_thread_relies_on_going_first(emulated: Path) -> None:
+    """What a barrier is missing for is wrong in one order of the threads or in the other."""
+    chosen = "native and second_order and not channels_last and not anomaly_score"
+    assert run_tests(emulated, "test_grid.py", chosen, RACCGAN_EMULATION_BACKWARDS="1") > 20
+
+
+def test_depthwise_beyond_the_grid(emulated: Path) -> None:
+    """Kernel sizes, resizings and norms at shapes of several tiles and chunks of channels, through the penalty."""
+    file = "test_depthwise_separable_native.py"
+    assert run_tests(emulated, file, "not avx and not refuse and not threads") > 20
+
+
+def test_cbam_beyond_the_grid(emulated: Path) -> None:
+    """Many channels, several pieces of a sample and several groups of samples, every norm, ties and third order."""
+    assert run_tests(emulated, "test_cbam_native.py", "not avx and not refuse and not threads and not layouts") > 10
