@@ -1,0 +1,125 @@
+"""The Triton kernels around PyTorch's matrix product, or all of it in one kernel where that is less work.
+
+    y = pool(pointwise(depthwise(up(act(norm(pre(x)) * scale + shift))))) + residual
+
+The norm folds into scale and shift, its moments being one read of x. Upsampling and pool fold into the depthwise
+convolution's weights. Then either
+
+- one kernel, :func:`triton_ops.separable`: the depthwise tile is the left operand of a matrix product and never leaves
+  the chip; or
+- two: :func:`triton_ops.depthwise`, and a matrix product of PyTorch's.
+
+:func:`fuses` says which. Both have the same derivatives, those of the closed family in :mod:`triton_ops`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raccgan.kernels import backend
+from raccgan.kernels import triton_runtime as runtime
+from raccgan.kernels.depthwise_separable import rewritten, triton_launch, triton_ops
+from raccgan.kernels.depthwise_separable.triton_ops import Geometry, Prologue
+
+
+def can_run(call: backend.Call) -> str | None:
+    """Why the Triton kernels cannot serve ``call``, in one line; ``None`` where they can."""
+    return runtime.why_not(call)
+
+
+def depthwise_separable(
+    x: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor | None,
+    pointwise_weight: Tensor,
+    pointwise_bias: Tensor | None,
+    preactivation: str,
+    norm: str,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+    upsample: int,
+    pool: int,
+    residual: Tensor | None,
+) -> Tensor:
+    """Shapes as in :func:`raccgan.kernels.depthwise_separable`; any order of derivative, for every tensor.
+
+    The result is channels_last, for any x, but where PyTorch serves: a 1 x 1 depthwise convolution that is not fused.
+    """
+    (x,) = rewritten.in_autocast_dtype(x)
+    geometry = Geometry(stride=pool if upsample == 1 else 1, up=upsample)
+    k, d = depthwise_weight.shape[-1], pointwise_weight.shape[0]
+    fused = upsample * pool < 4 and fuses(x, pointwise_weight, k, d, geometry)
+    if k == 1 and not fused:  # the depthwise weight is part of the matrix
+        return rewritten.depthwise_separable(
+            x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, preactivation, norm, eps,
+            scale, shift, activation, upsample, pool, residual,
+        )  # fmt: skip
+    prologue = folded(x, preactivation, norm, eps, scale, shift, activation)
+    w = triton_ops.resized(depthwise_weight.float(), geometry)
+    h, v = (side * upsample // geometry.stride for side in x.shape[2:])
+    matrix = pointwise_weight.flatten(1).to(x.dtype)
+    bias = _bias(depthwise_bias, pointwise_weight, pointwise_bias)
+    if fused:
+        return triton_ops.separable(x, w, matrix, bias, residual, geometry, h, v, prologue)[0]
+    u = rewritten.resized(triton_ops.depthwise(x, w, geometry, h, v, prologue), 1, pool // geometry.stride)
+    rows = triton_ops.rows(u)
+    product = rows @ matrix.t() if bias is None else torch.addmm(bias.to(x.dtype), rows, matrix.t())
+    y = triton_ops.images(product, *u.shape[:1], *u.shape[2:])
+    return y if residual is None else y + residual
+
+
+def folded(
+    x: Tensor, preactivation: str, norm: str, eps: float, scale: Tensor | None, shift: Tensor | None, activation: str
+) -> Prologue:
+    """The prologue with an instance norm of x folded into its scale and shift."""
+    first, last = preactivation == "relu", activation == "relu"
+    scale, shift = (None if t is None else t.float() for t in (scale, shift))
+    if norm == "instance":
+        mean, var = triton_ops.moments(x, first)
+        inverse = torch.rsqrt(var + eps)
+        scale = inverse if scale is None else inverse * scale
+        shift = -mean * scale if shift is None else torch.addcmul(shift, mean, scale, value=-1)
+    return Prologue(scale, shift, first, last)
+
+
+def _bias(depthwise_bias: Tensor | None, pointwise_weight: Tensor, pointwise_bias: Tensor | None) -> Tensor | None:
+    """Both biases as one of the result, [D] float32."""
+    bias = None if pointwise_bias is None else pointwise_bias.float()
+    if depthwise_bias is None:
+        return bias
+    through = pointwise_weight.flatten(1).float() @ depthwise_bias.float()
+    return through if bias is None else bias + through
+
+
+def fuses(x: Tensor, pointwise_weight: Tensor, k: int, d: int, geometry: Geometry) -> bool:
+    """Whether one kernel is less work than two, by counting; no GPU has been asked.
+
+    It saves writing the depthwise result and reading it, 2 transfers of each value to and from memory, and computes
+    that result anew for each block of output channels. Reads of x again come from the first-level cache, which is about
+    eight times as fast as memory, so a block more pays where it costs fewer than 16 of them. Beyond two blocks the
+    matrix product decides, and a library's is better than one whose operand is computed between its steps.
+
+    A gradient of the pointwise weight needs the depthwise result in memory again, which then saves nothing; and float32
+    that may not be rounded to tf32 is not multiplied on tensor cores at all.
+    """
+    if torch.is_grad_enabled() and pointwise_weight.requires_grad:
+        return False
+    if x.dtype == torch.float32 and not _tf32():
+        return False
+    again = runtime.cdiv(d, triton_launch.output_block(d)) - 1
+    return again <= 1 and again * reads(k, geometry) <= 16
+
+
+def reads(k: int, geometry: Geometry) -> float:
+    """How often a value of x is read for one of the depthwise convolution, in strips of four rows."""
+    side = k if geometry == Geometry() else k + 1
+    taps = side // geometry.up
+    return taps * (geometry.stride * 3 + taps) / 4
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _tf32() -> bool:
+    return triton_launch.precision() == "tf32"

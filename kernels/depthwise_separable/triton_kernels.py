@@ -1,0 +1,415 @@
+"""The Triton kernels of the depthwise-separable family. :mod:`triton_ops` says what they compute, and launches them.
+
+All of them read images through strides, fastest where channels are contiguous; add in float32, and turn to it right
+after each load, as the interpreter's bfloat16 arithmetic is wrong; and address with 64 bits. H and W are the sides of
+what is read through a window, h and v those of the other image. None of them uses an atomic operation.
+
+A strip is what a program works on: R rows of BW pixels of BC channels, one [BW, BC] tile a row. A row that is read
+serves every row of the strip whose window it is in: for 7 x 7 and R = 4 that is 17.5 reads a result instead of 49.
+"""
+
+# Triton gives a kernel's arguments and its growing tuples their types, and has no star in a tuple.
+# mypy: disable-error-code="no-untyped-def, assignment"
+# ruff: noqa: RUF005
+
+from __future__ import annotations
+
+from raccgan.kernels.triton_runtime import jit, tl
+
+
+@jit
+def _rectified(v):
+    return tl.where(v <= 0, 0.0, v)  # NaN stays NaN
+
+
+@jit
+def _prologue(v, inside, scale, shift, PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr):
+    """act(pre(v) * scale + shift), zero outside the image: padding comes after the prologue."""
+    if PRE:
+        v = _rectified(v)
+    if AFFINE:
+        v = tl.where(inside, v * scale + shift, 0.0)
+    if ACT:
+        v = _rectified(v)
+    return v
+
+
+@jit
+def _affine(scale, shift, n, c, C, AFFINE: tl.constexpr):
+    """scale and shift [1, BC] of sample n, for :func:`_prologue`."""
+    a, b = 1.0, 0.0
+    if AFFINE:
+        at = n.to(tl.int64) * C + c
+        a = tl.load(scale + at, mask=c < C, other=0.0)[None, :]
+        b = tl.load(shift + at, mask=c < C, other=0.0)[None, :]
+    return a, b
+
+
+@jit
+def _row(image, row, columns, c, H, W, end, C, stride_c, stride_w):
+    """[BW, BC] pixels of one row of a sample, zeros outside it and from column ``end`` on, and where is inside."""
+    inside = (row >= 0) & (row < H) & (columns >= 0) & (columns < end)
+    inside = inside[:, None] & (c < C)[None, :]
+    pixel = (row.to(tl.int64) * W + columns) * stride_w
+    v = tl.load(image + pixel[:, None] + (c.to(tl.int64) * stride_c)[None, :], mask=inside, other=0.0)
+    return v.to(tl.float32), inside
+
+
+@jit
+def _strip(pid, C, h, v, U: tl.constexpr, R: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr):
+    """The strip of program ``pid``: sample, phase of row and column, first row, first column, first channel.
+
+    The phases of a strip are neighbours, as they read the same pixels, and so are the strips of an image.
+    """
+    across = tl.cdiv(tl.cdiv(v, U), BW)
+    down = tl.cdiv(tl.cdiv(h, U), R)
+    phase = pid % (U * U)
+    pid = pid // (U * U)
+    column = pid % across
+    pid = pid // across
+    row = pid % down
+    pid = pid // down
+    blocks = tl.cdiv(C, BC)
+    return pid // blocks, phase // U, phase % U, row * R, column * BW, pid % blocks * BC
+
+
+@jit
+def _convolved(
+    x, taps, scale, shift, row, column, phase_row, phase_column, c, H, W, C, stride_c, stride_w,
+    K: tl.constexpr, S: tl.constexpr, U: tl.constexpr, R: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
+    PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr,
+):  # fmt: skip
+    """R tiles [BW, BC] of the convolution of one sample, at positions ``row`` and on, ``column`` and on.
+
+    S is the stride. U = 2 computes one of the four phases of the transposed convolution of stride 2: every other one of
+    the K x K taps, beginning where the phase begins.
+    """
+    P: tl.constexpr = (K - 1) // 2
+    T: tl.constexpr = K // U  # taps a side that one result uses
+    first_row = row * S - P
+    first_column = column * S - P
+    tap_row, tap_column = 0, 0
+    if U == 2:
+        first_row = row + (phase_row + P % 2) // 2 - (P + 1) // 2
+        first_column = column + (phase_column + P % 2) // 2 - (P + 1) // 2
+        tap_row = (phase_row + P + 1) % 2
+        tap_column = (phase_column + P + 1) % 2
+    columns = first_column + tl.arange(0, BW) * S
+    tiles = (tl.zeros([BW, BC], tl.float32),) * R
+    for s in range(T):
+        column_of_taps = ()
+        for t in tl.static_range(T):
+            at = ((tap_row + U * t) * K + tap_column + U * s) * C + c
+            column_of_taps = column_of_taps + (tl.load(taps + at, mask=c < C, other=0.0),)
+        for r in tl.static_range(S * (R - 1) + T):
+            value, inside = _row(x, first_row + r, columns + s, c, H, W, W, C, stride_c, stride_w)
+            value = _prologue(value, inside, scale, shift, PRE, AFFINE, ACT)
+            added = ()
+            for o in tl.static_range(R):
+                if r - S * o >= 0 and r - S * o < T:
+                    added = added + (tiles[o] + value * column_of_taps[r - S * o][None, :],)
+                else:
+                    added = added + (tiles[o],)
+            tiles = added
+    return tiles
+
+
+@jit
+def depthwise_kernel(
+    x, taps, scale, shift, y, H, W, C, h, v, stride_n, stride_c, stride_w,
+    K: tl.constexpr, S: tl.constexpr, U: tl.constexpr, R: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
+    PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr,
+):  # fmt: skip
+    """y [N, C, h, v], channels_last, from x [N, C, H, W]; taps [K * K, C], scale and shift [N, C] float32."""
+    n, phase_row, phase_column, row, column, channel = _strip(tl.program_id(0), C, h, v, U, R, BW, BC)
+    c = channel + tl.arange(0, BC)
+    a, b = _affine(scale, shift, n, c, C, AFFINE)
+    tiles = _convolved(
+        x + n.to(tl.int64) * stride_n, taps, a, b, row, column, phase_row, phase_column, c, H, W, C, stride_c, stride_w,
+        K, S, U, R, BW, BC, PRE, AFFINE, ACT,
+    )  # fmt: skip
+    columns = (column + tl.arange(0, BW)) * U + phase_column
+    for o in tl.static_range(R):
+        out = (row + o) * U + phase_row
+        inside = ((out < h) & (columns < v))[:, None] & (c < C)[None, :]
+        pixel = (n.to(tl.int64) * h + out) * v + columns
+        tl.store(y + pixel[:, None] * C + c[None, :], tiles[o].to(y.dtype.element_ty), mask=inside)
+
+
+@jit
+def correlation_kernel(
+    x, g, scale, shift, partial, strips, H, W, C, h, v,
+    x_stride_n, x_stride_c, x_stride_w, g_stride_n, g_stride_c, g_stride_w,
+    K: tl.constexpr, S: tl.constexpr, STRIPS: tl.constexpr, R: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
+    PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr, ON_G: tl.constexpr,
+):  # fmt: skip
+    """partial [programs, K * K, C] float32: over a program's STRIPS strips of g, sums of g times what it meets of x.
+
+    x [N, C, H, W], g [N, C, h, v]. The prologue is x's, or g's where ON_G. A column of the window is a sweep over the
+    strips, which the first one leaves in the cache.
+    """
+    P: tl.constexpr = (K - 1) // 2
+    blocks = tl.cdiv(C, BC)
+    program = tl.program_id(0) // blocks
+    c = tl.program_id(0) % blocks * BC + tl.arange(0, BC)
+    across = tl.cdiv(v, BW)
+    down = tl.cdiv(h, R)
+    for s in range(K):
+        sums = (tl.zeros([BW, BC], tl.float32),) * K
+        for i in range(STRIPS):
+            strip = program * STRIPS + i
+            n = tl.minimum(strip, strips - 1) // (across * down)
+            there = tl.where(strip < strips, v, 0)  # columns of a strip; none beyond the last one
+            row = strip // across % down * R
+            columns = strip % across * BW + tl.arange(0, BW)
+            a, b = _affine(scale, shift, n, c, C, AFFINE)
+            g_of_n = g + n.to(tl.int64) * g_stride_n
+            x_of_n = x + n.to(tl.int64) * x_stride_n
+            ours = ()
+            for o in tl.static_range(R):
+                value, inside = _row(g_of_n, row + o, columns, c, h, v, there, C, g_stride_c, g_stride_w)
+                if ON_G:
+                    value = _prologue(value, inside, a, b, PRE, AFFINE, ACT)
+                ours = ours + (value,)
+            for r in tl.static_range(S * (R - 1) + K):
+                value, inside = _row(
+                    x_of_n, row * S - P + r, columns * S - P + s, c, H, W, W, C, x_stride_c, x_stride_w
+                )
+                if not ON_G:
+                    value = _prologue(value, inside, a, b, PRE, AFFINE, ACT)
+                added = ()
+                for t in tl.static_range(K):
+                    if r - t >= 0 and r - t <= S * (R - 1) and (r - t) % S == 0:
+                        added = added + (sums[t] + value * ours[(r - t) // S],)
+                    else:
+                        added = added + (sums[t],)
+                sums = added
+        for t in tl.static_range(K):
+            at = (program.to(tl.int64) * K * K + t * K + s) * C + c
+            tl.store(partial + at, tl.sum(sums[t], axis=0), mask=c < C)
+
+
+@jit
+def _passes(x, inside, scale, shift, PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr):
+    """Where the prologue of x lets a gradient through: at its first ReLU, and at its second one."""
+    first = inside
+    if PRE:
+        first = inside & ~(x <= 0)
+        x = _rectified(x)
+    if AFFINE:
+        x = x * scale + shift
+    second = inside
+    if ACT:
+        second = inside & ~(x <= 0)
+    return first, second
+
+
+@jit
+def _pixels(pid, pixels, C, BP: tl.constexpr, BC: tl.constexpr):
+    """The block of program ``pid`` of an elementwise kernel: sample, piece, pixels [BP], channels [BC]."""
+    blocks = tl.cdiv(C, BC)
+    pieces = tl.cdiv(pixels, BP)
+    piece = pid // blocks % pieces
+    return pid // (blocks * pieces), piece, piece * BP + tl.arange(0, BP), pid % blocks * BC + tl.arange(0, BC)
+
+
+@jit
+def _at(n, p, c, stride_n, stride_c, stride_p):
+    return n.to(tl.int64) * stride_n + (p.to(tl.int64) * stride_p)[:, None] + (c.to(tl.int64) * stride_c)[None, :]
+
+
+@jit
+def cotangent_kernel(
+    g, a, s, x, scale, shift, out, partial, pixels, C,
+    g_stride_n, g_stride_c, g_stride_p, a_stride_n, a_stride_c, a_stride_p, x_stride_n, x_stride_c, x_stride_p,
+    BP: tl.constexpr, BC: tl.constexpr, PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr,
+    FACTOR: tl.constexpr, IMAGE: tl.constexpr, SUMS: tl.constexpr,
+):  # fmt: skip
+    """out = m m0 g s, channels_last, where IMAGE; the sums of m m0 g a and of m g over BP pixels where SUMS.
+
+    m0 and m are where x's prologue lets gradients through. partial [2, N, pieces, C] float32; s [N, C] where FACTOR.
+    """
+    n, piece, p, c = _pixels(tl.program_id(0), pixels, C, BP, BC)
+    inside = (p < pixels)[:, None] & (c < C)[None, :]
+    factor, _ = _affine(s, s, n, c, C, FACTOR)
+    of_scale, of_shift = _affine(scale, shift, n, c, C, AFFINE)
+    first, second = inside, inside
+    if PRE or ACT:
+        value = tl.load(x + _at(n, p, c, x_stride_n, x_stride_c, x_stride_p), mask=inside, other=0.0).to(tl.float32)
+        first, second = _passes(value, inside, of_scale, of_shift, PRE, AFFINE, ACT)
+    upper = tl.load(g + _at(n, p, c, g_stride_n, g_stride_c, g_stride_p), mask=inside, other=0.0).to(tl.float32)
+    upper = tl.where(second, upper, 0.0)
+    lower = tl.where(first, upper, 0.0)
+    if IMAGE:
+        pixel = n.to(tl.int64) * pixels + p
+        tl.store(out + pixel[:, None] * C + c[None, :], (lower * factor).to(out.dtype.element_ty), mask=inside)
+    if SUMS:
+        other = tl.load(a + _at(n, p, c, a_stride_n, a_stride_c, a_stride_p), mask=inside, other=0.0).to(tl.float32)
+        pieces = tl.cdiv(pixels, BP)
+        at = (n.to(tl.int64) * pieces + piece) * C + c
+        tl.store(partial + at, tl.sum(lower * other, axis=0), mask=c < C)
+        samples = tl.num_programs(0) // (pieces * tl.cdiv(C, BC))
+        tl.store(partial + samples.to(tl.int64) * pieces * C + at, tl.sum(upper, axis=0), mask=c < C)
+
+
+@jit
+def tangent_kernel(
+    a, s, b, other, r, x, scale, shift, out, pixels, C,
+    a_stride_n, a_stride_c, a_stride_p, o_stride_n, o_stride_c, o_stride_p, x_stride_n, x_stride_c, x_stride_p,
+    BP: tl.constexpr, BC: tl.constexpr, PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr,
+    FIRST: tl.constexpr, FACTOR: tl.constexpr, OTHER: tl.constexpr, ADDED: tl.constexpr,
+):  # fmt: skip
+    """out = m (m0 (a s + other r) + b), channels_last; without a, s, other and r, or b, where their flag is off."""
+    n, _, p, c = _pixels(tl.program_id(0), pixels, C, BP, BC)
+    inside = (p < pixels)[:, None] & (c < C)[None, :]
+    of_scale, of_shift = _affine(scale, shift, n, c, C, AFFINE)
+    first, second = inside, inside
+    if PRE or ACT:
+        value = tl.load(x + _at(n, p, c, x_stride_n, x_stride_c, x_stride_p), mask=inside, other=0.0).to(tl.float32)
+        first, second = _passes(value, inside, of_scale, of_shift, PRE, AFFINE, ACT)
+    total = tl.zeros([BP, BC], tl.float32)
+    if FIRST:
+        factor, _ = _affine(s, s, n, c, C, FACTOR)
+        total = tl.load(a + _at(n, p, c, a_stride_n, a_stride_c, a_stride_p), mask=inside, other=0.0).to(tl.float32)
+        total = total * factor
+    if OTHER:
+        factor, _ = _affine(r, r, n, c, C, OTHER)
+        more = tl.load(other + _at(n, p, c, o_stride_n, o_stride_c, o_stride_p), mask=inside, other=0.0)
+        total += more.to(tl.float32) * factor
+    total = tl.where(first, total, 0.0)
+    added, _ = _affine(b, b, n, c, C, ADDED)
+    if ADDED:
+        total += added
+    total = tl.where(second, total, 0.0)
+    pixel = n.to(tl.int64) * pixels + p
+    tl.store(out + pixel[:, None] * C + c[None, :], total.to(out.dtype.element_ty), mask=inside)
+
+
+@jit
+def moments_kernel(
+    x, mean, deviation, pixels, C, stride_n, stride_c, stride_p,
+    PIECE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, PRE: tl.constexpr,
+):  # fmt: skip
+    """Of each piece of PIECE pixels: mean and sum of squared deviations from it, [N, pieces, C] float32.
+
+    Two sweeps, of which the second finds the piece in the cache: no cancellation, however far from zero x is.
+    """
+    n, piece, _, c = _pixels(tl.program_id(0), pixels, C, PIECE, BC)
+    total = tl.zeros([BP, BC], tl.float32)
+    for i in range(PIECE // BP):
+        value, inside = _piece(x, n, piece * PIECE + i * BP, c, pixels, C, stride_n, stride_c, stride_p, BP, PRE)
+        total += value
+    count = tl.minimum(pixels - piece * PIECE, PIECE).to(tl.float32)
+    centre = tl.sum(total, axis=0) / count
+    total = tl.zeros([BP, BC], tl.float32)
+    for i in range(PIECE // BP):
+        value, inside = _piece(x, n, piece * PIECE + i * BP, c, pixels, C, stride_n, stride_c, stride_p, BP, PRE)
+        value = tl.where(inside, value - centre[None, :], 0.0)
+        total += value * value
+    at = (n.to(tl.int64) * tl.cdiv(pixels, PIECE) + piece) * C + c
+    tl.store(mean + at, centre, mask=c < C)
+    tl.store(deviation + at, tl.sum(total, axis=0), mask=c < C)
+
+
+@jit
+def _piece(x, n, begin, c, pixels, C, stride_n, stride_c, stride_p, BP: tl.constexpr, PRE: tl.constexpr):
+    p = begin + tl.arange(0, BP)
+    inside = (p < pixels)[:, None] & (c < C)[None, :]
+    value = tl.load(x + _at(n, p, c, stride_n, stride_c, stride_p), mask=inside, other=0.0).to(tl.float32)
+    if PRE:
+        value = _rectified(value)
+    return value, inside
+
+
+@jit
+def merge_moments_kernel(mean, deviation, merged_mean, var, pieces, pixels, C, PIECE: tl.constexpr, BC: tl.constexpr):
+    """Mean and variance [N, C] of the pieces together (Chan et al., 1979), in their order."""
+    blocks = tl.cdiv(C, BC)
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    c = tl.program_id(0) % blocks * BC + tl.arange(0, BC)
+    centre = tl.zeros([BC], tl.float32)
+    total = tl.zeros([BC], tl.float32)
+    piece = 0
+    while piece < pieces:
+        at = (n * pieces + piece) * C + c
+        before = tl.minimum(piece * PIECE, pixels).to(tl.float32)
+        count = tl.minimum(pixels - piece * PIECE, PIECE).to(tl.float32)
+        apart = tl.load(mean + at, mask=c < C, other=0.0) - centre
+        centre += apart * (count / (before + count))
+        total += tl.load(deviation + at, mask=c < C, other=0.0)
+        total += apart * apart * (before * count / (before + count))
+        piece += 1
+    tl.store(merged_mean + n * C + c, centre, mask=c < C)
+    tl.store(var + n * C + c, total / pixels, mask=c < C)
+
+
+@jit
+def _stacked(tiles, R: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr):
+    """R tiles [BW, BC] as one [R * BW, BC], row after row."""
+    stacked = tiles[0]
+    if R == 2:
+        stacked = tl.join(tiles[0], tiles[1]).permute(2, 0, 1).reshape(2 * BW, BC)
+    if R == 4:
+        pairs = tl.join(tl.join(tiles[0], tiles[1]), tl.join(tiles[2], tiles[3]))  # [BW, BC, low, high bit of the row]
+        stacked = pairs.permute(3, 2, 0, 1).reshape(4 * BW, BC)
+    return stacked
+
+
+@jit
+def _larger(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@jit
+def separable_kernel(
+    x, taps, scale, shift, pointwise, bias, residual, y, partial, H, W, C, D, h, v,
+    stride_n, stride_c, stride_w, r_stride_n, r_stride_d, r_stride_w,
+    K: tl.constexpr, S: tl.constexpr, U: tl.constexpr, BLOCKS: tl.constexpr, R: tl.constexpr, BW: tl.constexpr,
+    BC: tl.constexpr, BD: tl.constexpr, PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr, BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr, STATISTICS: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """y [N, D, h, v], channels_last: the strip of :func:`depthwise_kernel` is the left operand of a matrix product.
+
+    The C channels are BLOCKS blocks of BC. pointwise [D, C], bias [D] float32, residual [N, D, h, v]. partial
+    [3, N, strips, D] float32: sum, sum of squares and max of what is stored. A block of output channels is a program:
+    each computes the strip anew.
+    """
+    outputs = tl.cdiv(D, BD)
+    d = tl.program_id(0) % outputs * BD + tl.arange(0, BD)
+    pid = tl.program_id(0) // outputs
+    n, phase_row, phase_column, row, column, _ = _strip(pid, BC, h, v, U, R, BW, BC)  # all channels are one block
+    x += n.to(tl.int64) * stride_n
+    product = tl.zeros([R * BW, BD], tl.float32)
+    for block in range(BLOCKS):
+        c = block * BC + tl.arange(0, BC)
+        a, b = _affine(scale, shift, n, c, C, AFFINE)
+        tiles = _convolved(
+            x, taps, a, b, row, column, phase_row, phase_column, c, H, W, C, stride_c, stride_w,
+            K, S, U, R, BW, BC, PRE, AFFINE, ACT,
+        )  # fmt: skip
+        halved = ()
+        for o in tl.static_range(R):
+            halved = halved + (tiles[o].to(OPERAND),)
+        at = d.to(tl.int64)[None, :] * C + c[:, None]
+        weight = tl.load(pointwise + at, mask=(c < C)[:, None] & (d < D)[None, :], other=0.0).to(OPERAND)
+        product = tl.dot(_stacked(halved, R, BW, BC), weight, product, input_precision=PRECISION)
+    position = tl.arange(0, R * BW)
+    out = (row + position // BW) * U + phase_row
+    columns = (column + position % BW) * U + phase_column
+    inside = ((out < h) & (columns < v))[:, None] & (d < D)[None, :]
+    if BIAS:
+        product += tl.load(bias + d, mask=d < D, other=0.0)[None, :]
+    pixel = out.to(tl.int64) * v + columns
+    if RESIDUAL:
+        at = n.to(tl.int64) * r_stride_n + (pixel * r_stride_w)[:, None] + (d.to(tl.int64) * r_stride_d)[None, :]
+        product += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    stored = product.to(y.dtype.element_ty)
+    tl.store(y + (n.to(tl.int64) * h * v + pixel)[:, None] * D + d[None, :], stored, mask=inside)
+    if STATISTICS:
+        strips = tl.num_programs(0) // outputs  # of all samples: [N, strips of one] is one axis
+        at = partial + pid.to(tl.int64) * D + d
+        value = tl.where(inside, stored.to(tl.float32), 0.0)
+        tl.store(at, tl.sum(value, axis=0), mask=d < D)
+        tl.store(at + strips.to(tl.int64) * D, tl.sum(value * value, axis=0), mask=d < D)
+        value = tl.where(inside, value, float("-inf"))
+        tl.store(at + strips.to(tl.int64) * 2 * D, tl.reduce(value, 0, _larger), mask=d < D)

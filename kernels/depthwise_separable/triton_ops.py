@@ -1,0 +1,423 @@
+"""The ops that the Triton kernels are registered as: a family closed under differentiation, so every order follows.
+
+    D(phi(x), w)      depthwise convolution of stride 1 (w odd), of stride 2 or transposed (w even), after a prologue
+    C(phi(x), g)      its gradient in w: the correlation of phi(x) and g over the batch
+    phi(x)            m (m0 x scale + shift), the prologue: m0 and m are where its ReLUs are open, 1 where it has none
+
+With q = w convolved with a 2 x 2 box, nearest upsampling before D(., w) is the transposed convolution with q, and four
+times the average pool after it is the one of stride 2: each of them is the other one's adjoint, with q flipped. So
+
+    dD/dphi . g = D'(g, flip(w))          D' is D, or swaps stride 2 and transposed
+    dD/dw . g   = C(phi, g)               and C's own gradients are D'(g, flip(v)) and D(phi, v)
+
+phi is bilinear but for its masks, and so are its two derivatives, each of which gives the other one's:
+
+    cotangent(g; a, s)              m m0 g s,  sum of m m0 g a,  sum of m g         over the pixels
+    tangent(a, s, b, other, r)      m (m0 (a s + other r) + b)
+
+The gradient of the moments of a channel is a tangent too. Images are float32, bfloat16 or float16; weights, scale and
+shift [N, C] and all sums are float32. Results are channels_last, and the same bits every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from raccgan.kernels.autograd import differentiate, wanted
+from raccgan.kernels.depthwise_separable import triton_launch as launch
+
+
+class Prologue(NamedTuple):
+    """act(pre(.) * scale + shift) of an image."""
+
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    rectify_first: bool = False
+    rectify: bool = False
+
+    @property
+    def nothing(self) -> bool:
+        return self.scale is None and not (self.rectify_first or self.rectify)
+
+
+NO_PROLOGUE = Prologue()
+
+
+class Geometry(NamedTuple):
+    """Of a depthwise convolution: stride 2, or transposed with stride 2 (up = 2), or neither."""
+
+    stride: int = 1
+    up: int = 1
+
+    def transposed(self) -> Geometry:
+        return Geometry(self.up, self.stride)
+
+
+def resized(w: Tensor, geometry: Geometry) -> Tensor:
+    """The weights [C, 1, K, K] of upsampling, then w; or of w, then the average pool; w [C, 1, k, k] where neither."""
+    if geometry == Geometry():
+        return w
+    # The average over a 2 x 2 box; upsampling sums where the pool averages.
+    return torch.nn.functional.avg_pool2d(w, 2, stride=1, padding=1, divisor_override=1 if geometry.up == 2 else None)
+
+
+# ---- depthwise convolution -----------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("raccgan::depthwise_triton", mutates_args=())
+def _depthwise(
+    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None,
+    stride: int, up: int, h: int, v: int, rectify_first: bool, rectify: bool,
+) -> Tensor:  # fmt: skip
+    y = _image(x, x.shape[1], h, v)
+    launch.depthwise(x, w, scale, shift, y, stride, up, rectify_first, rectify)
+    return y
+
+
+def depthwise(x: Tensor, w: Tensor, geometry: Geometry, h: int, v: int, prologue: Prologue = NO_PROLOGUE) -> Tensor:
+    """D(phi(x), w).
+
+    Args:
+        x: [N, C, H, W].
+        w: [C, 1, K, K] float32, K odd for stride 1 and even otherwise; zero padding (K - 1) // 2.
+        geometry: which convolution.
+        h, v: sides of the result; H and W for stride 1, and at most their halves or doubles otherwise: what a smaller
+            image's gradient is in a larger one whose last row was cut off.
+        prologue: phi.
+
+    Returns:
+        [N, C, h, v] of x's dtype. Any order of gradient in x, w, scale and shift.
+    """
+    y: Tensor = _depthwise(
+        x, w, prologue.scale, prologue.shift, *geometry, h, v, prologue.rectify_first, prologue.rectify
+    )
+    return y
+
+
+@_depthwise.register_fake
+def _(x: Tensor, w: Tensor, scale: Any, shift: Any, stride: int, up: int, h: int, v: int, *flags: bool) -> Tensor:
+    return _image(x, x.shape[1], h, v)
+
+
+def _save_depthwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.options = inputs[4:]
+
+
+def _depthwise_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    x, w, scale, shift = ctx.saved_tensors
+    stride, up, _, _, *flags = ctx.options
+    geometry, prologue = Geometry(stride, up), Prologue(scale, shift, *flags)
+    needs = [wanted(ctx, i, (x, w, scale, shift)) for i in range(4)]
+    grad_w = correlation(x, g, w.shape[-1], geometry, prologue) if needs[1] else None
+    grad_x, grad_scale, grad_shift = _through(g, x, w, geometry, prologue, (needs[0], needs[2], needs[3]))
+    return grad_x, grad_w, grad_scale, grad_shift, *[None] * 6
+
+
+def _through(
+    g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, prologue: Prologue, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, scale and shift of D(phi(x), w)."""
+    if not any(needs):
+        return None, None, None
+    inner = depthwise(g, w.flip(2, 3), geometry.transposed(), x.shape[2], x.shape[3])
+    if prologue.nothing:
+        return inner, None, None
+    return cotangent(inner, x, prologue.scale, x, prologue, needs)
+
+
+_depthwise.register_autograd(_depthwise_backward, setup_context=_save_depthwise)
+
+
+# ---- its gradient in the weights -----------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("raccgan::depthwise_triton_correlation", mutates_args=())
+def _correlation(
+    x: Tensor, g: Tensor, scale: Tensor | None, shift: Tensor | None,
+    k: int, stride: int, up: int, rectify_first: bool, rectify: bool,
+) -> Tensor:  # fmt: skip
+    return launch.correlation(x, g, scale, shift, k, stride, up, rectify_first, rectify)
+
+
+def correlation(x: Tensor, g: Tensor, k: int, geometry: Geometry, prologue: Prologue = NO_PROLOGUE) -> Tensor:
+    """C(phi(x), g) [C, 1, k, k] float32: the gradient of D's weights, g [N, C, h, v] being that of its result."""
+    w: Tensor = _correlation(
+        x, g, prologue.scale, prologue.shift, k, *geometry, prologue.rectify_first, prologue.rectify
+    )
+    return w
+
+
+@_correlation.register_fake
+def _(x: Tensor, g: Tensor, scale: Any, shift: Any, k: int, *options: Any) -> Tensor:
+    return x.new_empty((x.shape[1], 1, k, k), dtype=torch.float32)
+
+
+def _save_correlation(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.options = inputs[4:]
+
+
+def _correlation_backward(ctx: Any, w: Tensor) -> tuple[Any, ...]:
+    x, g, scale, shift = ctx.saved_tensors
+    _, stride, up, *flags = ctx.options
+    geometry, prologue = Geometry(stride, up), Prologue(scale, shift, *flags)
+    needs = [wanted(ctx, i, (x, g, scale, shift)) for i in range(4)]
+    grad_g = depthwise(x, w, geometry, g.shape[2], g.shape[3], prologue).to(g.dtype) if needs[1] else None
+    grad_x, grad_scale, grad_shift = _through(g, x, w, geometry, prologue, (needs[0], needs[2], needs[3]))
+    return grad_x, grad_g, grad_scale, grad_shift, *[None] * 5
+
+
+_correlation.register_autograd(_correlation_backward, setup_context=_save_correlation)
+
+
+# ---- the prologue's derivatives ------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("raccgan::depthwise_triton_cotangent", mutates_args=())
+def _cotangent(
+    g: Tensor, a: Tensor | None, s: Tensor | None, x: Tensor, scale: Tensor | None, shift: Tensor | None,
+    rectify_first: bool, rectify: bool, want_image: bool, want_sums: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    image = _image(g, *g.shape[1:]) if want_image else g.new_empty(0)
+    sums = launch.cotangent(g, a, s, x, scale, shift, image, rectify_first, rectify, want_sums)
+    return image, *sums
+
+
+def cotangent(
+    g: Tensor, a: Tensor | None, s: Tensor | None, x: Tensor, prologue: Prologue, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """m m0 g s [N, C, H, W], and over the pixels the sums of m m0 g a and of m g [N, C], where ``needs`` asks for each.
+
+    x and the prologue say where m0 and m are 1, and have no gradient here; s None is 1. Any order in g, a and s.
+    """
+    image, of_scale, of_shift = _cotangent(
+        g, a, s, x, prologue.scale, prologue.shift, prologue.rectify_first, prologue.rectify,
+        needs[0], needs[1] or needs[2],
+    )  # fmt: skip
+    return image if needs[0] else None, of_scale if needs[1] else None, of_shift if needs[2] else None
+
+
+@_cotangent.register_fake
+def _(
+    g: Tensor, a: Any, s: Any, x: Any, scale: Any, shift: Any, _: bool, __: bool, want_image: bool, want_sums: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    image = _image(g, *g.shape[1:]) if want_image else g.new_empty(0)
+    sums = g.shape[:2] if want_sums else (0,)
+    return image, g.new_empty(sums, dtype=torch.float32), g.new_empty(sums, dtype=torch.float32)
+
+
+def _save_cotangent(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:6])
+    ctx.flags = inputs[6:8]
+    ctx.set_materialize_grads(False)
+
+
+def _cotangent_backward(ctx: Any, t: Tensor | None, ts: Tensor | None, tb: Tensor | None) -> tuple[Any, ...]:
+    g, a, s, x, scale, shift = ctx.saved_tensors
+    prologue = Prologue(scale, shift, *ctx.flags)
+    need_g, need_a, need_s = (wanted(ctx, i, (g, a, s)) for i in range(3))
+    t, ts, tb = (None if c is None or c.numel() == 0 else c for c in (t, ts, tb))
+    grad_g = tangent(t, s, tb, None if ts is None else a, ts, x, prologue) if need_g else None
+    asked = (need_a and ts is not None, need_s and t is not None, False)
+    grad_a, grad_s, _ = cotangent(g, t, ts, x, prologue, asked) if any(asked) else (None, None, None)
+    return grad_g, grad_a, grad_s, *[None] * 7
+
+
+_cotangent.register_autograd(_cotangent_backward, setup_context=_save_cotangent)
+
+
+@torch.library.custom_op("raccgan::depthwise_triton_tangent", mutates_args=())
+def _tangent(
+    a: Tensor | None, s: Tensor | None, b: Tensor | None, other: Tensor | None, r: Tensor | None,
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, rectify_first: bool, rectify: bool,
+) -> Tensor:  # fmt: skip
+    out = _image(x, *x.shape[1:])
+    launch.tangent(a, s, b, other, r, x, scale, shift, out, rectify_first, rectify)
+    return out
+
+
+def tangent(
+    a: Tensor | None,
+    s: Tensor | None,
+    b: Tensor | None,
+    other: Tensor | None,
+    r: Tensor | None,
+    x: Tensor,
+    prologue: Prologue,
+) -> Tensor:
+    """m (m0 (a s + other r) + b) [N, C, H, W] in x's dtype; what is None is left out, s None with an a being 1.
+
+    x and the prologue say where m0 and m are 1, and have no gradient here. Any order in the others.
+    """
+    out: Tensor = _tangent(
+        a, s, b, other, r, x, prologue.scale, prologue.shift, prologue.rectify_first, prologue.rectify
+    )
+    return out
+
+
+@_tangent.register_fake
+def _(a: Any, s: Any, b: Any, other: Any, r: Any, x: Tensor, *options: Any) -> Tensor:
+    return _image(x, *x.shape[1:])
+
+
+def _save_tangent(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:8])
+    ctx.flags = inputs[8:]
+
+
+def _tangent_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    a, s, _, other, r, x, scale, shift = ctx.saved_tensors
+    prologue = Prologue(scale, shift, *ctx.flags)
+    needs = [wanted(ctx, i, ctx.saved_tensors) for i in range(5)]
+    first = cotangent(g, a, s, x, prologue, needs[:3]) if any(needs[:3]) else (None, None, None)
+    second = cotangent(g, other, r, x, prologue, (*needs[3:], False)) if any(needs[3:]) else (None, None, None)
+    return *first, *second[:2], *[None] * 5
+
+
+_tangent.register_autograd(_tangent_backward, setup_context=_save_tangent)
+
+
+# ---- moments of each sample's channel ------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("raccgan::depthwise_triton_moments", mutates_args=())
+def moments(x: Tensor, rectify_first: bool) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance [N, C], float32, of x [N, C, H, W] or of its ReLU. Any order of gradient."""
+    return launch.moments(x, rectify_first)
+
+
+@moments.register_fake
+def _(x: Tensor, rectify_first: bool) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[:2], dtype=torch.float32), x.new_empty(x.shape[:2], dtype=torch.float32)
+
+
+def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[0], output[0])
+    ctx.rectify_first = inputs[1]
+
+
+def _moments_backward(ctx: Any, of_mean: Tensor, of_var: Tensor) -> tuple[Tensor, None]:
+    x, mean = ctx.saved_tensors
+    pixels = x.shape[2] * x.shape[3]
+    factor = of_var * (2 / pixels)
+    added = of_mean / pixels - factor * mean
+    # The ReLU's mask lies over both terms, as a last one does.
+    return tangent(x, factor, added, None, None, x, Prologue(rectify=ctx.rectify_first)), None
+
+
+moments.register_autograd(_moments_backward, setup_context=_save_moments)
+
+
+# ---- all of it in one kernel ---------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("raccgan::depthwise_triton_separable", mutates_args=())
+def _separable(
+    x: Tensor, w: Tensor, pointwise: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None,
+    residual: Tensor | None, stride: int, up: int, h: int, v: int, rectify_first: bool, rectify: bool,
+    statistics: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    y = _image(x, pointwise.shape[0], h, v)
+    total, squares, largest = launch.separable(
+        x, w, pointwise, bias, scale, shift, residual, y, stride, up, rectify_first, rectify, statistics
+    )
+    return y, total, squares, largest
+
+
+def separable(
+    x: Tensor,
+    w: Tensor,
+    pointwise: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    geometry: Geometry,
+    h: int,
+    v: int,
+    prologue: Prologue,
+    statistics: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """pointwise D(phi(x), w) + bias + residual [N, D, h, v], and of it, where wanted, sum, sum of squares and max.
+
+    Args:
+        pointwise: [D, C] of x's dtype.
+        bias: [D] float32, or None.
+        residual: [N, D, h, v] or None.
+        statistics: also return them, [N, D] each, else [0].
+        The others: as of :func:`depthwise`.
+
+    Any order of gradient. D(phi(x), w) is not kept for it, but computed again where pointwise's is asked for.
+    """
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = _separable(
+        x, w, pointwise, bias, prologue.scale, prologue.shift, residual, *geometry, h, v,
+        prologue.rectify_first, prologue.rectify, statistics,
+    )  # fmt: skip
+    return result
+
+
+@_separable.register_fake
+def _(
+    x: Tensor, w: Tensor, pointwise: Tensor, bias: Any, scale: Any, shift: Any, residual: Any, stride: int, up: int,
+    h: int, v: int, rectify_first: bool, rectify: bool, statistics: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    shape = (x.shape[0], pointwise.shape[0]) if statistics else (0,)
+    total, squares, largest = (x.new_empty(shape, dtype=torch.float32) for _ in range(3))
+    return _image(x, pointwise.shape[0], h, v), total, squares, largest
+
+
+def _save_separable(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:7], output[0] if inputs[-1] else None)
+    ctx.options = inputs[7:]
+    ctx.set_materialize_grads(False)
+
+
+def _separable_backward(ctx: Any, g: Tensor | None, *of_statistics: Tensor | None) -> tuple[Any, ...]:
+    *inputs, y = ctx.saved_tensors
+    x, w, pointwise, _, scale, shift, _ = inputs
+    stride, up, h, v, *flags, statistics = ctx.options
+    if statistics and any(c is not None for c in of_statistics):
+        (more,) = differentiate(_statistics, (y,), of_statistics, (True,))
+        g = more if g is None or more is None else g + more
+    if g is None:
+        return (None,) * 14
+    geometry, prologue = Geometry(stride, up), Prologue(scale, shift, *flags)
+    needs = [wanted(ctx, i, inputs) for i in range(7)]
+    inner = images(rows(g) @ pointwise, x.shape[0], h, v) if needs[0] or needs[1] or needs[4] or needs[5] else g
+    grad_x, grad_scale, grad_shift = _through(inner, x, w, geometry, prologue, (needs[0], needs[4], needs[5]))
+    return (
+        grad_x,
+        correlation(x, inner, w.shape[-1], geometry, prologue) if needs[1] else None,
+        rows(g).t() @ rows(depthwise(x, w, geometry, h, v, prologue)) if needs[2] else None,
+        rows(g).sum(dim=0, dtype=torch.float32) if needs[3] else None,
+        grad_scale,
+        grad_shift,
+        g if needs[6] else None,
+        *[None] * 7,
+    )
+
+
+def _statistics(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    wide = y.float()
+    return wide.sum(dim=(2, 3)), wide.square().sum(dim=(2, 3)), wide.amax(dim=(2, 3))
+
+
+_separable.register_autograd(_separable_backward, setup_context=_save_separable)
+
+
+def rows(x: Tensor) -> Tensor:
+    """[N, C, h, v] as [N * h * v, C]: a view where x is channels_last."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def images(matrix: Tensor, n: int, h: int, v: int) -> Tensor:
+    """[N * h * v, D] as [N, D, h, v], channels_last."""
+    return matrix.view(n, h, v, matrix.shape[1]).permute(0, 3, 1, 2)
+
+
+def _image(like: Tensor, c: int, h: int, v: int) -> Tensor:
+    sizes = (like.shape[0], c, h, v)
+    return torch.empty(sizes, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
