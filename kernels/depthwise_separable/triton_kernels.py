@@ -137,6 +137,65 @@ def depthwise_kernel(
 
 
 @jit
+def _passes(x, inside, scale, shift, PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr):
+    """Where the prologue of x lets a gradient through: at its first ReLU, and at its second one."""
+    first = inside
+    if PRE:
+        first = inside & ~(x <= 0)
+        x = _rectified(x)
+    if AFFINE:
+        x = x * scale + shift
+    second = inside
+    if ACT:
+        second = inside & ~(x <= 0)
+    return first, second
+
+
+@jit
+def adjoint_kernel(
+    g, taps, a, s, x, scale, shift, out, partial, H, W, C, h, v,
+    g_stride_n, g_stride_c, g_stride_w, a_stride_n, a_stride_c, a_stride_w, x_stride_n, x_stride_c, x_stride_w,
+    K: tl.constexpr, S: tl.constexpr, U: tl.constexpr, R: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
+    PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr,
+    FACTOR: tl.constexpr, IMAGE: tl.constexpr, SUMS: tl.constexpr,
+):  # fmt: skip
+    """:func:`cotangent_kernel` of what :func:`depthwise_kernel` makes of g [N, C, H, W], which stays in registers.
+
+    a and x [N, C, h, v] and out likewise; partial [2, N, strips of a sample, C] float32.
+    """
+    n, phase_row, phase_column, row, column, channel = _strip(tl.program_id(0), C, h, v, U, R, BW, BC)
+    c = channel + tl.arange(0, BC)
+    tiles = _convolved(
+        g + n.to(tl.int64) * g_stride_n, taps, 1.0, 0.0, row, column, phase_row, phase_column, c, H, W, C,
+        g_stride_c, g_stride_w, K, S, U, R, BW, BC, False, False, False,
+    )  # fmt: skip
+    factor, _ = _affine(s, s, n, c, C, FACTOR)
+    of_scale, of_shift = _affine(scale, shift, n, c, C, AFFINE)
+    columns = (column + tl.arange(0, BW)) * U + phase_column
+    with_a = tl.zeros([BW, BC], tl.float32)
+    alone = tl.zeros([BW, BC], tl.float32)
+    for o in tl.static_range(R):
+        to = (row + o) * U + phase_row
+        value, inside = _row(x + n.to(tl.int64) * x_stride_n, to, columns, c, h, v, v, C, x_stride_c, x_stride_w)
+        first, second = _passes(value, inside, of_scale, of_shift, PRE, AFFINE, ACT)
+        upper = tl.where(second, tiles[o], 0.0)
+        lower = tl.where(first, upper, 0.0)
+        if IMAGE:
+            pixel = (n.to(tl.int64) * h + to) * v + columns
+            tl.store(out + pixel[:, None] * C + c[None, :], (lower * factor).to(out.dtype.element_ty), mask=inside)
+        if SUMS:
+            other, _ = _row(a + n.to(tl.int64) * a_stride_n, to, columns, c, h, v, v, C, a_stride_c, a_stride_w)
+            with_a += lower * other
+            alone += upper
+    if SUMS:
+        strips = U * U * tl.cdiv(tl.cdiv(v, U), BW) * tl.cdiv(tl.cdiv(h, U), R)
+        samples = tl.num_programs(0) // (strips * tl.cdiv(C, BC))
+        at = (n.to(tl.int64) * strips + tl.program_id(0) % strips) * C + c
+        tl.store(partial + at, tl.sum(with_a, axis=0), mask=c < C)
+        tl.store(partial + samples.to(tl.int64) * strips * C + at, tl.sum(alone, axis=0), mask=c < C)
+
+
+@jit
 def correlation_kernel(
     x, g, scale, shift, partial, strips, H, W, C, h, v,
     x_stride_n, x_stride_c, x_stride_w, g_stride_n, g_stride_c, g_stride_w,
@@ -187,21 +246,6 @@ def correlation_kernel(
         for t in tl.static_range(K):
             at = (program.to(tl.int64) * K * K + t * K + s) * C + c
             tl.store(partial + at, tl.sum(sums[t], axis=0), mask=c < C)
-
-
-@jit
-def _passes(x, inside, scale, shift, PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr):
-    """Where the prologue of x lets a gradient through: at its first ReLU, and at its second one."""
-    first = inside
-    if PRE:
-        first = inside & ~(x <= 0)
-        x = _rectified(x)
-    if AFFINE:
-        x = x * scale + shift
-    second = inside
-    if ACT:
-        second = inside & ~(x <= 0)
-    return first, second
 
 
 @jit

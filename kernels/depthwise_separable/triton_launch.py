@@ -105,6 +105,31 @@ def depthwise(
     )  # fmt: skip
 
 
+def adjoint(
+    g: Tensor, w: Tensor, a: Tensor | None, s: Tensor | None, x: Tensor, scale: Tensor | None, shift: Tensor | None,
+    out: Tensor, stride: int, up: int, rectify_first: bool, rectify: bool, want_sums: bool, run: Run = runtime.launch,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Write ``out`` unless it is [0]; the two sums [N, C], [0] unless wanted. As :func:`triton_ops.adjoint`."""
+    n, c, h, v = x.shape
+    if x.numel() == 0:
+        return _no_sums(x, want_sums)
+    g, *strides = _by_pixel(g)
+    other, *other_strides = _by_pixel(x if a is None else a)
+    x, *x_strides = _by_pixel(x)
+    down, across = cdiv(h, up), cdiv(v, up)
+    config = strip(c, down, across, strides[1] == 1)
+    blocks = cdiv(c, config.tile["BC"])
+    pieces = _tiles(config, c, down, across) // blocks * up * up
+    partial = g.new_empty((2, n, pieces, c) if want_sums else (1,), dtype=torch.float32)
+    run(
+        kernels.adjoint_kernel, n * pieces * blocks, g, _taps(w), other, _dense(s), x, _dense(scale), _dense(shift),
+        out, partial, g.shape[2], g.shape[3], c, h, v, *strides, *other_strides, *x_strides, K=w.shape[-1], S=stride,
+        U=up, PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, FACTOR=s is not None, IMAGE=out.dim() == 4,
+        SUMS=want_sums, config=config,
+    )  # fmt: skip
+    return _summed(partial) if want_sums else _no_sums(x, False)
+
+
 def correlation(
     x: Tensor, g: Tensor, scale: Tensor | None, shift: Tensor | None, k: int, stride: int, up: int,
     rectify_first: bool, rectify: bool, run: Run = runtime.launch,
@@ -140,10 +165,8 @@ def cotangent(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Write ``out`` unless it is [0]; the two sums [N, C], [0] unless wanted. As :func:`triton_ops.cotangent`."""
     n, c, h, v = x.shape
-    if not want_sums:
-        sums = (g.new_empty(0, dtype=torch.float32), g.new_empty(0, dtype=torch.float32))
-    elif x.numel() == 0:
-        return g.new_zeros((n, c), dtype=torch.float32), g.new_zeros((n, c), dtype=torch.float32)
+    if x.numel() == 0:
+        return _no_sums(x, want_sums)
     g, *strides = _by_pixel(g)
     other, *other_strides = _by_pixel(g if a is None else a)
     x, *x_strides = _by_pixel(x)
@@ -156,10 +179,7 @@ def cotangent(
         PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, FACTOR=s is not None, IMAGE=out.dim() == 4,
         SUMS=want_sums, config=config,
     )  # fmt: skip
-    if want_sums:
-        of_scale, of_shift = partial.sum(dim=2)
-        sums = (of_scale.clone(), of_shift.clone())
-    return sums
+    return _summed(partial) if want_sums else _no_sums(x, False)
 
 
 def tangent(
@@ -234,6 +254,17 @@ def separable(
     if not statistics:
         return [y.new_empty(0, dtype=torch.float32) for _ in range(3)]
     return partial[0].sum(dim=1), partial[1].sum(dim=1), partial[2].amax(dim=1)
+
+
+def _summed(partial: Tensor) -> tuple[Tensor, Tensor]:
+    """The second stage of two sums: [2, N, pieces, C] over the pieces."""
+    first, second = partial.sum(dim=2)
+    return first.clone(), second.clone()  # an op's results may not share memory
+
+
+def _no_sums(x: Tensor, zeros: bool) -> tuple[Tensor, Tensor]:
+    shape = x.shape[:2] if zeros else (0,)
+    return x.new_zeros(shape, dtype=torch.float32), x.new_zeros(shape, dtype=torch.float32)
 
 
 def _tiles(config: Config, c: int, h: int, v: int) -> int:

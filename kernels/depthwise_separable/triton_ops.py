@@ -124,10 +124,9 @@ def _through(
     """The gradients of x, scale and shift of D(phi(x), w)."""
     if not any(needs):
         return None, None, None
-    inner = depthwise(g, w.flip(2, 3), geometry.transposed(), x.shape[2], x.shape[3])
     if prologue.nothing:
-        return inner, None, None
-    return cotangent(inner, x, prologue.scale, x, prologue, needs)
+        return depthwise(g, w.flip(2, 3), geometry.transposed(), x.shape[2], x.shape[3]), None, None
+    return adjoint(g, w.flip(2, 3), x, prologue.scale, x, geometry.transposed(), prologue, needs)
 
 
 _depthwise.register_autograd(_depthwise_backward, setup_context=_save_depthwise)
@@ -175,6 +174,75 @@ def _correlation_backward(ctx: Any, w: Tensor) -> tuple[Any, ...]:
 _correlation.register_autograd(_correlation_backward, setup_context=_save_correlation)
 
 
+# ---- its gradient in the image -------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("raccgan::depthwise_triton_adjoint", mutates_args=())
+def _adjoint(
+    g: Tensor, w: Tensor, a: Tensor | None, s: Tensor | None, x: Tensor, scale: Tensor | None, shift: Tensor | None,
+    stride: int, up: int, rectify_first: bool, rectify: bool, want_image: bool, want_sums: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    image = _image(x, *x.shape[1:]) if want_image else x.new_empty(0)
+    sums = launch.adjoint(g, w, a, s, x, scale, shift, image, stride, up, rectify_first, rectify, want_sums)
+    return image, *sums
+
+
+def adjoint(
+    g: Tensor,
+    w: Tensor,
+    a: Tensor | None,
+    s: Tensor | None,
+    x: Tensor,
+    geometry: Geometry,
+    prologue: Prologue,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """:func:`cotangent` of D(g, w), a convolution whose result has x's shape, in one kernel. Any order of gradient."""
+    image, of_scale, of_shift = _adjoint(
+        g, w, a, s, x, prologue.scale, prologue.shift, *geometry, prologue.rectify_first, prologue.rectify,
+        needs[0], needs[1] or needs[2],
+    )  # fmt: skip
+    return image if needs[0] else None, of_scale if needs[1] else None, of_shift if needs[2] else None
+
+
+@_adjoint.register_fake
+def _(g: Tensor, w: Any, a: Any, s: Any, x: Tensor, scale: Any, shift: Any, *options: Any) -> tuple[Tensor, ...]:
+    return _shapes(x, *options[-2:])
+
+
+def _shapes(x: Tensor, want_image: bool, want_sums: bool) -> tuple[Tensor, Tensor, Tensor]:
+    image = _image(x, *x.shape[1:]) if want_image else x.new_empty(0)
+    sums = x.shape[:2] if want_sums else (0,)
+    return image, x.new_empty(sums, dtype=torch.float32), x.new_empty(sums, dtype=torch.float32)
+
+
+def _save_adjoint(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:7])
+    ctx.options = inputs[7:11]
+    ctx.set_materialize_grads(False)
+
+
+def _adjoint_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+    g, w, a, s, x, scale, shift = ctx.saved_tensors
+    stride, up, *flags = ctx.options
+    geometry, prologue = Geometry(stride, up), Prologue(scale, shift, *flags)
+    need_g, need_w, need_a, need_s = (wanted(ctx, i, (g, w, a, s)) for i in range(4))
+    t, ts, tb = (None if c is None or c.numel() == 0 else c for c in cotangents)
+    grad_g = grad_w = None
+    if need_g or need_w:
+        inner = tangent(t, s, tb, None if ts is None else a, ts, x, prologue)
+        if need_g:
+            grad_g = depthwise(inner, w.flip(2, 3), geometry.transposed(), g.shape[2], g.shape[3])
+        if need_w:
+            grad_w = correlation(g, inner, w.shape[-1], geometry)
+    asked = (need_a and ts is not None, need_s and t is not None, False)
+    grad_a, grad_s, _ = adjoint(g, w, t, ts, x, geometry, prologue, asked) if any(asked) else (None, None, None)
+    return grad_g, grad_w, grad_a, grad_s, *[None] * 9
+
+
+_adjoint.register_autograd(_adjoint_backward, setup_context=_save_adjoint)
+
+
 # ---- the prologue's derivatives ------------------------------------------------------------------------------------
 
 
@@ -183,7 +251,7 @@ def _cotangent(
     g: Tensor, a: Tensor | None, s: Tensor | None, x: Tensor, scale: Tensor | None, shift: Tensor | None,
     rectify_first: bool, rectify: bool, want_image: bool, want_sums: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    image = _image(g, *g.shape[1:]) if want_image else g.new_empty(0)
+    image = _image(x, *x.shape[1:]) if want_image else x.new_empty(0)
     sums = launch.cotangent(g, a, s, x, scale, shift, image, rectify_first, rectify, want_sums)
     return image, *sums
 
@@ -203,12 +271,8 @@ def cotangent(
 
 
 @_cotangent.register_fake
-def _(
-    g: Tensor, a: Any, s: Any, x: Any, scale: Any, shift: Any, _: bool, __: bool, want_image: bool, want_sums: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    image = _image(g, *g.shape[1:]) if want_image else g.new_empty(0)
-    sums = g.shape[:2] if want_sums else (0,)
-    return image, g.new_empty(sums, dtype=torch.float32), g.new_empty(sums, dtype=torch.float32)
+def _(g: Any, a: Any, s: Any, x: Tensor, scale: Any, shift: Any, *options: Any) -> tuple[Tensor, ...]:
+    return _shapes(x, *options[-2:])
 
 
 def _save_cotangent(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
