@@ -39,15 +39,17 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # Settled once, at import, so that torch.compile sees constants.
 _MISSING: str | None = None
+tl: Any = None
 try:
     import triton
-    import triton.language as tl
+    import triton.language
 
+    tl = triton.language
     INTERPRETED: bool = triton.knobs.runtime.interpret
     if not triton.__version__.startswith(tuple(f"{release}." for release in TESTED)):
         _MISSING = f"Triton {triton.__version__} was not tested, only {', '.join(TESTED)}: install one of those"
 except ImportError:
-    triton, tl, INTERPRETED = None, None, False
+    triton, INTERPRETED = None, False
     _MISSING = f'Triton is not installed: pip install "triton=={TESTED[-1]}.*"'
 
 
@@ -72,6 +74,14 @@ def why_not(call: Call, dtypes: Sequence[torch.dtype] = DTYPES) -> str | None:
     if gpu.major < OLDEST:
         return f"the GPU's compute capability {gpu.major}.{gpu.minor} is below {OLDEST}.0"
     return None
+
+
+def state() -> str:
+    """What is there, in one line, for ``raccgan.doctor``."""
+    if _MISSING is not None:
+        return _MISSING
+    where = "interpreted on the CPU, for tests" if INTERPRETED else f"for GPUs of compute capability {OLDEST}.0 and up"
+    return f"{triton.__version__}, {where}"
 
 
 class Config(NamedTuple):
