@@ -96,7 +96,7 @@ class Compilation(NamedTuple):
     """One kernel compiled for one set of types and constants, as a launch would compile it."""
 
     kernel: Any
-    signature: Mapping[str, str]  # of what is no constant: {"x": "*bf16", "n": "i32"}
+    signature: Mapping[str, str]  # of what is no constant: {"x": "*bf16", "n": "i32"}; "i32:16" for multiples of 16
     constants: Mapping[str, Any]  # what a launch passes as constants: flags, and None for an absent tensor
     config: Config
 

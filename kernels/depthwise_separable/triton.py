@@ -20,7 +20,10 @@ from torch import Tensor
 from raccgan.kernels import backend
 from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.depthwise_separable import rewritten, triton_launch, triton_ops
-from raccgan.kernels.depthwise_separable.triton_ops import Geometry, Prologue
+from raccgan.kernels.depthwise_separable.triton_ahead import compilations
+from raccgan.kernels.depthwise_separable.triton_ops import PLAIN, Geometry, Prologue
+
+__all__ = ["can_run", "compilations", "depthwise_separable", "fuses"]
 
 
 def can_run(call: backend.Call) -> str | None:
@@ -43,32 +46,60 @@ def depthwise_separable(
     upsample: int,
     pool: int,
     residual: Tensor | None,
+    statistics: list[Tensor] | None = None,
 ) -> Tensor:
     """Shapes as in :func:`raccgan.kernels.depthwise_separable`; any order of derivative, for every tensor.
 
     The result is channels_last, for any x, but where PyTorch serves: a 1 x 1 depthwise convolution that is not fused.
+
+    Args:
+        statistics: a list to which the result's sum, sum of squares and max are added, [N, D] float32 each and
+            differentiable: from the kernel's epilogue where one kernel makes the result.
     """
     (x,) = rewritten.in_autocast_dtype(x)
     geometry = Geometry(stride=pool if upsample == 1 else 1, up=upsample)
     k, d = depthwise_weight.shape[-1], pointwise_weight.shape[0]
-    fused = upsample * pool < 4 and fuses(x, pointwise_weight, k, d, geometry)
-    if k == 1 and not fused:  # the depthwise weight is part of the matrix
-        return rewritten.depthwise_separable(
+    if upsample * pool < 4 and fuses(x, pointwise_weight, k, d, geometry):
+        prologue = folded(x, preactivation, norm, eps, scale, shift, activation)
+        w, h, v = _fold(depthwise_weight, geometry, x)
+        matrix, bias = pointwise_weight.flatten(1).to(x.dtype), _bias(depthwise_bias, pointwise_weight, pointwise_bias)
+        alike = residual is None or residual.dtype == x.dtype
+        found = triton_ops.separable(
+            x, w, matrix, bias, residual if alike else None, geometry, h, v, prologue, alike and statistics is not None
+        )
+        y = found[0]
+        if alike:
+            if statistics is not None:
+                statistics += found[1:]
+            return y
+    elif k == 1:  # the depthwise weight is part of the matrix
+        y = rewritten.depthwise_separable(
             x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, preactivation, norm, eps,
-            scale, shift, activation, upsample, pool, residual,
+            scale, shift, activation, upsample, pool, None,
         )  # fmt: skip
-    prologue = folded(x, preactivation, norm, eps, scale, shift, activation)
-    w = triton_ops.resized(depthwise_weight.float(), geometry)
-    h, v = (side * upsample // geometry.stride for side in x.shape[2:])
-    matrix = pointwise_weight.flatten(1).to(x.dtype)
-    bias = _bias(depthwise_bias, pointwise_weight, pointwise_bias)
-    if fused:
-        return triton_ops.separable(x, w, matrix, bias, residual, geometry, h, v, prologue)[0]
-    u = rewritten.resized(triton_ops.depthwise(x, w, geometry, h, v, prologue), 1, pool // geometry.stride)
-    rows = triton_ops.rows(u)
-    product = rows @ matrix.t() if bias is None else torch.addmm(bias.to(x.dtype), rows, matrix.t())
-    y = triton_ops.images(product, *u.shape[:1], *u.shape[2:])
-    return y if residual is None else y + residual
+    else:
+        prologue = folded(x, preactivation, norm, eps, scale, shift, activation)
+        w, h, v = _fold(depthwise_weight, geometry, x)
+        u = triton_ops.depthwise(x, w, geometry, h, v, prologue)
+        u = rewritten.resized(u, 1, pool // geometry.stride)
+        y = _multiplied(u, pointwise_weight.to(x.dtype), _bias(depthwise_bias, pointwise_weight, pointwise_bias))
+    y = y if residual is None else y + residual
+    if statistics is not None:
+        statistics += triton_ops.statistics_of(y)
+    return y
+
+
+def _fold(w: Tensor, geometry: Geometry, x: Tensor) -> tuple[Tensor, int, int]:
+    """The weights with resizing folded in, and the sides of what they make of x."""
+    h, v = (side * geometry.up // geometry.stride for side in x.shape[2:])
+    return triton_ops.resized(w.float(), geometry), h, v
+
+
+def _multiplied(u: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    """The pointwise convolution of u as a matrix product, whose derivatives PyTorch makes of such products again."""
+    rows, matrix = triton_ops.rows(u), w.flatten(1).t()
+    product = rows @ matrix if bias is None else torch.addmm(bias.to(u.dtype), rows, matrix)
+    return triton_ops.images(product, u.shape[0], u.shape[2], u.shape[3])
 
 
 def folded(
@@ -115,7 +146,7 @@ def fuses(x: Tensor, pointwise_weight: Tensor, k: int, d: int, geometry: Geometr
 
 def reads(k: int, geometry: Geometry) -> float:
     """How often a value of x is read for one of the depthwise convolution, in strips of four rows."""
-    side = k if geometry == Geometry() else k + 1
+    side = k if geometry == PLAIN else k + 1
     taps = side // geometry.up
     return taps * (geometry.stride * 3 + taps) / 4
 

@@ -57,9 +57,12 @@ class Geometry(NamedTuple):
         return Geometry(self.up, self.stride)
 
 
+PLAIN = Geometry()
+
+
 def resized(w: Tensor, geometry: Geometry) -> Tensor:
     """The weights [C, 1, K, K] of upsampling, then w; or of w, then the average pool; w [C, 1, k, k] where neither."""
-    if geometry == Geometry():
+    if geometry == PLAIN:
         return w
     # The average over a 2 x 2 box; upsampling sums where the pool averages.
     return torch.nn.functional.avg_pool2d(w, 2, stride=1, padding=1, divisor_override=1 if geometry.up == 2 else None)
@@ -414,10 +417,15 @@ def separable(
         statistics: also return them, [N, D] each, else [0].
         The others: as of :func:`depthwise`.
 
+    Raises:
+        RuntimeError: bias or residual of another shape.
+
     Any order of gradient. D(phi(x), w) is not kept for it, but computed again where pointwise's is asked for.
     """
+    sizes = (x.shape[0], pointwise.shape[0], h, v)
     result: tuple[Tensor, Tensor, Tensor, Tensor] = _separable(
-        x, w, pointwise, bias, prologue.scale, prologue.shift, residual, *geometry, h, v,
+        x, w, pointwise, None if bias is None else bias.expand(sizes[1]), prologue.scale, prologue.shift,
+        None if residual is None else residual.expand(sizes), *geometry, h, v,
         prologue.rectify_first, prologue.rectify, statistics,
     )  # fmt: skip
     return result
@@ -444,7 +452,7 @@ def _separable_backward(ctx: Any, g: Tensor | None, *of_statistics: Tensor | Non
     x, w, pointwise, _, scale, shift, _ = inputs
     stride, up, h, v, *flags, statistics = ctx.options
     if statistics and any(c is not None for c in of_statistics):
-        (more,) = differentiate(_statistics, (y,), of_statistics, (True,))
+        (more,) = differentiate(statistics_of, (y,), of_statistics, (True,))
         g = more if g is None or more is None else g + more
     if g is None:
         return (None,) * 14
@@ -464,7 +472,8 @@ def _separable_backward(ctx: Any, g: Tensor | None, *of_statistics: Tensor | Non
     )
 
 
-def _statistics(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def statistics_of(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum, sum of squares and max of y [N, D, h, v] over the pixels, [N, D] float32."""
     wide = y.float()
     return wide.sum(dim=(2, 3)), wide.square().sum(dim=(2, 3)), wide.amax(dim=(2, 3))
 

@@ -76,8 +76,11 @@ def compile_one(family: str, compilation: Compilation, architecture: int) -> Com
         raise ValueError(f"{kernel.__name__}: {sorted(signature)} are not {sorted({**constants, **signature})}")
     # What a launch finds out about its arguments: PyTorch's tensors start at multiples of 16 bytes.
     aligned = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if signature[name].startswith("*")
+        (i,): [["tt.divisibility", 16]]
+        for i, kind in enumerate(signature.values())
+        if kind.startswith("*") or kind.endswith(":16")
     }
+    signature = {name: kind.removesuffix(":16") for name, kind in signature.items()}
     compiled = triton.compile(
         ASTSource(kernel, signature, constants, aligned),
         target=GPUTarget("cuda", architecture, 32),

@@ -85,8 +85,8 @@ def test_every_derivative_to_third_order(shape: tuple[int, ...], k: int, geometr
         got = all_orders(ours, tensors, torch.float32, *options)
     wanted = all_orders(definition, tensors, torch.float64, *options)
     beside = all_orders(definition, tensors, torch.float32, *options)
-    for i, (a, b, c) in enumerate(zip(got, wanted, beside, strict=True)):
-        assert_close(a, b, c, f"{i}")
+    for a, b, c in zip(got, wanted, beside, strict=True):  # a sum to one number may cancel: hence the floor
+        assert relative_error(a, b) <= 3 * relative_error(c, b) + 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
