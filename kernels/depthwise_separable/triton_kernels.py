@@ -46,13 +46,13 @@ def _affine(scale, shift, n, c, C, AFFINE: tl.constexpr):
 
 
 @jit
-def _row(image, row, columns, c, H, W, end, C, stride_c, stride_w):
-    """[BW, BC] pixels of one row of a sample, zeros outside it and from column ``end`` on, and where is inside."""
-    inside = (row >= 0) & (row < H) & (columns >= 0) & (columns < end)
-    inside = inside[:, None] & (c < C)[None, :]
-    pixel = (row.to(tl.int64) * W + columns) * stride_w
-    v = tl.load(image + pixel[:, None] + (c.to(tl.int64) * stride_c)[None, :], mask=inside, other=0.0)
-    return v.to(tl.float32), inside
+def _columns(columns, end, c, C, stride_c, stride_w):
+    """[BW, BC] of a row: offsets of columns and channels, and whether they are there, columns being so before ``end``.
+
+    A row is then a scalar offset and a scalar condition more.
+    """
+    there = ((columns >= 0) & (columns < end))[:, None] & (c < C)[None, :]
+    return (columns.to(tl.int64) * stride_w)[:, None] + (c.to(tl.int64) * stride_c)[None, :], there
 
 
 @jit
@@ -99,15 +99,19 @@ def _convolved(
     for s in range(T):
         column_of_taps = ()
         for t in tl.static_range(T):
-            at = ((tap_row + U * t) * K + tap_column + U * s) * C + c
-            column_of_taps = column_of_taps + (tl.load(taps + at, mask=c < C, other=0.0),)
+            tap = (tap_row + U * t) * K + tap_column + U * s
+            column_of_taps = column_of_taps + (tl.load(taps + tap * C + c, mask=c < C, other=0.0)[None, :],)
+        at, there = _columns(columns + s, W, c, C, stride_c, stride_w)
         for r in tl.static_range(S * (R - 1) + T):
-            value, inside = _row(x, first_row + r, columns + s, c, H, W, W, C, stride_c, stride_w)
-            value = _prologue(value, inside, scale, shift, PRE, AFFINE, ACT)
+            row_of_x = first_row + r
+            inside = there & (row_of_x >= 0) & (row_of_x < H)
+            value = tl.load(x + row_of_x.to(tl.int64) * W * stride_w + at, mask=inside, other=0.0).to(tl.float32)
+            if PRE or AFFINE or ACT:
+                value = _prologue(value, inside, scale, shift, PRE, AFFINE, ACT)
             added = ()
             for o in tl.static_range(R):
                 if r - S * o >= 0 and r - S * o < T:
-                    added = added + (tiles[o] + value * column_of_taps[r - S * o][None, :],)
+                    added = added + (tiles[o] + value * column_of_taps[r - S * o],)
                 else:
                     added = added + (tiles[o],)
             tiles = added
@@ -172,20 +176,25 @@ def adjoint_kernel(
     factor, _ = _affine(s, s, n, c, C, FACTOR)
     of_scale, of_shift = _affine(scale, shift, n, c, C, AFFINE)
     columns = (column + tl.arange(0, BW)) * U + phase_column
+    at_x, there = _columns(columns, v, c, C, x_stride_c, x_stride_w)
+    at_a, _ = _columns(columns, v, c, C, a_stride_c, a_stride_w)
+    at_out = columns[:, None].to(tl.int64) * C + c[None, :]
     with_a = tl.zeros([BW, BC], tl.float32)
     alone = tl.zeros([BW, BC], tl.float32)
     for o in tl.static_range(R):
         to = (row + o) * U + phase_row
-        value, inside = _row(x + n.to(tl.int64) * x_stride_n, to, columns, c, h, v, v, C, x_stride_c, x_stride_w)
-        first, second = _passes(value, inside, of_scale, of_shift, PRE, AFFINE, ACT)
+        inside = there & (to < h)
+        pixel = to.to(tl.int64) * v
+        value = tl.load(x + n.to(tl.int64) * x_stride_n + pixel * x_stride_w + at_x, mask=inside, other=0.0)
+        first, second = _passes(value.to(tl.float32), inside, of_scale, of_shift, PRE, AFFINE, ACT)
         upper = tl.where(second, tiles[o], 0.0)
         lower = tl.where(first, upper, 0.0)
         if IMAGE:
-            pixel = (n.to(tl.int64) * h + to) * v + columns
-            tl.store(out + pixel[:, None] * C + c[None, :], (lower * factor).to(out.dtype.element_ty), mask=inside)
+            at = (n.to(tl.int64) * h * v + pixel) * C + at_out
+            tl.store(out + at, (lower * factor).to(out.dtype.element_ty), mask=inside)
         if SUMS:
-            other, _ = _row(a + n.to(tl.int64) * a_stride_n, to, columns, c, h, v, v, C, a_stride_c, a_stride_w)
-            with_a += lower * other
+            other = tl.load(a + n.to(tl.int64) * a_stride_n + pixel * a_stride_w + at_a, mask=inside, other=0.0)
+            with_a += lower * other.to(tl.float32)
             alone += upper
     if SUMS:
         strips = U * U * tl.cdiv(tl.cdiv(v, U), BW) * tl.cdiv(tl.cdiv(h, U), R)
@@ -224,16 +233,21 @@ def correlation_kernel(
             a, b = _affine(scale, shift, n, c, C, AFFINE)
             g_of_n = g + n.to(tl.int64) * g_stride_n
             x_of_n = x + n.to(tl.int64) * x_stride_n
+            at, of_g = _columns(columns, there, c, C, g_stride_c, g_stride_w)
             ours = ()
             for o in tl.static_range(R):
-                value, inside = _row(g_of_n, row + o, columns, c, h, v, there, C, g_stride_c, g_stride_w)
+                inside = of_g & (row + o < h)
+                pixel = (row + o).to(tl.int64) * v * g_stride_w
+                value = tl.load(g_of_n + pixel + at, mask=inside, other=0.0).to(tl.float32)
                 if ON_G:
                     value = _prologue(value, inside, a, b, PRE, AFFINE, ACT)
                 ours = ours + (value,)
+            at, of_x = _columns(columns * S - P + s, W, c, C, x_stride_c, x_stride_w)
             for r in tl.static_range(S * (R - 1) + K):
-                value, inside = _row(
-                    x_of_n, row * S - P + r, columns * S - P + s, c, H, W, W, C, x_stride_c, x_stride_w
-                )
+                row_of_x = row * S - P + r
+                inside = of_x & (row_of_x >= 0) & (row_of_x < H)
+                pixel = row_of_x.to(tl.int64) * W * x_stride_w
+                value = tl.load(x_of_n + pixel + at, mask=inside, other=0.0).to(tl.float32)
                 if not ON_G:
                     value = _prologue(value, inside, a, b, PRE, AFFINE, ACT)
                 added = ()
