@@ -60,7 +60,9 @@ def depthwise_separable(
     geometry = Geometry(stride=pool if upsample == 1 else 1, up=upsample)
     k, d = depthwise_weight.shape[-1], pointwise_weight.shape[0]
     if upsample * pool < 4 and fuses(x, pointwise_weight, k, d, geometry):
-        prologue = folded(x, preactivation, norm, eps, scale, shift, activation)
+        prologue = _prologue(preactivation, scale, shift, activation)
+        if norm == "instance":
+            prologue = _normalising(prologue, x, eps)
         w, h, v = _fold(depthwise_weight, geometry, x)
         matrix, bias = pointwise_weight.flatten(1).to(x.dtype), _bias(depthwise_bias, pointwise_weight, pointwise_bias)
         alike = residual is None or residual.dtype == x.dtype
@@ -78,9 +80,12 @@ def depthwise_separable(
             scale, shift, activation, upsample, pool, None,
         )  # fmt: skip
     else:
-        prologue = folded(x, preactivation, norm, eps, scale, shift, activation)
         w, h, v = _fold(depthwise_weight, geometry, x)
-        u = triton_ops.depthwise(x, w, geometry, h, v, prologue)
+        prologue = _prologue(preactivation, scale, shift, activation)
+        if norm == "instance":
+            u = triton_ops.normalised(x, w, geometry, h, v, prologue, eps)
+        else:
+            u = triton_ops.depthwise(x, w, geometry, h, v, prologue)
         u = rewritten.resized(u, 1, pool // geometry.stride)
         y = _multiplied(u, pointwise_weight.to(x.dtype), _bias(depthwise_bias, pointwise_weight, pointwise_bias))
     y = y if residual is None else y + residual
@@ -102,18 +107,16 @@ def _multiplied(u: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
     return triton_ops.images(product, u.shape[0], u.shape[2], u.shape[3])
 
 
-def folded(
-    x: Tensor, preactivation: str, norm: str, eps: float, scale: Tensor | None, shift: Tensor | None, activation: str
-) -> Prologue:
-    """The prologue with an instance norm of x folded into its scale and shift."""
-    first, last = preactivation == "relu", activation == "relu"
+def _prologue(preactivation: str, scale: Tensor | None, shift: Tensor | None, activation: str) -> Prologue:
     scale, shift = (None if t is None else t.float() for t in (scale, shift))
-    if norm == "instance":
-        mean, var = triton_ops.moments(x, first)
-        inverse = torch.rsqrt(var + eps)
-        scale = inverse if scale is None else inverse * scale
-        shift = -mean * scale if shift is None else torch.addcmul(shift, mean, scale, value=-1)
-    return Prologue(scale, shift, first, last)
+    return Prologue(scale, shift, preactivation == "relu", activation == "relu")
+
+
+def _normalising(prologue: Prologue, x: Tensor, eps: float) -> Prologue:
+    """The prologue with an instance norm of x folded into its scale and shift."""
+    mean, var = triton_ops.moments(x, prologue.rectify_first)
+    scale, shift = triton_ops.normalising(mean, torch.rsqrt(var + eps), prologue.scale, prologue.shift)
+    return prologue._replace(scale=scale, shift=shift)
 
 
 def _bias(depthwise_bias: Tensor | None, pointwise_weight: Tensor, pointwise_bias: Tensor | None) -> Tensor | None:

@@ -315,9 +315,9 @@ def tangent_kernel(
     a, s, b, other, r, x, scale, shift, out, pixels, C,
     a_stride_n, a_stride_c, a_stride_p, o_stride_n, o_stride_c, o_stride_p, x_stride_n, x_stride_c, x_stride_p,
     BP: tl.constexpr, BC: tl.constexpr, PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr,
-    FIRST: tl.constexpr, FACTOR: tl.constexpr, OTHER: tl.constexpr, ADDED: tl.constexpr,
+    FIRST: tl.constexpr, FACTOR: tl.constexpr, OTHER: tl.constexpr, OTHER_FACTOR: tl.constexpr, ADDED: tl.constexpr,
 ):  # fmt: skip
-    """out = m (m0 (a s + other r) + b), channels_last; without a, s, other and r, or b, where their flag is off."""
+    """out = m (m0 (a s + other r) + b), channels_last; without a, s, other, r or b where its flag is off."""
     n, _, p, c = _pixels(tl.program_id(0), pixels, C, BP, BC)
     inside = (p < pixels)[:, None] & (c < C)[None, :]
     of_scale, of_shift = _affine(scale, shift, n, c, C, AFFINE)
@@ -331,7 +331,7 @@ def tangent_kernel(
         total = tl.load(a + _at(n, p, c, a_stride_n, a_stride_c, a_stride_p), mask=inside, other=0.0).to(tl.float32)
         total = total * factor
     if OTHER:
-        factor, _ = _affine(r, r, n, c, C, OTHER)
+        factor, _ = _affine(r, r, n, c, C, OTHER_FACTOR)
         more = tl.load(other + _at(n, p, c, o_stride_n, o_stride_c, o_stride_p), mask=inside, other=0.0)
         total += more.to(tl.float32) * factor
     total = tl.where(first, total, 0.0)

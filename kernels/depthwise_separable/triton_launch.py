@@ -198,7 +198,7 @@ def tangent(
         kernels.tangent_kernel, programs, first, _dense(s), _dense(b), second, _dense(r), x, _dense(scale),
         _dense(shift), out, h * v, c, *first_strides, *second_strides, *x_strides,
         PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, FIRST=a is not None, FACTOR=s is not None,
-        OTHER=other is not None, ADDED=b is not None, config=config,
+        OTHER=other is not None, OTHER_FACTOR=r is not None, ADDED=b is not None, config=config,
     )  # fmt: skip
 
 

@@ -317,7 +317,7 @@ def tangent(
     x: Tensor,
     prologue: Prologue,
 ) -> Tensor:
-    """m (m0 (a s + other r) + b) [N, C, H, W] in x's dtype; what is None is left out, s None with an a being 1.
+    """m (m0 (a s + other r) + b) [N, C, H, W] in x's dtype; images and b that are None are left out, s and r are 1.
 
     x and the prologue say where m0 and m are 1, and have no gradient here. Any order in the others.
     """
@@ -378,6 +378,86 @@ def _moments_backward(ctx: Any, of_mean: Tensor, of_var: Tensor) -> tuple[Tensor
 
 
 moments.register_autograd(_moments_backward, setup_context=_save_moments)
+
+
+# ---- with an instance norm ------------------------------------------------------------------------------------------
+
+
+def normalising(mean: Tensor, inverse: Tensor, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(. - mean) * inverse, then scale and shift, as one scale and shift [N, C]."""
+    scale = inverse if scale is None else inverse * scale
+    return scale, -mean * scale if shift is None else torch.addcmul(shift, mean, scale, value=-1)
+
+
+@torch.library.custom_op("raccgan::depthwise_triton_normalised", mutates_args=())
+def _normalised(
+    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, stride: int, up: int, h: int, v: int,
+    rectify_first: bool, rectify: bool, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    mean, var = launch.moments(x, rectify_first)
+    inverse = torch.rsqrt(var + eps)
+    y = _image(x, x.shape[1], h, v)
+    launch.depthwise(x, w, *normalising(mean, inverse, scale, shift), y, stride, up, rectify_first, rectify)
+    return y, mean, inverse
+
+
+def normalised(x: Tensor, w: Tensor, geometry: Geometry, h: int, v: int, prologue: Prologue, eps: float) -> Tensor:
+    """:func:`depthwise` with an instance norm of x, or of its first ReLU, before the prologue's scale and shift.
+
+    A node of its own, so that x's gradients by the convolution and by the moments are not two images to be added.
+    """
+    result: tuple[Tensor, Tensor, Tensor] = _normalised(
+        x, w, prologue.scale, prologue.shift, *geometry, h, v, prologue.rectify_first, prologue.rectify, eps
+    )
+    return result[0]
+
+
+@_normalised.register_fake
+def _(
+    x: Tensor, w: Any, scale: Any, shift: Any, stride: int, up: int, h: int, v: int, *flags: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean, inverse = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
+    return _image(x, x.shape[1], h, v), mean, inverse
+
+
+def _save_normalised(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:4], *output[1:])
+    ctx.options = inputs[4:10]
+    ctx.set_materialize_grads(False)
+
+
+def _normalised_backward(
+    ctx: Any, g: Tensor | None, of_mean: Tensor | None, of_inverse: Tensor | None
+) -> tuple[Any, ...]:
+    x, w, scale, shift, mean, inverse = ctx.saved_tensors
+    stride, up, _, _, *flags = ctx.options
+    of_x, added = normalising(mean, inverse, scale, shift)
+    geometry, prologue = Geometry(stride, up), Prologue(of_x, added, *flags)
+    need_x, need_w, need_scale, need_shift = (wanted(ctx, i, (x, w, scale, shift)) for i in range(4))
+    grad_x = grad_w = grad_scale = grad_shift = None
+    if g is not None and need_w:
+        grad_w = correlation(x, g, w.shape[-1], geometry, prologue)
+    if g is not None and (need_x or need_scale or need_shift):
+        grad_x, of_scale, grad_shift = _through(g, x, w, geometry, prologue, (need_x, True, True))
+        assert of_scale is not None
+        assert grad_shift is not None
+        of_scale = of_scale - grad_shift * mean
+        grad_scale = of_scale * inverse
+        of_mean = _sum(of_mean, -grad_shift * of_x)
+        of_inverse = _sum(of_inverse, of_scale if scale is None else of_scale * scale)
+    if need_x and (of_mean is not None or of_inverse is not None):
+        pixels = x.shape[2] * x.shape[3]
+        factor = torch.zeros_like(mean) if of_inverse is None else of_inverse * inverse**3 / -pixels
+        added = -factor * mean if of_mean is None else of_mean / pixels - factor * mean
+        grad_x = tangent(x, factor, added, grad_x, None, x, Prologue(rectify=flags[0]))
+    return grad_x, grad_w, grad_scale if need_scale else None, grad_shift if need_shift else None, *[None] * 7
+
+
+def _sum(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else a + b
+
+
+_normalised.register_autograd(_normalised_backward, setup_context=_save_normalised)
 
 
 # ---- all of it in one kernel ---------------------------------------------------------------------------------------

@@ -96,6 +96,27 @@ def test_every_derivative_to_third_order(shape: tuple[int, ...], k: int, geometr
         assert relative_error(a, b) <= 3 * relative_error(c, b) + 1e-5
 
 
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("geometry", ["plain", "pooled"])
+def test_every_derivative_through_an_instance_norm(geometry: str, affine: bool) -> None:
+    def exact(x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+        x = activated(x, "relu", "instance", 1e-3, scale, shift, "relu")
+        return definition(x, w, None, None, GEOMETRIES[geometry], False, False)
+
+    def normalised(x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+        h, v = (side // GEOMETRIES[geometry].stride for side in x.shape[2:])
+        w = triton_ops.resized(w, GEOMETRIES[geometry])
+        return triton_ops.normalised(x, w, GEOMETRIES[geometry], h, v, Prologue(scale, shift, True, True), 1e-3)
+
+    tensors = made(2, 2, 3, 5, 3, affine=affine)
+    with poisoned():
+        got = all_orders(normalised, tensors, torch.float32)
+    wanted = all_orders(exact, tensors, torch.float64)
+    beside = all_orders(exact, tensors, torch.float32)
+    for a, b, c in zip(got, wanted, beside, strict=True):
+        assert relative_error(a, b) <= 3 * relative_error(c, b) + 1e-5
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_half_precision_is_float32_rounded(geometry: str, dtype: torch.dtype) -> None:
@@ -305,6 +326,7 @@ def test_opcheck_of_every_op() -> None:
         (triton_ops._tangent, (x, scale, shift, g, shift, x, scale, shift, True, True)),
         (triton_ops._tangent, (None, None, shift, None, None, x, None, None, False, True)),
         (triton_ops.moments, (x, True)),
+        (triton_ops._normalised, (x, w, scale, shift, 1, 1, 4, 5, True, True, 1e-3)),
         (triton_ops._separable, (x, w, torch.ones(4, 3), None, scale, shift, None, 1, 1, 4, 5, True, True, True)),
     ):
         fresh = tuple(a.detach().clone().requires_grad_() if isinstance(a, Tensor) else a for a in arguments)
@@ -325,10 +347,28 @@ def test_exported_and_compiled(one_kernel: bool, monkeypatch: pytest.MonkeyPatch
 
     arguments = (inputs["x"], inputs["depthwise_weight"])
     (wanted,) = family.run("triton", inputs)
+    torch._dynamo.reset()
     exported = torch.export.export(Layer(), arguments).module()
     compiled = torch.compile(Layer(), fullgraph=True, backend="aot_eager")
     assert torch.equal(exported(*arguments), wanted)
     assert torch.equal(compiled(*arguments), wanted)
+
+
+@pytest.mark.parametrize("flag", ["ieee", "tf32"])
+def test_compiled_without_gradients_chooses_by_the_flags(flag: str) -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    inputs = FAMILIES["depthwise_separable"].inputs("plain", torch.float32)
+    torch._dynamo.reset()
+    try:
+        matmul.fp32_precision = flag
+        with torch.no_grad():
+            compiled = torch.compile(
+                lambda *arguments: triton.depthwise_separable(*arguments), fullgraph=True, backend="aot_eager"
+            )
+            assert torch.equal(compiled(*inputs.values()), triton.depthwise_separable(*inputs.values()))
+    finally:
+        matmul.fp32_precision = before
 
 
 def test_autocast() -> None:
