@@ -100,6 +100,13 @@ class Compilation(NamedTuple):
     constants: Mapping[str, Any]  # what a launch passes as constants: flags, and None for an absent tensor
     config: Config
 
+    @classmethod
+    def of(cls, kernel: Any, config: Config, types: Mapping[str, str], constants: Mapping[str, Any]) -> Compilation:
+        """Of a family's types and constants, those that the kernel has, by its parameters' names."""
+        constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+        types = {name: one for name, one in types.items() if name in kernel.arg_names and name not in constants}
+        return cls(kernel, types, constants, config)
+
 
 def launch(kernel: Any, programs: int, *arguments: Any, config: Config, **constants: Any) -> None:
     """Run ``programs`` programs of ``kernel`` on the current stream of the device of the first tensor argument."""

@@ -345,23 +345,16 @@ _backward.register_autograd(_of_gradients, setup_context=_save_backward)
 
 def compilations() -> Iterator[Compilation]:
     """Every configuration in every dtype and layout; with everything wanted, and with the least, for one of each."""
-    sizes = dict.fromkeys(("P", "E", "image_pieces", "feature_pieces"), "i32")
-    floats = {"image_size": "fp32", "feature_size": "fp32"}
+    types = {
+        **dict.fromkeys(("P", "E", "image_pieces", "feature_pieces"), "i32"),
+        **dict.fromkeys(("image_size", "feature_size"), "fp32"),
+        **dict.fromkeys(("partial", "to_map", "g_residual", "g_feature", "g_map", "residual", "feature"), "*fp32"),
+    }
+    least = dict.fromkeys(("f", "f_hat", "to_map", "g_feature", "g_map", "g_x_hat", "g_f", "g_f_hat", "feature"))
     for (i, config), dtype, (c, last) in product(enumerate(_ELEMENTS), runtime.DTYPES, ((1, False), (3, True))):
-        one, constants = runtime.pointer(dtype), {"C": c, "LAST": last}
-        tile = _tile(config, c, last)
-        images = {"x": one, "x_hat": one}
-        features = {"f": one, "f_hat": one}
-        sums = {**images, "partial": "*fp32", **sizes}
-        gradients = {**images, "g_residual": "*fp32", "g_x": one, **sizes, **floats}
-        yield Compilation(_sums, {**sums, **features, "to_map": "*fp32"}, constants, tile)
-        both = {"g_feature": "*fp32", "g_map": "*fp32", "g_x_hat": one, "g_f": one, "g_f_hat": one}
-        yield Compilation(_gradients, {**gradients, **features, **both}, constants, tile)
-        if i == 0:
-            absent = dict.fromkeys(("f", "f_hat", "to_map"))
-            yield Compilation(_sums, sums, {**constants, **absent}, tile)
-            absent = dict.fromkeys(("f", "f_hat", *both))
-            yield Compilation(_gradients, gradients, {**constants, **absent}, tile)
-    outputs = {"partial": "*fp32", "residual": "*fp32", "image_pieces": "i32", "feature_pieces": "i32", **floats}
-    yield Compilation(_means, {**outputs, "feature": "*fp32"}, {}, _FINISH)
-    yield Compilation(_means, outputs, {"feature": None}, _FINISH)
+        tensors = ("x", "x_hat", "f", "f_hat", "g_x", "g_x_hat", "g_f", "g_f_hat")
+        typed = {**types, **dict.fromkeys(tensors, runtime.pointer(dtype))}
+        for kernel, absent in product((_sums, _gradients), ({}, least) if i == 0 else ({},)):
+            yield Compilation.of(kernel, _tile(config, c, last), typed, {"C": c, "LAST": last, **absent})
+    yield Compilation.of(_means, _FINISH, types, {})
+    yield Compilation.of(_means, _FINISH, types, least)
