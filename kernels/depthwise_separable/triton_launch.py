@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels import triton_runtime as runtime
+from raccgan.kernels.depthwise_separable import triton_elementwise as elementwise
 from raccgan.kernels.depthwise_separable import triton_kernels as kernels
 from raccgan.kernels.triton_runtime import Config, cdiv, power_of_two, tl
 
@@ -174,7 +175,7 @@ def cotangent(
     pieces = cdiv(h * v, config.tile["BP"])
     partial = g.new_empty((2, n, pieces, c) if want_sums else (1,), dtype=torch.float32)
     run(
-        kernels.cotangent_kernel, n * pieces * cdiv(c, config.tile["BC"]), g, other, _dense(s), x, _dense(scale),
+        elementwise.cotangent_kernel, n * pieces * cdiv(c, config.tile["BC"]), g, other, _dense(s), x, _dense(scale),
         _dense(shift), out, partial, h * v, c, *strides, *other_strides, *x_strides,
         PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, FACTOR=s is not None, IMAGE=out.dim() == 4,
         SUMS=want_sums, config=config,
@@ -195,7 +196,7 @@ def tangent(
     config = block(c, h * v, first_strides[1] == 1)
     programs = n * cdiv(h * v, config.tile["BP"]) * cdiv(c, config.tile["BC"])
     run(
-        kernels.tangent_kernel, programs, first, _dense(s), _dense(b), second, _dense(r), x, _dense(scale),
+        elementwise.tangent_kernel, programs, first, _dense(s), _dense(b), second, _dense(r), x, _dense(scale),
         _dense(shift), out, h * v, c, *first_strides, *second_strides, *x_strides,
         PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, FIRST=a is not None, FACTOR=s is not None,
         OTHER=other is not None, OTHER_FACTOR=r is not None, ADDED=b is not None, config=config,
@@ -215,12 +216,12 @@ def moments(x: Tensor, rectify_first: bool, run: Run = runtime.launch) -> tuple[
     pieces = cdiv(h * v, piece)
     of_pieces, deviation = (x.new_empty((n, pieces, c), dtype=torch.float32) for _ in range(2))
     run(
-        kernels.moments_kernel, n * pieces * blocks, x, of_pieces, deviation, h * v, c, *strides,
+        elementwise.moments_kernel, n * pieces * blocks, x, of_pieces, deviation, h * v, c, *strides,
         PIECE=piece, PRE=rectify_first, config=config,
     )  # fmt: skip
     merging = Config({"BC": min(64, power_of_two(c))}, num_warps=1, num_stages=1)
     run(
-        kernels.merge_moments_kernel, n * cdiv(c, merging.tile["BC"]), of_pieces, deviation, mean, var, pieces,
+        elementwise.merge_moments_kernel, n * cdiv(c, merging.tile["BC"]), of_pieces, deviation, mean, var, pieces,
         h * v, c, PIECE=piece, config=merging,
     )  # fmt: skip
     return mean, var
@@ -231,7 +232,7 @@ def separable(
     residual: Tensor | None, y: Tensor, stride: int, up: int, rectify_first: bool, rectify: bool, statistics: bool,
     run: Run = runtime.launch,
 ) -> Sequence[Tensor]:  # fmt: skip
-    """Write y; its sum, sum of squares and max [N, D], [0] unless wanted. As :func:`triton_ops.separable`."""
+    """Write y; its sum, sum of squares and max [N, D], [0] unless wanted. As :func:`triton_separable.separable`."""
     n, d, h, v = y.shape
     if y.numel() == 0:
         empty = [(n, d) if statistics else (0,)] * 2

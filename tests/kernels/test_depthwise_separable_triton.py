@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raccgan.kernels import backend
 from raccgan.kernels import triton_runtime as runtime
-from raccgan.kernels.depthwise_separable import rewritten, triton, triton_launch, triton_ops
+from raccgan.kernels.depthwise_separable import rewritten, triton, triton_launch, triton_ops, triton_separable
 from raccgan.kernels.depthwise_separable.reference import activated
 from raccgan.kernels.depthwise_separable.triton_ops import Geometry, Prologue
 from tests.kernels.grid import FAMILIES, assert_close, relative_error
@@ -106,7 +106,7 @@ def test_every_derivative_through_an_instance_norm(geometry: str, affine: bool) 
     def normalised(x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
         h, v = (side // GEOMETRIES[geometry].stride for side in x.shape[2:])
         w = triton_ops.resized(w, GEOMETRIES[geometry])
-        return triton_ops.normalised(x, w, GEOMETRIES[geometry], h, v, Prologue(scale, shift, True, True), 1e-3)
+        return triton_separable.normalised(x, w, GEOMETRIES[geometry], h, v, Prologue(scale, shift, True, True), 1e-3)
 
     tensors = made(2, 2, 3, 5, 3, affine=affine)
     with poisoned():
@@ -191,7 +191,7 @@ def fused(
 ) -> Any:
     h, v = residual.shape[2:]
     prologue = Prologue(rectify=True)
-    return triton_ops.separable(x, w, pointwise, bias, residual, geometry, h, v, prologue, statistics)
+    return triton_separable.separable(x, w, pointwise, bias, residual, geometry, h, v, prologue, statistics)
 
 
 def composed(
@@ -243,10 +243,10 @@ def test_nan_reaches_every_statistic() -> None:
     x = torch.zeros(1, 2, 4, 4)
     x[0, 0, 1, 1] = torch.nan
     arguments = (x, torch.ones(2, 1, 3, 3), torch.ones(3, 2), None, None, PLAIN, 4, 4, Prologue(rectify=True))
-    y, *statistics = triton_ops.separable(*arguments, statistics=True)
+    y, *statistics = triton_separable.separable(*arguments, statistics=True)
     assert y.isnan().any()
     assert all(t.isnan().all() for t in statistics)
-    assert [t.numel() for t in triton_ops.separable(*arguments)[1:]] == [0, 0, 0]
+    assert [t.numel() for t in triton_separable.separable(*arguments)[1:]] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("one_kernel", [False, True])
@@ -255,7 +255,7 @@ def test_statistics_beside_the_result(case: str, one_kernel: bool, monkeypatch: 
     monkeypatch.setattr(triton, "fuses", lambda *_: one_kernel)
     inputs, found = FAMILIES["depthwise_separable"].inputs(case, torch.float32), list[Tensor]()
     y = triton.depthwise_separable(*inputs.values(), statistics=found)
-    for got, wanted in zip(found, triton_ops.statistics_of(y), strict=True):
+    for got, wanted in zip(found, triton_separable.statistics_of(y), strict=True):
         assert relative_error(got, wanted) < 1e-5
 
 
@@ -282,6 +282,11 @@ def test_nothing_in_is_nothing_out(shape: tuple[int, ...], geometry: str) -> Non
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
     if 0 in got[0].shape:
         assert not any(t.any() for t in got)
+    inputs = FAMILIES["depthwise_separable"].inputs("discriminator", torch.float32)
+    inputs["x"] = torch.zeros(shape[0], 3, *shape[2:], requires_grad=True)
+    y = triton.depthwise_separable(*inputs.values())
+    y.sum().backward()
+    assert inputs["x"].grad.shape == inputs["x"].shape
 
 
 def test_bits_are_the_same_every_time_and_in_any_batch() -> None:
@@ -306,7 +311,7 @@ def test_offsets_beyond_two_to_the_31() -> None:
         lambda t: triton_ops.correlation(near, t, 3, PLAIN),
         lambda t: triton_ops.moments(t, False)[1],
         lambda t: triton_ops.tangent(t, None, None, None, None, t, Prologue(rectify=True)),
-        lambda t: triton_ops.separable(t, w, torch.ones(3, 3).half(), None, t, PLAIN, 5, 4, Prologue())[0],
+        lambda t: triton_separable.separable(t, w, torch.ones(3, 3).half(), None, t, PLAIN, 5, 4, Prologue())[0],
     ):
         assert relative_error(run(x), run(near)) < 1e-3
 
@@ -326,8 +331,8 @@ def test_opcheck_of_every_op() -> None:
         (triton_ops._tangent, (x, scale, shift, g, shift, x, scale, shift, True, True)),
         (triton_ops._tangent, (None, None, shift, None, None, x, None, None, False, True)),
         (triton_ops.moments, (x, True)),
-        (triton_ops._normalised, (x, w, scale, shift, 1, 1, 4, 5, True, True, 1e-3)),
-        (triton_ops._separable, (x, w, torch.ones(4, 3), None, scale, shift, None, 1, 1, 4, 5, True, True, True)),
+        (triton_separable._normalised, (x, w, scale, shift, 1, 1, 4, 5, True, True, 1e-3)),
+        (triton_separable._separable, (x, w, torch.ones(4, 3), None, scale, shift, None, 1, 1, 4, 5, True, True, True)),
     ):
         fresh = tuple(a.detach().clone().requires_grad_() if isinstance(a, Tensor) else a for a in arguments)
         torch.library.opcheck(op, fresh)
