@@ -45,11 +45,12 @@ try:
     import triton.language
 
     tl = triton.language
+    VERSION: str = triton.__version__
     INTERPRETED: bool = triton.knobs.runtime.interpret
-    if not triton.__version__.startswith(tuple(f"{release}." for release in TESTED)):
-        _MISSING = f"Triton {triton.__version__} was not tested, only {', '.join(TESTED)}: install one of those"
+    if not VERSION.startswith(tuple(f"{release}." for release in TESTED)):
+        _MISSING = f"Triton {VERSION} was not tested, only {', '.join(TESTED)}: install one of those"
 except ImportError:
-    triton, INTERPRETED = None, False
+    triton, VERSION, INTERPRETED = None, "", False
     _MISSING = f'Triton is not installed: pip install "triton=={TESTED[-1]}.*"'
 
 
@@ -81,7 +82,7 @@ def state() -> str:
     if _MISSING is not None:
         return _MISSING
     where = "interpreted on the CPU, for tests" if INTERPRETED else f"for GPUs of compute capability {OLDEST}.0 and up"
-    return f"{triton.__version__}, {where}"
+    return f"{VERSION}, {where}"
 
 
 class Config(NamedTuple):

@@ -10,7 +10,8 @@ kernels and compile them for sm_80 and sm_90.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from raccgan.kernels import backend
+from raccgan.kernels import backend, tuning
 from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.autograd import differentiate, wanted
 from raccgan.kernels.triton_runtime import Compilation, Config, jit, tl
@@ -173,11 +174,9 @@ def _tile(config: Config, channels: int, last: bool) -> Config:
 class _Pieces:
     """How a call is cut into programs. Nothing of it depends on the batch, so that no score does."""
 
-    def __init__(self, x: Tensor, f: Tensor | None, images: bool = True, features: bool = True) -> None:
-        self.n, self.c, h, w = x.shape
-        self.p, self.last = h * w, not x.is_contiguous()
-        self.e = 0 if f is None or self.n == 0 else f.numel() // self.n
-        self.config = _tile(_ELEMENTS[0 if self.c * self.p < 2**15 else 1], self.c, self.last)
+    def __init__(self, x: Tensor, f: Tensor | None, config: Config, images: bool = True, features: bool = True) -> None:
+        self.n, self.c, self.p, self.e, self.last = _sizes(x, f)
+        self.config = _tile(config, self.c, self.last)
         self.image = runtime.cdiv(self.p, self.config.tile["PIXELS"]) if images else 0
         self.feature = runtime.cdiv(self.e, self.config.tile["FEATURES"]) if features else 0
 
@@ -188,6 +187,28 @@ class _Pieces:
     @property
     def sizes(self) -> tuple[float, float]:
         return float(self.c * self.p), float(self.e)
+
+
+def _sizes(x: Tensor, f: Tensor | None) -> tuple[int, int, int, int, bool]:
+    """N, C, pixels, features of a sample, and whether x is channels_last."""
+    n, c, h, w = x.shape
+    return n, c, h * w, 0 if f is None or n == 0 else f.numel() // n, not x.is_contiguous()
+
+
+def _config(x: Tensor, f: Tensor | None, run: Callable[[Config], object] | None = None) -> Config:
+    """Measured with the forward pass, and the same backward."""
+    _, *sizes, last = _sizes(x, f)
+    shape = (*sizes, x.dtype, "channels_last" if last else "NCHW")
+    return tuning.choose("anomaly_score", [__file__], shape, _candidates(*sizes, last), x.device, run)
+
+
+@cache
+def _candidates(c: int, p: int, e: int, last: bool) -> list[Config]:
+    def work(config: Config) -> tuple[int, int]:
+        tile = _tile(config, c, last).tile
+        return runtime.cdiv(p, tile["PIXELS"]) + runtime.cdiv(e, tile["FEATURES"]), config.tile["ELEMENTS"]
+
+    return tuning.ranked(_ELEMENTS, work)
 
 
 def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,9 +234,19 @@ def _all_alike(
 def _forward(
     x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None, want_map: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x, x_hat, f, f_hat = _all_alike(x, x_hat, f, f_hat)
-    residual, feature, to_map = _shapes(x, x_hat, f, f_hat, want_map)
-    pieces = _Pieces(x, f)
+    tensors = _all_alike(x, x_hat, f, f_hat)
+    outputs = _shapes(*tensors, want_map)
+    config = _config(tensors[0], tensors[2], lambda config: _launch_forward(*tensors, want_map, config, *outputs))
+    _launch_forward(*tensors, want_map, config, *outputs)
+    return outputs
+
+
+def _launch_forward(
+    x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None, want_map: bool, config: Config,
+    residual: Tensor, feature: Tensor, to_map: Tensor,
+) -> None:  # fmt: skip
+    """Fill the outputs, the last three."""
+    pieces = _Pieces(x, f, config)
     partial = residual.new_empty(pieces.n * (pieces.image + pieces.feature))
     runtime.launch(
         _sums, partial.numel(), x, x_hat, f, f_hat, to_map if want_map else None, partial, *pieces.counts,
@@ -225,7 +256,8 @@ def _forward(
         _means, pieces.n, partial, residual, feature if f is not None else None, pieces.image, pieces.feature,
         *pieces.sizes, config=_FINISH,
     )  # fmt: skip
-    return residual, feature if f is not None else feature.zero_(), to_map
+    if f is None:
+        feature.zero_()
 
 
 @_forward.register_fake
@@ -254,7 +286,7 @@ def _backward(
     given = (x, x_hat, f, f_hat)
     found = _backward_shapes(*given, g_residual, g_feature, g_map, wanted)
     x, x_hat, f, f_hat = _all_alike(*given)
-    pieces = _Pieces(x, f, images=bool(wanted & 3), features=bool(wanted & 12))
+    pieces = _Pieces(x, f, _config(x, f), images=bool(wanted & 3), features=bool(wanted & 12))
     runtime.launch(
         _gradients, pieces.n * (pieces.image + pieces.feature), x, x_hat, f, f_hat,
         *(g if g is None else g.contiguous() for g in (g_residual, g_feature, g_map)),

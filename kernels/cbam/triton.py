@@ -7,7 +7,8 @@ yet: the tests interpret the kernels and compile them for sm_80 and sm_90.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from raccgan.kernels import backend
+from raccgan.kernels import backend, tuning
 from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.autograd import wanted
 from raccgan.kernels.cbam import triton_backward as back
@@ -69,7 +70,7 @@ def cbam(
 _ELEMENTS = (Config({"ELEMENTS": 2048}, 4), Config({"ELEMENTS": 4096}, 4), Config({"ELEMENTS": 8192}, 8))
 _SCORES = Config({"PIXELS": 256}, 4)
 _ITEMS = Config({"ITEMS": 256}, 4)
-_PADDED = 16  # floats: what is kept for the backward pass starts at multiples of 64 bytes
+_FILES = tuple(str(file) for file in (__file__, forward.__file__, back.__file__))
 
 
 def _tile(config: Config, c: int, p: int, last: bool) -> Config:
@@ -125,19 +126,18 @@ class _Plan:
 class _Saved(NamedTuple):
     """What the backward pass needs of the forward pass: views of one tensor."""
 
-    moments: Tensor  # [2, groups], empty where they were given
     gate: Tensor  # [N, C]
     pooled: Tensor  # [N, 2, C]
     hidden: Tensor  # [N, 2, R]
     planes: Tensor  # [N, 2, P]
     scores: Tensor  # [N, P]
+    moments: Tensor  # [2, groups], empty where they were given; last, as it would leave the others unaligned
 
 
 def _saved_sizes(x: Tensor, reduced: int, moments: int) -> list[int]:
-    """Floats of each of :class:`_Saved`, filled up to whole lines."""
+    """Floats of each of :class:`_Saved`."""
     n, c, h, w = x.shape
-    sizes = (2 * moments, n * c, 2 * n * c, 2 * n * reduced, 2 * n * h * w, n * h * w)
-    return [runtime.cdiv(size, _PADDED) * _PADDED for size in sizes]
+    return [n * c, 2 * n * c, 2 * n * reduced, 2 * n * h * w, n * h * w, 2 * moments]
 
 
 def _saved_in(saved: Tensor, x: Tensor, reduced: int, moments: int) -> _Saved:
@@ -165,10 +165,20 @@ _INPUTS = (
     "raccgan::cbam_triton", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor y, Tensor mean, Tensor var, Tensor saved)"
 )
 def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    y, own_mean, own_var, saved = _forward_shapes(*inputs)
-    batch, eps = inputs[TENSORS:]
-    x, average, maximum, w1, b1, w2, b2, spatial_weight, slope, bias, mean, var = _contiguous(inputs[:TENSORS])
-    plan = _Plan(x, w1.shape[0], spatial_weight.shape[-1], batch, mean is not None, _config(x))
+    outputs = _forward_shapes(*inputs)
+    tensors, (batch, eps) = _contiguous(inputs[:TENSORS]), inputs[TENSORS:]
+    config = _config(tensors[0], lambda config: _launch_forward(tensors, batch, eps, config, *outputs))
+    _launch_forward(tensors, batch, eps, config, *outputs)
+    return outputs
+
+
+def _launch_forward(
+    tensors: list[Any], batch: bool, eps: float, config: Config, y: Tensor, own_mean: Tensor, own_var: Tensor,
+    saved: Tensor,
+) -> None:  # fmt: skip
+    """Fill the outputs, the last four."""
+    x, average, maximum, w1, b1, w2, b2, spatial_weight, slope, bias, mean, var = tensors
+    plan = _Plan(x, w1.shape[0], spatial_weight.shape[-1], batch, mean is not None, config)
     kept = _saved_in(saved, x, plan.r, 0 if plan.fixed else plan.groups)
     sums = None
     if average is None or maximum is None:
@@ -194,7 +204,6 @@ def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         forward.apply, x, kept.gate, kept.scores, mean, var, slope, bias, y, plan.p, plan.pieces, eps,
         GROUPED=plan.grouped,
     )  # fmt: skip
-    return y, own_mean, own_var, saved
 
 
 @_forward.register_fake
@@ -216,8 +225,21 @@ def _contiguous(tensors: tuple[Tensor | None, ...]) -> list[Any]:
     return [_in_order(x), *(None if t is None else t.contiguous() for t in others)]
 
 
-def _config(x: Tensor) -> Config:
-    return _ELEMENTS[0 if x.shape[1] * x.shape[2] * x.shape[3] < 2**15 else 1]
+def _config(x: Tensor, run: Callable[[Config], object] | None = None) -> Config:
+    """How the sweeps are cut; measured with the forward pass, and the same backward."""
+    _, c, h, w = x.shape
+    last = not x.is_contiguous()
+    shape = (c, h, w, x.dtype, "channels_last" if last else "NCHW")
+    return tuning.choose("cbam", _FILES, shape, _candidates(c, h * w, last), x.device, run)
+
+
+@cache
+def _candidates(c: int, p: int, last: bool) -> list[Config]:
+    def work(config: Config) -> tuple[int, int]:
+        pixels = _tile(config, c, p, last).tile["PIXELS"]
+        return runtime.cdiv(p, pixels), pixels * c
+
+    return tuning.ranked(_ELEMENTS, work)
 
 
 # ---- the backward op: the gradients of the first 12 arguments of the forward op, empty where they are not wanted ----
@@ -241,7 +263,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     plan = _Plan(x, w1.shape[0], spatial_weight.shape[-1], batch, mean is not None, _config(x))
     kept = _saved_in(saved, x, plan.r, 0 if plan.fixed else plan.groups)
     if not plan.fixed:
-        tensors[10], tensors[11] = kept.moments[: plan.groups], kept.moments[plan.groups : 2 * plan.groups]
+        tensors[10], tensors[11] = kept.moments.chunk(2)
     g_moments = [g if g is None else g.float().contiguous() for g in (g_mean, g_var)]
     with torch.autocast(x.device.type, enabled=False):
         gradients = _Gradients(plan, kept, _in_order(g_y, x), tensors, eps)
@@ -338,11 +360,9 @@ class _Gradients:
             )  # fmt: skip
         made = {1: g_pooled[:, 0], 2: g_pooled[:, 1]}
         if mask & _MLP:
-            hidden = kept.hidden[: 2 * n * r].view(n, 2, r)
-            pooled = kept.pooled[: 2 * n * c].view(2 * n, c)
-            made[3] = g_hidden.view(2 * n, r).t() @ pooled
+            made[3] = g_hidden.view(2 * n, r).t() @ kept.pooled.view(2 * n, c)
             made[4] = g_hidden.sum(dim=(0, 1))
-            made[5] = g_logits.t() @ hidden.sum(dim=1)
+            made[5] = g_logits.t() @ kept.hidden.view(n, 2, r).sum(dim=1)
             made[6] = 2 * g_logits.sum(dim=0)
         return made
 
