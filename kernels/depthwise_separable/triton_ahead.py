@@ -19,8 +19,8 @@ from raccgan.kernels.triton_runtime import Compilation, Config
 _DOWN, _UP = Geometry(stride=2), Geometry(up=2)
 
 _SHAPES: dict[torch.dtype, tuple[tuple[int, Geometry], ...]] = {
-    torch.bfloat16: ((3, PLAIN), (5, PLAIN), (7, PLAIN), (4, _DOWN), (8, _UP), (4, _UP), (8, _DOWN)),
-    torch.float32: ((3, PLAIN), (7, PLAIN), (4, _DOWN), (8, _UP)),
+    torch.bfloat16: ((3, PLAIN), (7, PLAIN), (4, _DOWN), (8, _UP), (4, _UP), (8, _DOWN)),
+    torch.float32: ((3, PLAIN), (8, _UP)),
     torch.float16: ((3, PLAIN),),
 }
 """Sides of weights and geometries, those of the two models and of their gradients in full in bfloat16."""
@@ -28,7 +28,7 @@ _SHAPES: dict[torch.dtype, tuple[tuple[int, Geometry], ...]] = {
 _WIDEST = (96, 256, 32, True)
 """Channels in and out, side, and whether channels_last."""
 
-_OTHERS = ((256, 64, 8, True), (256, 256, 4, True), (3, 96, 32, True), (1, 64, 32, True), (3, 96, 32, False))
+_OTHERS = ((256, 64, 8, True), (256, 256, 4, True), (1, 64, 32, True), (3, 96, 32, False))
 """A layer for every other tile that the two models' layers have."""
 
 

@@ -1,17 +1,19 @@
 """How the kernels of the depthwise-separable family are launched: tiles, programs, and the second stage of sums.
 
-A thread holds about eight neighbouring values of a tile: 16 bytes of channels in half precision. Tiles are chosen by
-the shape and the order in memory alone, so results do not depend on the GPU.
+A thread holds about eight neighbouring values of a tile: 16 bytes of channels in half precision. There are one or two
+tiles for a shape, see :mod:`raccgan.kernels.tuning`; the batch has no part in them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from raccgan.kernels import triton_runtime as runtime
+from raccgan.kernels import tuning
 from raccgan.kernels.depthwise_separable import triton_elementwise as elementwise
 from raccgan.kernels.depthwise_separable import triton_kernels as kernels
 from raccgan.kernels.triton_runtime import Config, cdiv, power_of_two, tl
@@ -22,19 +24,29 @@ Run = Callable[..., None]
 PROGRAMS = 512
 """About how many programs a reduction over the batch is cut into: some four on each multiprocessor of a large GPU."""
 
+BATCH = 16
+"""Of what size a batch is taken to be where a sample's bits may not depend on it."""
+
+T = TypeVar("T")
+
 
 # ---- tiles ---------------------------------------------------------------------------------------------------------
 
 
-def strip(c: int, h: int, v: int, dense_channels: bool) -> Config:
-    """Of a depthwise convolution or correlation over h x v positions: R rows of BW pixels of BC channels."""
+def strips(c: int, h: int, v: int, dense_channels: bool) -> list[Config]:
+    """Of a depthwise convolution or correlation over h x v positions: R rows of BW pixels of BC channels.
+
+    Four rows read least; two leave registers for twice as many programs at a time.
+    """
     if dense_channels:
-        block = min(64, power_of_two(c))
-        width = min(power_of_two(v), max(16, 256 // block))
+        channels = min(64, power_of_two(c))
+        width = min(power_of_two(v), max(16, 256 // channels))
     else:
         width = min(64, power_of_two(v))
-        block = min(power_of_two(c), max(1, 512 // width))
-    return Config({"R": _rows(h), "BW": width, "BC": block}, num_warps=_warps(width * block // 8), num_stages=1)
+        channels = min(power_of_two(c), max(1, 512 // width))
+    warps = _warps(width * channels // 8)
+    rows = dict.fromkeys((_rows(h), min(2, _rows(h))))
+    return [Config({"R": r, "BW": width, "BC": channels}, num_warps=warps, num_stages=1) for r in rows]
 
 
 def block(c: int, pixels: int, dense_channels: bool) -> Config:
@@ -48,20 +60,37 @@ def block(c: int, pixels: int, dense_channels: bool) -> Config:
     return Config({"BP": length, "BC": channels}, num_warps=_warps(length * channels // 16), num_stages=1)
 
 
-def product(c: int, d: int, h: int, v: int) -> Config:
-    """Of the fused kernel: R * BW positions, BC channels at a time, BD output channels."""
-    down = _rows(h)
-    width = max(16 // down, min(16, power_of_two(v)))
-    outputs = output_block(d)
-    # 64 values of the product a thread, beside what the depthwise tile takes.
-    warps = 8 if down * width * outputs >= 64 * 256 else 4
-    tile = {"R": down, "BW": width, "BC": max(16, min(32, power_of_two(c))), "BD": outputs}
-    return Config(tile, num_warps=warps, num_stages=2)
+def products(c: int, d: int, h: int, v: int) -> list[Config]:
+    """Of the fused kernel: R * BW positions, BC channels at a time, BD output channels.
+
+    The widest strip uses each weight most; half of it leaves registers for more programs at a time.
+    """
+    down, outputs = _rows(h), output_block(d)
+    widest = max(16 // down, min(16, power_of_two(v)))
+    channels = max(16, min(32, power_of_two(c)))
+    configs = []
+    for width in dict.fromkeys((widest, max(16 // down, widest // 2))):
+        warps = 8 if down * width * outputs >= 64 * 256 else 4  # 64 values of the product a thread
+        configs.append(Config({"R": down, "BW": width, "BC": channels, "BD": outputs}, num_warps=warps, num_stages=2))
+    return configs
 
 
 def output_block(d: int) -> int:
     """How many output channels a program of the fused kernel computes."""
     return max(16, min(256, power_of_two(d)))
+
+
+def _launched(
+    name: str, candidates: list[Config], shape: Sequence[object], device: torch.device, go: Callable[[Config], T]
+) -> T:
+    """``go`` with the configuration that was measured as the fastest for the shape, or with the first.
+
+    Ahead of time, where there is no device, with each of them.
+    """
+    if device.type == "meta":
+        made = [go(config) for config in candidates]
+        return made[0]
+    return go(tuning.choose(f"depthwise_separable {name}", [kernels.__file__], shape, candidates, device, go))
 
 
 def _rows(h: int) -> int:
@@ -97,13 +126,17 @@ def depthwise(
     x, *strides = _by_pixel(x)
     n, c, h, v = y.shape
     down, across = cdiv(h, up), cdiv(v, up)
-    config = strip(c, down, across, strides[1] == 1)
-    programs = n * _tiles(config, c, down, across) * up * up
-    run(
-        kernels.depthwise_kernel, programs, x, _taps(w), _dense(scale), _dense(shift), y,
-        x.shape[2], x.shape[3], c, h, v, *strides, K=w.shape[-1], S=stride, U=up,
-        PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, config=config,
-    )  # fmt: skip
+
+    def go(config: Config) -> None:
+        run(
+            kernels.depthwise_kernel, n * _tiles(config, c, down, across) * up * up, x, taps, _dense(scale),
+            _dense(shift), y, x.shape[2], x.shape[3], c, h, v, *strides, K=w.shape[-1], S=stride, U=up,
+            PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, config=config,
+        )  # fmt: skip
+
+    taps = _taps(w)
+    shape = (w.shape[-1], stride, up, c, h, v, x.dtype, strides[1] == 1)
+    _launched("forward", strips(c, down, across, strides[1] == 1), shape, x.device, go)
 
 
 def adjoint(
@@ -118,16 +151,22 @@ def adjoint(
     other, *other_strides = _by_pixel(x if a is None else a)
     x, *x_strides = _by_pixel(x)
     down, across = cdiv(h, up), cdiv(v, up)
-    config = strip(c, down, across, strides[1] == 1)
-    blocks = cdiv(c, config.tile["BC"])
-    pieces = _tiles(config, c, down, across) // blocks * up * up
-    partial = g.new_empty((2, n, pieces, c) if want_sums else (1,), dtype=torch.float32)
-    run(
-        kernels.adjoint_kernel, n * pieces * blocks, g, _taps(w), other, _dense(s), x, _dense(scale), _dense(shift),
-        out, partial, g.shape[2], g.shape[3], c, h, v, *strides, *other_strides, *x_strides, K=w.shape[-1], S=stride,
-        U=up, PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, FACTOR=s is not None, IMAGE=out.dim() == 4,
-        SUMS=want_sums, config=config,
-    )  # fmt: skip
+
+    def go(config: Config) -> Tensor:
+        blocks = cdiv(c, config.tile["BC"])
+        pieces = _tiles(config, c, down, across) // blocks * up * up
+        partial = g.new_empty((2, n, pieces, c) if want_sums else (1,), dtype=torch.float32)
+        run(
+            kernels.adjoint_kernel, n * pieces * blocks, g, taps, other, _dense(s), x, _dense(scale), _dense(shift),
+            out, partial, g.shape[2], g.shape[3], c, h, v, *strides, *other_strides, *x_strides, K=w.shape[-1],
+            S=stride, U=up, PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, FACTOR=s is not None,
+            IMAGE=out.dim() == 4, SUMS=want_sums, config=config,
+        )  # fmt: skip
+        return partial
+
+    taps = _taps(w)
+    shape = (w.shape[-1], stride, up, c, h, v, x.dtype, strides[1] == 1)
+    partial = _launched("adjoint", strips(c, down, across, strides[1] == 1), shape, x.device, go)
     return _summed(partial) if want_sums else _no_sums(x, False)
 
 
@@ -146,16 +185,23 @@ def correlation(
     wide, *wide_strides = _by_pixel(wide)
     small, *small_strides = _by_pixel(small)
     n, _, h, v = small.shape
-    config = strip(c, h, v, wide_strides[1] == 1 and small_strides[1] == 1)
-    blocks = cdiv(c, config.tile["BC"])
-    strips = n * _tiles(config, c, h, v) // blocks
-    each = power_of_two(cdiv(strips * blocks, PROGRAMS))
-    partial = x.new_empty((cdiv(strips, each), k * k, c), dtype=torch.float32)
-    run(
-        kernels.correlation_kernel, partial.shape[0] * blocks, wide, small, _dense(scale), _dense(shift), partial,
-        strips, wide.shape[2], wide.shape[3], c, h, v, *wide_strides, *small_strides, K=k, S=max(stride, up),
-        STRIPS=each, PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, ON_G=up == 2, config=config,
-    )  # fmt: skip
+    dense_channels = wide_strides[1] == 1 and small_strides[1] == 1
+
+    def go(config: Config) -> Tensor:
+        blocks = cdiv(c, config.tile["BC"])
+        strips_of_all = n * _tiles(config, c, h, v) // blocks
+        each = power_of_two(cdiv(strips_of_all * blocks, PROGRAMS))
+        partial = x.new_empty((cdiv(strips_of_all, each), k * k, c), dtype=torch.float32)
+        run(
+            kernels.correlation_kernel, partial.shape[0] * blocks, wide, small, _dense(scale), _dense(shift), partial,
+            strips_of_all, wide.shape[2], wide.shape[3], c, h, v, *wide_strides, *small_strides, K=k,
+            S=max(stride, up), STRIPS=each, PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, ON_G=up == 2,
+            config=config,
+        )  # fmt: skip
+        return partial
+
+    shape = (k, stride, up, c, h, v, x.dtype, dense_channels)
+    partial = _launched("correlation", strips(c, h, v, dense_channels), shape, x.device, go)
     found = partial.sum(dim=0).t()
     return (found.flip(1) if up == 2 else found).contiguous().view(c, 1, k, k)
 
@@ -212,7 +258,7 @@ def moments(x: Tensor, rectify_first: bool, run: Run = runtime.launch) -> tuple[
     x, *strides = _by_pixel(x)
     config = block(c, h * v, strides[1] == 1)
     blocks = cdiv(c, config.tile["BC"])
-    piece = max(config.tile["BP"], power_of_two(h * v // cdiv(PROGRAMS, n * blocks)))
+    piece = max(config.tile["BP"], power_of_two(h * v * blocks * BATCH // PROGRAMS))
     pieces = cdiv(h * v, piece)
     of_pieces, deviation = (x.new_empty((n, pieces, c), dtype=torch.float32) for _ in range(2))
     run(
@@ -241,17 +287,23 @@ def separable(
     x, *strides = _by_pixel(x)
     added, *added_strides = _by_pixel(y if residual is None else residual)
     down, across = cdiv(h, up), cdiv(v, up)
-    config = product(c, d, down, across)
-    of_sample = cdiv(down, config.tile["R"]) * cdiv(across, config.tile["BW"]) * up * up
-    partial = y.new_empty((3, n, of_sample, d) if statistics else (1,), dtype=torch.float32)
-    run(
-        kernels.separable_kernel, n * of_sample * cdiv(d, config.tile["BD"]), x, _taps(w), _dense(scale),
-        _dense(shift), pointwise.contiguous(), _dense(bias), added, y, partial, x.shape[2], x.shape[3], c, d, h, v,
-        *strides, *added_strides, K=w.shape[-1], S=stride, U=up, BLOCKS=cdiv(c, config.tile["BC"]),
-        PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, BIAS=bias is not None,
-        RESIDUAL=residual is not None, STATISTICS=statistics, OPERAND=operand(x.dtype), PRECISION=precision(),
-        config=config,
-    )  # fmt: skip
+
+    def go(config: Config) -> Tensor:
+        of_sample = cdiv(down, config.tile["R"]) * cdiv(across, config.tile["BW"]) * up * up
+        partial = y.new_empty((3, n, of_sample, d) if statistics else (1,), dtype=torch.float32)
+        run(
+            kernels.separable_kernel, n * of_sample * cdiv(d, config.tile["BD"]), x, taps, _dense(scale),
+            _dense(shift), matrix, _dense(bias), added, y, partial, x.shape[2], x.shape[3], c, d, h, v,
+            *strides, *added_strides, K=w.shape[-1], S=stride, U=up, BLOCKS=cdiv(c, config.tile["BC"]),
+            PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, BIAS=bias is not None,
+            RESIDUAL=residual is not None, STATISTICS=statistics, OPERAND=operand(x.dtype), PRECISION=precision(),
+            config=config,
+        )  # fmt: skip
+        return partial
+
+    taps, matrix = _taps(w), pointwise.contiguous()
+    shape = (w.shape[-1], stride, up, c, d, h, v, x.dtype, strides[1] == 1, precision())
+    partial = _launched("fused", products(c, d, down, across), shape, x.device, go)
     if not statistics:
         return [y.new_empty(0, dtype=torch.float32) for _ in range(3)]
     return partial[0].sum(dim=1), partial[1].sum(dim=1), partial[2].amax(dim=1)
