@@ -1,4 +1,7 @@
-"""The Triton kernels of the depthwise-separable family, interpreted, beyond what the shared grid holds them to."""
+"""The Triton kernels of the depthwise-separable family, beyond what the shared grid holds them to.
+
+On a GPU where there is one, interpreted otherwise.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,14 @@ from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.depthwise_separable import rewritten, triton, triton_launch, triton_ops, triton_separable
 from raccgan.kernels.depthwise_separable.reference import activated
 from raccgan.kernels.depthwise_separable.triton_ops import Geometry, Prologue
-from tests.kernels.grid import FAMILIES, assert_close, relative_error
+from tests.kernels.grid import FAMILIES, Inputs, assert_close, relative_error
 from tests.kernels.test_grid import first_order, poisoned, second_order, through_penalty
 from tests.kernels.variations import LAYOUTS, laid_out
 
-CPU = backend.Call(torch.device("cpu"), torch.float32, (1, 1, 1, 1))
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+REASON = triton.can_run(backend.Call(DEVICE, torch.float32, (1, 1, 1, 1)))
 
-pytestmark = pytest.mark.skipif(triton.can_run(CPU) is not None, reason=str(triton.can_run(CPU)))
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 PLAIN, UP, POOLED = Geometry(), Geometry(up=2), Geometry(stride=2)
 GEOMETRIES = {"plain": PLAIN, "up": UP, "pooled": POOLED}
@@ -34,7 +38,15 @@ PROLOGUES: dict[str, dict[str, bool]] = {
 
 
 def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(DEVICE)
+
+
+def ones(*shape: int) -> Tensor:
+    return torch.ones(shape, device=DEVICE)
+
+
+def inputs_of(case: str, dtype: torch.dtype = torch.float32) -> Inputs:
+    return FAMILIES["depthwise_separable"].inputs(case, dtype, DEVICE.type)
 
 
 def made(n: int, c: int, h: int, w: int, k: int, *, affine: bool = False) -> list[Tensor | None]:
@@ -133,14 +145,16 @@ def test_layouts_change_rounding_at_most(c: int, layout: str) -> None:
     """Every op reads every layout: the strips differ, and with them the order of a sum."""
     x, w, scale, shift = made(2, c, 5, 3, 3, affine=True)
     assert x is not None
-    dense = laid_out(x.float(), layout).clone(memory_format=torch.contiguous_format)
+    with DEVICE:
+        dense = laid_out(x.float(), layout).clone(memory_format=torch.contiguous_format)
+        given = laid_out(x.float(), layout)
+        upper = laid_out(normal(5, *x.shape).float(), layout)
     results = []
-    for image in (dense, laid_out(x.float(), layout)):
+    for image in (dense, given):
         inputs = [t.detach().float().requires_grad_() for t in (image, w, scale, shift) if t is not None]
         y = ours(*inputs, PLAIN, True, True)
         assert y.is_contiguous(memory_format=torch.channels_last)
-        g = laid_out(normal(5, *y.shape).float(), layout)
-        first = torch.autograd.grad(y, inputs, g, create_graph=True)
+        first = torch.autograd.grad(y, inputs, upper, create_graph=True)
         mean, var = triton_ops.moments(image, True)
         results.append([y, *first, *torch.autograd.grad(first[0].square().sum(), inputs[1:3]), mean, var])
     assert all(relative_error(a, b) < 1e-5 for a, b in zip(*results, strict=True))
@@ -173,11 +187,11 @@ def test_moments_far_from_zero(shape: tuple[int, ...], rectify_first: bool) -> N
 def test_one_kernel_gives_what_two_do(case: str, order: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "fuses", lambda *_: True)
     family = FAMILIES["depthwise_separable"]
-    inputs = family.inputs(case, torch.float32)
+    inputs = inputs_of(case)
     with poisoned():
         (y,) = family.run("triton", inputs)
         got = {"y": y, **order(family, "triton", inputs)}
-    exact, plain = family.inputs(case, torch.float64), family.inputs(case, torch.float32)
+    exact, plain = inputs_of(case, torch.float64), inputs_of(case)
     wanted = {"y": family.run("reference", exact)[0], **order(family, "reference", exact)}
     beside = {"y": family.run("reference", plain)[0], **order(family, "reference", plain)}
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -240,9 +254,9 @@ def test_statistics_of_the_epilogue_and_their_gradients(
 
 
 def test_nan_reaches_every_statistic() -> None:
-    x = torch.zeros(1, 2, 4, 4)
+    x = torch.zeros(1, 2, 4, 4, device=DEVICE)
     x[0, 0, 1, 1] = torch.nan
-    arguments = (x, torch.ones(2, 1, 3, 3), torch.ones(3, 2), None, None, PLAIN, 4, 4, Prologue(rectify=True))
+    arguments = (x, ones(2, 1, 3, 3), ones(3, 2), None, None, PLAIN, 4, 4, Prologue(rectify=True))
     y, *statistics = triton_separable.separable(*arguments, statistics=True)
     assert y.isnan().any()
     assert all(t.isnan().all() for t in statistics)
@@ -253,7 +267,7 @@ def test_nan_reaches_every_statistic() -> None:
 @pytest.mark.parametrize("case", ["discriminator, second", "skip"])
 def test_statistics_beside_the_result(case: str, one_kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "fuses", lambda *_: one_kernel)
-    inputs, found = FAMILIES["depthwise_separable"].inputs(case, torch.float32), list[Tensor]()
+    inputs, found = inputs_of(case), list[Tensor]()
     y = triton.depthwise_separable(*inputs.values(), statistics=found)
     for got, wanted in zip(found, triton_separable.statistics_of(y), strict=True):
         assert relative_error(got, wanted) < 1e-5
@@ -261,7 +275,7 @@ def test_statistics_beside_the_result(case: str, one_kernel: bool, monkeypatch: 
 
 def test_a_residual_of_another_dtype_or_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "fuses", lambda *_: True)
-    inputs = FAMILIES["depthwise_separable"].inputs("affine, pooled", torch.float32)
+    inputs = inputs_of("affine, pooled")
     wanted = triton.depthwise_separable(*inputs.values())
     wide = triton.depthwise_separable(*{**inputs, "residual": inputs["residual"].double()}.values())
     assert wide.dtype == torch.float64
@@ -269,7 +283,7 @@ def test_a_residual_of_another_dtype_or_shape(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(RuntimeError, match="expand"):
         triton.depthwise_separable(*{**inputs, "residual": inputs["residual"][..., :-1]}.values())
     with pytest.raises(RuntimeError, match="expand"):
-        triton.depthwise_separable(*{**inputs, "pointwise_bias": torch.zeros(2), "depthwise_bias": None}.values())
+        triton.depthwise_separable(*{**inputs, "pointwise_bias": ones(2), "depthwise_bias": None}.values())
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 4, 0, 3), (1, 4, 1, 1)])
@@ -282,8 +296,8 @@ def test_nothing_in_is_nothing_out(shape: tuple[int, ...], geometry: str) -> Non
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
     if 0 in got[0].shape:
         assert not any(t.any() for t in got)
-    inputs = FAMILIES["depthwise_separable"].inputs("discriminator", torch.float32)
-    inputs["x"] = torch.zeros(shape[0], 3, *shape[2:], requires_grad=True)
+    inputs = inputs_of("discriminator")
+    inputs["x"] = torch.zeros(shape[0], 3, *shape[2:], device=DEVICE, requires_grad=True)
     y = triton.depthwise_separable(*inputs.values())
     y.sum().backward()
     assert inputs["x"].grad.shape == inputs["x"].shape
@@ -300,7 +314,7 @@ def test_bits_are_the_same_every_time_and_in_any_batch() -> None:
 
 def test_offsets_beyond_two_to_the_31() -> None:
     """A sample that begins 2^31 elements behind the one before it; pages that nothing touches take no memory."""
-    far = torch.empty(2**31 + 2**20, dtype=torch.float16)
+    far = torch.empty(2**31 + 2**20, dtype=torch.float16, device=DEVICE)
     x = far.as_strided((2, 3, 5, 4), (2**31 + 5, 1, 12, 3))
     x.copy_(normal(1, *x.shape))
     w = normal(2, 3, 1, 3, 3).float()
@@ -311,7 +325,7 @@ def test_offsets_beyond_two_to_the_31() -> None:
         lambda t: triton_ops.correlation(near, t, 3, PLAIN),
         lambda t: triton_ops.moments(t, False)[1],
         lambda t: triton_ops.tangent(t, None, None, None, None, t, Prologue(rectify=True)),
-        lambda t: triton_separable.separable(t, w, torch.ones(3, 3).half(), None, t, PLAIN, 5, 4, Prologue())[0],
+        lambda t: triton_separable.separable(t, w, ones(3, 3).half(), None, t, PLAIN, 5, 4, Prologue())[0],
     ):
         assert relative_error(run(x), run(near)) < 1e-3
 
@@ -332,7 +346,7 @@ def test_opcheck_of_every_op() -> None:
         (triton_ops._tangent, (None, None, shift, None, None, x, None, None, False, True)),
         (triton_ops.moments, (x, True)),
         (triton_separable._normalised, (x, w, scale, shift, 1, 1, 4, 5, True, True, 1e-3)),
-        (triton_separable._separable, (x, w, torch.ones(4, 3), None, scale, shift, None, 1, 1, 4, 5, True, True, True)),
+        (triton_separable._separable, (x, w, ones(4, 3), None, scale, shift, None, 1, 1, 4, 5, True, True, True)),
     ):
         fresh = tuple(a.detach().clone().requires_grad_() if isinstance(a, Tensor) else a for a in arguments)
         torch.library.opcheck(op, fresh)
@@ -342,7 +356,7 @@ def test_opcheck_of_every_op() -> None:
 def test_exported_and_compiled(one_kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "fuses", lambda *_: one_kernel)
     family = FAMILIES["depthwise_separable"]
-    inputs = family.inputs("discriminator, second", torch.float32)
+    inputs = inputs_of("discriminator, second")
     order = list(inputs)
 
     class Layer(torch.nn.Module):
@@ -363,7 +377,7 @@ def test_exported_and_compiled(one_kernel: bool, monkeypatch: pytest.MonkeyPatch
 def test_compiled_without_gradients_chooses_by_the_flags(flag: str) -> None:
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
-    inputs = FAMILIES["depthwise_separable"].inputs("plain", torch.float32)
+    inputs = inputs_of("plain")
     torch._dynamo.reset()
     try:
         matmul.fp32_precision = flag
@@ -377,8 +391,8 @@ def test_compiled_without_gradients_chooses_by_the_flags(flag: str) -> None:
 
 
 def test_autocast() -> None:
-    inputs = FAMILIES["depthwise_separable"].inputs("encoder", torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    inputs = inputs_of("encoder")
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         got, beside = triton.depthwise_separable(*inputs.values()), rewritten.depthwise_separable(*inputs.values())
     assert got.dtype == beside.dtype == torch.bfloat16
     assert relative_error(got, beside) < 0.03
