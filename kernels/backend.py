@@ -6,7 +6,7 @@
 reference   plain PyTorch: the definition of each op, any device, dtype and order of derivative
 fused       the best implementation for the call; falls back per op, ``raccgan.doctor`` says where and why
 native      the compiled extension (C++ on a CPU, CUDA C++ on a GPU); an error where it cannot serve a call
-triton      the Triton kernels; an error where they cannot serve a call
+triton      the Triton kernels; an error where they cannot serve a call. On a CPU interpreted, never by ``fused``
 =========== ==============================================================================================
 
 A family's implementation is a module with a function of the family's name and, beside it,

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from raccgan.kernels.backend import Call
 
-TESTED = ("3.6",)
+TESTED = ("3.6", "3.7", "3.8")
 """Releases that the tests were run with; another one may compile to something else, or not at all."""
 
 OLDEST = 8

@@ -74,17 +74,21 @@ def choose(
     if key in _chosen:
         return _chosen[key]
     where, entry = _where(device, tuple(files)), f"{name} {' '.join(map(str, shape))}"
-    measuring = os.environ.get("RACCGAN_TUNE") == "1"
-    if measuring and run is not None and not torch.cuda.is_current_stream_capturing():
+    if asked() and run is not None and not torch.cuda.is_current_stream_capturing():
         times = [(measure(lambda config=config: run(config)), config) for config in candidates]  # type: ignore[misc]
         found = min(times, key=lambda pair: pair[0])[1]
         keep(where, entry, found)
-    elif measuring:
+    elif asked():
         return candidates[0]  # this call cannot measure; a later one will
     else:
         found = recall(where, entry, candidates)
     _chosen[key] = found
     return found
+
+
+def asked() -> bool:
+    """Whether the user wants to wait for measurements."""
+    return os.environ.get("RACCGAN_TUNE") == "1"
 
 
 def measure(call: Callable[[], object]) -> float:

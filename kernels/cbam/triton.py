@@ -67,7 +67,8 @@ def cbam(
 
 # ---- how a call is cut into programs --------------------------------------------------------------------------------
 
-_ELEMENTS = (Config({"ELEMENTS": 2048}, 4), Config({"ELEMENTS": 4096}, 4), Config({"ELEMENTS": 8192}, 8))
+# 16 elements a thread at most: with 32 the backward sweeps take 242 registers of 255.
+_ELEMENTS = (Config({"ELEMENTS": 1024}, 4), Config({"ELEMENTS": 2048}, 4), Config({"ELEMENTS": 4096}, 8))
 _SCORES = Config({"PIXELS": 256}, 4)
 _ITEMS = Config({"ITEMS": 256}, 4)
 _FILES = tuple(str(file) for file in (__file__, forward.__file__, back.__file__))
@@ -77,8 +78,9 @@ def _tile(config: Config, c: int, p: int, last: bool) -> Config:
     """Pixels and channels of a piece. A small image is cut into eight at least, for more programs than samples."""
     elements, eighth = config.tile["ELEMENTS"], runtime.power_of_two(runtime.cdiv(p, 8))
     if last:
-        whole = (size for size in (128, 64, 32) if c % size == 0)  # no lane without a channel, where that can be
-        channels = next(whole, min(128, runtime.power_of_two(c)))
+        most = elements // 32  # so many pixels at least share the sums that a piece leaves of each channel
+        whole = (size for size in (128, 64, 32) if c % size == 0 and size <= most)  # no lane without a channel
+        channels = next(whole, min(most, runtime.power_of_two(c)))
         pixels = min(elements // channels, max(4, eighth))
     else:
         pixels = min(256, max(32, eighth))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raccgan.kernels import backend
+from raccgan.kernels import backend, triton_runtime
 from raccgan.kernels.anomaly_score import anomaly_score
 from raccgan.kernels.backend import Call, Implementation, KernelError
 from raccgan.kernels.cbam import cbam
@@ -35,7 +35,8 @@ def test_a_name_is_served_or_refused_never_replaced() -> None:
         backend.choose("op", TABLE, "cuda", CPU)
 
 
-def test_require_fails_before_a_run_starts() -> None:
+def test_require_fails_before_a_run_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_runtime, "INTERPRETED", False)
     assert set(backend.require("fused", torch.device("cpu"))) == set(backend.families())
     with pytest.raises(KernelError, match="--kernels triton cannot serve"):
         backend.require("triton", torch.device("cpu"))

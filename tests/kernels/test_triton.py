@@ -100,3 +100,22 @@ def test_every_kernel_compiles_for_gpus_and_does_not_spill(family: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     for architecture in ahead.ARCHITECTURES:
         assert f"sm_{architecture}" in done.stdout
+
+
+@pytest.mark.skipif(not triton_runtime.INTERPRETED, reason="no Triton, or a GPU: nothing is interpreted")
+@pytest.mark.parametrize("last", [False, True])
+def test_a_score_does_not_depend_on_the_batch_or_on_the_map(last: bool) -> None:
+    """Large enough for several pieces of image and features a sample."""
+    draw = torch.Generator().manual_seed(1)
+    x, x_hat = (torch.randn(3, 3, 40, 50, generator=draw) for _ in range(2))
+    f, f_hat = (torch.randn(3, 2600, generator=draw) for _ in range(2))
+    if last:
+        x, x_hat = (t.contiguous(memory_format=torch.channels_last) for t in (x, x_hat))
+    together = anomaly_score(x, x_hat, f, f_hat, kernels="triton")
+    assert together.map is not None
+    alone = anomaly_score(x[2:], x_hat[2:], f[2:], f_hat[2:], want_map=False, kernels="triton")
+    assert torch.equal(together.residual[2:], alone.residual)
+    assert torch.equal(together.feature[2:], alone.feature)
+    wanted = anomaly_score(*(t.double() for t in (x, x_hat, f, f_hat)), kernels="reference")
+    torch.testing.assert_close(together.score.double(), wanted.score, rtol=1e-6, atol=0)
+    torch.testing.assert_close(together.map.double(), wanted.map, rtol=1e-5, atol=1e-7)
