@@ -138,11 +138,11 @@ def fuses(x: Tensor, pointwise_weight: Tensor, k: int, d: int, geometry: Geometr
     is better than one whose operand is computed between its steps.
 
     A gradient of the pointwise weight needs the depthwise result in memory again, which then saves nothing; and float32
-    that may not be rounded to tf32 is not multiplied on tensor cores at all.
+    that may not be rounded to tf32 is not multiplied on tensor cores at all: torch.compile cannot read that flag.
     """
     if torch.is_grad_enabled() and pointwise_weight.requires_grad:
         return False
-    if x.dtype == torch.float32 and not _tf32():
+    if x.dtype == torch.float32 and (torch.compiler.is_compiling() or triton_launch.precision() != "tf32"):
         return False
     again = runtime.cdiv(d, triton_launch.output_block(d)) - 1
     return again <= 1 and again * reads(k, geometry) <= 16
@@ -153,8 +153,3 @@ def reads(k: int, geometry: Geometry) -> float:
     side = k if geometry == PLAIN else k + 1
     taps = side // geometry.up
     return taps * (geometry.stride * 3 + taps) / 4
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _tf32() -> bool:
-    return triton_launch.precision() == "tf32"

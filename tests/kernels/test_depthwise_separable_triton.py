@@ -374,7 +374,8 @@ def test_exported_and_compiled(one_kernel: bool, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("flag", ["ieee", "tf32"])
-def test_compiled_without_gradients_chooses_by_the_flags(flag: str) -> None:
+def test_compiled_without_gradients_under_either_flag(flag: str) -> None:
+    """Compiled, float32 is two kernels whatever the flag says."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     inputs = inputs_of("plain")
@@ -385,7 +386,8 @@ def test_compiled_without_gradients_chooses_by_the_flags(flag: str) -> None:
             compiled = torch.compile(
                 lambda *arguments: triton.depthwise_separable(*arguments), fullgraph=True, backend="aot_eager"
             )
-            assert torch.equal(compiled(*inputs.values()), triton.depthwise_separable(*inputs.values()))
+            got, wanted = compiled(*inputs.values()), triton.depthwise_separable(*inputs.values())
+        assert relative_error(got, wanted) < (1e-5 if flag == "ieee" else 2e-3)
     finally:
         matmul.fp32_precision = before
 
