@@ -30,7 +30,7 @@ from torch import Tensor
 from raccgan.kernels.backend import Call
 
 TESTED = ("3.6", "3.7", "3.8")
-"""Releases that the tests were run with; another one may compile to something else, or not at all."""
+"""Releases that the tests were run with, 3.6 all of them; another one may compile to something else, or not at all."""
 
 OLDEST = 8
 """Major compute capability of the oldest GPU that the kernels are compiled for in the tests: Ampere."""
@@ -71,9 +71,9 @@ def why_not(call: Call, dtypes: Sequence[torch.dtype] = DTYPES) -> str | None:
         return f"there are no Triton kernels for {'ROCm' if torch.version.hip else call.device.type}"
     if INTERPRETED:
         return "TRITON_INTERPRET is set, which would run the kernels on the CPU: unset it"
-    gpu = torch.cuda.get_device_properties(call.device)
-    if gpu.major < OLDEST:
-        return f"the GPU's compute capability {gpu.major}.{gpu.minor} is below {OLDEST}.0"
+    major, minor = torch.cuda.get_device_capability(call.device)  # torch.compile knows it as a constant
+    if major < OLDEST:
+        return f"the GPU's compute capability {major}.{minor} is below {OLDEST}.0"
     return None
 
 
@@ -97,7 +97,7 @@ class Compilation(NamedTuple):
     """One kernel compiled for one set of types and constants, as a launch would compile it."""
 
     kernel: Any
-    signature: Mapping[str, str]  # of what is no constant: {"x": "*bf16", "n": "i32"}; "i32:16" for multiples of 16
+    signature: Mapping[str, str]  # of what is no constant: {"x": "*bf16", "n": "i32"}
     constants: Mapping[str, Any]  # what a launch passes as constants: flags, and None for an absent tensor
     config: Config
 

@@ -90,7 +90,7 @@ class _Note:
             elif value is None or value == 1:  # as Triton does
                 constants[name] = value
             else:
-                signature[name] = "i32:16" if value % 16 == 0 else "i32"
+                signature[name] = "i32"
         if "PRECISION" in constants:  # float32 that is not rounded to tf32 is multiplied by PyTorch: see triton.fuses
             constants["PRECISION"] = "tf32"
         self.found.append(Compilation(kernel, signature, constants, config))

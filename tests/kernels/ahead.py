@@ -22,6 +22,9 @@ import torch
 from raccgan.kernels import backend, triton_runtime
 from raccgan.kernels.triton_runtime import Compilation
 
+SIZES = {"any": 0, "multiples of 16": 16, "all 1": 1}
+"""What Triton finds out about the integers of a launch, and compiles apart: a 1 becomes a constant."""
+
 ARCHITECTURES = {80: 163 * 1024, 90: 227 * 1024}
 """Compute capability, and the shared memory that a program may have there, in bytes."""
 
@@ -58,29 +61,38 @@ def families() -> list[str]:
 
 
 def compile_all(family: str) -> Iterator[Compiled]:
+    """Everything for sizes that are multiples of 16, as the models' are; each kernel once for others too."""
+    seen = set()
     for compilation in importlib.import_module(f"raccgan.kernels.{family}.triton").compilations():
         for architecture in ARCHITECTURES:
-            yield compile_one(family, compilation, architecture)
+            yield compile_one(family, compilation, architecture, "multiples of 16")
+        if compilation.kernel.__name__ not in seen:
+            seen.add(compilation.kernel.__name__)
+            for sizes in ("any", "all 1"):
+                yield compile_one(family, compilation, max(ARCHITECTURES), sizes)
 
 
-def compile_one(family: str, compilation: Compilation, architecture: int) -> Compiled:
+def compile_one(family: str, compilation: Compilation, architecture: int, sizes: str) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     kernel, config = compilation.kernel, compilation.config
     constants = {**compilation.constants, **config.tile}
+    integers = [name for name, kind in compilation.signature.items() if kind == "i32"]
+    typed = dict(compilation.signature)
+    if SIZES[sizes] == 1:
+        constants |= dict.fromkeys(integers, 1)
+        typed = {name: kind for name, kind in typed.items() if name not in integers}
     # In the kernel's own order; a constant that the kernel has no parameter for would be a mistake here.
-    signature = {name: compilation.signature.get(name, "constexpr") for name in kernel.arg_names}
-    if (constants.keys() | compilation.signature.keys()) != signature.keys():
+    signature = {name: typed.get(name, "constexpr") for name in kernel.arg_names}
+    if (constants.keys() | typed.keys()) != signature.keys():
         raise ValueError(f"{kernel.__name__}: {sorted(signature)} are not {sorted({**constants, **signature})}")
-    # What a launch finds out about its arguments: PyTorch's tensors start at multiples of 16 bytes.
+    # PyTorch's tensors start at multiples of 16 bytes.
+    kinds = ("*", "i32") if SIZES[sizes] == 16 else ("*",)
     aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, kind in enumerate(signature.values())
-        if kind.startswith("*") or kind.endswith(":16")
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if signature[name].startswith(kinds)
     }
-    signature = {name: kind.removesuffix(":16") for name, kind in signature.items()}
     compiled = triton.compile(
         ASTSource(kernel, signature, constants, aligned),
         target=GPUTarget("cuda", architecture, 32),
@@ -89,9 +101,8 @@ def compile_one(family: str, compilation: Compilation, architecture: int) -> Com
     ptx = compiled.asm["ptx"]
     registers, spilled = _resources(ptx)
     matrix = next((name for name in ("wgmma", "mma") if re.search(rf"\b{name}[._]", ptx)), "")
-    return Compiled(
-        family, _title(compilation), architecture, registers, spilled, int(compiled.metadata.shared), matrix
-    )
+    shared, title = int(compiled.metadata.shared), f"{_title(compilation)}; sizes {sizes}"
+    return Compiled(family, title, architecture, registers, spilled, shared, matrix)
 
 
 def _resources(ptx: str) -> tuple[int, int]:

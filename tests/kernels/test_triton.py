@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,7 +31,7 @@ def why_not(device: str = "cuda", dtype: torch.dtype = torch.float32) -> str | N
 def on_a_gpu(patch: pytest.MonkeyPatch, major: int, minor: int = 0) -> None:
     """As if Triton were not interpreting, on a GPU of that compute capability."""
     patch.setattr(triton_runtime, "INTERPRETED", False)
-    patch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major, minor=minor))
+    patch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
 
 
 @needs_triton
