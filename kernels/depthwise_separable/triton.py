@@ -144,7 +144,7 @@ def fuses(x: Tensor, pointwise_weight: Tensor, k: int, d: int, geometry: Geometr
         return False
     if x.dtype == torch.float32 and (torch.compiler.is_compiling() or triton_launch.precision() != "tf32"):
         return False
-    again = runtime.cdiv(d, triton_launch.output_block(d)) - 1
+    again = runtime.cdiv(d, triton_launch.output_block(x.shape[1], d)) - 1
     return again <= 1 and again * reads(k, geometry) <= 16
 
 

@@ -65,19 +65,25 @@ def products(c: int, d: int, h: int, v: int) -> list[Config]:
 
     The widest strip uses each weight most; half of it leaves registers for more programs at a time.
     """
-    down, outputs = _rows(h), output_block(d)
+    down, outputs = _rows(h), output_block(c, d)
     widest = max(16 // down, min(16, power_of_two(v)))
     channels = max(16, min(32, power_of_two(c)))
     configs = []
     for width in dict.fromkeys((widest, max(16 // down, widest // 2))):
-        warps = 8 if down * width * outputs >= 64 * 256 else 4  # 64 values of the product a thread
+        # 64 values of the product a thread; half of that where values are loaded one by one.
+        warps = 8 if down * width * outputs >= 64 * 256 or not _even(c, d) else 4
         configs.append(Config({"R": down, "BW": width, "BC": channels, "BD": outputs}, num_warps=warps, num_stages=2))
     return configs
 
 
-def output_block(d: int) -> int:
+def output_block(c: int, d: int) -> int:
     """How many output channels a program of the fused kernel computes."""
-    return max(16, min(256, power_of_two(d)))
+    return max(16, min(256 if _even(c, d) else 128, power_of_two(d)))
+
+
+def _even(c: int, d: int) -> bool:
+    """Whether Triton knows that channels come 16 bytes at a time."""
+    return c % 16 == 0 and d % 16 == 0
 
 
 def _launched(

@@ -425,7 +425,7 @@ def test_who_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def fuses(dtype: torch.dtype, k: int, d: int, geometry: Geometry, learns: bool = False) -> bool:
         weight = torch.empty(d, 1, 1, 1, dtype=dtype, requires_grad=learns)
-        return triton.fuses(torch.empty(1, 1, 1, 1, dtype=dtype), weight, k, d, geometry)
+        return triton.fuses(torch.empty(1, 64, 1, 1, dtype=dtype), weight, k, d, geometry)
 
     half = torch.bfloat16
     for k, d, geometry, one_kernel in (
