@@ -22,7 +22,7 @@ import raccgan
 from bench import machine
 from bench.roofline import Ceilings, Cost
 from raccgan.files import write_csv, write_text
-from raccgan.kernels import backend, library
+from raccgan.kernels import backend, library, triton_runtime, tuning
 
 COLUMNS = (
     "op",
@@ -187,6 +187,15 @@ def save(folder: Path, device: str, judged: Sequence[Judged], ceilings: Ceilings
     return stem.with_suffix(".csv")
 
 
+def _of_the_gpu() -> Iterator[str]:
+    """Versions and switches that a GPU's numbers depend on; tf32 is as PyTorch allows it, for everyone alike."""
+    allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    cudnn = torch.backends.cudnn.version()
+    yield f"GPU         CUDA {torch.version.cuda}, cuDNN {cudnn}, Triton {triton_runtime.state()}"
+    yield f"tf32        in matrix products: {allowed[0]}; in convolutions: {allowed[1]}"
+    yield f"tuning      {tuning.path()}: {'measured anew' if tuning.asked() else 'as kept there'}"
+
+
 def _threads() -> str:
     count = torch.get_num_threads()
     return f"{count} thread{'s' if count > 1 else ''}"
@@ -201,6 +210,8 @@ def _circumstances(device: str, judged: Sequence[Judged], ceilings: Ceilings, ru
     yield f"device      {machine.model(device)}, {platform.system()} {platform.machine()}; {run.load} before"
     yield f"threads     {torch.get_num_threads()}; instructions {torch.backends.cpu.get_cpu_capability()}; {clock}"
     yield f"versions    Python {platform.python_version()}, PyTorch {torch.__version__}, raccgan {raccgan.__version__}"
+    if device == "cuda":
+        yield from _of_the_gpu()
     build = library.build()
     yield f"library     {'none' if build is None else 'instructions ' + build['cpu_capability']}"
     peak = ", ".join(f"{value / 1e9:.0f} GFLOP/s in {dtype}" for dtype, value in ceilings.peak.items())

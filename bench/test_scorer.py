@@ -140,6 +140,9 @@ def _contestants(trained: Trained, dtype: torch.dtype, x: Tensor, y: Tensor) -> 
         contestant(ours, "channels_last", fused, peer=False, fused=True),
         contestant(f"{ours} + torch.compile", "channels_last", compiled, peer=False),
     ]
+    if trained.device == "cuda":
+        tuned = torch.compile(reference, dynamic=False, mode="max-autotune")
+        contestants.append(contestant("torch.compile max-autotune", "channels_last", tuned))
     if trained.device == "cpu":
         contestants += [contestant(name, "NCHW", run) for name, run in _engines(trained, dtype, x, y).items()]
     return contestants

@@ -6,7 +6,7 @@
 reference   plain PyTorch: the definition of each op, any device, dtype and order of derivative
 fused       the best implementation for the call; falls back per op, ``raccgan.doctor`` says where and why
 native      the compiled extension (C++ on a CPU, CUDA C++ on a GPU); an error where it cannot serve a call
-triton      the Triton kernels; an error where they cannot serve a call
+triton      the Triton kernels; an error where they cannot serve a call. On a CPU interpreted, never by ``fused``
 =========== ==============================================================================================
 
 A family's implementation is a module with a function of the family's name and, beside it,
@@ -27,7 +27,10 @@ NAMES = ("reference", "fused", "native", "triton")
 # In order of preference: `fused` takes the first that can run. `rewritten` is PyTorch's own operations on less
 # arithmetic; it has no name of its own in --kernels.
 _PREFERENCE = ("native", "triton", "rewritten")
+_KERNELS = ("native", "triton")
 
+TRIED_ON_A_GPU: tuple[str, ...] = ()
+"""Whose kernels have been run and measured on a GPU by ``pytest tests bench``; ``fused`` takes no others there."""
 
 CPU_DTYPES = (torch.float32, torch.bfloat16)
 """What the compiled CPU kernels take that write a tensor of x's dtype; they add in float32."""
@@ -86,6 +89,8 @@ def choose(family: str, implementations: Family, kernels: str, call: Call) -> Ch
     passed_over: dict[str, str] = {}
     for name in _PREFERENCE if kernels == "fused" else (kernels,):
         reason = why_not(family, implementations, name, call)
+        if reason is None and kernels == "fused":
+            reason = _by_name_only(name, call)
         if reason is None:
             return Choice(name, implementations[name].run, passed_over)
         passed_over[name] = reason
@@ -95,6 +100,15 @@ def choose(family: str, implementations: Family, kernels: str, call: Call) -> Ch
         f"--kernels {kernels} cannot serve {family}: {passed_over[kernels]}; "
         "--kernels fused takes the best that can run here"
     )
+
+
+def _by_name_only(name: str, call: Call) -> str | None:
+    """Why ``fused`` passes over what could run here: one line, or ``None``."""
+    if name == "triton" and call.device.type == "cpu":
+        return "interpreted, which is for tests: on a CPU it has to be asked for by name"
+    if name in _KERNELS and call.device.type == "cuda" and name not in TRIED_ON_A_GPU:
+        return f"not tried on a GPU yet: --kernels {name} takes it"
+    return None
 
 
 def why_not(family: str, implementations: Family, name: str, call: Call) -> str | None:

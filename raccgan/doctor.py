@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
 def _report() -> Iterator[str]:
     import torch
 
-    from raccgan.kernels import library
+    from raccgan.kernels import library, triton_runtime
 
     yield f"raccgan {__version__}, Python {platform.python_version()}, PyTorch {torch.__version__}"
     yield f"CPU: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
@@ -47,6 +47,7 @@ def _report() -> Iterator[str]:
     else:
         cuda = f"CUDA {build['cuda']} for {build['cuda_architectures']}" if build["cuda"] else "no CUDA part"
         yield f"compiled library: CPU {', '.join(build['cpu_targets'])}, using {build['cpu_capability']}; {cuda}"
+    yield f"Triton: {triton_runtime.state()}"
     devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
     for device in devices:
         yield ""

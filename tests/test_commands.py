@@ -20,6 +20,7 @@ from PIL import Image
 
 from raccgan import detect, doctor, evaluate, options, train
 from raccgan.checkpoint import NAME
+from raccgan.kernels import triton_runtime
 from tests.conftest import TINY_OPTIONS
 
 TABLE = dict[str, list[str]]
@@ -219,6 +220,7 @@ def test_bad_options(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(triton_runtime, "INTERPRETED", False)  # as a user has it
     assert message in refused(capsys, train, *arguments)
     assert not (tmp_path / "runs").exists(), "a refused run left a folder behind"
 

@@ -10,11 +10,12 @@ from typing import NamedTuple
 from torch import Tensor
 
 from raccgan.kernels import backend
-from raccgan.kernels.anomaly_score import native, reference
+from raccgan.kernels.anomaly_score import native, reference, triton
 
 IMPLEMENTATIONS: backend.Family = {
     "reference": backend.Implementation(reference.anomaly_score, backend.always),
     "native": backend.Implementation(native.anomaly_score, native.can_run),
+    "triton": backend.Implementation(triton.anomaly_score, triton.can_run),
 }
 
 

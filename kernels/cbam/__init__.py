@@ -10,13 +10,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from raccgan.kernels import backend
-from raccgan.kernels.cbam import native, reference
+from raccgan.kernels.cbam import native, reference, triton
 
 NORMS = ("batch", "instance", "fixed")
 
 IMPLEMENTATIONS: backend.Family = {
     "reference": backend.Implementation(reference.cbam, backend.always),
     "native": backend.Implementation(native.cbam, native.can_run),
+    "triton": backend.Implementation(triton.cbam, triton.can_run),
 }
 
 

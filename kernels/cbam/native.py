@@ -7,17 +7,15 @@ option only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from raccgan.kernels import backend, library
-from raccgan.kernels.autograd import differentiate, wanted
-from raccgan.kernels.cbam import reference
+from raccgan.kernels.autograd import wanted
+from raccgan.kernels.cbam.second_order import TENSORS, gradients_of_gradients
 
 _FORWARD = "raccgan::cbam_native"
 _BACKWARD = "raccgan::cbam_native_backward"
@@ -79,9 +77,6 @@ class _Context(FunctionCtx):
     mask: int
 
 
-_TENSORS = 12  # x to var: the forward op's first arguments, and what the backward op returns gradients of
-
-
 def _channels_last(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
@@ -106,9 +101,9 @@ def _forward_shapes(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _save_forward(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     saved = output[-1]
     ctx.mark_non_differentiable(saved)
-    ctx.save_for_backward(*inputs[:_TENSORS], saved)
+    ctx.save_for_backward(*inputs[:TENSORS], saved)
     ctx.set_materialize_grads(False)
-    ctx.batch, ctx.eps = inputs[_TENSORS:]
+    ctx.batch, ctx.eps = inputs[TENSORS:]
 
 
 def _forward_backward(
@@ -117,20 +112,20 @@ def _forward_backward(
     *tensors, saved = ctx.saved_tensors
     x = tensors[0]
     assert x is not None
-    asked = [i for i in range(_TENSORS) if wanted(ctx, i, tensors)]
+    asked = [i for i in range(TENSORS) if wanted(ctx, i, tensors)]
     if g_y is None:
         g_y = torch.zeros_like(x)
     gradients = torch.ops.raccgan.cbam_native_backward(
         g_y, g_mean, g_var, *tensors, ctx.batch, ctx.eps, saved, sum(1 << i for i in asked)
     )
-    return *(gradients[i] if i in asked else None for i in range(_TENSORS)), None, None
+    return *(gradients[i] if i in asked else None for i in range(TENSORS)), None, None
 
 
 # ---- the backward op: the gradients of the first 12 arguments of the forward op, empty where they are not wanted ----
 
 
 def _backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
-    tensors, mask = inputs[3 : 3 + _TENSORS], inputs[-1]
+    tensors, mask = inputs[3 : 3 + TENSORS], inputs[-1]
 
     def empty(i: int, t: Tensor | None) -> Tensor:
         if t is None or not mask >> i & 1:
@@ -141,38 +136,15 @@ def _backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
 
 
 def _save_backward(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[: 3 + _TENSORS])
+    ctx.save_for_backward(*inputs[: 3 + TENSORS])
     ctx.set_materialize_grads(False)
-    ctx.batch, ctx.eps, _, ctx.mask = inputs[3 + _TENSORS :]
+    ctx.batch, ctx.eps, _, ctx.mask = inputs[3 + TENSORS :]
 
 
 def _backward_backward(ctx: _Context, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The gradients of the reference's gradients, recomputed."""
-    # Of what was wanted, what came to be used: in a gradient penalty, the gradient of x alone.
-    used = [bool(ctx.mask >> i & 1) and v is not None for i, v in enumerate(cotangents)]
-
-    def first(*inputs: Tensor | None) -> Sequence[Tensor | None]:
-        return differentiate(lambda *tensors: _reference(tensors, ctx.batch, ctx.eps), inputs[3:], inputs[:3], used)
-
-    needed = [wanted(ctx, i, ctx.saved_tensors) for i in range(3 + _TENSORS)]
-    return *differentiate(first, ctx.saved_tensors, cotangents, needed), None, None, None, None
-
-
-def _reference(tensors: Sequence[Tensor | None], batch: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The op's first three outputs, computed in float32."""
-    *wide, mean, var = (None if t is None else t.float() for t in tensors)
-    norm = "fixed" if mean is not None else "batch" if batch else "instance"
-    y, mean, var = reference.cbam(*wide, norm, mean, var, eps, _convolve_by_columns)  # type: ignore[arg-type, call-arg]
-    x = tensors[0]
-    assert x is not None
-    return y.to(x.dtype), mean, var
-
-
-def _convolve_by_columns(planes: Tensor, weight: Tensor) -> Tensor:
-    """The same as a matrix product: PyTorch cannot trace a convolution's second gradients for sizes not yet known."""
-    k = weight.shape[-1]
-    columns = F.unfold(planes, k, padding=k // 2)  # [N, 2 * k * k, H * W]
-    return (weight.flatten(1) @ columns).view(planes.shape[0], 1, *planes.shape[2:])
+    needed = [wanted(ctx, i, ctx.saved_tensors) for i in range(3 + TENSORS)]
+    found = gradients_of_gradients(ctx.saved_tensors, cotangents, ctx.mask, needed, batch=ctx.batch, eps=ctx.eps)
+    return *found, None, None, None, None
 
 
 if _MISSING is None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels import backend
-from raccgan.kernels.depthwise_separable import native, reference, rewritten
+from raccgan.kernels.depthwise_separable import native, reference, rewritten, triton
 
 ACTIVATIONS = ("none", "relu")
 NORMS = ("none", "instance")
@@ -23,6 +23,7 @@ NORMS = ("none", "instance")
 IMPLEMENTATIONS: backend.Family = {
     "reference": backend.Implementation(reference.depthwise_separable, backend.always),
     "native": backend.Implementation(native.depthwise_separable, native.can_run),
+    "triton": backend.Implementation(triton.depthwise_separable, triton.can_run),
     "rewritten": backend.Implementation(rewritten.depthwise_separable, backend.always),
 }
 

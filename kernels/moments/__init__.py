@@ -11,11 +11,12 @@ from typing import NamedTuple
 from torch import Tensor
 
 from raccgan.kernels import backend
-from raccgan.kernels.moments import native, reference
+from raccgan.kernels.moments import native, reference, triton
 
 IMPLEMENTATIONS: backend.Family = {
     "reference": backend.Implementation(reference.moments, backend.always),
     "native": backend.Implementation(native.moments, native.can_run),
+    "triton": backend.Implementation(triton.moments, triton.can_run),
 }
 
 

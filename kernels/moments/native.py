@@ -12,6 +12,7 @@ from torch import Tensor
 
 from raccgan.kernels import backend, library
 from raccgan.kernels.autograd import differentiate, wanted
+from raccgan.kernels.moments import reference
 
 _FORWARD = "raccgan::moments_native"
 _BACKWARD = "raccgan::moments_native_backward"
@@ -57,12 +58,8 @@ def _save_backward(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None
 
 
 def _backward_backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, ...]:
-    def gradient(grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor]:
-        centred = x - mean[:, None, None]
-        pixels = x.numel() // x.shape[1]
-        return (((grad_mean[:, None, None] + 2 * grad_var[:, None, None] * centred) / pixels).to(x.dtype),)
-
-    return tuple(differentiate(gradient, ctx.saved_tensors, (t,), [wanted(ctx, i) for i in range(4)]))
+    needed = [wanted(ctx, i) for i in range(4)]
+    return tuple(differentiate(reference.gradient, ctx.saved_tensors, (t,), needed))
 
 
 if _MISSING is None:

@@ -18,3 +18,10 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     mean = x.mean(dim=(0, 2, 3), keepdim=True)
     return mean.flatten(), (x - mean).square().mean(dim=(0, 2, 3))
+
+
+def gradient(grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor]:
+    """The moments' gradient for x, given what flows back to them: for implementations whose kernels end there."""
+    centred = x - mean[:, None, None]
+    pixels = x.numel() // x.shape[1]
+    return (((grad_mean[:, None, None] + 2 * grad_var[:, None, None] * centred) / pixels).to(x.dtype),)

@@ -263,11 +263,15 @@ FAMILIES = {
 def grid(*, reference: bool = False, cases: bool = True) -> Any:
     """pytest parameters: family, implementation, case and device, all combinations that exist."""
     rows = [
-        pytest.param(family, name, case, device, id="-".join(filter(None, (family.name, name, case, device))))
+        pytest.param(
+            family, name, case, device,
+            id="-".join(filter(None, (family.name, name, case, device))),
+            marks=pytest.mark.gpu if device == "cuda" else (),
+        )
         for family in FAMILIES.values()
         for name in family.implementations
         for case in (family.cases if cases else [next(iter(family.cases))])
         for device in DEVICES
         if reference or name != "reference"
-    ]
+    ]  # fmt: skip
     return pytest.mark.parametrize(("family", "implementation", "case", "device"), rows)

@@ -199,7 +199,11 @@ def test_opcheck(family: Family, implementation: str, case: str, device: str, la
     for op, arguments in own.calls:
         fresh = tuple(a.detach().clone().requires_grad_() if isinstance(a, Tensor) else a for a in arguments)
         torch.library.opcheck(op, fresh)
-    assert own.calls or implementation != "native" or inputs.get("depthwise_weight", torch.empty(1)).shape[-1] == 1
+    assert (
+        own.calls
+        or implementation not in ("native", "triton")
+        or inputs.get("depthwise_weight", torch.empty(1)).shape[-1] == 1
+    )
 
 
 def test_ties_share_the_gradient_evenly() -> None:

@@ -1,0 +1,132 @@
+"""What every family's Triton kernels share: whether they can run, how they are launched, how they are compiled ahead.
+
+A family's ``triton.py`` has, beside its public function:
+
+    can_run(call)       ``runtime.why_not(call, DTYPES)``, and what else its contract leaves out
+    compilations()      a :class:`Compilation` for every kernel and configuration that it ships
+
+and its kernels keep to these rules:
+
+- ``@jit`` and ``tl`` come from here: both are there without Triton too, so that importing never fails.
+- Arithmetic is float32: ``tl.load(...).to(tl.float32)`` at every load, ``.to(pointer.dtype.element_ty)`` at the store.
+  The interpreter computes bfloat16 wrongly, and float32 is what the kernels promise anyway.
+- Offsets that a tensor's size can carry past 2^31 are int64: start from ``tl.program_id(0).to(tl.int64)``.
+- Bounds of a ``for`` are ``tl.constexpr``; others need a ``while``. numpy 2.4 and later does not turn the
+  interpreter's numbers into the integers that ``range`` asks for.
+- No atomics. A sum over programs is a second launch.
+
+On a CPU the kernels run interpreted, for tests alone: where ``TRITON_INTERPRET=1`` was set before Python started.
+``fused`` never takes them there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from raccgan.kernels.backend import Call
+
+TESTED = ("3.6", "3.7", "3.8")
+"""Releases that the tests were run with, 3.6 all of them; another one may compile to something else, or not at all."""
+
+OLDEST = 8
+"""Major compute capability of the oldest GPU that the kernels are compiled for in the tests: Ampere."""
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Settled once, at import, so that torch.compile sees constants.
+_MISSING: str | None = None
+tl: Any = None
+try:
+    import triton
+    import triton.language
+
+    tl = triton.language
+    VERSION: str = triton.__version__
+    INTERPRETED: bool = triton.knobs.runtime.interpret
+    if not VERSION.startswith(tuple(f"{release}." for release in TESTED)):
+        _MISSING = f"Triton {VERSION} was not tested, only {', '.join(TESTED)}: install one of those"
+except ImportError:
+    triton, VERSION, INTERPRETED = None, "", False
+    _MISSING = f'Triton is not installed: pip install "triton=={TESTED[-1]}.*"'
+
+
+def jit(kernel: Callable[..., Any]) -> Any:
+    """``triton.jit``, or the function as it is where Triton is missing: then nothing ever launches it."""
+    return kernel if triton is None else triton.jit(kernel)
+
+
+def why_not(call: Call, dtypes: Sequence[torch.dtype] = DTYPES) -> str | None:
+    """Why no Triton kernel that takes ``dtypes`` can serve ``call``, in one line; ``None`` where it can."""
+    if _MISSING is not None:
+        return _MISSING
+    if call.dtype not in dtypes:
+        return f"the Triton kernels add in float32 and do not take {call.dtype}"
+    if call.device.type == "cpu":
+        return None if INTERPRETED else "Triton needs a GPU; interpreted, for tests, with TRITON_INTERPRET=1"
+    if call.device.type != "cuda" or torch.version.hip is not None:
+        return f"there are no Triton kernels for {'ROCm' if torch.version.hip else call.device.type}"
+    if INTERPRETED:
+        return "TRITON_INTERPRET is set, which would run the kernels on the CPU: unset it"
+    major, minor = torch.cuda.get_device_capability(call.device)  # torch.compile knows it as a constant
+    if major < OLDEST:
+        return f"the GPU's compute capability {major}.{minor} is below {OLDEST}.0"
+    return None
+
+
+def state() -> str:
+    """What is there, in one line, for ``raccgan.doctor``."""
+    if _MISSING is not None:
+        return _MISSING
+    where = "interpreted on the CPU, for tests" if INTERPRETED else f"for GPUs of compute capability {OLDEST}.0 and up"
+    return f"{VERSION}, {where}"
+
+
+class Config(NamedTuple):
+    """How a kernel is launched: its tile, as compile-time constants, and Triton's options."""
+
+    tile: Mapping[str, int]
+    num_warps: int = 4
+    num_stages: int = 2
+
+
+class Compilation(NamedTuple):
+    """One kernel compiled for one set of types and constants, as a launch would compile it."""
+
+    kernel: Any
+    signature: Mapping[str, str]  # of what is no constant: {"x": "*bf16", "n": "i32"}
+    constants: Mapping[str, Any]  # what a launch passes as constants: flags, and None for an absent tensor
+    config: Config
+
+    @classmethod
+    def of(cls, kernel: Any, config: Config, types: Mapping[str, str], constants: Mapping[str, Any]) -> Compilation:
+        """Of a family's types and constants, those that the kernel has, by its parameters' names."""
+        constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+        types = {name: one for name, one in types.items() if name in kernel.arg_names and name not in constants}
+        return cls(kernel, types, constants, config)
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, config: Config, **constants: Any) -> None:
+    """Run ``programs`` programs of ``kernel`` on the current stream of the device of the first tensor argument."""
+    if programs == 0:
+        return
+    options = {**constants, **config.tile, "num_warps": config.num_warps, "num_stages": config.num_stages}
+    with torch.cuda.device_of(next(a for a in arguments if isinstance(a, Tensor))):
+        kernel[(programs,)](*arguments, **options)
+
+
+def pointer(dtype: torch.dtype) -> str:
+    """A tensor's type in a signature."""
+    return {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}[dtype]
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def power_of_two(n: int) -> int:
+    """The least one that is not below ``n``: what Triton's tiles are measured in."""
+    return 1 << max(0, n - 1).bit_length()

@@ -1,0 +1,151 @@
+"""Every Triton kernel and configuration that ships, compiled ahead of time for GPUs that are not here.
+
+    TRITON_INTERPRET=0 python -m tests.kernels.ahead [FAMILY ...]
+
+prints registers, shared memory, spills and matrix instructions of each, and fails where one spills or does not fit.
+The families plug in by a function ``compilations`` in their ``triton.py``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from raccgan.kernels import backend, triton_runtime
+from raccgan.kernels.triton_runtime import Compilation
+
+SIZES = {"any": 0, "multiples of 16": 16, "all 1": 1}
+"""What Triton finds out about the integers of a launch, and compiles apart: a 1 becomes a constant."""
+
+ARCHITECTURES = {80: 163 * 1024, 90: 227 * 1024}
+"""Compute capability, and the shared memory that a program may have there, in bytes."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What one compilation came to on one architecture."""
+
+    family: str
+    name: str
+    architecture: int
+    registers: int  # a thread
+    spilled: int  # bytes, stores and loads
+    shared: int  # bytes
+    matrix: str  # the matrix instruction in use, or nothing
+
+    @property
+    def fault(self) -> str | None:
+        if self.spilled:
+            return f"spills {self.spilled} bytes"
+        limit = ARCHITECTURES[self.architecture]
+        return f"{self.shared} bytes of shared memory, {limit} are there" if self.shared > limit else None
+
+    def __str__(self) -> str:
+        numbers = f"{self.registers:>4} {self.shared / 1024:>7.1f}K {self.spilled:>6} {self.matrix or '-':<6}"
+        return f"{self.family:<20} sm_{self.architecture} {numbers} {self.name}" + (
+            f"  {self.fault}" if self.fault else ""
+        )
+
+
+def families() -> list[str]:
+    """Those that have Triton kernels."""
+    return [name for name, implementations in backend.families().items() if "triton" in implementations]
+
+
+def compile_all(family: str) -> Iterator[Compiled]:
+    """Everything for sizes that are multiples of 16, as the models' are; each kernel once for others too."""
+    seen = set()
+    for compilation in importlib.import_module(f"raccgan.kernels.{family}.triton").compilations():
+        for architecture in ARCHITECTURES:
+            yield compile_one(family, compilation, architecture, "multiples of 16")
+        if compilation.kernel.__name__ not in seen:
+            seen.add(compilation.kernel.__name__)
+            for sizes in ("any", "all 1"):
+                yield compile_one(family, compilation, max(ARCHITECTURES), sizes)
+
+
+def compile_one(family: str, compilation: Compilation, architecture: int, sizes: str) -> Compiled:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel, config = compilation.kernel, compilation.config
+    constants = {**compilation.constants, **config.tile}
+    integers = [name for name, kind in compilation.signature.items() if kind == "i32"]
+    typed = dict(compilation.signature)
+    if SIZES[sizes] == 1:
+        constants |= dict.fromkeys(integers, 1)
+        typed = {name: kind for name, kind in typed.items() if name not in integers}
+    # In the kernel's own order; a constant that the kernel has no parameter for would be a mistake here.
+    signature = {name: typed.get(name, "constexpr") for name in kernel.arg_names}
+    if (constants.keys() | typed.keys()) != signature.keys():
+        raise ValueError(f"{kernel.__name__}: {sorted(signature)} are not {sorted({**constants, **signature})}")
+    # PyTorch's tensors start at multiples of 16 bytes.
+    kinds = ("*", "i32") if SIZES[sizes] == 16 else ("*",)
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if signature[name].startswith(kinds)
+    }
+    compiled = triton.compile(
+        ASTSource(kernel, signature, constants, aligned),
+        target=GPUTarget("cuda", architecture, 32),
+        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
+    )
+    ptx = compiled.asm["ptx"]
+    registers, spilled = _resources(ptx)
+    matrix = next((name for name in ("wgmma", "mma") if re.search(rf"\b{name}[._]", ptx)), "")
+    shared, title = int(compiled.metadata.shared), f"{_title(compilation)}; sizes {sizes}"
+    return Compiled(family, title, architecture, registers, spilled, shared, matrix)
+
+
+def _resources(ptx: str) -> tuple[int, int]:
+    """Registers a thread and bytes spilled, as the assembler says them."""
+    import triton
+
+    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    target = re.search(r"^\.target (sm_\w+)", ptx, re.MULTILINE)
+    assert target is not None
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(ptx)
+        command = [assembler, "-v", f"-arch={target[1]}", source, "-o", source.with_suffix(".cubin")]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    registers = re.search(r"Used (\d+) registers", said)
+    assert spills is not None, said
+    assert registers is not None, said
+    return int(registers[1]), int(spills[1]) + int(spills[2])
+
+
+def _title(compilation: Compilation) -> str:
+    types = "".join(dict.fromkeys(re.findall(r"\*(\w+)", " ".join(compilation.signature.values()))))
+    constants = {name: value for name, value in compilation.constants.items() if value is not None}
+    shown = " ".join(f"{name}={value}" for name, value in {**constants, **compilation.config.tile}.items())
+    absent = [name for name, value in compilation.constants.items() if value is None]
+    without = f" without {','.join(absent)}" if absent else ""
+    return f"{compilation.kernel.__name__} {types} {shown} warps={compilation.config.num_warps}{without}"
+
+
+def main(arguments: list[str]) -> int:
+    if triton_runtime.INTERPRETED or triton_runtime.triton is None:
+        print("Triton is missing, or TRITON_INTERPRET is set: nothing can be compiled")
+        return 2
+    print(f"Triton {triton_runtime.triton.__version__}, PyTorch {torch.__version__}")
+    print(f"{'family':<20} {'target':<5} {'regs':>5} {'shared':>8} {'spills':>6} {'matrix':<6} kernel")
+    faults = 0
+    for family in arguments or families():
+        for compiled in compile_all(family):
+            print(compiled, flush=True)
+            faults += compiled.fault is not None
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
