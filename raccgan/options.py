@@ -182,7 +182,18 @@ def require_kernels(kernels: str, device: Any) -> None:
 
 
 def call(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Run a command; what a person can mend becomes one line on standard error and exit status 2."""
+    """Run a command; what a person can mend becomes one line on standard error and exit status 2.
+
+    The process of a rank ends here and does not return.
+    """
+    from raccgan import ranks
+
+    status = _called(command, arguments)
+    ranks.end(status)
+    return status
+
+
+def _called(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     try:
         status = _left(command, arguments)
         print(end="", flush=True)  # what cannot be written is said here and not at the end of Python
