@@ -9,7 +9,8 @@ convolution's weights. Then either
   leaves the chip; or
 - two: :func:`triton_ops.depthwise`, and a matrix product of PyTorch's.
 
-:func:`fuses` says which. Both have the same derivatives, those of the closed family in :mod:`triton_ops`.
+:func:`fuses` says which. Both have the same derivatives, those of the closed family in :mod:`triton_ops`. Not run on a
+GPU yet: the tests interpret the kernels and compile them for sm_80 and sm_90.
 """
 
 from __future__ import annotations

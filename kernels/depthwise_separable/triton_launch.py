@@ -69,7 +69,7 @@ def products(c: int, d: int, h: int, v: int) -> list[Config]:
     widest = max(16 // down, min(16, power_of_two(v)))
     channels = max(16, min(32, power_of_two(c)))
     configs = []
-    for width in dict.fromkeys((widest, max(16 // down, widest // 2))):
+    for width in dict.fromkeys((widest, widest // 2 if down * widest >= 64 else widest)):
         # 64 values of the product a thread; half of that where values are loaded one by one.
         warps = 8 if down * width * outputs >= 64 * 256 or not _even(c, d) else 4
         configs.append(Config({"R": down, "BW": width, "BC": channels, "BD": outputs}, num_warps=warps, num_stages=2))
