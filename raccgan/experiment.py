@@ -29,6 +29,9 @@ EXAMPLES = f"""\
   python -m raccgan.experiment mnist --summary
       means and deviations beside the controls and what others published; and the picture
 
+  torchrun --standalone --nproc-per-node gpu -m raccgan.experiment mnist
+      the same rows, each on one GPU of this machine
+
 tables:    {", ".join(TABLES)}
 variants:  {", ".join(VARIANTS)}
 
@@ -46,6 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     device = options.pick_device(given.device)
 
+    from raccgan import ranks
     from raccgan.experiments.results import Results
     from raccgan.files import prepare_out
 
@@ -57,6 +61,8 @@ def main(arguments: Sequence[str]) -> int:
         return _summarise(given.table, variants if given.variants else list(VARIANTS), wanted, settings, out, results)
     prepare_out(out)
     options.require_kernels(wanted[0].config.kernels, device)
+    place = ranks.place_in()  # ranks deal out the rows, and need nothing else of one another
+    wanted = wanted[place.rank :: place.world]
     done = results.of(wanted)
     left = [row for row in wanted if row not in done]
     now = left if given.limit is None else left[: given.limit]

@@ -55,6 +55,16 @@ def test_the_same_row_gives_the_same_figures(tmp_path: Path) -> None:
     assert {name: a[name] for name in same} == {name: b[name] for name in same}
 
 
+def test_ranks_deal_out_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for rank, normal in (("1", ["5"]), ("0", ["5", "3"])):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert run(tmp_path, "--normal=3,5") == 0
+        assert [line["normal"] for line in lines(tmp_path)] == normal
+
+
 def test_a_row_that_was_stopped_goes_on(tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "raccgan.experiment", "digits", f"--out={tmp_path}", "--seeds=0", "--normal=3",
