@@ -189,6 +189,10 @@ class OwnOps(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
+_CHECKED: set[Any] = set()
+"""The interpreted ops that were checked in any case."""
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @grid()
 def test_opcheck(family: Family, implementation: str, case: str, device: str, layout: str) -> None:
@@ -199,10 +203,11 @@ def test_opcheck(family: Family, implementation: str, case: str, device: str, la
         pytest.skip("interpreted, a check takes some ten seconds, and a layout changes strides alone: channels_last")
     with OwnOps() as own:
         first_order(family, implementation, inputs)
-    checked = set()
+    interpreted = implementation == "triton" and triton_runtime.INTERPRETED
+    checked = _CHECKED if interpreted else set()
     for op, arguments in own.calls:
-        kind = (op, tuple(a.dim() if isinstance(a, Tensor) else a for a in arguments))
-        if kind in checked:  # the same op with the same options
+        kind = (op, tuple(a.dim() if isinstance(a, Tensor) else type(a) if interpreted else a for a in arguments))
+        if kind in checked:  # the same op in the same way; interpreted, not for other sizes again
             continue
         checked.add(kind)
         fresh = tuple(a.detach().clone().requires_grad_() if isinstance(a, Tensor) else a for a in arguments)

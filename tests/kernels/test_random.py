@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raccgan.kernels import backend
+from raccgan.kernels import backend, triton_runtime
 from tests.kernels.grid import FAMILIES, Inputs
 from tests.kernels.guards import Guards, compiled
 from tests.kernels.random_cases import DATA, Case, all_orders, cases, dtypes_of, rounds_as, runs
@@ -55,6 +55,14 @@ KNOWN = [
 def known_of(name: str, case: Case) -> list[Known]:
     """What is known of an implementation at this case."""
     return [k for k in KNOWN if name in k.names and case.family == k.example.family and k.covers(case)]
+
+
+FEWEST = 15
+
+
+def examples(name: str) -> int:
+    """How many cases an implementation is tried on: a fifth where it is interpreted, a second and more each."""
+    return max(1, settings.default.max_examples // (5 if name == "triton" and triton_runtime.INTERPRETED else 1))
 
 
 def dtypes_or_skip(family: str, name: str) -> list[torch.dtype]:
@@ -101,8 +109,9 @@ class Tally:
             f"{self.family}, {self.name}: {self.cases} cases, {self.compared} of them with gradients, {self.wide} with "
             f"a wide bound; errors up to {self.worst:.2f} of what is allowed: {self.worst_case}"
         )
-        assert self.compared > self.cases / 2, "in most cases nothing of the gradients was compared"
-        assert self.wide < self.cases / 2, "in most cases the bound said little"
+        if self.cases >= FEWEST:  # for less than that, chance decides
+            assert self.compared > self.cases / 2, "in most cases nothing of the gradients was compared"
+            assert self.wide < self.cases / 2, "in most cases the bound said little"
 
 
 def exact_results(case: Case, penalty: bool) -> Bound:
@@ -124,6 +133,7 @@ def test_values_and_gradients(family: str, name: str) -> None:
     """Outputs, gradients and gradients of gradients, with every buffer full of NaN beforehand."""
     tally, run = Tally(family, name), runs(family)[name]
 
+    @settings(max_examples=examples(name))
     @given(case=cases(family, dtypes_or_skip(family, name)), penalty=st.booleans())
     def check(case: Case, penalty: bool) -> None:
         with poisoned():
@@ -189,6 +199,7 @@ def test_infinities_and_nan(family: str, name: str) -> None:
     """
     run, reference = runs(family)[name], backend.families()[family]["reference"].run
 
+    @settings(max_examples=examples(name))
     @given(case=cases(family, dtypes_or_skip(family, name), ("normal", "ties", "offset")), places=_PLACES)
     def check(case: Case, places: list[tuple[str, float, float]]) -> None:
         assume(not any(not k.left_out for k in known_of(name, case)))
@@ -245,6 +256,7 @@ def test_nothing_is_written_outside_of_a_result_nor_read_outside_of_an_input(
     """
     run = runs(family)[name]
 
+    @settings(max_examples=examples(name))
     @given(case=cases(family, dtypes_or_skip(family, name)), penalty=st.booleans())
     def check(case: Case, penalty: bool) -> None:
         wanted = all_orders(run, case.inputs(), case.seed, penalty=penalty)
