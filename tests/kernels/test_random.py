@@ -41,7 +41,7 @@ class Known(NamedTuple):
 
 KNOWN = [
     Known(
-        ("native", "fused"),
+        ("native", "fused", "triton"),
         Case("moments", {"shape": (4, 2, 5, 5)}, torch.float32, "offset", _DENSE, False, 0),
         "gradient of x",
         ("gradient of x", "second gradient of cotangent 1"),
