@@ -91,10 +91,14 @@ def test_importing_works_without_triton_and_with_another_one(hidden: str, said: 
 
 @needs_triton
 @pytest.mark.parametrize("family", ahead.families())
-def test_every_kernel_compiles_for_gpus_and_does_not_spill(family: str) -> None:
-    """In a process of its own: here the kernels may be interpreted. Its table is printed."""
+def test_every_kernel_compiles_for_gpus_and_does_not_spill(family: str, pytestconfig: pytest.Config) -> None:
+    """In a process of its own: here the kernels may be interpreted. Its table is printed.
+
+    The short run compiles every kernel, and one in four of their configurations.
+    """
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    command = [sys.executable, "-m", "tests.kernels.ahead", family]
+    every = 1 if pytestconfig.getoption("long") else 4
+    command = [sys.executable, "-m", "tests.kernels.ahead", family, f"--every={every}"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
