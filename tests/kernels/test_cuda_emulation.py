@@ -43,12 +43,20 @@ def test_no_thread_relies_on_going_first(emulated: Path) -> None:
     assert run_tests(emulated, "test_grid.py", chosen, RACCGAN_EMULATION_BACKWARDS="1") > 20
 
 
+@pytest.fixture
+def long_run(pytestconfig: pytest.Config) -> None:
+    if not pytestconfig.getoption("long"):
+        pytest.skip("emulated, a minute and more: --long runs it")
+
+
+@pytest.mark.usefixtures("long_run")
 def test_depthwise_beyond_the_grid(emulated: Path) -> None:
     """Kernel sizes, resizings and norms at shapes of several tiles and chunks of channels, through the penalty."""
     file = "test_depthwise_separable_native.py"
     assert run_tests(emulated, file, "not avx and not refuse and not threads") > 20
 
 
+@pytest.mark.usefixtures("long_run")
 def test_cbam_beyond_the_grid(emulated: Path) -> None:
     """Many channels, several pieces of a sample and several groups of samples, every norm, ties and third order."""
     assert run_tests(emulated, "test_cbam_native.py", "not avx and not refuse and not threads and not layouts") > 10
