@@ -160,8 +160,12 @@ def test_the_kernels_stay_inside_their_memory(instrumented: Instrumented, built:
     assert all(count > 0 for count in said["runs"].values()), said
 
 
-def test_the_cuda_kernels_stay_inside_their_memory(instrumented: Instrumented, tmp_path: Path) -> None:
+def test_the_cuda_kernels_stay_inside_their_memory(
+    instrumented: Instrumented, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
     """Shared memory, too: in emulation it is the compiler's to guard."""
+    if not pytestconfig.getoption("long"):
+        pytest.skip("emulated and instrumented, it takes minutes: --long runs it")
     file = emulation.build(str(instrumented.compiler), tmp_path)
     done = instrumented.run("run_grid()", RACCGAN_LIBRARY=str(file))
     assert done.returncode == 0, done.stderr[-8000:]
