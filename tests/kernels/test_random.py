@@ -61,8 +61,8 @@ FEWEST = 15
 
 
 def examples(name: str) -> int:
-    """How many cases an implementation is tried on: a fifth where it is interpreted, a second and more each."""
-    return max(1, settings.default.max_examples // (5 if name == "triton" and triton_runtime.INTERPRETED else 1))
+    """How many cases an implementation is tried on: a twentieth where it is interpreted, seconds each."""
+    return max(1, settings.default.max_examples // (20 if name == "triton" and triton_runtime.INTERPRETED else 1))
 
 
 def dtypes_or_skip(family: str, name: str) -> list[torch.dtype]:
