@@ -15,6 +15,8 @@ from raccgan.experiments.tables import DEFAULT, SEEDS, TABLES, VARIANTS, Row, ro
 from raccgan.terminal import say
 
 if TYPE_CHECKING:
+    import torch
+
     from raccgan.experiments.results import Result, Results
 
 EXAMPLES = f"""\
@@ -28,7 +30,6 @@ EXAMPLES = f"""\
       which rows there are, and which are done
   python -m raccgan.experiment mnist --summary
       means and deviations beside the controls and what others published; and the picture
-
   torchrun --standalone --nproc-per-node gpu -m raccgan.experiment mnist
       the same rows, each on one GPU of this machine
 
@@ -68,11 +69,13 @@ def main(arguments: Sequence[str]) -> int:
     now = left if given.limit is None else left[: given.limit]
     say(f"{given.table}: {len(done)} of {len(wanted)} rows are done, {len(now)} to run now; results in {results.path}")
     for number, row in enumerate(now, 1):
-        _run(row, number, len(now), out, given, results)
+        _run(row, number, len(now), out, device, given, results)
     return 0
 
 
-def _run(row: Row, number: int, total: int, out: Path, given: argparse.Namespace, results: Results) -> None:
+def _run(
+    row: Row, number: int, total: int, out: Path, device: torch.device, given: argparse.Namespace, results: Results
+) -> None:
     """Run one row, and write its line before its folder goes."""
     from raccgan.experiments.execute import execute
     from raccgan.files import own_folder
@@ -80,7 +83,7 @@ def _run(row: Row, number: int, total: int, out: Path, given: argparse.Namespace
     say(f"row {number} of {total}: {row.variant}, normal {row.normal}, seed {row.seed}")
     with own_folder(out / row.folder) as folder:
         try:
-            result = execute(row, folder, options.pick_device(given.device), given.data_root)
+            result = execute(row, folder, device, given.data_root)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped in row {number} of {total}; the same command goes on there") from None
         results.add(result)

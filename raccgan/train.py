@@ -114,25 +114,11 @@ def _begin(found: _Found, config: Config) -> None:
 
 
 def _run_phases(run: Run, data: ImageDataset, phase: str, out: Path, resumed: Checkpoint | None) -> int:
-    from raccgan.checkpoint import NAME, networks_of
+    from raccgan.checkpoint import NAME
     from raccgan.evaluation import calibrate, evaluate, summary, write_results
-    from raccgan.networks import build
     from raccgan.training import Training
 
-    if resumed is not None:
-        networks = networks_of(resumed, run.config, run.device)
-    else:
-        networks = build(run.config, channels=run.channels, classes=len(run.classes), device=run.device)
-    training = Training(
-        run.config,
-        networks,
-        data,
-        classes=run.classes,
-        channels=run.channels,
-        path=out / NAME,
-        resumed=resumed,
-        log=_tensorboard(out),
-    )
+    training = Training.of(run, data, out / NAME, resumed, _tensorboard(out))
     if phase in ("all", "gan"):
         training.run("gan")
     if phase in ("all", "encoder"):
@@ -140,7 +126,7 @@ def _run_phases(run: Run, data: ImageDataset, phase: str, out: Path, resumed: Ch
     if phase == "gan":
         _say(f"the generator is trained; --phase encoder --resume {out} goes on")
         return 0
-    scorer = run.scorer(networks)
+    scorer = run.scorer(training.networks)
     training.calibration = calibration = calibrate(run, scorer)
     training.save("encoder")
     if phase == "encoder":

@@ -21,9 +21,10 @@ from raccgan.config import Config
 from raccgan.data.dataset import ImageDataset, StepBatches
 from raccgan.errors import InputError
 from raccgan.losses import critic_loss, encoder_loss, generator_loss
-from raccgan.networks import Networks, update_average
+from raccgan.networks import Networks, build, update_average
 from raccgan.progress import Progress
 from raccgan.randomness import stream
+from raccgan.run import Run
 
 PHASES = ("gan", "encoder")
 
@@ -75,6 +76,24 @@ class Training:
         self._saved_at = "none was written yet"
         if resumed is not None:
             self._restore(resumed)
+
+    @classmethod
+    def of(
+        cls,
+        run: Run,
+        data: ImageDataset,
+        path: Path,
+        resumed: Checkpoint | None,
+        log: Log = lambda phase, step, figures: None,
+    ) -> Training:
+        """The training of a run on ``data``, from new networks or from a checkpoint, which is written to ``path``."""
+        if resumed is not None:
+            networks = checkpoints.networks_of(resumed, run.config, run.device)
+        else:
+            networks = build(run.config, channels=run.channels, classes=len(run.classes), device=run.device)
+        return cls(
+            run.config, networks, data, classes=run.classes, channels=run.channels, path=path, resumed=resumed, log=log
+        )
 
     @property
     def goals(self) -> dict[str, int]:

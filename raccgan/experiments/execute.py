@@ -15,7 +15,6 @@ from raccgan.experiments.compositions import composed, terms_of
 from raccgan.experiments.results import Result, composition_column
 from raccgan.experiments.tables import Row
 from raccgan.metrics import image_metrics
-from raccgan.networks import build
 from raccgan.run import Run, prepare
 from raccgan.scoring import Scorer
 from raccgan.training import PHASES, Training
@@ -35,15 +34,7 @@ def execute(row: Row, folder: Path, device: torch.device, data_root: Path) -> Re
     stored = checkpoints.load(folder) if (folder / checkpoints.NAME).exists() else None
     if stored is not None:
         checkpoints.check_same_model(stored, run.config, run.classes, run.channels)
-    training = Training(
-        run.config,
-        build(run.config, channels=run.channels, classes=len(run.classes), device=device),
-        run.dataset(run.split.train),
-        classes=run.classes,
-        channels=run.channels,
-        path=folder / checkpoints.NAME,
-        resumed=stored,
-    )
+    training = Training.of(run, run.dataset(run.split.train), folder / checkpoints.NAME, stored)
     for phase in PHASES:
         training.run(phase)
     scorer = run.scorer(training.networks)

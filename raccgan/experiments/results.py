@@ -125,11 +125,11 @@ def summary(name: str, table: Table, by_variant: Mapping[str, Mapping[Row, Resul
         shown = "" if pixel is None else str(pixel)
         lines += [f"| {variant:24} | {found!s:15} | {shown:15} | {found.extent:24} | {seconds:11.0f} |"]
     beside = _beside(table, by_variant)
-    lines += [f"| {label:24} | {value:15} | {'':15} | {source:24} | {'':11} |" for label, value, source in beside]
-    first = next((results for results in by_variant.values() if results), {})
-    scores = [(n, mean_of(first, composition_column(n), len(table.normal))) for n in COMPOSITIONS] if first else []
-    if scores:
-        lines += ["", f"other scores of the same {next(v for v, r in by_variant.items() if r)} models:"]
+    lines += [f"| {name:24} | {shown:15} | {'':15} | {source:24} | {'':11} |" for name, _, shown, source in beside]
+    variant, first = _first(by_variant)
+    if first:
+        scores = [(n, mean_of(first, composition_column(n), len(table.normal))) for n in COMPOSITIONS]
+        lines += ["", f"other scores of the same {variant} models:"]
         lines += [f"  {n:20} {m}" for n, m in scores if m is not None]
     lines += _losing(first)
     if table.note:
@@ -140,7 +140,7 @@ def summary(name: str, table: Table, by_variant: Mapping[str, Mapping[Row, Resul
 def draw(path: Path, name: str, table: Table, by_variant: Mapping[str, Mapping[Row, Result]]) -> None:
     """The same as a picture: one dot a variant with its deviation, controls and published figures as lines."""
     dots = {v: m for v, results in by_variant.items() if (m := mean_of(results, "auroc", len(table.normal)))}
-    beside = {label: float(value.split(" ")[0]) for label, value, _ in _beside(table, by_variant)}
+    beside = {name: auroc for name, auroc, _, _ in _beside(table, by_variant)}
     pictures.comparison(
         path,
         {label: (m.mean, m.deviation or 0.0) for label, m in dots.items()},
@@ -149,12 +149,17 @@ def draw(path: Path, name: str, table: Table, by_variant: Mapping[str, Mapping[R
     )
 
 
-def _beside(table: Table, by_variant: Mapping[str, Mapping[Row, Result]]) -> list[tuple[str, str, str]]:
-    """Name, AUROC and origin of the controls and of what others published."""
-    first = next((results for results in by_variant.values() if results), {})
+def _first(by_variant: Mapping[str, Mapping[Row, Result]]) -> tuple[str, Mapping[Row, Result]]:
+    """The first variant of which something is known, and that; nothing where there is none."""
+    return next(((variant, results) for variant, results in by_variant.items() if results), ("", {}))
+
+
+def _beside(table: Table, by_variant: Mapping[str, Mapping[Row, Result]]) -> list[tuple[str, float, str, str]]:
+    """Name, AUROC, the same as text, and origin: of the controls and of what others published."""
+    _, first = _first(by_variant)
     found = [(name.replace("_", " "), mean_of(first, name, len(table.normal))) for name in CONTROLS]
-    ours = [(name, str(m), "control, same split") for name, m in found if m is not None]
-    return ours + [(p.name, f"{p.auroc:.3f}", p.source) for p in table.published]
+    ours = [(name, m.mean, str(m), "control, same split") for name, m in found if m is not None]
+    return ours + [(p.name, p.auroc, f"{p.auroc:.3f}", p.source) for p in table.published]
 
 
 def _losing(results: Mapping[Row, Result]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,23 +11,17 @@ from torch import Tensor
 
 from raccgan.kernels.depthwise_separable.rewritten import pointwise
 from tests.kernels.grid import relative_error
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+from tests.kernels.variations import threads
 
 
 @pytest.mark.parametrize(
     "shape", [(4, 5, 16, 16), (1, 3, 48, 16), (15, 2, 8, 16), (3, 5, 7, 9), (16, 4, 8, 8)], ids=str
 )
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("out", [1, 6])
 @pytest.mark.parametrize("layouts", ["both channels_last", "x alone", "neither"])
 def test_pointwise_in_any_layout_with_any_threads(
-    threads: int, shape: tuple[int, int, int, int], out: int, layouts: str
+    count: int, shape: tuple[int, int, int, int], out: int, layouts: str
 ) -> None:
     draw = torch.Generator().manual_seed(0)
     n, c, h, v = shape
@@ -40,7 +34,9 @@ def test_pointwise_in_any_layout_with_any_threads(
         x = x.contiguous(memory_format=torch.channels_last)
     if layouts == "both channels_last":
         g, t = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (g, t))
-    for got, exact in zip(_both_orders(pointwise, x, w, b, g, t), wanted, strict=True):
+    with threads(count):
+        found = _both_orders(pointwise, x, w, b, g, t)
+    for got, exact in zip(found, wanted, strict=True):
         assert relative_error(got, exact) < 1e-5
 
 
