@@ -1,81 +1,22 @@
 // The bindings of CBAM: the order of its stages, and what couples the pieces that the kernels work on.
-#include <array>
 #include <cmath>
 #include <memory>
 #include <string>
-#include <tuple>
 #include <utility>
 
 #include "../cpu/cbam.h"
-#include "common.h"
+#include "cbam.h"
 
 namespace raccgan {
 namespace {
 
-using Optional = std::optional<Tensor>;
-
 std::unique_ptr<float[]> floats(int64_t count) { return std::unique_ptr<float[]>(new float[count]); }
-
-Tensor new_floats(const Tensor& like, const std::vector<int64_t>& sizes) {
-  return torch::stable::new_empty(like, sizes, ScalarType::Float);
-}
 
 // ---- arguments ----------------------------------------------------------------------------------------------------
 
-Tensor in_float32(const Tensor& t, const Tensor& x, const std::vector<int64_t>& sizes, const char* name) {
-  const auto actual = t.sizes();
-  STD_TORCH_CHECK(std::equal(actual.begin(), actual.end(), sizes.begin(), sizes.end()), name, " has the wrong shape");
-  STD_TORCH_CHECK(t.device() == x.device(), name, " must be on x's device");
-  const Tensor wide = t.scalar_type() == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float);
-  return wide.is_contiguous() ? wide : torch::stable::contiguous(wide);
-}
-
-Optional in_float32(const Optional& t, const Tensor& x, const std::vector<int64_t>& sizes, const char* name) {
-  if (!t) return std::nullopt;
-  return in_float32(*t, x, sizes, name);
-}
-
-// What the forward and the backward op are given alike, checked, everything but x in float32.
-struct Given {
-  CbamShape shape;
-  Optional average, maximum;
-  Tensor reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight, norm_weight, norm_bias;
-  Optional mean, var;
-  bool batch;
-  float eps;
-
-  Given(const Tensor& x, const Optional& average, const Optional& maximum, const Tensor& reduce_weight,
-        const Tensor& reduce_bias, const Tensor& expand_weight, const Tensor& expand_bias,
-        const Tensor& spatial_weight, const Tensor& norm_weight, const Tensor& norm_bias, const Optional& mean,
-        const Optional& var, bool batch, double eps)
-      : shape(shape_of(x, reduce_weight, spatial_weight)),
-        average(in_float32(average, x, {shape.n, shape.c}, "average")),
-        maximum(in_float32(maximum, x, {shape.n, shape.c}, "maximum")),
-        reduce_weight(in_float32(reduce_weight, x, {shape.r, shape.c}, "reduce_weight")),
-        reduce_bias(in_float32(reduce_bias, x, {shape.r}, "reduce_bias")),
-        expand_weight(in_float32(expand_weight, x, {shape.c, shape.r}, "expand_weight")),
-        expand_bias(in_float32(expand_bias, x, {shape.c}, "expand_bias")),
-        spatial_weight(in_float32(spatial_weight, x, {1, 2, shape.k, shape.k}, "spatial_weight")),
-        norm_weight(in_float32(norm_weight, x, {1}, "norm_weight")),
-        norm_bias(in_float32(norm_bias, x, {1}, "norm_bias")),
-        mean(in_float32(mean, x, {1}, "mean")),
-        var(in_float32(var, x, {1}, "var")),
-        batch(batch),
-        eps(static_cast<float>(eps)) {
-    STD_TORCH_CHECK(mean.has_value() == var.has_value(), "give both mean and var, or neither");
-  }
-
-  static CbamShape shape_of(const Tensor& x, const Tensor& reduce_weight, const Tensor& spatial_weight) {
-    STD_TORCH_CHECK(x.dim() == 4, "x must be [N, C, H, W]");
-    STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
-                    "x must be float32 or bfloat16");
-    STD_TORCH_CHECK(x.size(1) > 0 && x.size(2) > 0 && x.size(3) > 0, "x must have a channel and a pixel at least");
-    STD_TORCH_CHECK(reduce_weight.dim() == 2, "reduce_weight must be [R, C]");
-    STD_TORCH_CHECK(spatial_weight.dim() == 4 && spatial_weight.size(3) % 2 == 1,
-                    "spatial_weight must be [1, 2, k, k] with odd k");
-    return {x.size(0), x.size(1), x.size(2), x.size(3), reduce_weight.size(0), spatial_weight.size(3),
-            dtype_of(x, "x")};
-  }
+struct Given : CbamGiven<CbamShape> {
+  template <class... Others>
+  explicit Given(const Tensor& x, const Others&... others) : CbamGiven(float32_or_bfloat16(x), others...) {}
 
   CbamWeights weights() const {
     const auto of = [](const Tensor& t) { return t.const_data_ptr<float>(); };
@@ -83,21 +24,12 @@ struct Given {
             of(spatial_weight), *of(norm_weight), *of(norm_bias),    eps};
   }
 
-  int64_t pixels() const { return shape.h * shape.w; }
-  bool fixed() const { return mean.has_value(); }
-  bool shared() const { return fixed() || batch; }  // whether all samples have the same moments
-  bool coupled() const { return batch && !fixed(); }  // whether those depend on all samples
-  int64_t moments() const { return shared() ? 1 : shape.n; }
+  bool coupled() const { return batch && !fixed(); }  // whether the moments depend on all samples
   int64_t moments_stride() const { return shared() ? 0 : 2; }
   int64_t scores_a_moment() const { return pixels() * (batch ? shape.n : 1); }
 };
 
 // All of CbamSaved, one after the other in one tensor.
-int64_t saved_floats(const Given& given) {
-  const CbamShape& s = given.shape;
-  return s.n * (3 * s.c + 3 * s.r + 3 * given.pixels()) + 2 * given.moments();
-}
-
 CbamSaved saved_in(const Given& given, float* at) {
   const CbamShape& s = given.shape;
   const auto next = [&](int64_t count) { return std::exchange(at, at + count); };
@@ -255,7 +187,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_cpu(
   const Given given(x_in, average, maximum, reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight,
                     norm_weight, norm_bias, mean, var, batch, eps);
   const CbamShape& s = given.shape;
-  const Tensor y = empty_channels_last(x_in, s.c, s.h, s.w), saved_tensor = new_floats(x_in, {saved_floats(given)});
+  const Tensor y = empty_channels_last(x_in, s.c, s.h, s.w), saved_tensor = new_floats(x_in, {given.saved_floats()});
   const CbamSaved saved = saved_in(given, saved_tensor.mutable_data_ptr<float>());
   if (given.average) std::copy_n(given.average->const_data_ptr<float>(), s.n * s.c, saved.average);
   if (given.maximum) std::copy_n(given.maximum->const_data_ptr<float>(), s.n * s.c, saved.maximum);
@@ -272,12 +204,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_cpu(
 
 // ---- backward -----------------------------------------------------------------------------------------------------
 
-// The tensors of Given in its order, x first: bit i of `wanted` asks for the gradient of the i-th.
-enum Input {
-  kX, kAverage, kMaximum, kReduceWeight, kReduceBias, kExpandWeight, kExpandBias, kSpatialWeight, kNormWeight,
-  kNormBias, kMean, kVar, kInputs
-};
-constexpr int64_t bit(Input input) { return int64_t{1} << input; }
 constexpr int64_t kMlp = bit(kReduceWeight) | bit(kReduceBias) | bit(kExpandWeight) | bit(kExpandBias);
 constexpr int64_t kChannels = bit(kX) | bit(kAverage) | bit(kMaximum) | kMlp;
 
@@ -350,20 +276,6 @@ NormGradients run_backward(const Given& given, const Tensor& x_in, const Tensor&
   return gradients;
 }
 
-using Gradients = std::array<Tensor, kInputs>;
-
-// A float32 tensor for each gradient that is wanted, and an empty one for the others; x's is of x's dtype.
-Gradients new_gradients(const Given& given, const Tensor& x, int64_t wanted) {
-  const CbamShape& s = given.shape;
-  const std::vector<int64_t> sizes[kInputs] = {{}, {s.n, s.c}, {s.n, s.c}, {s.r, s.c}, {s.r}, {s.c, s.r}, {s.c},
-                                               {1, 2, s.k, s.k}, {1}, {1}, {1}, {1}};
-  const auto made = [&](int i) {
-    if (!(wanted >> i & 1)) return new_floats(x, {0});
-    return i == kX ? empty_channels_last(x, s.c, s.h, s.w) : new_floats(x, sizes[i]);
-  };
-  return {made(0), made(1), made(2), made(3), made(4), made(5), made(6), made(7), made(8), made(9), made(10), made(11)};
-}
-
 // The backward pass's own memory, float32, one after the other.
 struct Work {
   std::unique_ptr<float[]> all;
@@ -376,7 +288,7 @@ struct Work {
 Gradients backward(const Given& given, const Tensor& g_y_in, const Optional& g_mean, const Optional& g_var,
                    const Tensor& x_in, const Tensor& saved, int64_t wanted) {
   const CbamShape& s = given.shape;
-  const Gradients gradients = new_gradients(given, x_in, wanted);
+  const Gradients gradients = new_gradients(s, x_in, wanted);
   const int64_t nc = s.n * s.c, nr = s.n * s.r, np = s.n * given.pixels(), taps = 2 * s.k * s.k;
   const bool channels = wanted & kChannels, spatial = wanted & bit(kSpatialWeight);
   std::vector<CbamNormSums> norm_sums(s.n * bands(s));
@@ -426,9 +338,6 @@ Gradients backward(const Given& given, const Tensor& g_y_in, const Optional& g_m
   return gradients;
 }
 
-using TwelveTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-                                 Tensor>;
-
 TwelveTensors cbam_backward_cpu(
     const Tensor& g_y, const Optional& g_mean, const Optional& g_var, const Tensor& x, const Optional& average,
     const Optional& maximum, const Tensor& reduce_weight, const Tensor& reduce_bias, const Tensor& expand_weight,
@@ -436,31 +345,12 @@ TwelveTensors cbam_backward_cpu(
     const Optional& mean, const Optional& var, bool batch, double eps, const Tensor& saved, int64_t wanted) {
   const Given given(x, average, maximum, reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight,
                     norm_weight, norm_bias, mean, var, batch, eps);
-  STD_TORCH_CHECK(same_sizes(g_y, x) && g_y.scalar_type() == x.scalar_type() && g_y.device() == x.device(),
-                  "g_y must be as x is");
-  STD_TORCH_CHECK(saved.scalar_type() == ScalarType::Float && saved.is_contiguous() && saved.device() == x.device() &&
-                      saved.numel() == saved_floats(given),
-                  "saved must come from cbam_native with the same arguments");
-  const std::vector<int64_t> moments{given.fixed() ? 0 : given.moments()};
+  given.check_backward(g_y, x, saved);
+  const std::vector<int64_t> moments = given.own_moments();
   const Gradients g = backward(given, g_y, in_float32(g_mean, x, moments, "g_mean"),
                                in_float32(g_var, x, moments, "g_var"), x, saved, wanted);
-  // Everything but x's gradient is made in float32.
-  const auto as = [&](int i, const Tensor& t) {
-    return t.scalar_type() == ScalarType::Float ? g[i] : torch::stable::to(g[i], t.scalar_type());
-  };
-  const auto as_given = [&](int i, const Optional& t) { return t ? as(i, *t) : g[i]; };
-  return {g[kX],
-          as_given(kAverage, average),
-          as_given(kMaximum, maximum),
-          as(kReduceWeight, reduce_weight),
-          as(kReduceBias, reduce_bias),
-          as(kExpandWeight, expand_weight),
-          as(kExpandBias, expand_bias),
-          as(kSpatialWeight, spatial_weight),
-          as(kNormWeight, norm_weight),
-          as(kNormBias, norm_bias),
-          as_given(kMean, mean),
-          as_given(kVar, var)};
+  return in_their_dtypes(g, average, maximum, reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight,
+                         norm_weight, norm_bias, mean, var);
 }
 
 }  // namespace

@@ -31,6 +31,13 @@ inline Dtype dtype_of(const Tensor& t, const char* what) {
   }
 }
 
+// x, which CPU kernels take that write a tensor like it.
+inline const Tensor& float32_or_bfloat16(const Tensor& x) {
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
+                  "x must be float32 or bfloat16");
+  return x;
+}
+
 inline bool same_sizes(const Tensor& a, const Tensor& b) {
   const auto sizes_a = a.sizes(), sizes_b = b.sizes();
   return std::equal(sizes_a.begin(), sizes_a.end(), sizes_b.begin(), sizes_b.end());
