@@ -18,152 +18,15 @@
 // and finished by a launch of its own.
 #include "depthwise_separable.h"
 
-#include "depthwise_tiles.h"
+#include "depthwise_images.h"
+#include "depthwise_norm.h"
 #include "moments.h"
 
 namespace raccgan {
 namespace cuda {
 namespace {
 
-// ---- what is read ------------------------------------------------------------------------------------------------
-
-// Of each sample's channel, [N, C] each; null without the norm.
-struct Norm {
-  const float *mean, *var;
-  const float *t_mean, *tz_mean;  // of t and of t z, for the double backward
-};
-
-enum class Reading : int32_t { kGiven, kActivated, kTangent };  // data itself; a; s
-
-struct Image {
-  Reading reading;
-  const void *data, *t;
-  int64_t rows, columns;
-};
-
-// a = relu((h - centre) slope + offset), s = [a > 0] (slope t + by_value (h - centre) + constant), z = (h - centre) root,
-// for a block's 32 channels of a sample.
-struct Coefficients {
-  float centre[kWarp], root[kWarp], slope[kWarp], offset[kWarp], by_value[kWarp], constant[kWarp];
-};
-
-// The first warp finds them; the others see them after the next barrier.
-__device__ void find(const DepthwiseLayer& s, const Norm& norm, int64_t n, int64_t chunk, Coefficients& by) {
-  const int lane = threadIdx.x;
-  const int64_t channel = chunk * kWarp + lane, at = n * s.c + channel;
-  if (lane >= kWarp) return;
-  const bool there = channel < s.c, normalised = there && norm.mean, tangent = normalised && norm.t_mean;
-  by.centre[lane] = normalised ? norm.mean[at] : 0.0f;
-  by.root[lane] = normalised ? 1.0f / sqrtf(norm.var[at] + s.eps) : 1.0f;
-  by.slope[lane] = by.root[lane] * (there && s.scale ? s.scale[at] : 1.0f);
-  by.offset[lane] = there && s.shift ? s.shift[at] : 0.0f;
-  by.by_value[lane] = tangent ? -by.slope[lane] * by.root[lane] * norm.tz_mean[at] : 0.0f;
-  by.constant[lane] = tangent ? -by.slope[lane] * norm.t_mean[at] : 0.0f;
-}
-
-// V channels of the block's from `lane` on, at a place in memory.
-template <class T, int V>
-__device__ void read(const DepthwiseLayer& s, const Image& image, const Coefficients& by, int lane, int64_t at,
-                     float (&v)[V]) {
-  load<T, V>(static_cast<const typename T::Stored*>(image.data) + at, v);
-  if (image.reading == Reading::kGiven) return;
-  float centre[V], slope[V], offset[V];
-  load_floats(by.centre + lane, centre);
-  load_floats(by.slope + lane, slope);
-  load_floats(by.offset + lane, offset);
-  if (image.reading == Reading::kActivated) {
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const float d = (s.rectify_first ? relu(v[i]) : v[i]) - centre[i];
-      v[i] = fmaf(d, slope[i], offset[i]);
-      if (s.rectify) v[i] = relu(v[i]);
-    }
-    return;
-  }
-  float t[V], by_value[V], constant[V];
-  load<T, V>(static_cast<const typename T::Stored*>(image.t) + at, t);
-  load_floats(by.by_value + lane, by_value);
-  load_floats(by.constant + lane, constant);
-#pragma unroll
-  for (int i = 0; i < V; ++i) {
-    const float d = (s.rectify_first ? relu(v[i]) : v[i]) - centre[i];
-    const float from_t = s.rectify_first && !(v[i] > 0.0f) ? 0.0f : t[i];
-    const float u = fmaf(from_t, slope[i], fmaf(d, by_value[i], constant[i]));
-    v[i] = s.rectify && !(fmaf(d, slope[i], offset[i]) > 0.0f) ? 0.0f : u;
-  }
-}
-
-// 32 channels from `chunk` of sample n, the pixels [kRows][kColumns] from (row, column) on, zero outside of the image.
-template <class T, int V, int kRows, int kColumns, int kBlock>
-__device__ void fill(const DepthwiseLayer& s, const Image& image, const Coefficients& by, int64_t n, int64_t chunk,
-                     int64_t first_row, int64_t first_column, float* tile) {
-  constexpr int kLanes = kWarp / V;
-  const int lane = threadIdx.x % kLanes * V;
-  const int64_t channel = chunk * kWarp + lane;
-  const bool there = channel < s.c;
-#pragma unroll 2
-  for (int i = threadIdx.x / kLanes; i < kRows * kColumns; i += kBlock / kLanes) {
-    const int64_t row = first_row + i / kColumns, column = first_column + i % kColumns;
-    float v[V] = {};
-    if (there && row >= 0 && row < image.rows && column >= 0 && column < image.columns) {
-      read<T, V>(s, image, by, lane, ((n * image.rows + row) * image.columns + column) * s.c + channel, v);
-    }
-    store_floats(tile + i * kWarp + lane, v);
-  }
-}
-
-// ---- weights -----------------------------------------------------------------------------------------------------
-
-// Taps a side: of w, or of w summed over 2 x 2 neighbours, which is the convolution together with its resizing.
-__host__ __device__ int64_t taps(const DepthwiseLayer& s) { return s.resize == Resize::kPlain ? s.k : s.k + 1; }
-
-// packed [taps, taps, C]: w, flipped where `transposed`; or v, the same for the convolution and its transpose.
-__global__ void __launch_bounds__(kThreads) pack(DepthwiseLayer s, bool transposed, float* packed) {
-  const int64_t n = taps(s), size = s.k * s.k, i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= n * n * s.c) return;
-  const int64_t tap = i / s.c;
-  const float* const w = s.weight + i % s.c * size;
-  if (s.resize == Resize::kPlain) {
-    packed[i] = w[transposed ? size - 1 - tap : tap];
-    return;
-  }
-  const bool up = s.resize == Resize::kUp;  // is the transpose of down by the flipped kernel
-  float sum = 0.0f;
-  for (int64_t r = 0; r < 2; ++r) {
-    for (int64_t c = 0; c < 2; ++c) {
-      const int64_t row = tap / n - r, column = tap % n - c;
-      if (row < 0 || row >= s.k || column < 0 || column >= s.k) continue;
-      const int64_t at = row * s.k + column;
-      sum += w[up ? size - 1 - at : at];
-    }
-  }
-  packed[i] = up ? sum : 0.25f * sum;
-}
-
-// The gradient of w from that of what `pack` packs, partial [pieces, taps, taps, C]. A block has one place of w and a
-// warp of channels; its warps take the pieces in turn.
-__global__ void __launch_bounds__(kThreads) unpack(DepthwiseLayer s, int64_t pieces, const float* partial,
-                                                   float* grad_w) {
-  __shared__ double shared[kThreads];
-  const int64_t chunks = ceiling(s.c, kWarp), n = taps(s), size = s.k * s.k, place = blockIdx.x / chunks;
-  const int64_t channel = blockIdx.x % chunks * kWarp + threadIdx.x % kWarp;
-  const bool plain = s.resize == Resize::kPlain;
-  const int64_t at = s.resize == Resize::kUp ? size - 1 - place : place;
-  double sum = 0.0;
-  for (int64_t piece = threadIdx.x / kWarp; piece < pieces && channel < s.c; piece += kWarps) {
-    const float* const from = partial + piece * n * n * s.c + channel;
-    for (int64_t r = 0; r < (plain ? 1 : 2); ++r) {
-      for (int64_t c = 0; c < (plain ? 1 : 2); ++c) sum += from[((at / s.k + r) * n + at % s.k + c) * s.c];
-    }
-  }
-  sum = add_warps(sum, shared, kWarps);
-  if (threadIdx.x >= kWarp || channel >= s.c) return;
-  grad_w[channel * size + place] = static_cast<float>(s.resize == Resize::kDown ? 0.25 * sum : sum);
-}
-
 // ---- the convolution ---------------------------------------------------------------------------------------------
-
-constexpr int kSums = 3;  // of q, q z and q t
 
 struct ConvolveArgs {
   DepthwiseLayer layer;
@@ -320,159 +183,28 @@ __global__ void __launch_bounds__(Pair<K, kStep>::kWarps* kWarp, 2) correlate(Co
   }
 }
 
-// ---- the norm's gradient -----------------------------------------------------------------------------------------
-
-// Sums of t and of t z over a piece of a sample: partial [N, pieces, 2, C].
-template <class T, int V>
-__global__ void __launch_bounds__(kThreads) sum_tangent(DepthwiseLayer s, Norm norm, const void* x, const void* t,
-                                                        Tiling tiling, float* partial) {
-  const Columns<V> at(tiling);
-  float mean[V] = {}, root[V] = {}, sums[V] = {}, with_z[V] = {};
-  if (at.active) {
-    load_floats(norm.mean + at.in_row(tiling), mean);
-    load_floats(norm.var + at.in_row(tiling), root);
-  }
-#pragma unroll
-  for (int i = 0; i < V; ++i) root[i] = 1.0f / sqrtf(root[i] + s.eps);
-  for (int64_t p = at.first, from = at.at(tiling, p); p < at.last; p += at.rows, from += at.step) {
-    float h[V], v[V];
-    load<T, V>(static_cast<const typename T::Stored*>(x) + from, h);
-    load<T, V>(static_cast<const typename T::Stored*>(t) + from, v);
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      if (s.rectify_first && !(h[i] > 0.0f)) v[i] = 0.0f;
-      sums[i] += v[i];
-      with_z[i] = fmaf(v[i], ((s.rectify_first ? relu(h[i]) : h[i]) - mean[i]) * root[i], with_z[i]);
-    }
-  }
-  add_rows(at, sums);
-  add_rows(at, with_z);
-  if (at.row != 0 || !at.active) return;
-  float* const to = partial + (at.run * tiling.pieces + at.piece) * 2 * s.c + at.channel;
-  store_row(to, sums);
-  store_row(to + s.c, with_z);
-}
-
-// to[i, n, c] = factor times the sum over the pieces of partial [N, pieces, values, C], for each of the values. A block
-// has a warp of channels of a sample; its warps take the pieces in turn.
-__global__ void __launch_bounds__(kThreads) add_pieces(int64_t samples, int64_t pieces, int values, int64_t channels,
-                                                       double factor, const float* partial, float* to) {
+// The gradient of w from that of what `pack` packs, partial [pieces, taps, taps, C]. A block has one place of w and a
+// warp of channels; its warps take the pieces in turn.
+__global__ void __launch_bounds__(kThreads) unpack(DepthwiseLayer s, int64_t pieces, const float* partial,
+                                                   float* grad_w) {
   __shared__ double shared[kThreads];
-  const int64_t chunks = ceiling(channels, kWarp), n = blockIdx.x / chunks;
+  const int64_t chunks = ceiling(s.c, kWarp), n = taps(s), size = s.k * s.k, place = blockIdx.x / chunks;
   const int64_t channel = blockIdx.x % chunks * kWarp + threadIdx.x % kWarp;
-  for (int i = 0; i < values; ++i) {
-    double sum = 0.0;
-    for (int64_t piece = threadIdx.x / kWarp; piece < pieces && channel < channels; piece += kWarps) {
-      sum += partial[((n * pieces + piece) * values + i) * channels + channel];
-    }
-    sum = add_warps(sum, shared, kWarps);
-    if (threadIdx.x < kWarp && channel < channels) {
-      to[(i * samples + n) * channels + channel] = static_cast<float>(factor * sum);
-    }
-  }
-}
-
-// The gradients of scale and shift from the sums [kSums, N, C]; of scale in the double backward, where t was summed.
-__global__ void __launch_bounds__(kThreads) finish_affine(DepthwiseLayer s, Norm norm, bool doubly, const float* sums,
-                                                          float* grad_scale, float* grad_shift) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, all = s.n * s.c;
-  if (i >= all) return;
-  const float q = sums[i], qz = sums[all + i], qt = sums[2 * all + i];
-  if (grad_shift) grad_shift[i] = q;
-  if (!doubly || !norm.mean) {
-    grad_scale[i] = doubly ? qt : qz;
-  } else {
-    grad_scale[i] = (qt - norm.t_mean[i] * q - norm.tz_mean[i] * qz) / sqrtf(norm.var[i] + s.eps);
-  }
-}
-
-struct FinishArgs {
-  DepthwiseLayer layer;
-  Norm norm;
-  Tiling tiling;
-  const void *x, *t;  // t or null
-  const float *q, *sums;
-  void* grad_x;
-};
-
-// grad_x = by_q q + by_t t + by_value (h - centre) + constant, for the backward or, with t, the double backward.
-template <int V>
-struct NormGradient {
-  float centre[V], by_q[V], by_t[V] = {}, by_value[V], constant[V];
-
-  __device__ NormGradient(const FinishArgs& args, int64_t at) {
-    const DepthwiseLayer& s = args.layer;
-    const int64_t all = s.n * s.c;
-    const float over = 1.0f / static_cast<float>(s.h * s.w);
-    float root[V], slope[V], q[V], qz[V];
-    load_floats(args.norm.mean + at, centre);
-    load_floats(args.norm.var + at, root);
-    if (s.scale) load_floats(s.scale + at, slope);
-    load_floats(args.sums + at, q);
-    load_floats(args.sums + all + at, qz);
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      root[i] = 1.0f / sqrtf(root[i] + s.eps);
-      slope[i] = s.scale ? slope[i] * root[i] : root[i];
-      by_q[i] = slope[i];
-      by_value[i] = -slope[i] * root[i] * qz[i] * over;
-      constant[i] = -slope[i] * q[i] * over;
-    }
-    if (!args.t) return;
-    float qt[V], t[V], tz[V];
-    load_floats(args.sums + 2 * all + at, qt);
-    load_floats(args.norm.t_mean + at, t);
-    load_floats(args.norm.tz_mean + at, tz);
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const float factor = -slope[i] * root[i], q_mean = q[i] * over, qz_mean = qz[i] * over;
-      const float curvature = qt[i] * over - t[i] * q_mean - tz[i] * qz_mean;
-      by_q[i] = factor * tz[i];
-      by_t[i] = factor * qz_mean;
-      by_value[i] = factor * root[i] * (curvature - 2.0f * qz_mean * tz[i]);
-      constant[i] = -factor * (qz_mean * t[i] + tz[i] * q_mean);
+  const bool plain = s.resize == Resize::kPlain;
+  const int64_t at = s.resize == Resize::kUp ? size - 1 - place : place;
+  double sum = 0.0;
+  for (int64_t piece = threadIdx.x / kWarp; piece < pieces && channel < s.c; piece += kWarps) {
+    const float* const from = partial + piece * n * n * s.c + channel;
+    for (int64_t r = 0; r < (plain ? 1 : 2); ++r) {
+      for (int64_t c = 0; c < (plain ? 1 : 2); ++c) sum += from[((at / s.k + r) * n + at % s.k + c) * s.c];
     }
   }
-};
-
-template <class T, int V>
-__global__ void __launch_bounds__(kThreads) finish_norm(FinishArgs args) {
-  const Columns<V> at(args.tiling);
-  if (!at.active) return;
-  const NormGradient<V> by(args, at.in_row(args.tiling));
-  const bool rectify_first = args.layer.rectify_first;
-  for (int64_t p = at.first, i = at.at(args.tiling, p); p < at.last; p += at.rows, i += at.step) {
-    float x[V], t[V] = {}, q[V], v[V];
-    load_floats(args.q + i, q);
-    load<T, V>(static_cast<const typename T::Stored*>(args.x) + i, x);
-    if (args.t) load<T, V>(static_cast<const typename T::Stored*>(args.t) + i, t);
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      const bool passes = !rectify_first || x[j] > 0.0f;
-      const float d = (rectify_first ? relu(x[j]) : x[j]) - by.centre[j];
-      v[j] = fmaf(by.by_q[j], q[j], fmaf(by.by_value[j], d, by.constant[j]));
-      v[j] = passes ? fmaf(by.by_t[j], t[j], v[j]) : 0.0f;
-    }
-    store<T, V>(static_cast<typename T::Stored*>(args.grad_x) + i, v);
-  }
+  sum = add_warps(sum, shared, kWarps);
+  if (threadIdx.x >= kWarp || channel >= s.c) return;
+  grad_w[channel * size + place] = static_cast<float>(s.resize == Resize::kDown ? 0.25 * sum : sum);
 }
 
 // ---- host --------------------------------------------------------------------------------------------------------
-
-Form form_of(Resize resize, bool transposed) {
-  if (resize == Resize::kPlain) return Form::kPlain;
-  return (resize == Resize::kUp) != transposed ? Form::kUp : Form::kDown;
-}
-
-// Tiles of a sample's results.
-int64_t tiles(Form form, int64_t rows, int64_t columns) {
-  static_assert(Tile<3, Form::kPlain>::kWarps == Tile<3, Form::kUp>::kWarps);
-  static_assert(Tile<3, Form::kPlain>::kStrip == Tile<3, Form::kUp>::kStrip);
-  using Down = Tile<3, Form::kDown>;
-  using Other = Tile<3, Form::kPlain>;
-  if (form == Form::kDown) return ceiling(rows, Down::kWarps) * ceiling(columns, Down::kStrip);
-  return ceiling(rows, Other::kWarps) * ceiling(columns, Other::kStrip);
-}
 
 template <int K, Form kForm>
 void convolve_as(Queue& queue, const ConvolveArgs& args) {
@@ -502,14 +234,6 @@ void correlate_as(Queue& queue, const CorrelateArgs& args) {
 template <int K>
 void correlate_as(Queue& queue, bool plain, const CorrelateArgs& args) {
   plain ? correlate_as<K, 1>(queue, args) : correlate_as<K, 2>(queue, args);
-}
-
-// run(K) with the layer's kernel size as a constant.
-template <class Run>
-void for_size(int64_t k, const Run& run) {
-  if (k == 3) run(std::integral_constant<int, 3>{});
-  if (k == 5) run(std::integral_constant<int, 5>{});
-  if (k == 7) run(std::integral_constant<int, 7>{});
 }
 
 constexpr int64_t kTangentPiece = 512;  // pixels
