@@ -121,6 +121,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_double_backward_cpu(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
   m.def("depthwise_native(" RACCGAN_LAYER ") -> Tensor");
+  // All of it in one kernel, on a GPU alone: y and, where they are wanted, its sum, sum of squares and max.
+  m.def("depthwise_native_fused(Tensor x, Tensor w, Tensor pointwise, Tensor? bias, Tensor? scale, Tensor? shift, "
+        "Tensor? residual, int upsample, int pool, bool rectify_first, bool normalise, bool rectify, float eps, "
+        "bool tf32, bool statistics) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("depthwise_native_backward(Tensor g, " RACCGAN_LAYER
         ", bool want_x, bool want_w, bool want_affine) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("depthwise_native_double_backward(Tensor t, Tensor g, " RACCGAN_LAYER

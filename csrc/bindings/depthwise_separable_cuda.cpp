@@ -1,6 +1,8 @@
-// The CUDA bindings of the depthwise half of a depthwise-separable convolution, and of its two derivatives; the schemas
-// are in depthwise_separable.cpp.
+// The CUDA bindings of a depthwise-separable convolution in one kernel, of its depthwise half alone, and of the two
+// derivatives of that; the schemas are in depthwise_separable.cpp.
 #if defined(RACCGAN_CUDA) || defined(RACCGAN_EMULATION)
+
+#include <math.h>
 
 #include <tuple>
 
@@ -18,6 +20,33 @@ struct Call : DepthwiseCall<cuda::DepthwiseLayer> {
   explicit Call(const Arguments&... arguments) : DepthwiseCall(arguments...) {
     layer.weight = w.const_data_ptr<float>();
   }
+
+  // What the matrix product takes, as the kernel reads it.
+  Tensor matrix(const Tensor& pointwise) const {
+    STD_TORCH_CHECK(pointwise.dim() == 2 && pointwise.size(1) == layer.c, "pointwise must be [D, C]");
+    return torch::stable::contiguous(of_x(pointwise, "pointwise"));
+  }
+  std::optional<Tensor> bias(const std::optional<Tensor>& t, int64_t d) const {
+    if (!t) return std::nullopt;
+    STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == d && t->scalar_type() == ScalarType::Float,
+                    "bias must be [D] of float32");
+    STD_TORCH_CHECK(t->device() == x.device(), "bias and x must be on one device");
+    return torch::stable::contiguous(*t);
+  }
+  std::optional<Tensor> residual(const std::optional<Tensor>& t, int64_t d) const {
+    if (!t) return std::nullopt;
+    STD_TORCH_CHECK(t->dim() == 4 && t->size(0) == layer.n && t->size(1) == d && t->size(2) == layer.out(layer.h) &&
+                        t->size(3) == layer.out(layer.w),
+                    "residual must be [N, D, H, W] of the output");
+    return channels_last(of_x(*t, "residual"));
+  }
+
+ private:
+  const Tensor& of_x(const Tensor& t, const char* what) const {
+    STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), what, " and x must be of one dtype");
+    STD_TORCH_CHECK(t.device() == x.device(), what, " and x must be on one device");
+    return t;
+  }
 };
 
 Tensor depthwise_cuda(const Tensor& x, const Tensor& w, const std::optional<Tensor>& scale,
@@ -31,6 +60,36 @@ Tensor depthwise_cuda(const Tensor& x, const Tensor& w, const std::optional<Tens
   const Tensor scratch = scratch_like(x, cuda::forward_floats(args));
   check_launch(cuda::forward(args, scratch.mutable_data_ptr<float>(), device.index(), device.stream()), kOp);
   return y;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_fused_cuda(
+    const Tensor& x, const Tensor& w, const Tensor& pointwise, const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& scale, const std::optional<Tensor>& shift, const std::optional<Tensor>& residual_in,
+    int64_t upsample, int64_t pool, bool rectify_first, bool normalise, bool rectify, double eps, bool tf32,
+    bool statistics) {
+  const OnDevice device(x);
+  const Call call(x, w, scale, shift, upsample, pool, rectify_first, normalise, rectify, eps);
+  const cuda::DepthwiseLayer& s = call.layer;
+  const Tensor matrix = call.matrix(pointwise);
+  const int64_t d = matrix.size(0);
+  const std::optional<Tensor> added = call.bias(bias, d), residual = call.residual(residual_in, d);
+  const Tensor y = empty_channels_last(call.x, d, s.out(s.h), s.out(s.w));
+  const auto statistic = [&](double of_nothing) {
+    Tensor t = torch::stable::new_empty(x, statistics ? std::vector<int64_t>{s.n, d} : std::vector<int64_t>{0},
+                                        ScalarType::Float);
+    return y.numel() == 0 ? torch::stable::fill_(t, of_nothing) : t;
+  };
+  const Tensor sum = statistic(0.0), squares = statistic(0.0), largest = statistic(-INFINITY);
+  if (y.numel() == 0) return {y, sum, squares, largest};
+  STD_TORCH_CHECK(s.c > 0, "x must have a channel");
+  const cuda::FusedArgs args{s, d, call.x.const_data_ptr(), matrix.const_data_ptr(),
+                             added ? added->const_data_ptr<float>() : nullptr,
+                             residual ? residual->const_data_ptr() : nullptr, tf32, y.mutable_data_ptr(),
+                             floats_of(sum, statistics), floats_of(squares, statistics),
+                             floats_of(largest, statistics)};
+  const Tensor scratch = scratch_like(x, cuda::fused_floats(args));
+  check_launch(cuda::fused(args, scratch.mutable_data_ptr<float>(), device.index(), device.stream()), kOp);
+  return {y, sum, squares, largest};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_backward_cuda(
@@ -75,6 +134,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_double_backward_cuda(
 
 STABLE_TORCH_LIBRARY_IMPL(raccgan, RACCGAN_CUDA_KEY, m) {
   m.impl("depthwise_native", TORCH_BOX(&raccgan::depthwise_cuda));
+  m.impl("depthwise_native_fused", TORCH_BOX(&raccgan::depthwise_fused_cuda));
   m.impl("depthwise_native_backward", TORCH_BOX(&raccgan::depthwise_backward_cuda));
   m.impl("depthwise_native_double_backward", TORCH_BOX(&raccgan::depthwise_double_backward_cuda));
 }

@@ -145,10 +145,16 @@ class Queue {
 
   template <class... Parameters, class... Arguments>
   void operator()(void (*kernel)(Parameters...), int64_t blocks, int threads, const Arguments&... arguments) {
+    with_shared(0, kernel, blocks, threads, arguments...);
+  }
+
+  // The same with so many bytes of launched_shared().
+  template <class... Parameters, class... Arguments>
+  void with_shared(int bytes, void (*kernel)(Parameters...), int64_t blocks, int threads,
+                   const Arguments&... arguments) {
     if (blocks > INT32_MAX) error_ = "more blocks than a grid holds";
     if (blocks == 0 || error_) return;
-    launch(kernel, blocks, threads, stream_, arguments...);
-    fail(cudaGetLastError());
+    fail(launch(kernel, blocks, threads, bytes, stream_, arguments...));
   }
 
   // What a launcher of another file has said.

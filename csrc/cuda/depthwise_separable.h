@@ -36,6 +36,19 @@ struct ForwardArgs {
   void* y;  // out
 };
 
+// The forward pass with the matrix product, of depthwise_separable_fused.cu.
+struct FusedArgs {
+  DepthwiseLayer layer;
+  int64_t d;  // channels of y, not zero
+  const void* x;
+  const void* pointwise;         // [D, C], of the layer's dtype
+  const float* bias;             // [D], or null
+  const void* residual;          // like y, or null
+  bool tf32;                     // whether float32 may be rounded to it in the product
+  void* y;                       // [N, H', W', D], out
+  float *sum, *squares, *largest;  // of y over the pixels, [N, D] each, out; or null
+};
+
 // Gradients for the gradient g of y. Null where not wanted.
 struct BackwardArgs {
   DepthwiseLayer layer;
@@ -59,6 +72,9 @@ struct DoubleBackwardArgs {
 // its _floats says, and returns null, or CUDA's message if a launch failed.
 int64_t forward_floats(const ForwardArgs& args);
 const char* forward(const ForwardArgs& args, float* scratch, int device, void* stream);
+
+int64_t fused_floats(const FusedArgs& args);
+const char* fused(const FusedArgs& args, float* scratch, int device, void* stream);
 
 int64_t backward_floats(const BackwardArgs& args);
 const char* backward(const BackwardArgs& args, float* scratch, int device, void* stream);

@@ -28,6 +28,24 @@ __device__ inline unsigned short round_to_bfloat16(float v) {
   return bits;
 }
 
+// What a block shares beyond its __shared__ variables, of the size that the launch gives it; on a 16-byte boundary.
+__device__ inline void* launched_shared() {
+  extern __shared__ uint4 shared_by_launch[];
+  return shared_by_launch;
+}
+
+// `shared`: bytes of launched_shared().
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int shared, cudaStream_t stream,
+                   Arguments... arguments) {
+  if (shared > 0) {
+    const auto limit = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    if (const cudaError_t error = cudaFuncSetAttribute(kernel, limit, shared); error != cudaSuccess) return error;
+  }
+  kernel<<<static_cast<unsigned>(blocks), threads, shared, stream>>>(arguments...);
+  return cudaGetLastError();
+}
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream, Arguments... arguments) {
   kernel<<<static_cast<unsigned>(blocks), threads, 0, stream>>>(arguments...);

@@ -2,8 +2,8 @@
 //
 // A block's threads are fibers that take turns: each runs until it waits for the others, at __syncthreads or in a
 // shuffle. Blocks run one after the other. What it finds: wrong indices, misaligned 16-byte loads, barriers that not
-// every thread reaches (it aborts); and where RACCGAN_EMULATION_BACKWARDS is set, so that the last thread goes first,
-// many a missing barrier. What it does not: other data races, since fibers never run at once.
+// every thread reaches (it aborts), copies into shared memory that nobody waits for; and where
+// RACCGAN_EMULATION_BACKWARDS is set, so that the last thread goes first, many a missing barrier. What it does not: other data races, since fibers never run at once.
 #pragma once
 
 #include <math.h>
@@ -38,7 +38,6 @@ inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return ""; }
 
-
 namespace emulation {
 
 [[noreturn]] inline void fail(const char* what) {
@@ -58,6 +57,17 @@ struct Barrier {
   void wait();
 };
 
+// A thread's words of the operands of a product on the tensor cores.
+struct Fragments {
+  unsigned a[4], b[2];
+};
+
+// 16 bytes on their way into shared memory.
+struct Copy {
+  void* to;
+  const void* from;
+};
+
 // The block that is running.
 struct Block {
   static constexpr unsigned kWarp = 32;
@@ -67,10 +77,13 @@ struct Block {
   Barrier all;
   std::vector<Barrier> warps;
   std::vector<uint64_t> slots;  // what each thread offers in a shuffle
+  std::vector<Fragments> fragments;            // and to the tensor cores
+  std::vector<std::vector<Copy>> copies;       // what each thread has begun to copy
+  std::unique_ptr<uint4[]> shared;             // what the launch asked for
   uint64_t progress = 0;        // fibers that finished and barriers that opened
 
   void yield() { swapcontext(&fibers[threadIdx.x].context, &scheduler); }
-  void run(unsigned threads);
+  void run(unsigned threads, size_t bytes);
 };
 inline Block block;
 
@@ -86,15 +99,20 @@ inline void Barrier::wait() {
 
 inline void start_fiber() {
   block.kernel();
+  if (!block.copies[threadIdx.x].empty()) fail("a copy that nobody waited for");
   block.fibers[threadIdx.x].finished = true;
   ++block.progress;
 }
 
-inline void Block::run(unsigned threads) {
+inline void Block::run(unsigned threads, size_t bytes) {
   static const bool backwards = getenv("RACCGAN_EMULATION_BACKWARDS") != nullptr;
   if (threads % kWarp != 0) fail("a block is a whole number of warps here");
   fibers.resize(threads);
   slots.assign(threads, 0);
+  fragments.assign(threads, {});
+  copies.assign(threads, {});
+  shared.reset(new uint4[bytes / sizeof(uint4)]);
+  memset(shared.get(), 0xff, bytes);  // NaN, until something is written
   all = {threads};
   warps.assign(threads / kWarp, {kWarp});
   for (Fiber& fiber : fibers) {
@@ -191,10 +209,71 @@ inline unsigned short round_to_bfloat16(float value) {
   return static_cast<unsigned short>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+inline unsigned round_to_tf32(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, sizeof bits);
+  if (value != value) return 0x7fffe000;
+  return (bits + 0x1000) & 0xffffe000;
+}
+
+// c += a b by the layout of tensor_cores.h, of words that hold kElements elements which `widen` reads.
+template <int kElements, class Widen>
+void multiply_words(const unsigned (&a)[4], const unsigned (&b)[2], float (&c)[4], const Widen& widen) {
+  using emulation::block;
+  const unsigned lane = threadIdx.x % block.kWarp, first = threadIdx.x - lane;
+  emulation::Barrier& warp = block.warps[threadIdx.x / block.kWarp];
+  emulation::Fragments& own = block.fragments[threadIdx.x];
+  memcpy(own.a, a, sizeof a);
+  memcpy(own.b, b, sizeof b);
+  warp.wait();
+  for (unsigned at = 0; at < 4; ++at) {
+    const unsigned row = lane / 4 + at / 2 * 8, column = lane % 4 * 2 + at % 2;
+    for (unsigned word = 0; word < 8; ++word) {
+      const unsigned of_a = block.fragments[first + row % 8 * 4 + word % 4].a[row / 8 + word / 4 * 2];
+      const unsigned of_b = block.fragments[first + column * 4 + word % 4].b[word / 4];
+      for (int i = 0; i < kElements; ++i) c[at] = fmaf(widen(of_a, i), widen(of_b, i), c[at]);
+    }
+  }
+  warp.wait();
+}
+
+inline void multiply_bfloat16(const unsigned (&a)[4], const unsigned (&b)[2], float (&c)[4]) {
+  multiply_words<2>(a, b, c, [](unsigned word, int i) { return __uint_as_float(word >> 16 * i << 16); });
+}
+
+inline void multiply_float16(const unsigned (&a)[4], const unsigned (&b)[2], float (&c)[4]) {
+  multiply_words<2>(a, b, c, [](unsigned word, int i) { return __half2float(word >> 16 * i & 0xffff); });
+}
+
+// The tensor cores read 19 bits of each word.
+inline void multiply_tf32(const unsigned (&a)[4], const unsigned (&b)[2], float (&c)[4]) {
+  multiply_words<1>(a, b, c, [](unsigned word, int) { return __uint_as_float(word & 0xffffe000); });
+}
+
+inline void copy_async(void* shared, const void* global) {
+  emulation::block.copies[threadIdx.x].push_back({as_vector(static_cast<char*>(shared)),
+                                                  as_vector(static_cast<const char*>(global))});
+}
+
+inline void wait_for_copies() {
+  for (const emulation::Copy& copy : emulation::block.copies[threadIdx.x]) memcpy(copy.to, copy.from, sizeof(uint4));
+  emulation::block.copies[threadIdx.x].clear();
+}
+
+inline void* launched_shared() { return emulation::block.shared.get(); }
+
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t, Arguments... arguments) {
+cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int shared, cudaStream_t,
+                   Arguments... arguments) {
+  if (shared % sizeof(uint4) != 0) emulation::fail("shared memory is a whole number of 16 bytes here");
   emulation::block.kernel = [=] { kernel(arguments...); };
-  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) emulation::block.run(threads);
+  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) emulation::block.run(threads, shared);
+  return cudaSuccess;
+}
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream, Arguments... arguments) {
+  launch(kernel, blocks, threads, 0, stream, arguments...);
 }
 
 }  // namespace cuda

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from raccgan.kernels import backend, library
 from raccgan.kernels.autograd import differentiate, wanted
-from raccgan.kernels.depthwise_separable import rewritten
+from raccgan.kernels.depthwise_separable import native_fused, rewritten
 from raccgan.kernels.depthwise_separable.reference import activated
 
 KERNEL_SIZES = (3, 5, 7)
@@ -64,6 +64,11 @@ def depthwise_separable(
     if x.dtype not in backend.compiled_dtypes(x.device) or depthwise_weight.shape[-1] not in KERNEL_SIZES:
         # A 1 x 1 depthwise convolution is part of the matrix product; the others no model here has.
         return rewritten.depthwise_separable(
+            x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, preactivation, norm, eps,
+            scale, shift, activation, upsample, pool, residual,
+        )  # fmt: skip
+    if native_fused.fuses(x, pointwise_weight, depthwise_weight.shape[-1], upsample, pool):
+        return native_fused.depthwise_separable(
             x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, preactivation, norm, eps,
             scale, shift, activation, upsample, pool, residual,
         )  # fmt: skip

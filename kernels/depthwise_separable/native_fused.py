@@ -1,0 +1,213 @@
+"""The compiled kernel of all of it on a GPU with tensor cores: csrc/cuda/depthwise_separable_fused.cu.
+
+    y = pool(pointwise(depthwise(up(act(norm(pre(x)) * scale + shift))))) + residual
+
+Only the forward pass is fused. Its derivatives are those of the depthwise half (:mod:`native`) and of the pointwise
+convolution (:mod:`rewritten`), so every order follows. Not run on a GPU yet: the tests run the kernel in emulation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raccgan.kernels import library
+from raccgan.kernels.autograd import differentiate, wanted
+from raccgan.kernels.depthwise_separable.rewritten import PointwiseProduct, PointwiseTransposed
+
+_OP = "raccgan::depthwise_native_fused"
+_OPTIONS = 6  # upsample, pool, rectify_first, normalise, rectify, eps; tf32 and statistics follow
+
+# Settled once, at import, so that torch.compile sees constants. On a CPU only in emulation.
+_MISSING = library.why_not()
+DEVICES = tuple(
+    device
+    for device, key in (("cpu", "CPU"), ("cuda", "CUDA"))
+    if _MISSING is None and torch._C._dispatch_has_kernel_for_dispatch_key(_OP, key)
+)
+
+OUTPUT_BLOCK = 128
+"""Channels of y that a block of threads computes; another block computes their depthwise results anew."""
+
+_MULTIPLY_ADDS_A_BYTE = 10
+"""By an H100's data sheet: 33.5 T float32 multiply-adds a second against 3.35 TB/s."""
+
+
+def fuses(x: Tensor, pointwise_weight: Tensor, k: int, upsample: int, pool: int) -> bool:
+    """Whether one kernel serves, and is less work than two, by counting; no GPU has been asked.
+
+    It saves writing each depthwise result and reading it, and computes it anew for each block of output channels but
+    the first. Beyond two blocks the matrix product decides, and a library's is better than one whose operand is
+    computed between its steps. A gradient of the pointwise weight needs the depthwise result in memory again, which
+    then saves nothing. x in NCHW would be copied first, which the two kernels do as well but need no tile for.
+    """
+    if x.device.type not in DEVICES or upsample * pool > 2:
+        return False
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    if torch.is_grad_enabled() and pointwise_weight.requires_grad:
+        return False
+    taps = k if upsample * pool == 1 else (k + 1) // upsample
+    again = (pointwise_weight.shape[0] - 1) // OUTPUT_BLOCK
+    return again <= 1 and again * taps * taps <= 2 * x.element_size() * _MULTIPLY_ADDS_A_BYTE
+
+
+def depthwise_separable(
+    x: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor | None,
+    pointwise_weight: Tensor,
+    pointwise_bias: Tensor | None,
+    preactivation: str,
+    norm: str,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+    upsample: int,
+    pool: int,
+    residual: Tensor | None,
+) -> Tensor:
+    """Shapes as in :func:`raccgan.kernels.depthwise_separable`, where :func:`fuses`; any order of derivative."""
+    alike = residual is None or residual.dtype == x.dtype
+    y = fused(
+        x, depthwise_weight, pointwise_weight.flatten(1).to(x.dtype),
+        _bias(depthwise_bias, pointwise_weight, pointwise_bias), scale, shift, residual if alike else None,
+        upsample, pool, preactivation, norm, activation, eps,
+    )[0]  # fmt: skip
+    return y if alike else y + residual
+
+
+def fused(
+    x: Tensor,
+    w: Tensor,
+    pointwise: Tensor,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    upsample: int = 1,
+    pool: int = 1,
+    preactivation: str = "none",
+    norm: str = "none",
+    activation: str = "none",
+    eps: float = 1e-5,
+    statistics: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """pointwise pool(depthwise(up(act(norm(pre(x)) * scale + shift)))) + bias + residual, and statistics of it.
+
+    Args:
+        x: [N, C, H, W], float32, bfloat16 or float16; read in place where it is channels_last, copied otherwise.
+        pointwise: [D, C] of x's dtype.
+        bias: [D] float32, or None.
+        residual: of the output's shape and x's dtype, or None.
+        statistics: whether to return them too, else they are [0].
+        The others: as of :func:`native.depthwise`.
+
+    Returns:
+        y [N, D, H * upsample // pool, W * upsample // pool], channels_last, of x's dtype; its sum, sum of squares and
+        max over the pixels, [N, D] float32 each, of y as it is stored. The products add in float32; of float32 they
+        are of tf32 where PyTorch lets its convolutions round to that, and else of three tf32 numbers, near float32.
+        The same bits every time.
+
+    Gradients: every order, for all seven tensors. The depthwise result is not kept for them, but computed again where
+        pointwise's is asked for.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices other than the above, or no compiled kernel.
+    """
+    if _MISSING is not None:
+        raise RuntimeError(_MISSING)
+    found: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.raccgan.depthwise_native_fused(
+        x, w, pointwise, bias, scale, shift, residual, upsample, pool, preactivation == "relu", norm == "instance",
+        activation == "relu", eps, _tf32(x), statistics,
+    )  # fmt: skip
+    return found
+
+
+def statistics_of(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum, sum of squares and max of y over the pixels, as :func:`fused` returns them."""
+    wide = y.float()
+    return wide.sum(dim=(2, 3)), wide.square().sum(dim=(2, 3)), wide.amax(dim=(2, 3))
+
+
+def _tf32(x: Tensor) -> bool:
+    """Whether float32 may be multiplied as tf32: by the flag of the convolution in whose place the product stands."""
+    if not x.is_cuda or torch.compiler.is_compiling():  # a CPU's convolutions do not round; a graph has no flags
+        return False
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+
+
+def _bias(depthwise_bias: Tensor | None, pointwise_weight: Tensor, pointwise_bias: Tensor | None) -> Tensor | None:
+    """Both biases as one of the result, [D] float32."""
+    bias = None if pointwise_bias is None else pointwise_bias.float()
+    if depthwise_bias is None:
+        return bias
+    through = pointwise_weight.flatten(1).float() @ depthwise_bias.float()
+    return through if bias is None else bias + through
+
+
+# ---- shapes and gradients ------------------------------------------------------------------------------------------
+
+
+def _shape(
+    x: Tensor, w: Tensor, pointwise: Tensor, bias: Any, scale: Any, shift: Any, residual: Any, upsample: int, pool: int,
+    *flags: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    n, _, h, v = x.shape
+    d = pointwise.shape[0]
+    sizes = (n, d, h * upsample // pool, v * upsample // pool)
+    y = torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    of_statistic = (n, d) if flags[-1] else (0,)
+    total, squares, largest = (x.new_empty(of_statistic, dtype=torch.float32) for _ in range(3))
+    return y, total, squares, largest
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:7], output[0] if inputs[-1] else None)
+    ctx.options = inputs[7 : 7 + _OPTIONS]
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, g: Tensor | None, *of_statistics: Tensor | None) -> tuple[Any, ...]:
+    *inputs, y = ctx.saved_tensors
+    if y is not None and any(c is not None for c in of_statistics):
+        (more,) = differentiate(statistics_of, (y,), of_statistics, (True,))
+        g = more if g is None or more is None else g + more
+    if g is None:
+        return (None,) * (9 + _OPTIONS)
+    x, w, pointwise, bias, scale, shift, residual = inputs
+    need_x, need_w, need_matrix, need_bias, need_scale, need_shift, need_residual = (
+        wanted(ctx, i, inputs) for i in range(7)
+    )
+    matrix = pointwise[:, :, None, None]
+    affine = need_scale or need_shift
+    grad_x = grad_w = grad_scale = grad_shift = grad_matrix = None
+    if need_x or need_w or affine:
+        grad_x, grad_w, grad_scale, grad_shift = torch.ops.raccgan.depthwise_native_backward(
+            PointwiseTransposed.apply(g, matrix), x, w, scale, shift, *ctx.options, need_x, need_w, affine
+        )
+    if need_matrix:
+        u = torch.ops.raccgan.depthwise_native(x, w, scale, shift, *ctx.options)
+        grad_matrix = PointwiseProduct.apply(u, g).flatten(1)
+    return (
+        grad_x if need_x else None,
+        grad_w.to(w.dtype) if grad_w is not None and need_w else None,
+        grad_matrix,
+        g.sum(dim=(0, 2, 3), dtype=torch.float32) if need_bias else None,
+        grad_scale.to(scale.dtype) if grad_scale is not None and need_scale else None,
+        grad_shift.to(shift.dtype) if grad_shift is not None and need_shift else None,
+        g if need_residual else None,
+        *[None] * (2 + _OPTIONS),
+    )
+
+
+def _register() -> None:
+    torch.library.register_fake(_OP)(_shape)
+    torch.library.register_autograd(_OP, _backward, setup_context=_save)
+
+
+if _MISSING is None:
+    _register()
