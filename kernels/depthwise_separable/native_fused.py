@@ -41,7 +41,7 @@ def fuses(x: Tensor, pointwise_weight: Tensor, k: int, upsample: int, pool: int)
     It saves writing each depthwise result and reading it, and computes it anew for each block of output channels but
     the first. Beyond two blocks the matrix product decides, and a library's is better than one whose operand is
     computed between its steps. A gradient of the pointwise weight needs the depthwise result in memory again, which
-    then saves nothing. x in NCHW would be copied first, which the two kernels do as well but need no tile for.
+    then saves nothing. What is not channels_last goes the way it went.
     """
     if x.device.type not in DEVICES or upsample * pool > 2:
         return False
@@ -77,7 +77,7 @@ def depthwise_separable(
         _bias(depthwise_bias, pointwise_weight, pointwise_bias), scale, shift, residual if alike else None,
         upsample, pool, preactivation, norm, activation, eps,
     )[0]  # fmt: skip
-    return y if alike else y + residual
+    return y if residual is None or alike else y + residual
 
 
 def fused(
@@ -137,7 +137,7 @@ def _tf32(x: Tensor) -> bool:
     """Whether float32 may be multiplied as tf32: by the flag of the convolution in whose place the product stands."""
     if not x.is_cuda or torch.compiler.is_compiling():  # a CPU's convolutions do not round; a graph has no flags
         return False
-    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]  # PyTorch declares none
 
 
 def _bias(depthwise_bias: Tensor | None, pointwise_weight: Tensor, pointwise_bias: Tensor | None) -> Tensor | None:
@@ -178,7 +178,7 @@ def _backward(ctx: Any, g: Tensor | None, *of_statistics: Tensor | None) -> tupl
         g = more if g is None or more is None else g + more
     if g is None:
         return (None,) * (9 + _OPTIONS)
-    x, w, pointwise, bias, scale, shift, residual = inputs
+    x, w, pointwise, _, scale, shift, _ = inputs
     need_x, need_w, need_matrix, need_bias, need_scale, need_shift, need_residual = (
         wanted(ctx, i, inputs) for i in range(7)
     )

@@ -37,6 +37,16 @@ def test_the_shared_grid(emulated: Path, family: str) -> None:
     assert run_tests(emulated, "test_grid.py", f"{family} and native and not ({_REGISTRATION})") > 50
 
 
+def test_the_fused_kernel(emulated: Path) -> None:
+    """With the tensor cores' instruction and the asynchronous copies in the GPU's layout, and their gradients."""
+    assert run_tests(emulated, "test_depthwise_separable_fused.py", "") > 25
+
+
+def test_no_thread_of_the_fused_kernel_relies_on_going_first(emulated: Path) -> None:
+    chosen = "test_shapes and float32"
+    assert run_tests(emulated, "test_depthwise_separable_fused.py", chosen, RACCGAN_EMULATION_BACKWARDS="1") == 5
+
+
 def test_no_thread_relies_on_going_first(emulated: Path) -> None:
     """What a barrier is missing for is wrong in one order of the threads or in the other."""
     chosen = "native and second_order and not channels_last and not anomaly_score"

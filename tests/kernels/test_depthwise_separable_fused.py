@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raccgan.kernels.depthwise_separable import native_fused, reference
+from raccgan.kernels.depthwise_separable import native, native_fused, reference
 from tests.kernels.grid import assert_close, relative_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -23,7 +23,7 @@ RESIZINGS = ((1, 1), (2, 1), (1, 2))
 # Batch, channels, height, width and output channels: one pixel; a tile and its neighbours; chunks of channels, whole
 # and not; two blocks of output channels, the second one part of a tile of columns.
 SHAPES = ((1, 1, 1, 1, 1), (2, 3, 9, 18, 5), (1, 40, 4, 6, 17), (1, 64, 3, 5, 128), (1, 8, 2, 2, 137))
-AROUND = (
+AROUND: tuple[dict[str, str], ...] = (
     {},
     {"activation": "relu"},
     {"norm": "instance", "activation": "relu"},
@@ -91,8 +91,139 @@ def test_shapes(shape: tuple[int, ...], dtype: torch.dtype) -> None:
             check(made(*shape, 3, upsample, pool), dtype, upsample, pool, activation="relu")
 
 
-@pytest.mark.parametrize("k", [3, 5, 7])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("k", "dtype"),
+    [(3, torch.float32), (5, torch.float32), (7, torch.float32), (7, torch.bfloat16), (5, torch.float16)],
+    ids=str,
+)
 def test_kernel_sizes_and_what_stands_around(k: int, dtype: torch.dtype) -> None:
     for (upsample, pool), around, bare in itertools.product(RESIZINGS, AROUND, (False, True)):
         check(made(2, 6, 5, 6, 9, k, upsample, pool, bare=bare), dtype, upsample, pool, **around)
+
+
+def test_tf32_is_rounded_to_where_it_is_asked_for() -> None:
+    """Then alone: one product has some three digits, and three products of what it leaves over have float32's."""
+    x, w, pointwise, *_ = placed(made(1, 40, 4, 6, 17, 3, bare=True), torch.float32)
+    assert x is not None
+    assert w is not None
+    assert pointwise is not None
+    nothing = (None,) * 4
+    wanted = definition(x.double(), w.double(), pointwise.double(), *nothing)
+    errors = [
+        relative_error(
+            torch.ops.raccgan.depthwise_native_fused(
+                x, w, pointwise, *nothing, 1, 1, False, False, False, 1e-5, tf32, False
+            )[0],
+            wanted,
+        )
+        for tf32 in (False, True)
+    ]
+    assert errors[0] < 2e-6
+    assert 2e-5 < errors[1] < 2e-3
+
+
+def penalised(run: Any, tensors: list[Tensor | None]) -> list[Tensor]:
+    """The gradients of all tensors, and those of a penalty on x's, through y and through its statistics."""
+    inputs = [None if t is None else t.detach().requires_grad_() for t in tensors]
+    given = [t for t in inputs if t is not None]
+    y, *statistics = run(*inputs)
+    value = (y + y.square()).sum() + sum(t.sin().sum() for t in statistics)
+    first = torch.autograd.grad(value, given, create_graph=True)
+    second = torch.autograd.grad(first[0].square().sum(), given, allow_unused=True)
+    return [*first, *(torch.zeros_like(t) if g is None else g for t, g in zip(given, second, strict=True))]
+
+
+@pytest.mark.parametrize(("upsample", "pool"), RESIZINGS)
+def test_gradients_through_a_penalty(upsample: int, pool: int) -> None:
+    around = {"preactivation": "relu", "norm": "instance", "activation": "relu"}
+    tensors = made(2, 3, 4, 6, 5, 3, upsample, pool)
+
+    def reference_run(*given: Any) -> tuple[Tensor, ...]:
+        y = definition(*given, upsample, pool, **around)
+        wide = y.to(torch.promote_types(y.dtype, torch.float32))
+        return y, wide.sum(dim=(2, 3)), wide.square().sum(dim=(2, 3)), wide.amax(dim=(2, 3))
+
+    got = penalised(
+        lambda *given: native_fused.fused(*given, upsample, pool, **around, statistics=True),
+        placed(tensors, torch.float32),
+    )
+    beside = penalised(reference_run, placed(tensors, torch.float32))
+    wanted = penalised(reference_run, tensors)
+    assert len(got) == 14
+    for i, (g, w, b) in enumerate(zip(got, wanted, beside, strict=True)):
+        if (g.double() - w).abs().max() > 1e-5:
+            assert_close(g, w, b, f"gradient {i}")
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+def test_opcheck(statistics: bool) -> None:
+    tensors = placed(made(1, 3, 4, 4, 5, 3), torch.float32)
+    inputs = tuple(None if t is None else t.requires_grad_() for t in tensors)
+    op = torch.ops.raccgan.depthwise_native_fused.default
+    torch.library.opcheck(op, (*inputs, 1, 1, True, True, True, 1e-5, False, statistics))
+
+
+def test_nothing_in_nothing_out() -> None:
+    x = torch.zeros(0, 3, 4, 4, device=DEVICE)
+    y, total, squares, largest = native_fused.fused(
+        x, torch.ones(3, 1, 3, 3, device=DEVICE), torch.ones(5, 3, device=DEVICE), statistics=True
+    )
+    assert y.shape == (0, 5, 4, 4)
+    assert all(t.shape == (0, 5) for t in (total, squares, largest))
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    x, w, pointwise, bias, scale, shift, residual = placed(made(1, 3, 4, 4, 5, 3), torch.float32)
+    assert x is not None
+    assert w is not None
+    assert pointwise is not None
+    assert bias is not None
+    assert residual is not None
+    for change, message in (
+        ({"pointwise": pointwise[:, :2]}, "pointwise must be"),
+        ({"pointwise": pointwise.half()}, "of one dtype"),
+        ({"bias": bias[:4]}, "bias must be"),
+        ({"residual": residual[:, :, :3]}, "residual must be"),
+    ):
+        arguments = {"pointwise": pointwise, "bias": bias, "residual": residual, **change}
+        with pytest.raises(RuntimeError, match=message):
+            native_fused.fused(x, w, scale=scale, shift=shift, **arguments)
+
+
+def test_one_kernel_serves_where_it_is_less_work() -> None:
+    """channels_last, without a gradient of the pointwise weight, not up and down at once, at most two blocks."""
+    x = torch.zeros(2, 8, 4, 4, dtype=torch.bfloat16, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    weights = {d: torch.zeros(d, 8, 1, 1, device=DEVICE) for d in (128, 256, 257)}
+    fuses = native_fused.fuses
+    assert fuses(x, weights[128], 7, 1, 1)
+    assert not fuses(x.contiguous(), weights[128], 7, 1, 1)
+    assert not fuses(x, weights[128], 7, 2, 2)
+    assert not fuses(x, weights[128].requires_grad_(), 7, 1, 1)
+    with torch.no_grad():
+        assert fuses(x, weights[128], 7, 1, 1)
+    assert fuses(x, weights[256], 3, 1, 1)
+    assert not fuses(x, weights[256], 7, 1, 1)
+    assert fuses(x, weights[256], 7, 2, 1)
+    assert not fuses(x, weights[257], 3, 1, 1)
+
+
+@pytest.mark.parametrize("upsample", [1, 2])
+def test_native_takes_it(upsample: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same result as of the two kernels, up to rounding, with biases and a residual of another dtype."""
+    x, w, pointwise, bias, scale, shift, residual = placed(made(2, 3, 4, 6, 5, 3, upsample), torch.float32)
+    assert x is not None
+    assert pointwise is not None
+    assert residual is not None
+    taken = []
+    one_kernel = native_fused.fused
+    monkeypatch.setattr(native_fused, "fused", lambda *a, **o: taken.append(a) or one_kernel(*a, **o))
+    arguments = (
+        x, w, torch.linspace(-1, 1, 3, device=DEVICE), pointwise[:, :, None, None], bias, "relu", "instance", 1e-5,
+        scale, shift, "relu", upsample, 1, residual.double(),
+    )  # fmt: skip
+    got = native.depthwise_separable(*arguments)
+    assert len(taken) == 1
+    two = native.depthwise_separable(x.contiguous(), *arguments[1:])
+    assert len(taken) == 1
+    assert got.dtype == two.dtype == torch.float64
+    assert relative_error(got, two) < (2e-3 if x.is_cuda else 2e-6)
