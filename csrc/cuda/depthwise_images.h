@@ -4,6 +4,7 @@
 
 #include "depthwise_separable.h"
 #include "depthwise_tiles.h"
+#include "moments.h"
 
 namespace raccgan {
 namespace cuda {
@@ -139,6 +140,11 @@ inline int64_t tiles(Form form, int64_t rows, int64_t columns) {
   using Other = Tile<3, Form::kPlain>;
   if (form == Form::kDown) return ceiling(rows, Down::kWarps) * ceiling(columns, Down::kStrip);
   return ceiling(rows, Other::kWarps) * ceiling(columns, Other::kStrip);
+}
+
+// The pixels of each sample's channel, whose moments are the norm's.
+inline Runs runs_of(const DepthwiseLayer& s, const void* x) {
+  return {s.n, s.h * s.w, s.c, s.dtype, x, s.rectify_first};
 }
 
 // run(K) with the layer's kernel size as a constant.

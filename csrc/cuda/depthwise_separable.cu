@@ -20,7 +20,6 @@
 
 #include "depthwise_images.h"
 #include "depthwise_norm.h"
-#include "moments.h"
 
 namespace raccgan {
 namespace cuda {
@@ -269,7 +268,7 @@ struct Workspace {
     };
     mean = next(s.normalise, nc);
     var = next(s.normalise, nc);
-    moments = next(s.normalise, moments_floats(runs(s, nullptr)));
+    moments = next(s.normalise, moments_floats(runs_of(s, nullptr)));
     packed = next(needs.convolution, taps(s) * taps(s) * s.c);
     packed_transposed = next(needs.gradient, taps(s) * taps(s) * s.c);
     q = next(needs.q && s.dtype != Dtype::kFloat32, nc * pixels);
@@ -279,9 +278,7 @@ struct Workspace {
     tangent_sums = next(needs.tangent, s.n * ceiling(pixels, kTangentPiece) * 2 * s.c);
     tangent = next(needs.tangent, 2 * nc);
   }
-
-  static Runs runs(const DepthwiseLayer& s, const void* x) {
-    return {s.n, s.h * s.w, s.c, s.dtype, x, s.rectify_first};
+};
   }
 };
 
@@ -301,7 +298,7 @@ struct Pass {
 
   void find_norm(int device, void* stream) {
     if (!s.normalise) return;
-    queue.take(moments(Workspace::runs(s, x), work.moments, work.mean, work.var, device, stream));
+    queue.take(moments(runs_of(s, x), work.moments, work.mean, work.var, device, stream));
     norm = {work.mean, work.var, nullptr, nullptr};
     if (!t) return;
     for_vectors(s.dtype, s.c, [&](auto element, auto vector) {

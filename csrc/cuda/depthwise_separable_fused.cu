@@ -10,7 +10,6 @@
 // through the channels of x by 32: while the part of W that belongs to them is on its way into shared memory, it
 // convolves them as depthwise_tiles.h does and writes the results beside it, rounded to what the product takes.
 #include "depthwise_images.h"
-#include "moments.h"
 #include "tensor_cores.h"
 
 namespace raccgan {
@@ -19,10 +18,10 @@ namespace {
 
 // ---- the matrix --------------------------------------------------------------------------------------------------
 
-constexpr int kAcross = 8;                // columns of a product's result
-constexpr int kColumnTiles = 128 / kAcross;  // at most, a block
-constexpr int kStepWords = 8;             // 4-byte words of a row that a product takes
-constexpr int kStatistics = 3;            // sum, sum of squares, max
+constexpr int kTileWidth = 8;                   // columns of a product's result
+constexpr int kColumnTiles = 128 / kTileWidth;  // at most, a block
+constexpr int kStepWords = 8;                   // 4-byte words of a row that a product takes
+constexpr int kStatistics = 3;                  // sum, sum of squares, max
 
 // A row of 32 channels.
 template <class T>
@@ -32,20 +31,20 @@ struct Row {
   static constexpr int kPitch = kWords + 4;  // in shared memory: no two of a product's 8 rows and 4 words share a bank
 };
 
-// The columns of W that the blocks of a tile share out, by tiles of kAcross.
-struct Columns8 {
+// The columns of W that the blocks of a tile share out, by tiles of kTileWidth.
+struct ColumnShare {
   int64_t blocks, each;
 
-  __host__ __device__ explicit Columns8(int64_t d)
-      : blocks(ceiling(d, kColumnTiles * kAcross)), each(ceiling(ceiling(d, kAcross), blocks)) {}
+  __host__ __device__ explicit ColumnShare(int64_t d)
+      : blocks(ceiling(d, kColumnTiles * kTileWidth)), each(ceiling(ceiling(d, kTileWidth), blocks)) {}
 };
 
 // Words of W, packed [chunks of 32 channels, tiles of columns, steps / 2, lanes, 4]: a lane's operand of two steps lies
 // together, and all that a block needs of a chunk. Zero beyond C and D.
 template <class T>
 int64_t matrix_words(const FusedArgs& args) {
-  const Columns8 columns(args.d);
-  return ceiling(args.layer.c, kWarp) * columns.blocks * columns.each * kAcross * Row<T>::kWords;
+  const ColumnShare columns(args.d);
+  return ceiling(args.layer.c, kWarp) * columns.blocks * columns.each * kTileWidth * Row<T>::kWords;
 }
 
 template <class T>
@@ -53,12 +52,12 @@ __global__ void __launch_bounds__(kThreads) pack_matrix(FusedArgs args, int64_t 
   using Shape = Row<T>;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= words) return;
-  const Columns8 columns(args.d);
+  const ColumnShare columns(args.d);
   const int part = i % 4, lane = i / 4 % kWarp;
-  const int64_t pair = i / (4 * kWarp) % (Shape::kSteps / 2), tile = i / (kAcross * Shape::kWords);
+  const int64_t pair = i / (4 * kWarp) % (Shape::kSteps / 2), tile = i / (kTileWidth * Shape::kWords);
   const int64_t word = (2 * pair + part / 2) * kStepWords + lane % 4 + part % 2 * 4;
   const int64_t channel = tile / (columns.blocks * columns.each) * kWarp + word * Shape::kElements;
-  const int64_t d = tile % (columns.blocks * columns.each) * kAcross + lane / 4;
+  const int64_t d = tile % (columns.blocks * columns.each) * kTileWidth + lane / 4;
   const auto* const from = static_cast<const typename T::Stored*>(args.pointwise);
   union {
     unsigned word;
@@ -77,7 +76,6 @@ __global__ void __launch_bounds__(kThreads) pack_matrix(FusedArgs args, int64_t 
 struct SeparateArgs {
   FusedArgs call;
   Norm norm;
-  Image in;
   bool wide;              // whether x allows 16-byte loads
   const float* packed;    // the depthwise weights
   const unsigned* matrix;
@@ -93,7 +91,7 @@ struct Shared {
   alignas(16) float weights[Shape::kTaps * Shape::kTaps * kWarp];
   alignas(16) Coefficients by;
   alignas(16) unsigned left[kPixels * Row<T>::kPitch];
-  alignas(16) unsigned right[kColumnTiles * kAcross * Row<T>::kWords];
+  alignas(16) unsigned right[kColumnTiles * kTileWidth * Row<T>::kWords];
 };
 
 // The least that a GPU of compute capability 8.0 or later gives to a block.
@@ -111,7 +109,7 @@ struct Part {
 
   // Of the block's, the pixel and the column of the lane's number `at` of a result.
   __device__ int pixel(int at) const { return row * 16 + lane / 4 + at / 2 * 8; }
-  __device__ int column(int i, int at) const { return (first + i * kEvery) * kAcross + lane % 4 * 2 + at % 2; }
+  __device__ int column(int i, int at) const { return (first + i * kEvery) * kTileWidth + lane % 4 * 2 + at % 2; }
 };
 
 // sums += left right, `tiles` tiles of columns.
@@ -157,35 +155,35 @@ __device__ void finish(const SeparateArgs& args, const Part& part, int64_t n, in
   const FusedArgs& call = args.call;
   const auto* const residual = static_cast<const typename T::Stored*>(call.residual);
   auto* const y = static_cast<typename T::Stored*>(call.y);
+  int64_t to[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int pixel = part.pixel(2 * half);
     const int64_t row = first_row + pixel / kStrip, column = first_column + pixel % kStrip;
     inside[half] = row < args.rows && column < args.columns;
-    if (!inside[half]) continue;
-    const int64_t to = ((n * args.rows + row) * args.columns + column) * call.d + first_d;
+    to[half] = ((n * args.rows + row) * args.columns + column) * call.d + first_d;
+  }
 #pragma unroll
-    for (int i = 0; i < Part::kTiles; ++i) {
+  for (int i = 0; i < Part::kTiles; ++i) {
 #pragma unroll
-      for (int side = 0; side < 2; ++side) {
-        const int at = 2 * half + side, d = part.column(i, at);
-        if (d >= columns) continue;
-        float v = sums[i][at];
-        if (call.bias) v += call.bias[first_d + d];
-        if (residual) v += T::widen(residual[to + d]);
-        const auto stored = T::narrow(v);
-        y[to + d] = stored;
-        sums[i][at] = T::widen(stored);
-      }
+    for (int at = 0; at < 4; ++at) {
+      const int d = part.column(i, at);
+      if (d >= columns || !inside[at / 2]) continue;
+      float v = sums[i][at];
+      if (call.bias) v += call.bias[first_d + d];
+      if (residual) v += T::widen(residual[to[at / 2] + d]);
+      const auto stored = T::narrow(v);
+      y[to[at / 2] + d] = stored;
+      sums[i][at] = T::widen(stored);
     }
   }
 }
 
-// The block's statistics of what `finish` left, by way of `shared` [Part::kRows][kColumnTiles * kAcross].
+// The block's statistics of what `finish` left, by way of `shared` [Part::kRows][kColumnTiles * kTileWidth].
 template <class Part>
 __device__ void summarise(const Part& part, const float (&sums)[Part::kTiles][4], const bool (&inside)[2], int columns,
                           int64_t d, float* shared, float* to) {
-  constexpr int kWidth = kColumnTiles * kAcross;
+  constexpr int kWidth = kColumnTiles * kTileWidth;
   for (int statistic = 0; statistic < kStatistics; ++statistic) {
     __syncthreads();
 #pragma unroll
@@ -221,12 +219,13 @@ __global__ void __launch_bounds__(Tile<K, kForm>::kWarps* kWarp) separate(Separa
   constexpr int kBlock = Shape::kWarps * kWarp, kTaps = Shape::kTaps;
   auto& shared = *static_cast<Shared<T, K, kForm>*>(launched_shared());
   const DepthwiseLayer& s = args.call.layer;
-  const Columns8 share(args.call.d);
+  const Image in{Reading::kActivated, args.call.x, nullptr, s.h, s.w};  // here, so that other readings are left out
+  const ColumnShare share(args.call.d);
   const int64_t across = ceiling(args.columns, Shape::kStrip), tiles = ceiling(args.rows, Shape::kWarps) * across;
   const int64_t block = blockIdx.x % share.blocks, at = blockIdx.x / share.blocks % tiles;
   const int64_t n = blockIdx.x / share.blocks / tiles;
   const int64_t first_row = at / across * Shape::kWarps, first_column = at % across * Shape::kStrip;
-  const int column_tiles = static_cast<int>(share.each), vectors = column_tiles * kAcross * Row<T>::kWords / 4;
+  const int column_tiles = static_cast<int>(share.each), vectors = column_tiles * kTileWidth * Row<T>::kWords / 4;
 
   const Part<T, K, kForm> part;
   float sums[Part<T, K, kForm>::kTiles][4] = {};
@@ -243,10 +242,9 @@ __global__ void __launch_bounds__(Tile<K, kForm>::kWarps* kWarp) separate(Separa
     __syncthreads();
     const int64_t in_row = Shape::first(first_row), in_column = Shape::first(first_column);
     if (args.wide) {
-      fill<T, kVector<T>, Shape::kRows, Shape::kColumns, kBlock>(s, args.in, shared.by, n, chunk, in_row, in_column,
-                                                                 shared.tile);
+      fill<T, kVector<T>, Shape::kRows, Shape::kColumns, kBlock>(s, in, shared.by, n, chunk, in_row, in_column, shared.tile);
     } else {
-      fill<T, 1, Shape::kRows, Shape::kColumns, kBlock>(s, args.in, shared.by, n, chunk, in_row, in_column, shared.tile);
+      fill<T, 1, Shape::kRows, Shape::kColumns, kBlock>(s, in, shared.by, n, chunk, in_row, in_column, shared.tile);
     }
     __syncthreads();
     float strip[Shape::kStrip] = {};
@@ -263,8 +261,8 @@ __global__ void __launch_bounds__(Tile<K, kForm>::kWarps* kWarp) separate(Separa
     __syncthreads();  // before the next chunk takes the place of this one
   }
 
-  const int64_t first_d = block * share.each * kAcross, left_over = args.call.d - first_d;
-  const int columns = static_cast<int>(left_over < share.each * kAcross ? left_over : share.each * kAcross);
+  const int64_t first_d = block * share.each * kTileWidth, left_over = args.call.d - first_d;
+  const int columns = static_cast<int>(left_over < share.each * kTileWidth ? left_over : share.each * kTileWidth);
   bool inside[2];
   finish<T>(args, part, n, first_row, first_column, first_d, columns, sums, inside);
   if (!args.partial) return;
@@ -295,8 +293,8 @@ template <class T, int K, Form kForm>
 void separate_as(Queue& queue, const SeparateArgs& args) {
   using Memory = Shared<T, K, kForm>;
   static_assert(sizeof(Memory) <= kSharedLimit);
-  static_assert(sizeof(Memory::tile) >= sizeof(float) * Part<T, K, kForm>::kRows * kColumnTiles * kAcross);
-  const int64_t all = args.call.layer.n * tiles(kForm, args.rows, args.columns) * Columns8(args.call.d).blocks;
+  static_assert(sizeof(Memory::tile) >= sizeof(float) * Part<T, K, kForm>::kRows * kColumnTiles * kTileWidth);
+  const int64_t all = args.call.layer.n * tiles(kForm, args.rows, args.columns) * ColumnShare(args.call.d).blocks;
   queue.with_shared(sizeof(Memory), separate<T, K, kForm>, all, Tile<K, kForm>::kWarps * kWarp, args);
 }
 
@@ -326,14 +324,12 @@ struct Workspace {
     };
     mean = next(s.normalise, s.n * s.c);
     var = next(s.normalise, s.n * s.c);
-    moments = next(s.normalise, moments_floats(runs(s, nullptr)));
+    moments = next(s.normalise, moments_floats(runs_of(s, nullptr)));
     packed = next(true, taps(s) * taps(s) * s.c);
     matrix = next(true, words);
     partial = next(args.sum != nullptr, s.n * tiles_of(s) * kStatistics * args.d);
   }
-
-  static Runs runs(const DepthwiseLayer& s, const void* x) {
-    return {s.n, s.h * s.w, s.c, s.dtype, x, s.rectify_first};
+};
   }
 };
 
@@ -346,13 +342,12 @@ const char* fused(const FusedArgs& args, float* scratch, int device, void* strea
   Queue queue(device, stream);
   const Workspace work(args, scratch);
   auto* const matrix = reinterpret_cast<unsigned*>(work.matrix);
-  if (s.normalise) queue.take(moments(Workspace::runs(s, args.x), work.moments, work.mean, work.var, device, stream));
+  if (s.normalise) queue.take(moments(runs_of(s, args.x), work.moments, work.mean, work.var, device, stream));
   queue(pack, ceiling(taps(s) * taps(s) * s.c, kThreads), kThreads, s, false, work.packed);
   for_vectors(s.dtype, s.c, [&](auto element, auto vector) {
     using T = decltype(element);
     queue(pack_matrix<T>, ceiling(work.words, kThreads), kThreads, args, work.words, matrix);
-    const Image in{Reading::kActivated, args.x, nullptr, s.h, s.w};
-    const SeparateArgs all{args, {work.mean, work.var, nullptr, nullptr}, in, decltype(vector)::width > 1, work.packed,
+    const SeparateArgs all{args, {work.mean, work.var, nullptr, nullptr}, decltype(vector)::width > 1, work.packed,
                            matrix, s.out(s.h), s.out(s.w), work.partial};
     for_size(s.k, [&](auto k) { separate_as<T, decltype(k)::value>(queue, form_of(s.resize, false), all); });
   }, args.x);
