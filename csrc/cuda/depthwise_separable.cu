@@ -279,8 +279,6 @@ struct Workspace {
     tangent = next(needs.tangent, 2 * nc);
   }
 };
-  }
-};
 
 // One pass: the steps that the three have in common.
 struct Pass {

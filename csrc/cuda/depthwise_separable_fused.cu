@@ -242,7 +242,8 @@ __global__ void __launch_bounds__(Tile<K, kForm>::kWarps* kWarp) separate(Separa
     __syncthreads();
     const int64_t in_row = Shape::first(first_row), in_column = Shape::first(first_column);
     if (args.wide) {
-      fill<T, kVector<T>, Shape::kRows, Shape::kColumns, kBlock>(s, in, shared.by, n, chunk, in_row, in_column, shared.tile);
+      fill<T, kVector<T>, Shape::kRows, Shape::kColumns, kBlock>(s, in, shared.by, n, chunk, in_row, in_column,
+                                                                 shared.tile);
     } else {
       fill<T, 1, Shape::kRows, Shape::kColumns, kBlock>(s, in, shared.by, n, chunk, in_row, in_column, shared.tile);
     }
@@ -328,8 +329,6 @@ struct Workspace {
     packed = next(true, taps(s) * taps(s) * s.c);
     matrix = next(true, words);
     partial = next(args.sum != nullptr, s.n * tiles_of(s) * kStatistics * args.d);
-  }
-};
   }
 };
 

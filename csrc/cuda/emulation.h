@@ -1,9 +1,10 @@
 // Runs the CUDA kernels on a CPU, so that tests execute their index arithmetic and barriers without a GPU.
 //
-// A block's threads are fibers that take turns: each runs until it waits for the others, at __syncthreads or in a
-// shuffle. Blocks run one after the other. What it finds: wrong indices, misaligned 16-byte loads, barriers that not
-// every thread reaches (it aborts), copies into shared memory that nobody waits for; and where
-// RACCGAN_EMULATION_BACKWARDS is set, so that the last thread goes first, many a missing barrier. What it does not: other data races, since fibers never run at once.
+// A block's threads are fibers that take turns: each runs until it waits for the others, at __syncthreads, in a shuffle
+// or in a product of the tensor cores. Blocks run one after the other. What it finds: wrong indices, misaligned 16-byte
+// loads, barriers that not every thread reaches (it aborts), copies into shared memory that nobody waits for; and where
+// RACCGAN_EMULATION_BACKWARDS is set, so that the last thread goes first, many a missing barrier. What it does not:
+// other data races, since fibers never run at once.
 #pragma once
 
 #include <math.h>

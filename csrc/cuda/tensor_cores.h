@@ -1,4 +1,4 @@
-// The tensor cores of GPUs from compute capability 8.0 on, and copies into shared memory that run beside the arithmetic.
+// The tensor cores of GPUs from compute capability 8.0 on, and copies into shared memory beside the arithmetic.
 //
 // A warp multiplies a [16, 8 words] and b [8 words, 8], a word being two 16-bit numbers or one of tf32, and adds the
 // product to c [16, 8] of float32 (PTX ISA, "Matrix fragments for mma.m16n8k16" and "mma.m16n8k8"). With i = lane / 4
@@ -48,8 +48,9 @@ __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" :::
 
 namespace {
 
-// c += a b of elements T. Float32: rounded to tf32 where that is allowed. Else three products of what tf32 holds of each
-// number and what that leaves over, which is 21 bits and more of 24; the product of the two rests is below them.
+// c += a b of elements T. Float32: rounded to tf32 where that is allowed. Else three products, of what tf32 holds of a
+// number and of what that leaves over, together 21 bits and more of 24; the product of the two rests is below them.
+// What an infinity leaves over is NaN, and so is the result.
 inline __device__ void multiply(BFloat16, bool, const unsigned (&a)[4], const unsigned (&b)[2], float (&c)[4]) {
   multiply_bfloat16(a, b, c);
 }
