@@ -251,9 +251,11 @@ inline void multiply_tf32(const unsigned (&a)[4], const unsigned (&b)[2], float 
   multiply_words<1>(a, b, c, [](unsigned word, int) { return __uint_as_float(word & 0xffffe000); });
 }
 
+// The copy is made when it is waited for; from now on nobody can rely on what it replaces.
 inline void copy_async(void* shared, const void* global) {
-  emulation::block.copies[threadIdx.x].push_back({as_vector(static_cast<char*>(shared)),
-                                                  as_vector(static_cast<const char*>(global))});
+  uint4* const to = as_vector(static_cast<char*>(shared));
+  memset(to, 0xff, sizeof *to);
+  emulation::block.copies[threadIdx.x].push_back({to, as_vector(static_cast<const char*>(global))});
 }
 
 inline void wait_for_copies() {

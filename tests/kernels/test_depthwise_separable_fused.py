@@ -227,3 +227,27 @@ def test_native_takes_it(upsample: int, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(taken) == 1
     assert got.dtype == two.dtype == torch.float64
     assert relative_error(got, two) < (2e-3 if x.is_cuda else 2e-6)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs are a GPU's")
+def test_a_graph_records_it() -> None:
+    """Nothing waits or asks the device: a captured call computes anew from what its inputs hold when it is replayed."""
+    tensors = placed(made(2, 40, 9, 18, 17, 3), torch.bfloat16)
+
+    def run() -> tuple[Tensor, ...]:
+        return native_fused.fused(*tensors, norm="instance", statistics=True)  # type: ignore[arg-type, misc]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    for t in tensors:
+        assert t is not None
+        t.mul_(0.75)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(captured, run(), strict=True))
