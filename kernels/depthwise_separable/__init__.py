@@ -84,7 +84,9 @@ def depthwise_separable(
         raccgan.kernels.backend.KernelError: ``kernels`` names what cannot serve this call.
     """
     _check(x, depthwise_weight, pointwise_weight, preactivation, norm, scale, shift, activation, upsample, pool)
-    run = backend.choose("depthwise_separable", IMPLEMENTATIONS, kernels, backend.Call.of(x)).run
+    what = kind(depthwise_weight.shape[-1], upsample, pool)
+    call = backend.Call.of(x, depthwise_weight, what, twice=norm == "instance")
+    run = backend.choose("depthwise_separable", IMPLEMENTATIONS, kernels, call).run
     y: Tensor = run(
         x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, preactivation, norm, eps,
         scale, shift, activation, upsample, pool, residual,
@@ -102,6 +104,11 @@ def statistics(y: Tensor) -> Statistics:
     """Per-sample, per-channel sum, sum of squares and max of y [N, C, H, W], for the layer that reads y next."""
     wide = y.to(torch.promote_types(y.dtype, torch.float32))
     return Statistics(wide.sum(dim=(2, 3)), wide.square().sum(dim=(2, 3)), wide.amax(dim=(2, 3)))
+
+
+def kind(k: int, upsample: int, pool: int) -> str:
+    """What the time depends on beside dtype and shape, as in :mod:`raccgan.kernels.measured`: 7x7 up, 1x1 pool."""
+    return f"{k}x{k}{' up' if upsample == 2 else ''}{' pool' if pool == 2 else ''}"
 
 
 def _check(
