@@ -99,7 +99,11 @@ class Trained:
         made = self.networks(kernels, layout)
         if kernels != "reference":  # as Scorer has them; compilers and exporters fold what is constant by themselves
             made = Networks(
-                frozen(made.generator), frozen(made.discriminator), frozen(made.encoder), frozen(made.average)
+                frozen(made.generator),
+                frozen(made.discriminator),
+                frozen(made.encoder),
+                frozen(made.average),
+                made.density,
             )
         return Scoring(made, self.model.config.kappa, kernels, dtype)
 

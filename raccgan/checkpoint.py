@@ -28,10 +28,8 @@ from raccgan.errors import InputError
 from raccgan.files import sync_folder, write_atomically
 from raccgan.networks import Networks, build
 
-FORMAT = 1
+FORMAT = 2
 NAME = "checkpoint.pt"
-LATER_FIELDS = {"held_out", "held_out_policy"}
-"""Fields that checkpoints of format 1 did not have from the start; one without them gets their defaults."""
 
 History = dict[str, list[tuple[int, float]]]
 
@@ -53,8 +51,8 @@ class Checkpoint:
     seconds: float = 0.0
     """Training time so far, over all sessions."""
     held_out: dict[str, Tensor] = field(default_factory=dict)
-    """What the held-out normal images got, float32 [N] each: "score", and "peak", the maximum of the anomaly map.
-    Empty before calibration, and in checkpoints older than this field."""
+    """What the held-out normal images got, float32 [N] each: "score", and "peak", the maximum of the anomaly map. Empty
+    before calibration."""
     held_out_policy: str = "minimum"
     """The label policy that those scores are under."""
 
@@ -174,7 +172,7 @@ def load(path: Path) -> Checkpoint:
         reason = "its pickle is damaged" if isinstance(error, pickle.UnpicklingError) else _first_line(error)
         raise InputError(f"{path} is truncated or no checkpoint: {reason}") from None
     expected = {f.name for f in dataclasses.fields(Checkpoint)} | {"format"}
-    if not isinstance(content, dict) or not expected - LATER_FIELDS <= set(content) <= expected:
+    if not isinstance(content, dict) or set(content) != expected:
         raise InputError(f"{path} is a torch file, but not a checkpoint of raccgan")
     if content.pop("format") != FORMAT:
         raise InputError(f"{path} is a checkpoint of another version of raccgan; this one reads format {FORMAT}")

@@ -79,6 +79,12 @@ class Config:
     kappa: float = _setting(1.0, "weight of the feature term in the encoder's loss and in the score", low=0)
 
     # Scoring
+    score: str = _setting(
+        "density",
+        "what the score is: the error of the reconstruction; how far the image's descriptor is from those of normal "
+        "images; or both distances, of the descriptor and of the errors",
+        choices=("reconstruction", "density", "both"),
+    )
     quantile: float = _setting(0.95, "quantile of the held-out normal scores that is the threshold", low=0, high=1)
     score_batch: int = _setting(64, "images scored at once, all normal classes of each beside it", low=1)
     control_steps: int = _setting(1500, "training steps of the autoencoder that results are compared with", low=1)
@@ -209,19 +215,17 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "encoder_steps": 500,
         "threads": 1,
     },
-    # What a CPU trains in about 20 minutes. A run of like cost at 32 px with one critic step ended below the controls;
-    # size and critic steps were changed together, so which of them did it is not known.
+    # What a core trains in about three minutes; docs/results.md has what it detects.
     "mnist-small": {
         "dataset": "mnist",
         "image_size": 16,
         "base_width": 32,
         "batch_size": 32,
-        "gan_steps": 4000,
-        "critic_steps": 2,
+        "gan_steps": 3000,
         "generator_lr": 2e-4,
         "discriminator_lr": 8e-4,
         "ema": 0.995,
-        "encoder_steps": 3000,
+        "encoder_steps": 1500,
         "threads": 1,
     },
     "mnist": {"dataset": "mnist"},

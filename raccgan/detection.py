@@ -31,7 +31,8 @@ from raccgan.report import Report, Shown, strip, write_report
 from raccgan.scoring import decision
 
 COLUMNS = (
-    "path", "score", "threshold", "predicted", "nearest_class", "residual", "feature", "map_max", "map_x", "map_y"
+    "path", "score", "threshold", "predicted", "nearest_class", "residual", "feature", "density", "error_density",
+    "map_max", "map_x", "map_y",
 )  # fmt: skip
 """Of scores.csv; records of scores.json have these names too, and ``map`` and ``overlay`` where they were wanted."""
 
@@ -197,6 +198,8 @@ def _row(found: Result | Skipped, wanted: Wanted, detector: Detector) -> Row:
         "nearest_class": found.nearest_class,
         "residual": _number(found.residual),
         "feature": _number(found.feature),
+        "density": _number(found.density),
+        "error_density": _number(found.error_density),
         "map_max": _number(found.peak.value),
         "map_x": found.peak.x,
         "map_y": found.peak.y,

@@ -67,6 +67,8 @@ class Result:
     nearest_class: str  # the normal class under which the image looks most normal
     residual: float  # the image term of the score alone
     feature: float  # the feature term alone, its weight kappa not applied
+    density: float  # distance of the descriptor from those of normal images
+    error_density: float  # distance of the reconstruction's errors from those of normal images
     peak: Peak
     height: int  # of the original, upright
     width: int
@@ -247,10 +249,10 @@ class Detector:
             array.setflags(write=False)
         terms = zip(
             scored.score.tolist(), scored.condition.tolist(), scored.residual.tolist(), scored.feature.tolist(),
-            strict=True,
+            scored.density.tolist(), scored.error_density.tolist(), strict=True,
         )  # fmt: skip
         for i, ((path, decoded), peak, term) in enumerate(zip(batch, peaks, terms, strict=True)):
-            score, condition, residual, feature = term
+            score, condition, residual, feature, density, error_density = term
             row, column = divmod(int(peak), self.size)
             height, width = decoded.height, decoded.width
             x, y = place_in_square(height, width, self.size, self.config.fit).original(row, column)
@@ -260,6 +262,8 @@ class Detector:
                 nearest_class=self.classes[condition],
                 residual=residual,
                 feature=feature,
+                density=density,
+                error_density=error_density,
                 peak=Peak(float(maps[i, row, column]), x, y),
                 height=height,
                 width=width,
@@ -308,7 +312,7 @@ def choose_threshold(
         return stored.threshold
     if not stored.held_out:
         raise InputError(
-            "the checkpoint holds no scores of held-out normal images (an older one does not): "
+            "the checkpoint holds no scores of held-out normal images: "
             "python -m raccgan.calibrate CHECKPOINT FOLDER_OF_NORMAL_IMAGES adds them"
         )
     scores = stored.held_out["score"].numpy()

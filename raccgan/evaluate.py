@@ -24,7 +24,7 @@ EXAMPLES = """\
 """
 
 SETTINGS = (
-    "dataset", "category", "unreadable", "quantile", "score_batch", "control_steps", "kernels", "threads",
+    "dataset", "category", "unreadable", "score", "quantile", "score_batch", "control_steps", "kernels", "threads",
     "rank_timeout",
 )  # fmt: skip
 
@@ -61,13 +61,14 @@ def main(arguments: Sequence[str]) -> int:
     if config.unreadable == "skip":
         run, _ = readable(run)
     checkpoints.check_same_model(stored, run.config, run.classes, run.channels)
-    scorer = run.scorer(checkpoints.networks_of(stored, run.config, device), given.label_policy)
+    as_stored = given.label_policy == stored.held_out_policy and config.score == checkpoints.config_of(stored).score
     folder = given.out or (given.run if given.run.is_dir() else given.run.parent)
     with ranks.entered_on_first(lambda: own_folder(folder)) as out:
-        if stored.held_out and given.label_policy == stored.held_out_policy:
+        scorer = run.scorer(checkpoints.networks_of(stored, run.config, device), given.label_policy)
+        if stored.held_out and as_stored:
             threshold = choose_threshold(stored, quantile=settings.get("quantile"))
             calibration = checkpoints.Calibration(threshold, stored.held_out, given.label_policy)
-        elif stored.threshold is None or "quantile" in settings or given.label_policy != stored.held_out_policy:
+        elif stored.threshold is None or "quantile" in settings or not as_stored:
             calibration = calibrate(run, scorer, given.label_policy)
         else:
             calibration = checkpoints.Calibration(stored.threshold, {}, given.label_policy)

@@ -1,4 +1,5 @@
-"""A trained model against the test images: threshold, scores, metrics, the controls, and what is left in the folder."""
+"""What follows training: density and threshold from normal images; then, against the test images, scores, metrics, the
+controls, and what is left in the folder."""
 
 from __future__ import annotations
 
@@ -12,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raccgan import controls, metrics, pictures, ranks
+from raccgan import controls, metrics, pictures, ranks, reductions
 from raccgan.checkpoint import Calibration, History
 from raccgan.data.dataset import ImageDataset
 from raccgan.data.images import decode_mask
+from raccgan.density import regional_errors
 from raccgan.files import write_csv, write_json
+from raccgan.networks import Networks, frozen
 from raccgan.overlays import MapScale
 from raccgan.progress import Progress
 from raccgan.randomness import stream
@@ -27,7 +30,12 @@ from raccgan.scoring import MINIMUM, Scored, Scorer, concatenate, decision, thre
 CONTROL_BYTES = 1 << 30
 """The most training pixels, as float32, that the controls see."""
 
-SCORES_HEADER = ("path", "class", "label", "score", "predicted", "nearest_class", "residual", "feature")
+DENSITY_IMAGES = 10_000
+"""The most training images of a class that its density is fitted to."""
+
+SCORES_HEADER = (
+    "path", "class", "label", "score", "predicted", "nearest_class", "residual", "feature", "density", "error_density"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,44 @@ class Evaluation:
     anomalous: np.ndarray  # [N] bool
     threshold: float
     controls: dict[str, np.ndarray]  # scores [N] by control
+
+
+@torch.inference_mode()
+def fit_density(run: Run, networks: Networks) -> None:
+    """Fit the networks' density to the normal training images, the same on every rank."""
+    data, batch = run.dataset(run.split.train), run.config.score_batch
+    encoder, generator = frozen(networks.encoder), frozen(networks.average)
+    chosen = _evenly(data.labels, DENSITY_IMAGES)
+    places = [chosen[i] for i in _own_places(len(chosen), batch)]
+    own: list[tuple[Tensor, Tensor]] = []
+    with Progress("density of normal images", len(places), unit="image") as progress:
+        for indices in torch.tensor(places, dtype=torch.int64).split(batch):
+            x, y = data.images(indices).to(run.device), data.labels[indices].to(run.device)
+            z, h = encoder.describe(x, y)
+            e = regional_errors((x - generator(z, y)).square().mean(dim=1))
+            own.append((h.cpu(), e.cpu()))
+            progress.update(len(indices))
+    found = ranks.gathered((places, own))
+
+    def fit() -> None:
+        assert found is not None
+        order = torch.tensor([i for theirs, _ in found for i in theirs]).argsort()  # as one process has them
+        h, e = (torch.cat(parts)[order] for parts in zip(*(pair for _, pairs in found for pair in pairs), strict=True))
+        networks.density.fit(h, e, data.labels[sorted(chosen)])
+
+    ranks.on_first(fit)
+    reductions.copy_from_first([networks.density])
+
+
+def _evenly(labels: Tensor, most: int) -> list[int]:
+    """The places of at most ``most`` images of each class, at even distances."""
+    members = [(labels == k).nonzero()[:, 0] for k in labels.unique()]
+    return [i for of in members for i in of[torch.linspace(0, len(of) - 1, min(most, len(of))).round().long()].tolist()]
+
+
+def _own_places(count: int, batch: int) -> list[int]:
+    """This rank's share of ``count`` images: the batches of a single process, dealt out."""
+    return [i for i in range(count) if i // batch % ranks.world() == ranks.rank()]
 
 
 def calibrate(run: Run, scorer: Scorer, policy: str = MINIMUM) -> Calibration:
@@ -63,7 +109,7 @@ def score(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = Fal
 
     The batches are those of a single process, dealt out to the ranks, so that the scores are the same bit for bit.
     """
-    places = [i for i in range(len(data)) if i // scorer.batch % ranks.world() == ranks.rank()]
+    places = _own_places(len(data), scorer.batch)
     with Progress(title, len(places), unit="image") as progress:
         own = [
             scorer.score_batches(
@@ -159,21 +205,19 @@ def write_evaluated(path: Path, run: Run, evaluation: Evaluation, calibration: C
     assert scored.map is not None
     assert scored.reconstruction is not None
     test = run.dataset(run.split.test)
-    terms = zip(
-        scored.score.tolist(), scored.condition.tolist(), scored.residual.tolist(), scored.feature.tolist(),
-        strict=True,
-    )  # fmt: skip
     shown = []
-    for i, (sample, (value, condition, residual, feature)) in enumerate(zip(run.split.test, terms, strict=True)):
+    for i, sample in enumerate(run.split.test):
         map, image = scored.map[i].numpy(), test.images([i])[0].numpy()
         mask = None if sample.mask is None else decode_mask(sample.mask, run.config.image_size, run.config.fit)
         shown.append(
             Shown(
                 path=sample.key,
-                score=value,
-                nearest_class=run.classes[condition],
-                residual=residual,
-                feature=feature,
+                score=float(scored.score[i]),
+                nearest_class=run.classes[int(scored.condition[i])],
+                residual=float(scored.residual[i]),
+                feature=float(scored.feature[i]),
+                density=float(scored.density[i]),
+                error_density=float(scored.error_density[i]),
                 map_max=float(map.max()),
                 strip=strip(image, scored.reconstruction[i].numpy(), map, scale, mask),
                 label=sample.label,
@@ -260,6 +304,8 @@ def _write_scores(path: Path, run: Run, evaluation: Evaluation) -> None:
         scored.condition.tolist(),
         scored.residual.tolist(),
         scored.feature.tolist(),
+        scored.density.tolist(),
+        scored.error_density.tolist(),
         strict=True,
     )
     write_csv(
@@ -273,10 +319,9 @@ def _write_scores(path: Path, run: Run, evaluation: Evaluation) -> None:
                 f"{value:.9g}",
                 decision(value > evaluation.threshold),
                 run.classes[condition],
-                f"{residual:.9g}",
-                f"{feature:.9g}",
+                *(f"{term:.9g}" for term in terms),
             )
-            for sample, anomalous, value, condition, residual, feature in rows
+            for sample, anomalous, value, condition, *terms in rows
         ),
     )
 

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from raccgan.density import Distances, regional_errors
 from raccgan.errors import InputError
 from raccgan.networks import Networks
-from raccgan.scoring import Scorer
+from raccgan.scoring import Scorer, combined
 
 OUTPUTS = {
     "score": "[batch] float32: the anomaly score, higher is more anomalous",
@@ -30,6 +31,8 @@ OUTPUTS = {
     "anomalous": "[batch] bool: true if, and only if, the score is not at most the threshold",
     "residual": "[batch] float32: the image term of the score",
     "feature": "[batch] float32: the feature term of the score, kappa not applied",
+    "density": "[batch] float32: distance of the descriptor from those of normal images",
+    "error_density": "[batch] float32: distance of the reconstruction's errors from those of normal images",
     "map": "[batch, size, size] float32: squared difference per pixel, mean over channels",
 }
 
@@ -63,7 +66,7 @@ class ScoringGraph(nn.Module):
 
     Args:
         networks: built with ``kernels="reference"``, on the CPU.
-        scorer: whose kappa and conditions count.
+        scorer: whose kappa, conditions and kind of score count.
         threshold: a score that is not at most this is anomalous, one that is not a number too.
         dtype: of the images, a name in :data:`INPUTS`.
     """
@@ -73,7 +76,10 @@ class ScoringGraph(nn.Module):
     def __init__(self, networks: Networks, scorer: Scorer, threshold: float, dtype: str = "float32") -> None:
         super().__init__()
         self.generator, self.discriminator, self.encoder = networks.average, networks.discriminator, networks.encoder
+        self.density = networks.density
         self.register_buffer("conditions", torch.tensor(scorer.conditions))
+        self.places = scorer.conditions
+        self.made_of = scorer.made_of
         self.kappa = scorer.kappa
         self.threshold = _float32_below(threshold)
         self.dtype = dtype
@@ -90,19 +96,24 @@ class ScoringGraph(nn.Module):
         n, k = x.shape[0], self.conditions.shape[0]
         # Every image under every condition, image by image: [N * k], as the scorer has them.
         y = self.conditions.expand(n, k).reshape(-1)
-        x_hat = self.generator(self.encoder(x[:, None].expand(-1, k, -1, -1, -1).flatten(0, 1), y), y)
+        z, h = self.encoder.describe(x[:, None].expand(-1, k, -1, -1, -1).flatten(0, 1), y)
+        x_hat = self.generator(z, y)
         f, f_hat = self.discriminator.features(x), self.discriminator.features(x_hat)
         squared = (x[:, None] - x_hat.unflatten(0, (n, k))).square()  # [N, k, C, S, S]
         residual = squared.mean(dim=(2, 3, 4))
         feature = (f[:, None] - f_hat.unflatten(0, (n, k))).square().flatten(2).mean(dim=2)
-        score = residual + self.kappa * feature  # [N, k]
-        best = score.argmin(dim=1, keepdim=True)  # [N, 1]
         maps = squared.mean(dim=2)  # [N, k, S, S]
+        h, e = h.unflatten(0, (n, k)), regional_errors(maps.flatten(0, 1)).unflatten(0, (n, k))
+        each = [self.density(h[:, j], e[:, j], place) for j, place in enumerate(self.places)]
+        distances = Distances(*(torch.stack(parts, dim=1) for parts in zip(*each, strict=True)))
+        score = combined(self.made_of, residual + self.kappa * feature, distances)  # [N, k]
+        best = score.argmin(dim=1, keepdim=True)  # [N, 1]
         at = best[:, :, None, None].expand(-1, -1, *maps.shape[2:])
-        lowest, residual, feature = (term.gather(1, best).squeeze(1) for term in (score, residual, feature))
+        terms = (score, residual, feature, *distances)
+        lowest, *parts = (term.gather(1, best).squeeze(1) for term in terms)
         nearest = self.conditions[best.squeeze(1)]
         # "not at most" instead of "above": an image with a NaN in it is never passed as normal.
-        return lowest, nearest, ~(lowest <= self.threshold), residual, feature, maps.gather(1, at).squeeze(1)
+        return lowest, nearest, ~(lowest <= self.threshold), *parts, maps.gather(1, at).squeeze(1)
 
 
 def missing(form: str) -> list[str]:

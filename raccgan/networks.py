@@ -1,4 +1,5 @@
-"""The three networks of one configuration, and the moving average of the generator that everything after uses."""
+"""The three networks of one configuration, the moving average of the generator that everything after uses, and the
+density of what the encoder makes of normal images."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from raccgan.config import Config
+from raccgan.density import Density
 from raccgan.models.blocks import DepthwiseSeparable
 from raccgan.models.discriminator import Discriminator
 from raccgan.models.encoder import Encoder
@@ -21,15 +23,16 @@ from raccgan.randomness import stream
 
 @dataclass
 class Networks:
-    """G, D and E, and ``average``: the moving average of G's weights and buffers."""
+    """G, D and E; ``average``, the moving average of G's weights and buffers; and the density of E's descriptors."""
 
     generator: Generator
     discriminator: Discriminator
     encoder: Encoder
     average: Generator
+    density: Density
 
     def items(self) -> Iterator[tuple[str, nn.Module]]:
-        for name in ("generator", "discriminator", "encoder", "average"):
+        for name in ("generator", "discriminator", "encoder", "average", "density"):
             yield name, getattr(self, name)
 
 
@@ -59,7 +62,8 @@ def build(config: Config, *, channels: int, classes: int, device: torch.device) 
             attention=config.attention_encoder,
             **common,
         )
-    networks = Networks(generator, discriminator, encoder, average=copy.deepcopy(generator))
+    density = Density(classes, encoder.described)
+    networks = Networks(generator, discriminator, encoder, average=copy.deepcopy(generator), density=density)
     for _, network in networks.items():
         # channels_last: pointwise convolutions are matrix products without a copy; a step took 0.7 to 0.9 of the
         # time of NCHW on a CPU at 16 and 32 px.

@@ -24,7 +24,7 @@ _GROUPS = {
     "image_size": "model",
     "gan_steps": "training of the generator and the discriminator",
     "encoder_steps": "training of the encoder",
-    "quantile": "scoring",
+    "score": "scoring",
     "kernels": "run",
 }
 """The first setting of each group of options, in the order of the settings."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from raccgan.config import Config
+from raccgan.density import Density, Distances, regional_errors
 from raccgan.errors import InputError
 from raccgan.kernels.anomaly_score import AnomalyScore, anomaly_score
 from raccgan.networks import Networks, frozen
@@ -28,12 +29,21 @@ class Scored:
     condition: Tensor  # [N] int64: the normal class y that the score is under
     residual: Tensor  # [N] float32: the image term alone
     feature: Tensor  # [N] float32: the feature term alone, kappa not applied
+    density: Tensor  # [N] float32: distance of the descriptor from those of normal images
+    error_density: Tensor  # [N] float32: distance of the reconstruction's errors from those of normal images
     map: Tensor | None  # [N, H, W] float32: squared difference per pixel, mean over channels
     reconstruction: Tensor | None  # [N, C, H, W] in [-1, 1]
 
 
 class Scorer:
-    """A(x | y) = mean (x - x')^2 + kappa mean (f(x) - f(x'))^2 with x' = G(E(x, y), y).
+    """Scores of a trained run: A(x | y), higher is more anomalous.
+
+    With x' = G(E(x, y), y) and the discriminator's features f, ``score`` says what A is:
+
+    - ``reconstruction``: R = mean (x - x')^2 + kappa mean (f(x) - f(x'))^2, as f-AnoGAN has it;
+    - ``density``: D, the distance of the encoder's descriptor of x from those of normal images of class y
+      (:mod:`raccgan.density`);
+    - ``both``: sqrt(D De), the geometric mean with the distance De of the reconstruction's errors from theirs.
 
     Label policy: with ``minimum``, the default, the score is the minimum over all *normal* classes y, the one under
     which the image looks most normal; with the name of a normal class, known beforehand, it is under that class.
@@ -54,6 +64,7 @@ class Scorer:
         kappa: float,
         kernels: str,
         pairs: int = 64,
+        score: str = "density",
         label_policy: str = MINIMUM,
         compiled: bool = False,
     ) -> None:
@@ -69,6 +80,13 @@ class Scorer:
         self.generator = frozen(networks.average)
         self.discriminator = frozen(networks.discriminator)
         self.encoder = frozen(networks.encoder)
+        if not networks.density.fitted:
+            raise InputError(
+                "what the networks make of normal images is not known yet: finish the training, "
+                "python -m raccgan.train --resume RUN"
+            )
+        self.density: Density = frozen(networks.density)
+        self.made_of = score
         self.device = next(self.encoder.parameters()).device
         self.kappa = kappa
         self.kernels = kernels
@@ -93,6 +111,7 @@ class Scorer:
             classes,
             kappa=config.kappa,
             kernels=config.kernels,
+            score=config.score,
             pairs=config.score_batch,
             label_policy=label_policy,
             compiled=compiled,
@@ -110,7 +129,7 @@ class Scorer:
         if n == 0:
             none = torch.empty(0)
             pixels, shape = (none.view(0, *images.shape[2:]), images) if details else (None, None)
-            return Scored(none, none.long(), none, none, pixels, shape)
+            return Scored(none, none.long(), none, none, none, none, pixels, shape)
         if details and n > self.batch:  # reconstructions under every class are kept until the best is known
             return concatenate([self.score(part, details=True) for part in images.split(self.batch)])
         x = images.to(self.device, torch.float32)
@@ -118,23 +137,23 @@ class Scorer:
         # Every image under every condition, image by image: [n * k], in passes of at most `pairs`.
         image_of = torch.arange(n, device=self.device).repeat_interleave(k)
         condition_of = torch.tensor(self.conditions, device=self.device).repeat(n)
-        terms, maps, reconstructions = [], [], []
+        terms, descriptors, errors, maps, reconstructions = [], [], [], [], []
         for i, y in zip(image_of.split(self.pairs), condition_of.split(self.pairs), strict=True):
-            result, x_hat = self._compare(x[i], f[i], y, details)
+            result, x_hat, h, e = self._compare(x[i], f[i], y)
             terms.append(torch.stack([result.score, result.residual, result.feature]))
-            if result.map is not None:
+            descriptors.append(h)
+            errors.append(e)
+            if details:
                 maps.append(result.map)
                 reconstructions.append(x_hat)
-        table = torch.cat(terms, dim=1).view(3, n, k)
+        reconstruction, *parts = torch.cat(terms, dim=1).view(3, n, k)
+        distances = self._distances(torch.cat(descriptors).view(n, k, -1), torch.cat(errors).view(n, k, -1))
+        table = torch.stack([combined(self.made_of, reconstruction, distances), *parts, *distances])  # [5, n, k]
         best = table[0].argmin(dim=1)  # [n]
         place = torch.arange(n, device=self.device) * k + best  # in [n * k]
-        score, residual, feature = table.flatten(1)[:, place].cpu()
-        condition = condition_of[place].cpu()
-        if not details:
-            return Scored(score, condition, residual, feature, None, None)
-        return Scored(
-            score, condition, residual, feature, torch.cat(maps)[place].cpu(), torch.cat(reconstructions)[place].cpu()
-        )
+        score, *rest = table.flatten(1)[:, place].cpu()
+        kept = (torch.cat(t)[place].cpu() if details else None for t in (maps, reconstructions))
+        return Scored(score, condition_of[place].cpu(), *rest, *kept)
 
     @property
     def batch(self) -> int:
@@ -157,11 +176,26 @@ class Scorer:
             progress(len(indices))
         return concatenate(parts)
 
-    def _compared(self, x: Tensor, f: Tensor, y: Tensor, details: bool) -> tuple[AnomalyScore, Tensor]:
-        """The score of each image x with features f under its condition y, and its reconstruction."""
-        x_hat: Tensor = self.generator(self.encoder(x, y), y)
+    def _compared(self, x: Tensor, f: Tensor, y: Tensor) -> tuple[AnomalyScore, Tensor, Tensor, Tensor]:
+        """R with its parts and map for each image x with features f under its condition y; its x', h and e."""
+        z, h = self.encoder.describe(x, y)
+        x_hat: Tensor = self.generator(z, y)
         f_hat = self.discriminator.features(x_hat)
-        return anomaly_score(x, x_hat, f, f_hat, kappa=self.kappa, want_map=details, kernels=self.kernels), x_hat
+        result = anomaly_score(x, x_hat, f, f_hat, kappa=self.kappa, want_map=True, kernels=self.kernels)
+        assert result.map is not None
+        return result, x_hat, h, regional_errors(result.map)
+
+    def _distances(self, h: Tensor, e: Tensor) -> Distances:
+        """Of every image under every condition, [n, k], from descriptors and errors [n, k, coordinates]."""
+        each = [self.density(h[:, j], e[:, j], y) for j, y in enumerate(self.conditions)]
+        return Distances(*(torch.stack(parts, dim=1) for parts in zip(*each, strict=True)))
+
+
+def combined(made_of: str, reconstruction: Tensor, distances: Distances) -> Tensor:
+    """The score, by its name in the choices of the setting ``score``."""
+    if made_of == "reconstruction":
+        return reconstruction
+    return distances.density if made_of == "density" else (distances.density * distances.error_density).sqrt()
 
 
 def _compiled(function: Function) -> Function:
@@ -194,6 +228,8 @@ def concatenate(parts: Sequence[Scored]) -> Scored:
         joined("condition"),
         joined("residual"),
         joined("feature"),
+        joined("density"),
+        joined("error_density"),
         joined("map") if details else None,
         joined("reconstruction") if details else None,
     )

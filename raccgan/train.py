@@ -115,7 +115,7 @@ def _begin(found: _Found, config: Config) -> None:
 
 def _run_phases(run: Run, data: ImageDataset, phase: str, out: Path, resumed: Checkpoint | None) -> int:
     from raccgan.checkpoint import NAME
-    from raccgan.evaluation import calibrate, evaluate, summary, write_results
+    from raccgan.evaluation import calibrate, evaluate, fit_density, summary, write_results
     from raccgan.training import Training
 
     training = Training.of(run, data, out / NAME, resumed, _tensorboard(out))
@@ -126,6 +126,7 @@ def _run_phases(run: Run, data: ImageDataset, phase: str, out: Path, resumed: Ch
     if phase == "gan":
         _say(f"the generator is trained; --phase encoder --resume {out} goes on")
         return 0
+    fit_density(run, training.networks)
     scorer = run.scorer(training.networks)
     training.calibration = calibration = calibrate(run, scorer)
     training.save("encoder")

@@ -123,6 +123,7 @@ class Training:
                     raise self._not_finite(phase, step, f"losses are {_readable(values)}")
                 self.steps[phase] = step + 1
                 self.calibration = None  # the weights that it was of are no more
+                self.networks.density.forget()
                 self.seconds = before + time.monotonic() - begun
                 if (step + 1) % every == 0:
                     for name, value in values.items():

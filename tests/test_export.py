@@ -32,7 +32,7 @@ Runner = Callable[[Tensor], list[Tensor]]
 # PyTorch's own, where it loads a .pt2.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::FutureWarning")
 
-NAMES = ("score", "nearest_class", "anomalous", "residual", "feature", "map")
+NAMES = ("score", "nearest_class", "anomalous", "residual", "feature", "density", "error_density", "map")
 
 
 @dataclass
@@ -117,9 +117,10 @@ RUNTIMES = {
 def agrees(found: list[Tensor], scorer: Scorer, images: Tensor, threshold: float) -> Tensor:
     """All outputs of a model against the scorer's; the decisions."""
     wanted = scorer.score(images, details=True)
-    score, nearest, anomalous, residual, feature, maps = found
+    score, nearest, anomalous, *terms, maps = found
     assert wanted.map is not None
-    for ours, theirs in ((score, wanted.score), (residual, wanted.residual), (feature, wanted.feature)):
+    expected = (wanted.score, wanted.residual, wanted.feature, wanted.density, wanted.error_density)
+    for ours, theirs in zip((score, *terms), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(maps, wanted.map, rtol=1e-3, atol=1e-4)
     assert torch.equal(nearest, wanted.condition)

@@ -11,7 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raccgan.density import regional_errors
 from raccgan.errors import InputError
+from raccgan.evaluation import fit_density
 from raccgan.networks import Networks
 from raccgan.run import Run
 from raccgan.scoring import Scorer, threshold_of
@@ -25,6 +27,7 @@ def run_and_scorer(tiny: Make) -> tuple[Run, Scorer]:
     run, training = tiny()
     training.run("gan")
     training.run("encoder")
+    fit_density(run, training.networks)
     return run, run.scorer(training.networks)
 
 
@@ -83,17 +86,30 @@ def test_the_order_changes_no_bit(run_and_scorer: tuple[Run, Scorer]) -> None:
     check()
 
 
-def test_the_score_is_the_minimum_over_the_normal_classes(run_and_scorer: tuple[Run, Scorer], tiny: Make) -> None:
+@pytest.mark.parametrize("made_of", ["reconstruction", "density", "both"])
+def test_the_score_is_the_minimum_over_the_normal_classes(
+    run_and_scorer: tuple[Run, Scorer], tiny: Make, made_of: str
+) -> None:
     run, scorer = run_and_scorer
+    scorer.made_of = made_of
     images = run.dataset(run.split.test).images(range(12))
     x = images.clone()
     f = scorer.discriminator.features(x)
     by_class = []
     for index in range(len(run.classes)):
         y = torch.full((12,), index)
-        x_hat = scorer.generator(scorer.encoder(x, y), y)
+        z, h = scorer.encoder.describe(x, y)
+        x_hat = scorer.generator(z, y)
         term = (f - scorer.discriminator.features(x_hat)).square().flatten(1).mean(dim=1)
-        by_class.append((x - x_hat).square().flatten(1).mean(dim=1) + run.config.kappa * term)
+        squared = (x - x_hat).square().mean(dim=1)
+        density, error_density = scorer.density(h, regional_errors(squared), index)
+        by_class.append(
+            {
+                "reconstruction": squared.mean(dim=(1, 2)) + run.config.kappa * term,
+                "density": density,
+                "both": (density * error_density).sqrt(),
+            }[made_of]
+        )
     table = torch.stack(by_class)
     scored = scorer.score(images, details=True)
     torch.testing.assert_close(scored.score, table.amin(dim=0).detach(), rtol=1e-4, atol=0)
@@ -106,6 +122,7 @@ def test_the_score_is_the_minimum_over_the_normal_classes(run_and_scorer: tuple[
 def test_a_known_class_conditions_on_it_alone(run_and_scorer: tuple[Run, Scorer], tiny: Make) -> None:
     run, _ = run_and_scorer
     _, training = tiny()
+    fit_density(run, training.networks)
     images = run.dataset(run.split.test).images(range(9))
     fixed = run.scorer(training.networks, label_policy="3")
     assert set(fixed.score(images).condition.tolist()) == {3}
@@ -125,7 +142,7 @@ def test_a_compiled_scorer_scores_alike(run_and_scorer: tuple[Run, Scorer]) -> N
     run, scorer = run_and_scorer
     torch._dynamo.reset()
     compiled = Scorer(
-        Networks(scorer.generator, scorer.discriminator, scorer.encoder, scorer.generator),
+        Networks(scorer.generator, scorer.discriminator, scorer.encoder, scorer.generator, scorer.density),
         run.classes, kappa=scorer.kappa, kernels=scorer.kernels, compiled=True,
     )  # fmt: skip
     images = run.dataset(run.split.test).images(range(37))
@@ -143,6 +160,7 @@ def test_without_a_compiler_a_compiled_scorer_says_so(
     torch._dynamo.reset()
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/no/such/compiler",))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what another test compiled would do
+    fit_density(run, training.networks)
     scorer = Scorer.of(run.config, training.networks, run.classes, compiled=True)
     with pytest.raises(InputError, match=r"the scorer does not compile here: .*No working C\+\+ compiler"):
         scorer.score(torch.zeros(2, 1, 8, 8))

@@ -1,8 +1,9 @@
 """Image scores that one trained model gives beside its own: which of them detects best is a question for the table.
 
 Each is computed from the residual r = mean (x - x')^2, the feature distance d = mean (f(x) - f(x'))^2, the map
-(x - x')^2 of a pixel, the critic's value D(x, y) and the latent z = E(x, y), all under the condition that the model's
-own score chose. What has to be put on one scale is standardised by the held-out normal images, never by test images.
+(x - x')^2 of a pixel, the critic's value D(x, y), the latent z = E(x, y) and the two distances of
+:mod:`raccgan.density`, all under the condition that the model's own score chose. What has to be put on one scale is
+standardised by the held-out normal images, never by test images.
 """
 
 from __future__ import annotations
@@ -38,9 +39,17 @@ class Terms:
     map_top: Floats  # mean of its largest pixels
     critic: Floats  # -D(x, y): higher is less real
     latent: Floats  # mean of z^2: 1 for a latent of the prior
+    reconstruction: Floats  # residual + kappa feature
+    density: Floats
+    error_density: Floats
 
 
 COMPOSITIONS: dict[str, Callable[[Terms, Terms], Floats]] = {
+    "reconstruction": lambda t, normal: t.reconstruction,
+    "density": lambda t, normal: t.density,
+    "error-density": lambda t, normal: t.error_density,
+    "both": lambda t, normal: np.sqrt(t.density * t.error_density),
+    "density-reconstruction": lambda t, normal: np.sqrt(t.density * t.reconstruction),
     "residual": lambda t, normal: t.residual,
     "feature": lambda t, normal: t.feature,
     "standardised": lambda t, normal: _z(t.residual, normal.residual) + _z(t.feature, normal.feature),
@@ -74,6 +83,9 @@ def terms_of(scorer: Scorer, data: ImageDataset, scored: Scored, title: str) -> 
         map_top=np.partition(smoothed, -count, axis=1)[:, -count:].mean(axis=1),
         critic=critic,
         latent=latent,
+        reconstruction=(scored.residual + scorer.kappa * scored.feature).double().numpy(),
+        density=scored.density.double().numpy(),
+        error_density=scored.error_density.double().numpy(),
     )
 
 

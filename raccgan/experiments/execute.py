@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from raccgan import checkpoint as checkpoints
-from raccgan.evaluation import Evaluation, calibrate, evaluate, score, write_results
+from raccgan.evaluation import Evaluation, calibrate, evaluate, fit_density, score, write_results
 from raccgan.experiments.compositions import composed, terms_of
 from raccgan.experiments.results import Result, composition_column
 from raccgan.experiments.tables import Row
@@ -37,6 +37,7 @@ def execute(row: Row, folder: Path, device: torch.device, data_root: Path) -> Re
     training = Training.of(run, run.dataset(run.split.train), folder / checkpoints.NAME, stored)
     for phase in PHASES:
         training.run(phase)
+    fit_density(run, training.networks)
     scorer = run.scorer(training.networks)
     training.calibration = calibrate(run, scorer)
     training.save(PHASES[-1])

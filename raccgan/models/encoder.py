@@ -56,6 +56,7 @@ class Encoder(nn.Module):
             )
             for i, (c, d) in enumerate(pairwise(widths))
         )  # fmt: skip
+        self.described = latent + sum(widths[1:])
         size = 16 * widths[-1]
         self.linear = nn.Linear(size, latent)
         self.embedding = nn.Embedding(classes, embedding if film else size)
@@ -65,10 +66,28 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Latents [N, latent] of images x [N, C, H, W] in [-1, 1] as members of the classes y [N] (int64)."""
-        condition = self.embedding(y)
-        h = self.stem(x)
+        return self._latent(self._trunk(x, y)[-1], y)
+
+    def describe(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The latents, and the descriptors [N, described] of :mod:`raccgan.density`.
+
+        Those are the latent and the mean activation of every channel after each block.
+        """
+        outputs = self._trunk(x, y)
+        z = self._latent(outputs[-1], y)
+        return z, torch.cat([z, *(F.relu(h).mean(dim=(2, 3)) for h in outputs)], dim=1)
+
+    def _trunk(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        """What each block puts out."""
+        condition = self.embedding(y) if self.class_term is not None else None
+        h, outputs = self.stem(x), []
         for block in self.blocks:
-            h = block(h, condition if self.class_term is not None else None)
+            h = block(h, condition)
+            outputs.append(h)
+        return outputs
+
+    def _latent(self, h: Tensor, y: Tensor) -> Tensor:
+        condition = self.embedding(y)
         h = F.relu(h).flatten(1)
         z: Tensor = self.linear(h)
         if self.class_term is not None:

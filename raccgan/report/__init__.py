@@ -46,6 +46,8 @@ class Shown:
     nearest_class: str
     residual: float
     feature: float
+    density: float
+    error_density: float
     map_max: float
     strip: str  # of :func:`strip`
     map_x: int | None = None  # where the maximum is, in the original's pixels

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
+from raccgan.evaluation import fit_density
 from raccgan.experiments.compositions import COMPOSITIONS, Terms, composed, terms_of
 from raccgan.run import Run
 from raccgan.training import Training
@@ -15,7 +17,7 @@ from raccgan.training import Training
 
 def terms(**known: list[float]) -> Terms:
     n = len(next(iter(known.values())))
-    names = ("residual", "feature", "map_maximum", "map_top", "critic", "latent")
+    names = [f.name for f in dataclasses.fields(Terms)]
     return Terms(**{name: np.array(known.get(name, [0.0] * n)) for name in names})
 
 
@@ -32,6 +34,7 @@ def test_normal_images_that_are_all_alike_divide_by_no_zero() -> None:
 
 def test_the_terms_are_those_of_the_chosen_condition(tiny: Callable[..., tuple[Run, Training]]) -> None:
     run, training = tiny()
+    fit_density(run, training.networks)
     scorer = run.scorer(training.networks)
     data = run.dataset(run.split.test[:9])
     with pytest.raises(ValueError, match="score with details"):

@@ -1,0 +1,148 @@
+"""How far an image is from the normal images of a class, in what the trained networks make of it.
+
+Two Gaussians are fitted to the normal training images of each class y, and a squared Mahalanobis distance from each is
+a term of the score, over the number of coordinates: about 1 for a normal image.
+
+- The **descriptor** h(x, y) is the latent beside the mean activation of every channel after each block of the encoder
+  (:meth:`raccgan.models.encoder.Encoder.describe`). Lee et al. (2018) judge a classifier's features so; here nothing
+  but normal images was ever seen.
+- The **errors** e(x, y) are the logarithms of the mean squared error of the reconstruction in each of 4 x 4 regions. An
+  image that is reconstructed too well is no normal one either: a lung behind haze has less detail to miss.
+
+Coordinates are standardised and their covariance shrunk towards the identity by the amount of Ledoit and Wolf (2004),
+so that a class may have fewer images than there are coordinates. Of the eigenvectors the ``RANK`` largest are kept, all
+others share one variance (probabilistic PCA, Tipping and Bishop, 1999).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+RANK = 256
+"""Most eigenvectors that are kept: all of them for 16 px in the presets; at the published 128 px, 4.6 MB a class."""
+
+NARROWEST = 1e-3
+"""Smallest deviation of a coordinate, in units of all coordinates' root mean square: one that never moved in training,
+such as a channel that is always 0, would else decide alone."""
+
+REGIONS = 4
+"""Regions on each side of an image, as many as the smallest feature maps have pixels."""
+
+VISIBLE = 1e-4
+"""Added to a squared error, of images in [-1, 1], before its logarithm: one grey level of 256, squared."""
+
+
+def regional_errors(map: Tensor) -> Tensor:
+    """e, [N, 16]: logarithms of the mean of an error map [N, S, S] in each region."""
+    return torch.log(F.avg_pool2d(map[:, None], map.shape[-1] // REGIONS).flatten(1) + VISIBLE)
+
+
+class Distances(NamedTuple):
+    """Squared Mahalanobis distances over the number of coordinates, [N] each."""
+
+    density: Tensor  # of the descriptor
+    error_density: Tensor  # of the errors
+
+
+class Density(nn.Module):
+    """Both Gaussians of each class, for descriptors of ``size`` coordinates. Its buffers are part of a checkpoint."""
+
+    def __init__(self, classes: int, size: int) -> None:
+        super().__init__()
+        self.descriptor = Gaussian(classes, size)
+        self.errors = Gaussian(classes, REGIONS**2)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether every class has its Gaussians."""
+        return bool((self.descriptor.images > 0).all())
+
+    def forget(self) -> None:
+        """Be fitted to nothing: the networks that it was fitted behind have changed."""
+        self.descriptor.images.zero_()
+        self.errors.images.zero_()
+
+    def forward(self, h: Tensor, e: Tensor, y: int) -> Distances:
+        """Distances of descriptors h [N, size] and errors e [N, 16] from the normal images of class y."""
+        return Distances(self.descriptor(h, y), self.errors(e, y))
+
+    def fit(self, h: Tensor, e: Tensor, y: Tensor) -> None:
+        """Fit to descriptors h [N, size] and errors e [N, 16] of images of the classes y [N] (int64).
+
+        Raises:
+            ValueError: a class has no image.
+        """
+        self.descriptor.fit(h, y)
+        self.errors.fit(e, y)
+
+
+class Gaussian(nn.Module):
+    """One Gaussian a class over vectors of ``size`` coordinates."""
+
+    images: Tensor
+    mean: Tensor
+    deviation: Tensor
+    directions: Tensor
+    variances: Tensor
+    rest: Tensor
+
+    def __init__(self, classes: int, size: int) -> None:
+        super().__init__()
+        rank = min(RANK, size)
+        # torch.empty is what a loader counts before it fills a network from a file.
+        self.register_buffer("images", torch.empty(classes, dtype=torch.int64).zero_())  # that each was fitted to
+        self.register_buffer("mean", torch.empty(classes, size).zero_())
+        self.register_buffer("deviation", torch.empty(classes, size).fill_(1))
+        self.register_buffer("directions", torch.empty(classes, rank, size).zero_())  # of standardised coordinates
+        self.register_buffer("variances", torch.empty(classes, rank).fill_(1))  # along them
+        self.register_buffer("rest", torch.empty(classes).fill_(1))  # across all of them
+
+    def forward(self, v: Tensor, y: int) -> Tensor:
+        """Squared Mahalanobis distances [N] of vectors v [N, size] from class y, over ``size``."""
+        u = (v - self.mean[y]) / self.deviation[y]
+        along = u @ self.directions[y].T
+        across = u - along @ self.directions[y]
+        squared = (along.square() / self.variances[y]).sum(dim=1) + across.square().sum(dim=1) / self.rest[y]
+        return squared / v.shape[1]
+
+    @torch.no_grad()
+    def fit(self, v: Tensor, y: Tensor) -> None:
+        """Fit to vectors v [N, size] of the classes y [N] (int64).
+
+        Raises:
+            ValueError: a class has none.
+        """
+        for k in range(len(self.images)):
+            members = v[y == k].double().cpu().numpy()
+            if len(members) == 0:
+                raise ValueError(f"no image of class {k} to fit a Gaussian to")
+            fitted = (len(members), *_fitted(members, self.directions.shape[1]))
+            for buffer, value in zip(self.buffers(), fitted, strict=True):
+                buffer[k] = torch.as_tensor(value)
+
+
+Array = np.ndarray
+
+
+def _fitted(v: Array, rank: int) -> tuple[Array, Array, Array, Array, float]:
+    """Mean, deviation, directions, variances along and across them, of the rows of v [N, size]."""
+    from scipy.linalg import eigh
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
+    count, size = v.shape
+    mean, deviation = v.mean(axis=0), v.std(axis=0)
+    typical = float(np.sqrt(np.square(deviation).mean()))
+    deviation = np.maximum(deviation, NARROWEST * typical if typical > 0 else 1.0)
+    u = (v - mean) / deviation
+    # Two vectors are the same up to the sign here, from which the estimate takes that nothing is uncertain.
+    shrinkage = max(1 / count, float(ledoit_wolf_shrinkage(u, assume_centered=True)) if count > 1 else 1.0)
+    covariance = (1 - shrinkage) * (u.T @ u) / count + shrinkage * np.eye(size)
+    values, vectors = eigh(covariance, subset_by_index=(size - rank, size - 1))
+    left = size - rank
+    rest = (np.trace(covariance) - values.sum()) / left if left else 1.0
+    return mean, deviation, cast(Array, vectors.T), values, float(rest)
