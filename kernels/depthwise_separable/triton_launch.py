@@ -33,7 +33,7 @@ T = TypeVar("T")
 # ---- tiles ---------------------------------------------------------------------------------------------------------
 
 
-def strips(c: int, h: int, v: int, dense_channels: bool) -> list[Config]:
+def strips(c: int, h: int, v: int, dense_channels: bool, most: int = 4) -> list[Config]:
     """Of a depthwise convolution or correlation over h x v positions: R rows of BW pixels of BC channels.
 
     Four rows read least; two leave registers for twice as many programs at a time.
@@ -45,7 +45,7 @@ def strips(c: int, h: int, v: int, dense_channels: bool) -> list[Config]:
         width = min(64, power_of_two(v))
         channels = min(power_of_two(c), max(1, 512 // width))
     warps = _warps(width * channels // 8)
-    rows = dict.fromkeys((_rows(h), min(2, _rows(h))))
+    rows = dict.fromkeys((min(most, _rows(h)), min(2, _rows(h))))
     return [Config({"R": r, "BW": width, "BC": channels}, num_warps=warps, num_stages=1) for r in rows]
 
 
@@ -99,6 +99,11 @@ def _launched(
     return go(tuning.choose(f"depthwise_separable {name}", [kernels.__file__], shape, candidates, device, go))
 
 
+def _most(stride: int, centre: Tensor | None) -> int:
+    """The most rows of a strip: four of a window of stride 2 and a centre spill registers."""
+    return 4 if centre is None or stride == 1 else 2
+
+
 def _rows(h: int) -> int:
     return min(4, power_of_two(h))
 
@@ -142,7 +147,8 @@ def depthwise(
 
     taps = _taps(w)
     shape = (w.shape[-1], stride, up, c, h, v, x.dtype, strides[1] == 1)
-    _launched("forward", strips(c, down, across, strides[1] == 1), shape, x.device, go)
+    candidates = strips(c, down, across, strides[1] == 1, _most(stride, centre))
+    _launched("forward", candidates, shape, x.device, go)
 
 
 def adjoint(
@@ -209,7 +215,8 @@ def correlation(
         return partial
 
     shape = (k, stride, up, c, h, v, x.dtype, dense_channels)
-    partial = _launched("correlation", strips(c, h, v, dense_channels), shape, x.device, go)
+    candidates = strips(c, h, v, dense_channels, _most(stride, centre))
+    partial = _launched("correlation", candidates, shape, x.device, go)
     found = partial.sum(dim=0).t()
     return (found.flip(1) if up == 2 else found).contiguous().view(c, 1, k, k)
 

@@ -80,18 +80,19 @@ def test_a_graph_records_a_scoring_pass(kernels: str) -> None:
     x, y = torch.rand(4, 1, 8, 8, device="cuda") * 2 - 1, torch.arange(4, device="cuda") % 3
     run, reference = (scoring_pass(name, x, y) for name in (kernels, "reference"))
     with torch.inference_mode():
-        graph, (score,) = recorded(run)
-        before = score.clone()
+        graph, outputs = recorded(run)
+        before = outputs[0].clone()
         x.mul_(0.75)
         graph.replay()
         torch.cuda.synchronize()
-        assert torch.equal(score, run()[0])
-        assert not torch.equal(score, before)
-        torch.testing.assert_close(score, reference()[0], rtol=1e-3, atol=0)
+        assert all(torch.equal(a, b) for a, b in zip(outputs, run(), strict=True))
+        assert not torch.equal(outputs[0], before)
+        for got, wanted in zip(outputs, reference(), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)
 
 
 def scoring_pass(kernels: str, x: Tensor, y: Tensor) -> Callable[[], list[Tensor]]:
-    """The scores of x under the conditions y, by new networks of one seed whose norms have met x."""
+    """Scores, descriptors and errors of x under the conditions y, by new networks whose norms have met x."""
     config = make_config("digits", TINY | {"kernels": kernels})
     networks: Networks = build(config, channels=1, classes=3, device=x.device)
     for module in networks.average.modules():
@@ -99,8 +100,14 @@ def scoring_pass(kernels: str, x: Tensor, y: Tensor) -> Callable[[], list[Tensor
             module.momentum = 1.0  # else every pixel that a new generator makes is 1 or -1
     with torch.no_grad():
         networks.average.train()(networks.encoder(x, y), y)
+        networks.density.fit(networks.encoder.describe(x, y)[1], torch.rand(len(x), 16, device=x.device), y)
     scorer = Scorer.of(config, networks, ["a", "b", "c"])
-    return lambda: [scorer._compare(x, scorer._features(x), y, False)[0].score]
+
+    def run() -> list[Tensor]:
+        result, _, h, e = scorer._compare(x, scorer._features(x), y)
+        return [result.score, h, e]
+
+    return run
 
 
 @pytest.mark.parametrize(("family", "case"), CASES)
