@@ -213,6 +213,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "discriminator_lr": 8e-4,
         "ema": 0.995,
         "encoder_steps": 500,
+        # 90 images a class are few for a Gaussian of 192 coordinates: AUROC 0.992 by density, 0.996 by reconstruction.
+        "score": "reconstruction",
         "threads": 1,
     },
     # What a core trains in about three minutes; docs/results.md has what it detects.

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 RANK = 256
 """Most eigenvectors that are kept: all of them for 16 px in the presets; at the published 128 px, 4.6 MB a class."""
 
-NARROWEST = 1e-3
+NARROWEST = 0.01
 """Smallest deviation of a coordinate, in units of all coordinates' root mean square: one that never moved in training,
 such as a channel that is always 0, would else decide alone."""
 

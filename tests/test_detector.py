@@ -99,7 +99,9 @@ def test_a_result_holds_what_it_says(detector: Detector) -> None:
         difference = ((result.image - result.reconstruction) ** 2).mean(axis=0)
         np.testing.assert_allclose(result.map, difference, rtol=1e-4, atol=1e-6)
         assert result.residual == pytest.approx(float(result.map.mean()), rel=1e-4)
-        assert result.score == result.density
+        assert result.score == pytest.approx(result.residual + detector.config.kappa * result.feature, rel=1e-4)
+        assert result.density > 0
+        assert result.error_density > 0
         assert result.anomalous == (result.score > detector.threshold)
         assert result.nearest_class in detector.classes
         assert result.peak.value == result.map.max()

@@ -97,7 +97,7 @@ TABLES: Mapping[str, Table] = {
     ),
     "fashion-mnist": Table(
         "mnist-small",
-        {**_SMALL, "dataset": "fashion-mnist"},
+        {**_SMALL, "dataset": "fashion-mnist", "score": "both"},
         _GARMENTS,
         (
             Published("OCGAN", 0.92, "Perera et al., CVPR 2019"),
