@@ -2,12 +2,14 @@
 
 A layer is named by network and image size, block, and place in the block: ``G32.2a`` is the first convolution of the
 generator's second block at 32 px, ``b`` the second one, ``s`` the skip. A case adds channels, input size and batch:
-``G32.2a 256-128 @8 b16``.
+``G32.2a 256-128 @8 b16``. :func:`cases` has them all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -109,3 +111,76 @@ def attention(config: Config, norm: str) -> list[Layer]:
 def cbam_arguments(channels: int, norm: str) -> Arguments:
     """CBAM as the networks build it: a sixteenth of the channels in between, a spatial gate of 7 x 7."""
     return {"norm": norm, "reduced": max(1, channels // 16), "k": 7}
+
+
+# A pass has the norm that it has in the networks: running moments to score, the batch's to train the generator, an
+# instance's in a critic under the penalty.
+NORMS = {"forward": "fixed", "backward": "batch", "penalty": "instance"}
+
+
+def cases(op: str, pass_: str) -> dict[str, Arguments]:
+    """Every case of an op in a pass, by its name.
+
+    Raises:
+        KeyError: the benchmarks have no such op, or no such pass of it.
+    """
+    return _CASES[op, pass_]()
+
+
+def _convolutions() -> dict[str, Arguments]:
+    return {
+        layer.case(batch): layer.at(batch)
+        for model in MODELS.values()
+        for layer in generator(model.config) + discriminator(model.config, model.image_channels)
+        for batch in model.batches
+    }
+
+
+def _critics_convolutions() -> dict[str, Arguments]:
+    """Only the discriminator is differentiated twice."""
+    return {name: arguments for name, arguments in _convolutions().items() if name.startswith("D")}
+
+
+def _attentions(pass_: str) -> dict[str, Arguments]:
+    return {
+        layer.case(batch): layer.at(batch)
+        for model in MODELS.values()
+        for layer in attention(model.config, NORMS[pass_])
+        for batch in model.batches
+    }
+
+
+def _moments() -> dict[str, Arguments]:
+    """Of what the generator's norms normalise."""
+    return {
+        f"{layer.name} {layer.channels} @{layer.size} b{batch}": {
+            "shape": (batch, layer.channels, layer.size, layer.size)
+        }
+        for model in MODELS.values()
+        for layer in generator(model.config)
+        for batch in model.batches
+    }
+
+
+def _scores() -> dict[str, Arguments]:
+    """Images and discriminator features as scoring has them."""
+    return {
+        f"{size}px b{batch}{' map' if want_map else ''}": {
+            "shape": (batch, model.image_channels, size, size),
+            "features": (model.config.widths[0], 4, 4),
+            "want_map": want_map,
+        }
+        for size, model in MODELS.items()
+        for batch in (1, 16, 64)
+        for want_map in (False, True)
+    }
+
+
+_CASES: dict[tuple[str, str], Callable[[], dict[str, Arguments]]] = {
+    ("depthwise_separable", "forward"): _convolutions,
+    ("depthwise_separable", "backward"): _convolutions,
+    ("depthwise_separable", "penalty"): _critics_convolutions,
+    **{("cbam", pass_): partial(_attentions, pass_) for pass_ in NORMS},
+    **{("moments", pass_): _moments for pass_ in ("forward", "backward")},
+    **{("anomaly_score", pass_): _scores for pass_ in NORMS},
+}

@@ -19,7 +19,7 @@ from bench.layers import Arguments
 from bench.machine import cache_bytes
 from bench.measure import Case, Contestant, Outputs
 from bench.roofline import PASSES, WORK
-from raccgan.kernels import backend
+from raccgan.kernels import anomaly_score, backend, depthwise_separable
 from raccgan.kernels.depthwise_separable.reference import activated
 from tests.kernels.grid import FAMILIES, Family, Inputs, leaves, tensors
 
@@ -29,7 +29,7 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 NO_KERNEL = " (no kernel)"
 
 # Outputs that a gradient comes back through: CBAM's moments only feed running averages.
-_DIFFERENTIATED = {"anomaly_score": 3, "cbam": 1, "depthwise_separable": 1}
+_DIFFERENTIATED = {"anomaly_score": 3, "cbam": 1, "depthwise_separable": 1, "moments": 2}
 # In a gradient penalty, what leads back to the image.
 _INPUTS = ("x", "x_hat", "f", "f_hat")
 
@@ -89,7 +89,7 @@ def enter(case: Case, arguments: Arguments) -> tuple[list[Contestant], Outputs]:
     for layout, memory_format in LAYOUTS.items():
         placed = _placed(made, case.dtype, case.device, memory_format)
         pool = rotated(placed, cache_bytes(case.device))
-        call = backend.Call.of(placed.inputs["x"])
+        call = backend.Call.of(placed.inputs["x"])._replace(kind=kind_of(case.op, arguments), pass_=case.pass_)
         fused = backend.choose(case.op, family.implementations, "fused", call).name
         served = [name for name, one in family.implementations.items() if one.can_run(call) is None]
         if case.device == "cpu" and "triton" in served:  # interpreted, for tests
@@ -108,6 +108,13 @@ def enter(case: Case, arguments: Arguments) -> tuple[list[Contestant], Outputs]:
                 )
             )
     return contestants, wanted
+
+
+def kind_of(op: str, arguments: Arguments) -> str:
+    """What the op itself says of a call with these arguments, as in :mod:`raccgan.kernels.measured`."""
+    if op == "depthwise_separable":
+        return depthwise_separable.kind(arguments["k"], arguments.get("upsample", 1), arguments.get("pool", 1))
+    return anomaly_score.kind(arguments["want_map"]) if op == "anomaly_score" else ""
 
 
 def _next(through: Callable[[Run, Sample], Outputs], run: Run, pool: Iterator[Sample]) -> Outputs:

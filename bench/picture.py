@@ -35,6 +35,7 @@ _TITLES = {
     "anomaly_score": "anomaly score",
     "cbam": "CBAM",
     "depthwise_separable": "depthwise-separable convolution",
+    "moments": "moments of a batch norm",
     "scorer": "the whole scorer",
     "training_step": "training step",
     "training_ranks": "training step by two ranks, the time of all cores",

@@ -111,6 +111,19 @@ def depthwise_separable(
     )
 
 
+def moments(dtype: torch.dtype, *, shape: tuple[int, int, int, int]) -> Work:
+    elements = torch.Size(shape).numel()
+    return Work(
+        macs=2 * elements,
+        inputs=dtype.itemsize * elements,
+        weights=0,
+        residual=0,
+        outputs=2 * 4 * shape[1],  # float32 whatever the input is
+        curved=True,
+        dtype="float32",
+    )
+
+
 def cbam(
     dtype: torch.dtype, *, shape: tuple[int, int, int, int], norm: str, reduced: int, k: int, ties: bool = False
 ) -> Work:
@@ -147,6 +160,7 @@ def anomaly_score(
 WORK: dict[str, Callable[..., Work]] = {
     "depthwise_separable": depthwise_separable,
     "cbam": cbam,
+    "moments": moments,
     "anomaly_score": anomaly_score,
 }
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from bench import layers
-from bench.layers import MODELS, Arguments
 from bench.measure import Compare
 from bench.peers import NO_KERNEL, enter, op_case
 from bench.results import fastest
@@ -23,27 +22,13 @@ QUICK = {
 QUICK_BFLOAT16 = {"forward": ("G32.2b 128-128 @16 b16",), "backward": (), "penalty": ()}
 
 
-def _cases() -> dict[str, Arguments]:
-    """All layers of both models, at all of the model's batches."""
-    return {
-        layer.case(batch): layer.at(batch)
-        for model in MODELS.values()
-        for layer in layers.generator(model.config) + layers.discriminator(model.config, model.image_channels)
-        for batch in model.batches
-    }
-
-
-CASES = _cases()
-
-
 def _parameters() -> list[object]:
     rows: list[object] = []
     for dtype, quick in ((torch.float32, QUICK), (torch.bfloat16, QUICK_BFLOAT16)):
         for pass_ in quick:
-            assert set(quick[pass_]) <= CASES.keys()
-            for name in CASES:
-                if pass_ == "penalty" and name.startswith("G"):
-                    continue  # only the discriminator is differentiated twice
+            cases = layers.cases("depthwise_separable", pass_)
+            assert set(quick[pass_]) <= cases.keys()
+            for name in cases:
                 marks = () if name in quick[pass_] else pytest.mark.full
                 rows.append(pytest.param(name, dtype, pass_, id=f"{name}-{dtype}-{pass_}", marks=marks))
     return rows
@@ -51,7 +36,7 @@ def _parameters() -> list[object]:
 
 @pytest.mark.parametrize(("name", "dtype", "pass_"), _parameters())
 def test_depthwise_separable(measured: Compare, device: str, name: str, dtype: torch.dtype, pass_: str) -> None:
-    arguments = CASES[name]
+    arguments = layers.cases("depthwise_separable", pass_)[name]
     case = op_case("depthwise_separable", name, arguments, dtype, pass_, device)
     rows = measured(case, *enter(case, arguments))
     if pass_ == "penalty" and dtype == torch.float32 and name in QUICK[pass_] and arguments["shape"][1] == 256:

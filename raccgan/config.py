@@ -82,8 +82,8 @@ class Config:
     score: str = _setting(
         "density",
         "what the score is: the error of the reconstruction; how far the image's descriptor is from those of normal "
-        "images; or both distances, of the descriptor and of the errors",
-        choices=("reconstruction", "density", "both"),
+        "images; both distances, of the descriptor and of the errors; or all of these",
+        choices=("reconstruction", "density", "both", "all"),
     )
     quantile: float = _setting(0.95, "quantile of the held-out normal scores that is the threshold", low=0, high=1)
     score_batch: int = _setting(64, "images scored at once, all normal classes of each beside it", low=1)

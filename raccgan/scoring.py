@@ -43,7 +43,8 @@ class Scorer:
     - ``reconstruction``: R = mean (x - x')^2 + kappa mean (f(x) - f(x'))^2, as f-AnoGAN has it;
     - ``density``: D, the distance of the encoder's descriptor of x from those of normal images of class y
       (:mod:`raccgan.density`);
-    - ``both``: sqrt(D De), the geometric mean with the distance De of the reconstruction's errors from theirs.
+    - ``both``: sqrt(D De), the geometric mean with the distance De of the reconstruction's errors from theirs;
+    - ``all``: D sqrt(De R).
 
     Label policy: with ``minimum``, the default, the score is the minimum over all *normal* classes y, the one under
     which the image looks most normal; with the name of a normal class, known beforehand, it is under that class.
@@ -195,6 +196,8 @@ def combined(made_of: str, reconstruction: Tensor, distances: Distances) -> Tens
     """The score, by its name in the choices of the setting ``score``."""
     if made_of == "reconstruction":
         return reconstruction
+    if made_of == "all":
+        return distances.density * (distances.error_density * reconstruction).sqrt()
     return distances.density if made_of == "density" else (distances.density * distances.error_density).sqrt()
 
 

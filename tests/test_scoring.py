@@ -86,7 +86,7 @@ def test_the_order_changes_no_bit(run_and_scorer: tuple[Run, Scorer]) -> None:
     check()
 
 
-@pytest.mark.parametrize("made_of", ["reconstruction", "density", "both"])
+@pytest.mark.parametrize("made_of", ["reconstruction", "density", "both", "all"])
 def test_the_score_is_the_minimum_over_the_normal_classes(
     run_and_scorer: tuple[Run, Scorer], tiny: Make, made_of: str
 ) -> None:
@@ -103,11 +103,13 @@ def test_the_score_is_the_minimum_over_the_normal_classes(
         term = (f - scorer.discriminator.features(x_hat)).square().flatten(1).mean(dim=1)
         squared = (x - x_hat).square().mean(dim=1)
         density, error_density = scorer.density(h, regional_errors(squared), index)
+        reconstruction = squared.mean(dim=(1, 2)) + run.config.kappa * term
         by_class.append(
             {
-                "reconstruction": squared.mean(dim=(1, 2)) + run.config.kappa * term,
+                "reconstruction": reconstruction,
                 "density": density,
                 "both": (density * error_density).sqrt(),
+                "all": density * (error_density * reconstruction).sqrt(),
             }[made_of]
         )
     table = torch.stack(by_class)
@@ -143,7 +145,7 @@ def test_a_compiled_scorer_scores_alike(run_and_scorer: tuple[Run, Scorer]) -> N
     torch._dynamo.reset()
     compiled = Scorer(
         Networks(scorer.generator, scorer.discriminator, scorer.encoder, scorer.generator, scorer.density),
-        run.classes, kappa=scorer.kappa, kernels=scorer.kernels, compiled=True,
+        run.classes, kappa=scorer.kappa, kernels=scorer.kernels, score=scorer.made_of, compiled=True,
     )  # fmt: skip
     images = run.dataset(run.split.test).images(range(37))
     for count, details in ((37, False), (1, False), (8, True)):

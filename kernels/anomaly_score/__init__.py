@@ -58,9 +58,15 @@ def anomaly_score(
         raccgan.kernels.backend.KernelError: ``kernels`` names what cannot serve this call.
     """
     _check(x, x_hat, f, f_hat)
-    run = backend.choose("anomaly_score", IMPLEMENTATIONS, kernels, backend.Call.of(x)).run
+    call = backend.Call.of(x_hat, f_hat, kind=kind(want_map))
+    run = backend.choose("anomaly_score", IMPLEMENTATIONS, kernels, call).run
     residual, feature, pixels = run(x, x_hat, f, f_hat, want_map)
     return AnomalyScore(residual + kappa * feature, residual, feature, pixels if want_map else None)
+
+
+def kind(want_map: bool) -> str:
+    """What the time depends on beside dtype and shape, as in :mod:`raccgan.kernels.measured`."""
+    return "map" if want_map else ""
 
 
 def _check(x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None) -> None:

@@ -76,7 +76,8 @@ def cbam(
     for name, t in (("average", average), ("maximum", maximum)):
         if t is not None and t.shape != x.shape[:2]:
             raise ValueError(f"cbam: {name} must be {list(x.shape[:2])}, got {list(t.shape)}")
-    run = backend.choose("cbam", IMPLEMENTATIONS, kernels, backend.Call.of(x)).run
+    call = backend.Call.of(x, reduce_weight, twice=norm == "instance")
+    run = backend.choose("cbam", IMPLEMENTATIONS, kernels, call).run
     return CBAMResult(
         *run(
             x, average, maximum, reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight,

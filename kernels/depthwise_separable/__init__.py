@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from raccgan.kernels import backend
@@ -83,25 +82,66 @@ def depthwise_separable(
         ValueError: shapes or options outside the above.
         raccgan.kernels.backend.KernelError: ``kernels`` names what cannot serve this call.
     """
-    _check(x, depthwise_weight, pointwise_weight, preactivation, norm, scale, shift, activation, upsample, pool)
-    run = backend.choose("depthwise_separable", IMPLEMENTATIONS, kernels, backend.Call.of(x)).run
-    y: Tensor = run(
+    choice, arguments = _prepared(
         x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, preactivation, norm, eps,
-        scale, shift, activation, upsample, pool, residual,
+        scale, shift, activation, upsample, pool, residual, kernels,
     )  # fmt: skip
+    y: Tensor = choice.run(*arguments)
     return y
 
 
 def depthwise_separable_with_statistics(x: Tensor, *weights: Any, **options: Any) -> tuple[Tensor, Statistics]:
-    """:func:`depthwise_separable` of the same arguments, and the statistics of its result."""
-    y = depthwise_separable(x, *weights, **options)
-    return y, statistics(y)
+    """:func:`depthwise_separable` of the same arguments, and the statistics of its result.
+
+    Where one Triton kernel makes the result, they come from its epilogue; elsewhere they are another read of it.
+
+    Gradients: any order, through the statistics too. A tie in a max shares the gradient evenly.
+    """
+    choice, arguments = _prepared(x, *weights, **options)
+    if choice.name != "triton":
+        y = choice.run(*arguments)
+        return y, statistics(y)
+    found: list[Tensor] = []
+    y = choice.run(*arguments, found)
+    return y, Statistics(*found)
 
 
 def statistics(y: Tensor) -> Statistics:
     """Per-sample, per-channel sum, sum of squares and max of y [N, C, H, W], for the layer that reads y next."""
-    wide = y.to(torch.promote_types(y.dtype, torch.float32))
-    return Statistics(wide.sum(dim=(2, 3)), wide.square().sum(dim=(2, 3)), wide.amax(dim=(2, 3)))
+    return Statistics(*reference.statistics(y))
+
+
+def _prepared(
+    x: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor | None,
+    pointwise_weight: Tensor,
+    pointwise_bias: Tensor | None,
+    preactivation: str = "none",
+    norm: str = "none",
+    eps: float = 1e-5,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "none",
+    upsample: int = 1,
+    pool: int = 1,
+    residual: Tensor | None = None,
+    kernels: str = "fused",
+) -> tuple[backend.Choice, tuple[Any, ...]]:
+    """Who serves the call, and with which arguments; raises what :func:`depthwise_separable` does."""
+    _check(x, depthwise_weight, pointwise_weight, preactivation, norm, scale, shift, activation, upsample, pool)
+    what = kind(depthwise_weight.shape[-1], upsample, pool)
+    call = backend.Call.of(x, depthwise_weight, what, twice=norm == "instance")
+    arguments = (
+        x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, preactivation, norm, eps,
+        scale, shift, activation, upsample, pool, residual,
+    )  # fmt: skip
+    return backend.choose("depthwise_separable", IMPLEMENTATIONS, kernels, call), arguments
+
+
+def kind(k: int, upsample: int, pool: int) -> str:
+    """What the time depends on beside dtype and shape, as in :mod:`raccgan.kernels.measured`: 7x7 up, 1x1 pool."""
+    return f"{k}x{k}{' up' if upsample == 2 else ''}{' pool' if pool == 2 else ''}"
 
 
 def _check(

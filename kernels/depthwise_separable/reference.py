@@ -53,3 +53,9 @@ def activated(
     if scale is not None and shift is not None:
         x = x * scale[:, :, None, None] + shift[:, :, None, None]
     return F.relu(x) if activation == "relu" else x
+
+
+def statistics(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum, sum of squares and max of y [N, C, H, W] over the pixels, each [N, C] in float32 at least."""
+    wide = y.to(torch.promote_types(y.dtype, torch.float32))
+    return wide.sum(dim=(2, 3)), wide.square().sum(dim=(2, 3)), wide.amax(dim=(2, 3))

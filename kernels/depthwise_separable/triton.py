@@ -2,8 +2,8 @@
 
     y = pool(pointwise(depthwise(up(act(norm(pre(x)) * scale + shift))))) + residual
 
-The norm folds into scale and shift, its moments being one read of x. Upsampling and pool fold into the depthwise
-convolution's weights. Then either
+The norm folds into scale and shift of x - mean, its moments being one read of x. Upsampling and pool fold into the
+depthwise convolution's weights. Then either
 
 - one kernel, :func:`triton_separable.separable`: the depthwise tile is the left operand of a matrix product and never
   leaves the chip; or
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from raccgan.kernels import backend
 from raccgan.kernels import triton_runtime as runtime
-from raccgan.kernels.depthwise_separable import rewritten, triton_launch, triton_ops, triton_separable
+from raccgan.kernels.depthwise_separable import reference, rewritten, triton_launch, triton_ops, triton_separable
 from raccgan.kernels.depthwise_separable.triton_ahead import compilations
 from raccgan.kernels.depthwise_separable.triton_ops import PLAIN, Geometry, Prologue
 
@@ -55,7 +55,7 @@ def depthwise_separable(
 
     Args:
         statistics: a list to which the result's sum, sum of squares and max are added, [N, D] float32 each and
-            differentiable: from the kernel's epilogue where one kernel makes the result.
+            differentiable: from the kernel's epilogue where one kernel makes the result, else from another read of it.
     """
     (x,) = rewritten.in_autocast_dtype(x)
     geometry = Geometry(stride=pool if upsample == 1 else 1, up=upsample)
@@ -91,7 +91,7 @@ def depthwise_separable(
         y = _multiplied(u, pointwise_weight.to(x.dtype), _bias(depthwise_bias, pointwise_weight, pointwise_bias))
     y = y if residual is None else y + residual
     if statistics is not None:
-        statistics += triton_separable.statistics_of(y)
+        statistics += reference.statistics(y)
     return y
 
 
@@ -110,14 +110,15 @@ def _multiplied(u: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
 
 def _prologue(preactivation: str, scale: Tensor | None, shift: Tensor | None, activation: str) -> Prologue:
     scale, shift = (None if t is None else t.float() for t in (scale, shift))
-    return Prologue(scale, shift, preactivation == "relu", activation == "relu")
+    return Prologue(scale, shift, None, preactivation == "relu", activation == "relu")
 
 
 def _normalising(prologue: Prologue, x: Tensor, eps: float) -> Prologue:
     """The prologue with an instance norm of x folded into its scale and shift."""
     mean, var = triton_ops.moments(x, prologue.rectify_first)
-    scale, shift = triton_separable.normalising(mean, torch.rsqrt(var + eps), prologue.scale, prologue.shift)
-    return prologue._replace(scale=scale, shift=shift)
+    centre, inverse = mean.detach(), torch.rsqrt(var + eps)
+    scale, shift = triton_separable.normalising(mean - centre, inverse, prologue.scale, prologue.shift)
+    return prologue._replace(scale=scale, shift=shift, centre=centre)
 
 
 def _bias(depthwise_bias: Tensor | None, pointwise_weight: Tensor, pointwise_bias: Tensor | None) -> Tensor | None:

@@ -61,18 +61,18 @@ def _note_convolutions(
     x, y = _meta(dtype, 2, c, side, side, last=last), _meta(dtype, 2, c, h, h, last=last)
     w, affine = _meta(torch.float32, c, 1, k, k), _meta(torch.float32, 2, c)
     around: dict[str, Any] = {"rectify_first": True, "rectify": True, "run": _Note(found)}
-    launch.depthwise(x, w, affine, affine, y, *geometry, **around)
-    launch.correlation(x, y, affine, affine, k, *geometry, **around)
-    launch.adjoint(x, w, y, affine, y, affine, affine, y, *geometry, **around, want_sums=True)
+    launch.depthwise(x, w, affine, affine, affine, y, *geometry, **around)
+    launch.correlation(x, y, affine, affine, affine, k, *geometry, **around)
+    launch.adjoint(x, w, y, affine, y, affine, affine, affine, y, *geometry, **around, a_centred=True, want_sums=True)
     matrix, bias, z = _meta(dtype, d, c), _meta(torch.float32, d), _meta(dtype, 2, d, h, h, last=last)
-    launch.separable(x, w, matrix, bias, affine, affine, z, z, *geometry, **around, statistics=True)
+    launch.separable(x, w, matrix, bias, affine, affine, affine, z, z, *geometry, **around, statistics=True)
 
 
 def _note_elementwise(found: list[Compilation], dtype: torch.dtype, c: int, d: int, side: int, last: bool) -> None:
     x, affine = _meta(dtype, 2, c, side, side, last=last), _meta(torch.float32, 2, c)
     around: dict[str, Any] = {"rectify_first": True, "rectify": True, "run": _Note(found)}
-    launch.cotangent(x, x, affine, x, affine, affine, x, **around, want_sums=True)
-    launch.tangent(x, affine, affine, x, affine, x, affine, affine, x, **around)
+    launch.cotangent(x, x, affine, x, affine, affine, affine, x, **around, a_centred=True, want_sums=True)
+    launch.tangent(x, affine, affine, x, affine, x, affine, affine, affine, x, **around, other_centred=True)
     launch.moments(x, True, run=_Note(found))
 
 

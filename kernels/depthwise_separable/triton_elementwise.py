@@ -8,7 +8,7 @@ What they compute is in :mod:`triton_ops`; the rules for all kernels of the fami
 
 from __future__ import annotations
 
-from raccgan.kernels.depthwise_separable.triton_kernels import _affine, _passes, _rectified
+from raccgan.kernels.depthwise_separable.triton_kernels import _affine, _centre, _measured, _passes, _rectified
 from raccgan.kernels.triton_runtime import jit, tl
 
 
@@ -28,12 +28,12 @@ def _at(n, p, c, stride_n, stride_c, stride_p):
 
 @jit
 def cotangent_kernel(
-    g, a, s, x, scale, shift, out, partial, pixels, C,
+    g, a, s, x, scale, shift, centre, out, partial, pixels, C,
     g_stride_n, g_stride_c, g_stride_p, a_stride_n, a_stride_c, a_stride_p, x_stride_n, x_stride_c, x_stride_p,
     BP: tl.constexpr, BC: tl.constexpr, PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr,
-    FACTOR: tl.constexpr, IMAGE: tl.constexpr, SUMS: tl.constexpr,
+    CENTRED: tl.constexpr, FACTOR: tl.constexpr, IMAGE: tl.constexpr, SUMS: tl.constexpr, A_CENTRED: tl.constexpr,
 ):  # fmt: skip
-    """out = m m0 g s, channels_last, where IMAGE; the sums of m m0 g a and of m g over BP pixels where SUMS.
+    """out = m m0 g s, channels_last, where IMAGE; the sums of m g (m0 a - centre) and of m g over BP pixels where SUMS.
 
     m0 and m are where x's prologue lets gradients through. partial [2, N, pieces, C] float32; s [N, C] where FACTOR.
     """
@@ -41,50 +41,52 @@ def cotangent_kernel(
     inside = (p < pixels)[:, None] & (c < C)[None, :]
     factor, _ = _affine(s, s, n, c, C, FACTOR)
     of_scale, of_shift = _affine(scale, shift, n, c, C, AFFINE)
+    middle = _centre(centre, n, c, C, CENTRED)
     first, second = inside, inside
     if PRE or ACT:
         value = tl.load(x + _at(n, p, c, x_stride_n, x_stride_c, x_stride_p), mask=inside, other=0.0).to(tl.float32)
-        first, second = _passes(value, inside, of_scale, of_shift, PRE, AFFINE, ACT)
+        first, second = _passes(value, inside, of_scale, of_shift, middle, PRE, AFFINE, ACT)
     upper = tl.load(g + _at(n, p, c, g_stride_n, g_stride_c, g_stride_p), mask=inside, other=0.0).to(tl.float32)
     upper = tl.where(second, upper, 0.0)
-    lower = tl.where(first, upper, 0.0)
     if IMAGE:
+        lower = tl.where(first, upper, 0.0)
         pixel = n.to(tl.int64) * pixels + p
         tl.store(out + pixel[:, None] * C + c[None, :], (lower * factor).to(out.dtype.element_ty), mask=inside)
     if SUMS:
         other = tl.load(a + _at(n, p, c, a_stride_n, a_stride_c, a_stride_p), mask=inside, other=0.0).to(tl.float32)
         pieces = tl.cdiv(pixels, BP)
         at = (n.to(tl.int64) * pieces + piece) * C + c
-        tl.store(partial + at, tl.sum(lower * other, axis=0), mask=c < C)
+        tl.store(partial + at, tl.sum(upper * _measured(other, first, middle, A_CENTRED), axis=0), mask=c < C)
         samples = tl.num_programs(0) // (pieces * tl.cdiv(C, BC))
         tl.store(partial + samples.to(tl.int64) * pieces * C + at, tl.sum(upper, axis=0), mask=c < C)
 
 
 @jit
 def tangent_kernel(
-    a, s, b, other, r, x, scale, shift, out, pixels, C,
+    a, s, b, other, r, x, scale, shift, centre, out, pixels, C,
     a_stride_n, a_stride_c, a_stride_p, o_stride_n, o_stride_c, o_stride_p, x_stride_n, x_stride_c, x_stride_p,
     BP: tl.constexpr, BC: tl.constexpr, PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr,
-    FIRST: tl.constexpr, FACTOR: tl.constexpr, OTHER: tl.constexpr, OTHER_FACTOR: tl.constexpr, ADDED: tl.constexpr,
+    CENTRED: tl.constexpr, FIRST: tl.constexpr, FACTOR: tl.constexpr, OTHER: tl.constexpr, OTHER_FACTOR: tl.constexpr,
+    OTHER_CENTRED: tl.constexpr, ADDED: tl.constexpr,
 ):  # fmt: skip
-    """out = m (m0 (a s + other r) + b), channels_last; without a, s, other, r or b where its flag is off."""
+    """out = m (m0 a s + (m0 other - centre) r + b), channels_last; without what has its flag off."""
     n, _, p, c = _pixels(tl.program_id(0), pixels, C, BP, BC)
     inside = (p < pixels)[:, None] & (c < C)[None, :]
     of_scale, of_shift = _affine(scale, shift, n, c, C, AFFINE)
+    middle = _centre(centre, n, c, C, CENTRED)
     first, second = inside, inside
     if PRE or ACT:
         value = tl.load(x + _at(n, p, c, x_stride_n, x_stride_c, x_stride_p), mask=inside, other=0.0).to(tl.float32)
-        first, second = _passes(value, inside, of_scale, of_shift, PRE, AFFINE, ACT)
+        first, second = _passes(value, inside, of_scale, of_shift, middle, PRE, AFFINE, ACT)
     total = tl.zeros([BP, BC], tl.float32)
     if FIRST:
         factor, _ = _affine(s, s, n, c, C, FACTOR)
         total = tl.load(a + _at(n, p, c, a_stride_n, a_stride_c, a_stride_p), mask=inside, other=0.0).to(tl.float32)
-        total = total * factor
+        total = tl.where(first, total * factor, 0.0)
     if OTHER:
         factor, _ = _affine(r, r, n, c, C, OTHER_FACTOR)
         more = tl.load(other + _at(n, p, c, o_stride_n, o_stride_c, o_stride_p), mask=inside, other=0.0)
-        total += more.to(tl.float32) * factor
-    total = tl.where(first, total, 0.0)
+        total += _measured(more.to(tl.float32), first, middle, OTHER_CENTRED) * factor
     added, _ = _affine(b, b, n, c, C, ADDED)
     if ADDED:
         total += added

@@ -25,12 +25,12 @@ def _rectified(v):
 
 
 @jit
-def _prologue(v, inside, scale, shift, PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr):
-    """act(pre(v) * scale + shift), zero outside the image: padding comes after the prologue."""
+def _prologue(v, inside, scale, shift, centre, PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr):
+    """act((pre(v) - centre) * scale + shift), zero outside the image: padding comes after the prologue."""
     if PRE:
         v = _rectified(v)
     if AFFINE:
-        v = tl.where(inside, v * scale + shift, 0.0)
+        v = tl.where(inside, (v - centre) * scale + shift, 0.0)
     if ACT:
         v = _rectified(v)
     return v
@@ -45,6 +45,15 @@ def _affine(scale, shift, n, c, C, AFFINE: tl.constexpr):
         a = tl.load(scale + at, mask=c < C, other=0.0)[None, :]
         b = tl.load(shift + at, mask=c < C, other=0.0)[None, :]
     return a, b
+
+
+@jit
+def _centre(centre, n, c, C, CENTRED: tl.constexpr):
+    """What sample n is measured from, [1, BC]."""
+    m = 0.0
+    if CENTRED:
+        m = tl.load(centre + n.to(tl.int64) * C + c, mask=c < C, other=0.0)[None, :]
+    return m
 
 
 @jit
@@ -77,7 +86,7 @@ def _strip(pid, C, h, v, U: tl.constexpr, R: tl.constexpr, BW: tl.constexpr, BC:
 
 @jit
 def _convolved(
-    x, taps, scale, shift, row, column, phase_row, phase_column, c, H, W, C, stride_c, stride_w,
+    x, taps, scale, shift, centre, row, column, phase_row, phase_column, c, H, W, C, stride_c, stride_w,
     K: tl.constexpr, S: tl.constexpr, U: tl.constexpr, R: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
     PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
@@ -109,7 +118,7 @@ def _convolved(
             inside = there & (row_of_x >= 0) & (row_of_x < H)
             value = tl.load(x + row_of_x.to(tl.int64) * W * stride_w + at, mask=inside, other=0.0).to(tl.float32)
             if PRE or AFFINE or ACT:
-                value = _prologue(value, inside, scale, shift, PRE, AFFINE, ACT)
+                value = _prologue(value, inside, scale, shift, centre, PRE, AFFINE, ACT)
             added = ()
             for o in tl.static_range(R):
                 if r - S * o >= 0 and r - S * o < T:
@@ -122,17 +131,18 @@ def _convolved(
 
 @jit
 def depthwise_kernel(
-    x, taps, scale, shift, y, H, W, C, h, v, stride_n, stride_c, stride_w,
+    x, taps, scale, shift, centre, y, H, W, C, h, v, stride_n, stride_c, stride_w,
     K: tl.constexpr, S: tl.constexpr, U: tl.constexpr, R: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
-    PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr,
+    PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr, CENTRED: tl.constexpr,
 ):  # fmt: skip
-    """y [N, C, h, v], channels_last, from x [N, C, H, W]; taps [K * K, C], scale and shift [N, C] float32."""
+    """y [N, C, h, v], channels_last, from x [N, C, H, W]; taps [K * K, C]; scale, shift, centre [N, C] float32."""
     n, phase_row, phase_column, row, column, channel = _strip(tl.program_id(0), C, h, v, U, R, BW, BC)
     c = channel + tl.arange(0, BC)
     a, b = _affine(scale, shift, n, c, C, AFFINE)
+    m = _centre(centre, n, c, C, CENTRED)
     tiles = _convolved(
-        x + n.to(tl.int64) * stride_n, taps, a, b, row, column, phase_row, phase_column, c, H, W, C, stride_c, stride_w,
-        K, S, U, R, BW, BC, PRE, AFFINE, ACT,
+        x + n.to(tl.int64) * stride_n, taps, a, b, m, row, column, phase_row, phase_column, c, H, W, C,
+        stride_c, stride_w, K, S, U, R, BW, BC, PRE, AFFINE, ACT,
     )  # fmt: skip
     columns = (column + tl.arange(0, BW)) * U + phase_column
     for o in tl.static_range(R):
@@ -143,14 +153,14 @@ def depthwise_kernel(
 
 
 @jit
-def _passes(x, inside, scale, shift, PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr):
+def _passes(x, inside, scale, shift, centre, PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr):
     """Where the prologue of x lets a gradient through: at its first ReLU, and at its second one."""
     first = inside
     if PRE:
         first = inside & ~(x <= 0)
         x = _rectified(x)
     if AFFINE:
-        x = x * scale + shift
+        x = (x - centre) * scale + shift
     second = inside
     if ACT:
         second = inside & ~(x <= 0)
@@ -158,12 +168,21 @@ def _passes(x, inside, scale, shift, PRE: tl.constexpr, AFFINE: tl.constexpr, AC
 
 
 @jit
+def _measured(v, first, centre, CENTRED: tl.constexpr):
+    """What scale multiplies of an image that goes the way of x: m0 v, from the centre where x is measured from it."""
+    v = tl.where(first, v, 0.0)
+    if CENTRED:
+        v -= centre
+    return v
+
+
+@jit
 def adjoint_kernel(
-    g, taps, a, s, x, scale, shift, out, partial, H, W, C, h, v,
+    g, taps, a, s, x, scale, shift, centre, out, partial, H, W, C, h, v,
     g_stride_n, g_stride_c, g_stride_w, a_stride_n, a_stride_c, a_stride_w, x_stride_n, x_stride_c, x_stride_w,
     K: tl.constexpr, S: tl.constexpr, U: tl.constexpr, R: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
-    PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr,
-    FACTOR: tl.constexpr, IMAGE: tl.constexpr, SUMS: tl.constexpr,
+    PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr, CENTRED: tl.constexpr,
+    FACTOR: tl.constexpr, IMAGE: tl.constexpr, SUMS: tl.constexpr, A_CENTRED: tl.constexpr,
 ):  # fmt: skip
     """:func:`cotangent_kernel` of what :func:`depthwise_kernel` makes of g [N, C, H, W], which stays in registers.
 
@@ -172,11 +191,12 @@ def adjoint_kernel(
     n, phase_row, phase_column, row, column, channel = _strip(tl.program_id(0), C, h, v, U, R, BW, BC)
     c = channel + tl.arange(0, BC)
     tiles = _convolved(
-        g + n.to(tl.int64) * g_stride_n, taps, 1.0, 0.0, row, column, phase_row, phase_column, c, H, W, C,
+        g + n.to(tl.int64) * g_stride_n, taps, 1.0, 0.0, 0.0, row, column, phase_row, phase_column, c, H, W, C,
         g_stride_c, g_stride_w, K, S, U, R, BW, BC, False, False, False,
     )  # fmt: skip
     factor, _ = _affine(s, s, n, c, C, FACTOR)
     of_scale, of_shift = _affine(scale, shift, n, c, C, AFFINE)
+    middle = _centre(centre, n, c, C, CENTRED)
     columns = (column + tl.arange(0, BW)) * U + phase_column
     at_x, there = _columns(columns, v, c, C, x_stride_c, x_stride_w)
     at_a, _ = _columns(columns, v, c, C, a_stride_c, a_stride_w)
@@ -188,7 +208,7 @@ def adjoint_kernel(
         inside = there & (to < h)
         pixel = to.to(tl.int64) * v
         value = tl.load(x + n.to(tl.int64) * x_stride_n + pixel * x_stride_w + at_x, mask=inside, other=0.0)
-        first, second = _passes(value.to(tl.float32), inside, of_scale, of_shift, PRE, AFFINE, ACT)
+        first, second = _passes(value.to(tl.float32), inside, of_scale, of_shift, middle, PRE, AFFINE, ACT)
         upper = tl.where(second, tiles[o], 0.0)
         lower = tl.where(first, upper, 0.0)
         if IMAGE:
@@ -196,7 +216,7 @@ def adjoint_kernel(
             tl.store(out + at, (lower * factor).to(out.dtype.element_ty), mask=inside)
         if SUMS:
             other = tl.load(a + n.to(tl.int64) * a_stride_n + pixel * a_stride_w + at_a, mask=inside, other=0.0)
-            with_a += lower * other.to(tl.float32)
+            with_a += upper * _measured(other.to(tl.float32), first, middle, A_CENTRED)
             alone += upper
     if SUMS:
         strips = U * U * tl.cdiv(tl.cdiv(v, U), BW) * tl.cdiv(tl.cdiv(h, U), R)
@@ -208,10 +228,10 @@ def adjoint_kernel(
 
 @jit
 def correlation_kernel(
-    x, g, scale, shift, partial, strips, H, W, C, h, v,
+    x, g, scale, shift, centre, partial, strips, H, W, C, h, v,
     x_stride_n, x_stride_c, x_stride_w, g_stride_n, g_stride_c, g_stride_w,
     K: tl.constexpr, S: tl.constexpr, STRIPS: tl.constexpr, R: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
-    PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr, ON_G: tl.constexpr,
+    PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr, CENTRED: tl.constexpr, ON_G: tl.constexpr,
 ):  # fmt: skip
     """partial [programs, K * K, C] float32: over a program's STRIPS strips of g, sums of g times what it meets of x.
 
@@ -233,6 +253,7 @@ def correlation_kernel(
             row = strip // across % down * R
             columns = strip % across * BW + tl.arange(0, BW)
             a, b = _affine(scale, shift, n, c, C, AFFINE)
+            m = _centre(centre, n, c, C, CENTRED)
             g_of_n = g + n.to(tl.int64) * g_stride_n
             x_of_n = x + n.to(tl.int64) * x_stride_n
             at, of_g = _columns(columns, there, c, C, g_stride_c, g_stride_w)
@@ -242,7 +263,7 @@ def correlation_kernel(
                 pixel = (row + o).to(tl.int64) * v * g_stride_w
                 value = tl.load(g_of_n + pixel + at, mask=inside, other=0.0).to(tl.float32)
                 if ON_G:
-                    value = _prologue(value, inside, a, b, PRE, AFFINE, ACT)
+                    value = _prologue(value, inside, a, b, m, PRE, AFFINE, ACT)
                 ours = ours + (value,)
             at, of_x = _columns(columns * S - P + s, W, c, C, x_stride_c, x_stride_w)
             for r in tl.static_range(S * (R - 1) + K):
@@ -251,7 +272,7 @@ def correlation_kernel(
                 pixel = row_of_x.to(tl.int64) * W * x_stride_w
                 value = tl.load(x_of_n + pixel + at, mask=inside, other=0.0).to(tl.float32)
                 if not ON_G:
-                    value = _prologue(value, inside, a, b, PRE, AFFINE, ACT)
+                    value = _prologue(value, inside, a, b, m, PRE, AFFINE, ACT)
                 added = ()
                 for t in tl.static_range(K):
                     if r - t >= 0 and r - t <= S * (R - 1) and (r - t) % S == 0:
@@ -283,11 +304,12 @@ def _larger(a, b):
 
 @jit
 def separable_kernel(
-    x, taps, scale, shift, pointwise, bias, residual, y, partial, H, W, C, D, h, v,
+    x, taps, scale, shift, centre, pointwise, bias, residual, y, partial, H, W, C, D, h, v,
     stride_n, stride_c, stride_w, r_stride_n, r_stride_d, r_stride_w,
     K: tl.constexpr, S: tl.constexpr, U: tl.constexpr, BLOCKS: tl.constexpr, R: tl.constexpr, BW: tl.constexpr,
-    BC: tl.constexpr, BD: tl.constexpr, PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr, BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr, STATISTICS: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BC: tl.constexpr, BD: tl.constexpr, PRE: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr,
+    CENTRED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, STATISTICS: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y [N, D, h, v], channels_last: the strip of :func:`depthwise_kernel` is the left operand of a matrix product.
 
@@ -304,8 +326,9 @@ def separable_kernel(
     for block in range(BLOCKS):
         c = block * BC + tl.arange(0, BC)
         a, b = _affine(scale, shift, n, c, C, AFFINE)
+        m = _centre(centre, n, c, C, CENTRED)
         tiles = _convolved(
-            x, taps, a, b, row, column, phase_row, phase_column, c, H, W, C, stride_c, stride_w,
+            x, taps, a, b, m, row, column, phase_row, phase_column, c, H, W, C, stride_c, stride_w,
             K, S, U, R, BW, BC, PRE, AFFINE, ACT,
         )  # fmt: skip
         halved = ()

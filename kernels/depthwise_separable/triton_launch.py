@@ -33,7 +33,7 @@ T = TypeVar("T")
 # ---- tiles ---------------------------------------------------------------------------------------------------------
 
 
-def strips(c: int, h: int, v: int, dense_channels: bool) -> list[Config]:
+def strips(c: int, h: int, v: int, dense_channels: bool, most: int = 4) -> list[Config]:
     """Of a depthwise convolution or correlation over h x v positions: R rows of BW pixels of BC channels.
 
     Four rows read least; two leave registers for twice as many programs at a time.
@@ -45,7 +45,7 @@ def strips(c: int, h: int, v: int, dense_channels: bool) -> list[Config]:
         width = min(64, power_of_two(v))
         channels = min(power_of_two(c), max(1, 512 // width))
     warps = _warps(width * channels // 8)
-    rows = dict.fromkeys((_rows(h), min(2, _rows(h))))
+    rows = dict.fromkeys((min(most, _rows(h)), min(2, _rows(h))))
     return [Config({"R": r, "BW": width, "BC": channels}, num_warps=warps, num_stages=1) for r in rows]
 
 
@@ -99,6 +99,11 @@ def _launched(
     return go(tuning.choose(f"depthwise_separable {name}", [kernels.__file__], shape, candidates, device, go))
 
 
+def _most(stride: int, centre: Tensor | None) -> int:
+    """The most rows of a strip: four of a window of stride 2 and a centre spill registers."""
+    return 4 if centre is None or stride == 1 else 2
+
+
 def _rows(h: int) -> int:
     return min(4, power_of_two(h))
 
@@ -123,8 +128,8 @@ def precision() -> str:
 
 
 def depthwise(
-    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, y: Tensor, stride: int, up: int,
-    rectify_first: bool, rectify: bool, run: Run = runtime.launch,
+    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, centre: Tensor | None, y: Tensor, stride: int,
+    up: int, rectify_first: bool, rectify: bool, run: Run = runtime.launch,
 ) -> None:  # fmt: skip
     """Write y; arguments as of :func:`triton_ops.depthwise`."""
     if y.numel() == 0:
@@ -136,18 +141,20 @@ def depthwise(
     def go(config: Config) -> None:
         run(
             kernels.depthwise_kernel, n * _tiles(config, c, down, across) * up * up, x, taps, _dense(scale),
-            _dense(shift), y, x.shape[2], x.shape[3], c, h, v, *strides, K=w.shape[-1], S=stride, U=up,
-            PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, config=config,
+            _dense(shift), _dense(centre), y, x.shape[2], x.shape[3], c, h, v, *strides, K=w.shape[-1], S=stride,
+            U=up, PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, CENTRED=centre is not None, config=config,
         )  # fmt: skip
 
     taps = _taps(w)
     shape = (w.shape[-1], stride, up, c, h, v, x.dtype, strides[1] == 1)
-    _launched("forward", strips(c, down, across, strides[1] == 1), shape, x.device, go)
+    candidates = strips(c, down, across, strides[1] == 1, _most(stride, centre))
+    _launched("forward", candidates, shape, x.device, go)
 
 
 def adjoint(
     g: Tensor, w: Tensor, a: Tensor | None, s: Tensor | None, x: Tensor, scale: Tensor | None, shift: Tensor | None,
-    out: Tensor, stride: int, up: int, rectify_first: bool, rectify: bool, want_sums: bool, run: Run = runtime.launch,
+    centre: Tensor | None, out: Tensor, stride: int, up: int, rectify_first: bool, rectify: bool, a_centred: bool,
+    want_sums: bool, run: Run = runtime.launch,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Write ``out`` unless it is [0]; the two sums [N, C], [0] unless wanted. As :func:`triton_ops.adjoint`."""
     n, c, h, v = x.shape
@@ -164,9 +171,10 @@ def adjoint(
         partial = g.new_empty((2, n, pieces, c) if want_sums else (1,), dtype=torch.float32)
         run(
             kernels.adjoint_kernel, n * pieces * blocks, g, taps, other, _dense(s), x, _dense(scale), _dense(shift),
-            out, partial, g.shape[2], g.shape[3], c, h, v, *strides, *other_strides, *x_strides, K=w.shape[-1],
-            S=stride, U=up, PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, FACTOR=s is not None,
-            IMAGE=out.dim() == 4, SUMS=want_sums, config=config,
+            _dense(centre), out, partial, g.shape[2], g.shape[3], c, h, v, *strides, *other_strides, *x_strides,
+            K=w.shape[-1], S=stride, U=up, PRE=rectify_first, AFFINE=scale is not None, ACT=rectify,
+            CENTRED=centre is not None, FACTOR=s is not None, IMAGE=out.dim() == 4, SUMS=want_sums,
+            A_CENTRED=a_centred, config=config,
         )  # fmt: skip
         return partial
 
@@ -177,8 +185,8 @@ def adjoint(
 
 
 def correlation(
-    x: Tensor, g: Tensor, scale: Tensor | None, shift: Tensor | None, k: int, stride: int, up: int,
-    rectify_first: bool, rectify: bool, run: Run = runtime.launch,
+    x: Tensor, g: Tensor, scale: Tensor | None, shift: Tensor | None, centre: Tensor | None, k: int, stride: int,
+    up: int, rectify_first: bool, rectify: bool, run: Run = runtime.launch,
 ) -> Tensor:  # fmt: skip
     """[C, 1, k, k] float32; arguments as of :func:`triton_ops.correlation`.
 
@@ -199,22 +207,24 @@ def correlation(
         each = power_of_two(cdiv(strips_of_all * blocks, PROGRAMS))
         partial = x.new_empty((cdiv(strips_of_all, each), k * k, c), dtype=torch.float32)
         run(
-            kernels.correlation_kernel, partial.shape[0] * blocks, wide, small, _dense(scale), _dense(shift), partial,
-            strips_of_all, wide.shape[2], wide.shape[3], c, h, v, *wide_strides, *small_strides, K=k,
-            S=max(stride, up), STRIPS=each, PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, ON_G=up == 2,
-            config=config,
+            kernels.correlation_kernel, partial.shape[0] * blocks, wide, small, _dense(scale), _dense(shift),
+            _dense(centre), partial, strips_of_all, wide.shape[2], wide.shape[3], c, h, v, *wide_strides,
+            *small_strides, K=k, S=max(stride, up), STRIPS=each, PRE=rectify_first, AFFINE=scale is not None,
+            ACT=rectify, CENTRED=centre is not None, ON_G=up == 2, config=config,
         )  # fmt: skip
         return partial
 
     shape = (k, stride, up, c, h, v, x.dtype, dense_channels)
-    partial = _launched("correlation", strips(c, h, v, dense_channels), shape, x.device, go)
+    candidates = strips(c, h, v, dense_channels, _most(stride, centre))
+    partial = _launched("correlation", candidates, shape, x.device, go)
     found = partial.sum(dim=0).t()
     return (found.flip(1) if up == 2 else found).contiguous().view(c, 1, k, k)
 
 
 def cotangent(
     g: Tensor, a: Tensor | None, s: Tensor | None, x: Tensor, scale: Tensor | None, shift: Tensor | None,
-    out: Tensor, rectify_first: bool, rectify: bool, want_sums: bool, run: Run = runtime.launch,
+    centre: Tensor | None, out: Tensor, rectify_first: bool, rectify: bool, a_centred: bool, want_sums: bool,
+    run: Run = runtime.launch,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Write ``out`` unless it is [0]; the two sums [N, C], [0] unless wanted. As :func:`triton_ops.cotangent`."""
     n, c, h, v = x.shape
@@ -228,17 +238,17 @@ def cotangent(
     partial = g.new_empty((2, n, pieces, c) if want_sums else (1,), dtype=torch.float32)
     run(
         elementwise.cotangent_kernel, n * pieces * cdiv(c, config.tile["BC"]), g, other, _dense(s), x, _dense(scale),
-        _dense(shift), out, partial, h * v, c, *strides, *other_strides, *x_strides,
-        PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, FACTOR=s is not None, IMAGE=out.dim() == 4,
-        SUMS=want_sums, config=config,
+        _dense(shift), _dense(centre), out, partial, h * v, c, *strides, *other_strides, *x_strides,
+        PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, CENTRED=centre is not None, FACTOR=s is not None,
+        IMAGE=out.dim() == 4, SUMS=want_sums, A_CENTRED=a_centred, config=config,
     )  # fmt: skip
     return _summed(partial) if want_sums else _no_sums(x, False)
 
 
 def tangent(
     a: Tensor | None, s: Tensor | None, b: Tensor | None, other: Tensor | None, r: Tensor | None, x: Tensor,
-    scale: Tensor | None, shift: Tensor | None, out: Tensor, rectify_first: bool, rectify: bool,
-    run: Run = runtime.launch,
+    scale: Tensor | None, shift: Tensor | None, centre: Tensor | None, out: Tensor, rectify_first: bool, rectify: bool,
+    other_centred: bool, run: Run = runtime.launch,
 ) -> None:  # fmt: skip
     """Write ``out``; arguments as of :func:`triton_ops.tangent`."""
     n, c, h, v = x.shape
@@ -249,9 +259,10 @@ def tangent(
     programs = n * cdiv(h * v, config.tile["BP"]) * cdiv(c, config.tile["BC"])
     run(
         elementwise.tangent_kernel, programs, first, _dense(s), _dense(b), second, _dense(r), x, _dense(scale),
-        _dense(shift), out, h * v, c, *first_strides, *second_strides, *x_strides,
-        PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, FIRST=a is not None, FACTOR=s is not None,
-        OTHER=other is not None, OTHER_FACTOR=r is not None, ADDED=b is not None, config=config,
+        _dense(shift), _dense(centre), out, h * v, c, *first_strides, *second_strides, *x_strides,
+        PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, CENTRED=centre is not None, FIRST=a is not None,
+        FACTOR=s is not None, OTHER=other is not None, OTHER_FACTOR=r is not None, OTHER_CENTRED=other_centred,
+        ADDED=b is not None, config=config,
     )  # fmt: skip
 
 
@@ -281,8 +292,8 @@ def moments(x: Tensor, rectify_first: bool, run: Run = runtime.launch) -> tuple[
 
 def separable(
     x: Tensor, w: Tensor, pointwise: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None,
-    residual: Tensor | None, y: Tensor, stride: int, up: int, rectify_first: bool, rectify: bool, statistics: bool,
-    run: Run = runtime.launch,
+    centre: Tensor | None, residual: Tensor | None, y: Tensor, stride: int, up: int, rectify_first: bool,
+    rectify: bool, statistics: bool, run: Run = runtime.launch,
 ) -> Sequence[Tensor]:  # fmt: skip
     """Write y; its sum, sum of squares and max [N, D], [0] unless wanted. As :func:`triton_separable.separable`."""
     n, d, h, v = y.shape
@@ -299,9 +310,9 @@ def separable(
         partial = y.new_empty((3, n, of_sample, d) if statistics else (1,), dtype=torch.float32)
         run(
             kernels.separable_kernel, n * of_sample * cdiv(d, config.tile["BD"]), x, taps, _dense(scale),
-            _dense(shift), matrix, _dense(bias), added, y, partial, x.shape[2], x.shape[3], c, d, h, v,
+            _dense(shift), _dense(centre), matrix, _dense(bias), added, y, partial, x.shape[2], x.shape[3], c, d, h, v,
             *strides, *added_strides, K=w.shape[-1], S=stride, U=up, BLOCKS=cdiv(c, config.tile["BC"]),
-            PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, BIAS=bias is not None,
+            PRE=rectify_first, AFFINE=scale is not None, ACT=rectify, CENTRED=centre is not None, BIAS=bias is not None,
             RESIDUAL=residual is not None, STATISTICS=statistics, OPERAND=operand(x.dtype), PRECISION=precision(),
             config=config,
         )  # fmt: skip

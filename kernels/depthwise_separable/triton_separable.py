@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels.autograd import differentiate, wanted
+from raccgan.kernels.depthwise_separable import reference
 from raccgan.kernels.depthwise_separable import triton_launch as launch
 from raccgan.kernels.depthwise_separable.triton_ops import (
     Geometry,
@@ -26,7 +27,10 @@ from raccgan.kernels.depthwise_separable.triton_ops import (
 
 
 def normalising(mean: Tensor, inverse: Tensor, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(. - mean) * inverse, then scale and shift, as one scale and shift [N, C]."""
+    """(. - mean) * inverse, then scale and shift, as one scale and shift [N, C].
+
+    Of what is measured from a centre, ``mean`` is the mean's distance from it.
+    """
     scale = inverse if scale is None else inverse * scale
     return scale, -mean * scale if shift is None else torch.addcmul(shift, mean, scale, value=-1)
 
@@ -39,7 +43,8 @@ def _normalised(
     mean, var = launch.moments(x, rectify_first)
     inverse = torch.rsqrt(var + eps)
     y = image_of(x, x.shape[1], h, v)
-    launch.depthwise(x, w, *normalising(mean, inverse, scale, shift), y, stride, up, rectify_first, rectify)
+    affine = normalising(torch.zeros_like(mean), inverse, scale, shift)
+    launch.depthwise(x, w, *affine, mean, y, stride, up, rectify_first, rectify)
     return y, mean, inverse
 
 
@@ -73,8 +78,10 @@ def _normalised_backward(
 ) -> tuple[Any, ...]:
     x, w, scale, shift, mean, inverse = ctx.saved_tensors
     stride, up, _, _, *flags = ctx.options
+    centre = mean.detach()
+    mean = mean - centre  # zero, with the mean's gradient
     of_x, added = normalising(mean, inverse, scale, shift)
-    geometry, prologue = Geometry(stride, up), Prologue(of_x, added, *flags)
+    geometry, prologue = Geometry(stride, up), Prologue(of_x, added, centre, *flags)
     need_x, need_w, need_scale, need_shift = (wanted(ctx, i, (x, w, scale, shift)) for i in range(4))
     grad_x = grad_w = grad_scale = grad_shift = None
     if g is not None and need_w:
@@ -91,7 +98,7 @@ def _normalised_backward(
         pixels = x.shape[2] * x.shape[3]
         factor = torch.zeros_like(mean) if of_inverse is None else of_inverse * inverse**3 / -pixels
         added = -factor * mean if of_mean is None else of_mean / pixels - factor * mean
-        grad_x = tangent(x, factor, added, grad_x, None, x, Prologue(rectify=flags[0]))
+        grad_x = tangent(grad_x, None, added, x, factor, x, Prologue(rectify=flags[0], centre=centre), True)
     return grad_x, grad_w, grad_scale if need_scale else None, grad_shift if need_shift else None, *[None] * 7
 
 
@@ -108,12 +115,12 @@ _normalised.register_autograd(_normalised_backward, setup_context=_save_normalis
 @torch.library.custom_op("raccgan::depthwise_triton_separable", mutates_args=())
 def _separable(
     x: Tensor, w: Tensor, pointwise: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None,
-    residual: Tensor | None, stride: int, up: int, h: int, v: int, rectify_first: bool, rectify: bool,
-    statistics: bool,
+    centre: Tensor | None, residual: Tensor | None, stride: int, up: int, h: int, v: int, rectify_first: bool,
+    rectify: bool, statistics: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     y = image_of(x, pointwise.shape[0], h, v)
     total, squares, largest = launch.separable(
-        x, w, pointwise, bias, scale, shift, residual, y, stride, up, rectify_first, rectify, statistics
+        x, w, pointwise, bias, scale, shift, centre, residual, y, stride, up, rectify_first, rectify, statistics
     )
     return y, total, squares, largest
 
@@ -147,7 +154,7 @@ def separable(
     sizes = (x.shape[0], pointwise.shape[0], h, v)
     result: tuple[Tensor, Tensor, Tensor, Tensor] = _separable(
         x, w, pointwise, None if bias is None else bias.expand(sizes[1]), prologue.scale, prologue.shift,
-        None if residual is None else residual.expand(sizes), *geometry, h, v,
+        prologue.centre, None if residual is None else residual.expand(sizes), *geometry, h, v,
         prologue.rectify_first, prologue.rectify, statistics,
     )  # fmt: skip
     return result
@@ -155,8 +162,8 @@ def separable(
 
 @_separable.register_fake
 def _(
-    x: Tensor, w: Tensor, pointwise: Tensor, bias: Any, scale: Any, shift: Any, residual: Any, stride: int, up: int,
-    h: int, v: int, rectify_first: bool, rectify: bool, statistics: bool,
+    x: Tensor, w: Tensor, pointwise: Tensor, bias: Any, scale: Any, shift: Any, centre: Any, residual: Any,
+    stride: int, up: int, h: int, v: int, rectify_first: bool, rectify: bool, statistics: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     shape = (x.shape[0], pointwise.shape[0]) if statistics else (0,)
     total, squares, largest = (x.new_empty(shape, dtype=torch.float32) for _ in range(3))
@@ -164,22 +171,22 @@ def _(
 
 
 def _save_separable(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:7], output[0] if inputs[-1] else None)
-    ctx.options = inputs[7:]
+    ctx.save_for_backward(*inputs[:8], output[0] if inputs[-1] else None)
+    ctx.options = inputs[8:]
     ctx.set_materialize_grads(False)
 
 
 def _separable_backward(ctx: Any, g: Tensor | None, *of_statistics: Tensor | None) -> tuple[Any, ...]:
     *inputs, y = ctx.saved_tensors
-    x, w, pointwise, _, scale, shift, _ = inputs
+    x, w, pointwise, _, scale, shift, centre, _ = inputs
     stride, up, h, v, *flags, statistics = ctx.options
     if statistics and any(c is not None for c in of_statistics):
-        (more,) = differentiate(statistics_of, (y,), of_statistics, (True,))
+        (more,) = differentiate(reference.statistics, (y,), of_statistics, (True,))
         g = more if g is None or more is None else g + more
     if g is None:
-        return (None,) * 14
-    geometry, prologue = Geometry(stride, up), Prologue(scale, shift, *flags)
-    needs = [wanted(ctx, i, inputs) for i in range(7)]
+        return (None,) * 15
+    geometry, prologue = Geometry(stride, up), Prologue(scale, shift, centre, *flags)
+    needs = [wanted(ctx, i, inputs) for i in range(8)]
     inner = images(rows(g) @ pointwise, x.shape[0], h, v) if needs[0] or needs[1] or needs[4] or needs[5] else g
     grad_x, grad_scale, grad_shift = through(inner, x, w, geometry, prologue, (needs[0], needs[4], needs[5]))
     return (
@@ -189,15 +196,10 @@ def _separable_backward(ctx: Any, g: Tensor | None, *of_statistics: Tensor | Non
         rows(g).sum(dim=0, dtype=torch.float32) if needs[3] else None,
         grad_scale,
         grad_shift,
-        g if needs[6] else None,
+        None,
+        g if needs[7] else None,
         *[None] * 7,
     )
-
-
-def statistics_of(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum, sum of squares and max of y [N, D, h, v] over the pixels, [N, D] float32."""
-    wide = y.float()
-    return wide.sum(dim=(2, 3)), wide.square().sum(dim=(2, 3)), wide.amax(dim=(2, 3))
 
 
 _separable.register_autograd(_separable_backward, setup_context=_save_separable)

@@ -49,7 +49,7 @@ COMPOSITIONS: dict[str, Callable[[Terms, Terms], Floats]] = {
     "density": lambda t, normal: t.density,
     "error-density": lambda t, normal: t.error_density,
     "both": lambda t, normal: np.sqrt(t.density * t.error_density),
-    "density-reconstruction": lambda t, normal: np.sqrt(t.density * t.reconstruction),
+    "all": lambda t, normal: t.density * np.sqrt(t.error_density * t.reconstruction),
     "residual": lambda t, normal: t.residual,
     "feature": lambda t, normal: t.feature,
     "standardised": lambda t, normal: _z(t.residual, normal.residual) + _z(t.feature, normal.feature),

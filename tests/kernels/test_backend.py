@@ -58,17 +58,6 @@ def test_a_gpu_older_than_the_kernels_is_told_so(monkeypatch: pytest.MonkeyPatch
         assert served or "compute capability 8.0 and later" in str(reason)
 
 
-def test_on_a_gpu_fused_takes_no_kernel_that_was_not_tried_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = {name: Implementation(TABLE["reference"].run, backend.always) for name in ("native", "triton", "rewritten")}
-    gpu = CPU._replace(device=torch.device("cuda"))
-    choice = backend.choose("op", table, "fused", gpu)
-    assert choice.name == "rewritten"
-    assert choice.passed_over["native"] == "not tried on a GPU yet: --kernels native takes it"
-    assert backend.choose("op", table, "triton", gpu).name == "triton"
-    monkeypatch.setattr(backend, "TRIED_ON_A_GPU", ("triton",))
-    assert backend.choose("op", table, "fused", gpu).name == "triton"
-
-
 def test_require_fails_before_a_run_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_runtime, "INTERPRETED", False)
     assert set(backend.require("fused", torch.device("cpu"))) == set(backend.families())

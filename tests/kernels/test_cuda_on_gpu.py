@@ -1,4 +1,5 @@
-"""What only a GPU can show of the CUDA kernels' bindings; their numbers are the shared grid's to check, there too."""
+"""What only a GPU can show of the kernels' launches: graphs, streams, devices. Their numbers are the shared grid's to
+check, there too."""
 
 from __future__ import annotations
 
@@ -8,6 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from raccgan.config import make_config
+from raccgan.kernels import backend
+from raccgan.models.blocks import CBAM, ConditionalBatchNorm
+from raccgan.networks import Networks, build
+from raccgan.scoring import Scorer
+from tests.conftest import TINY
 from tests.kernels.grid import FAMILIES, leaves, skip_unless_served, tensors
 
 pytestmark = [
@@ -16,25 +23,24 @@ pytestmark = [
 ]
 
 CASES = [("depthwise_separable", "discriminator, second"), ("moments", "prime"), ("cbam", "batch")]
+KERNELS = pytest.mark.parametrize("kernels", ["native", "triton"])
 
 
-def made(family: str, case: str) -> tuple[dict[str, Tensor], Callable[[], list[Tensor]]]:
+def made(family: str, case: str, kernels: str = "native") -> tuple[dict[str, Tensor], Callable[[], list[Tensor]]]:
     """The tensors of a case on the GPU, and what computes its outputs and all gradients from them."""
     inputs = leaves(FAMILIES[family].inputs(case, torch.float32, "cuda"))
-    skip_unless_served(FAMILIES[family], "native", inputs)
+    skip_unless_served(FAMILIES[family], kernels, inputs)
 
     def run() -> list[Tensor]:
-        outputs = FAMILIES[family].run("native", inputs)
+        outputs = FAMILIES[family].run(kernels, inputs)
         value = sum((output.square().sum() for output in outputs), torch.zeros((), device="cuda"))
         return [*outputs, *torch.autograd.grad(value, list(tensors(inputs).values()))]
 
     return tensors(inputs), run
 
 
-@pytest.mark.parametrize(("family", "case"), CASES)
-def test_a_graph_records_the_ops(family: str, case: str) -> None:
-    """Nothing waits or asks the device: a captured call computes anew from what its inputs hold when it is replayed."""
-    given, run = made(family, case)
+def recorded(run: Callable[[], list[Tensor]]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+    """A graph of a call, and what its replays write; the first call, which may compile or measure, is not in it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -42,13 +48,66 @@ def test_a_graph_records_the_ops(family: str, case: str) -> None:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = run()
+        outputs = run()
+    return graph, outputs
+
+
+@KERNELS
+@pytest.mark.parametrize(("family", "case"), [*CASES, ("anomaly_score", "colour")])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_graph_records_the_ops(family: str, case: str, gradients: bool, kernels: str) -> None:
+    """Nothing waits or asks the device: a captured call computes anew from what its inputs hold when it is replayed."""
+    given, run = made(family, case, kernels)
+    if not gradients:
+        inputs = FAMILIES[family].inputs(case, torch.float32, "cuda")
+        given, run = tensors(inputs), lambda: list(FAMILIES[family].run(kernels, inputs))
+    graph, outputs = recorded(run)
     with torch.no_grad():
         for t in given.values():
             t.mul_(0.75)
     graph.replay()
     torch.cuda.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(captured, run(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(outputs, run(), strict=True))
+
+
+@KERNELS
+def test_a_graph_records_a_scoring_pass(kernels: str) -> None:
+    """Encoder, generator, features and score of a batch whose images change before the replay; beside the reference."""
+    try:
+        backend.require(kernels, torch.device("cuda"))
+    except backend.KernelError as error:
+        pytest.skip(str(error))
+    x, y = torch.rand(4, 1, 8, 8, device="cuda") * 2 - 1, torch.arange(4, device="cuda") % 3
+    run, reference = (scoring_pass(name, x, y) for name in (kernels, "reference"))
+    with torch.inference_mode():
+        graph, outputs = recorded(run)
+        before = outputs[0].clone()
+        x.mul_(0.75)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert all(torch.equal(a, b) for a, b in zip(outputs, run(), strict=True))
+        assert not torch.equal(outputs[0], before)
+        for got, wanted in zip(outputs, reference(), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)
+
+
+def scoring_pass(kernels: str, x: Tensor, y: Tensor) -> Callable[[], list[Tensor]]:
+    """Scores, descriptors and errors of x under the conditions y, by new networks whose norms have met x."""
+    config = make_config("digits", TINY | {"kernels": kernels})
+    networks: Networks = build(config, channels=1, classes=3, device=x.device)
+    for module in networks.average.modules():
+        if isinstance(module, ConditionalBatchNorm | CBAM | torch.nn.BatchNorm2d):
+            module.momentum = 1.0  # else every pixel that a new generator makes is 1 or -1
+    with torch.no_grad():
+        networks.average.train()(networks.encoder(x, y), y)
+        networks.density.fit(networks.encoder.describe(x, y)[1], torch.rand(len(x), 16, device=x.device), y)
+    scorer = Scorer.of(config, networks, ["a", "b", "c"])
+
+    def run() -> list[Tensor]:
+        result, _, h, e = scorer._compare(x, scorer._features(x), y)
+        return [result.score, h, e]
+
+    return run
 
 
 @pytest.mark.parametrize(("family", "case"), CASES)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +16,18 @@ from torch import Tensor
 
 from raccgan.kernels import backend
 from raccgan.kernels import triton_runtime as runtime
-from raccgan.kernels.depthwise_separable import rewritten, triton, triton_launch, triton_ops, triton_separable
+from raccgan.kernels.depthwise_separable import (
+    depthwise_separable_with_statistics,
+    reference,
+    rewritten,
+    triton,
+    triton_launch,
+    triton_ops,
+    triton_separable,
+)
 from raccgan.kernels.depthwise_separable.reference import activated
 from raccgan.kernels.depthwise_separable.triton_ops import Geometry, Prologue
-from tests.kernels.grid import FAMILIES, Inputs, assert_close, relative_error
+from tests.kernels.grid import FAMILIES, Inputs, assert_close, leaves, relative_error, tensors
 from tests.kernels.test_grid import first_order, poisoned, second_order, through_penalty
 from tests.kernels.variations import LAYOUTS, laid_out
 
@@ -70,7 +79,7 @@ def ours(
     h, v = (side * geometry.up // geometry.stride for side in x.shape[2:])
     scale, shift = (None if t is None else t.float() for t in (scale, shift))
     w = triton_ops.resized(w.float(), geometry)
-    return triton_ops.depthwise(x, w, geometry, h, v, Prologue(scale, shift, first, last))
+    return triton_ops.depthwise(x, w, geometry, h, v, Prologue(scale, shift, None, first, last))
 
 
 def all_orders(
@@ -118,7 +127,8 @@ def test_every_derivative_through_an_instance_norm(geometry: str, affine: bool) 
     def normalised(x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
         h, v = (side // GEOMETRIES[geometry].stride for side in x.shape[2:])
         w = triton_ops.resized(w, GEOMETRIES[geometry])
-        return triton_separable.normalised(x, w, GEOMETRIES[geometry], h, v, Prologue(scale, shift, True, True), 1e-3)
+        prologue = Prologue(scale, shift, None, True, True)
+        return triton_separable.normalised(x, w, GEOMETRIES[geometry], h, v, prologue, 1e-3)
 
     tensors = made(2, 2, 3, 5, 3, affine=affine)
     with poisoned():
@@ -127,6 +137,29 @@ def test_every_derivative_through_an_instance_norm(geometry: str, affine: bool) 
     beside = all_orders(exact, tensors, torch.float32)
     for a, b, c in zip(got, wanted, beside, strict=True):
         assert relative_error(a, b) <= 3 * relative_error(c, b) + 1e-5
+
+
+@pytest.mark.parametrize("one_kernel", [False, True])
+@pytest.mark.parametrize("large", [1e6, 2.0**55])
+def test_a_blank_image_is_its_shift_however_far_from_zero(
+    large: float, one_kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its norm is zero, so the numbers that are added to it must not have been added to large ones before."""
+    monkeypatch.setattr(triton, "fuses", lambda *_: one_kernel)
+
+    def orders(kernels: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        inputs = inputs_of("encoder", dtype)
+        inputs["x"] = torch.full_like(inputs["x"], large)
+        inputs["activation"] = "none"
+        family = FAMILIES["depthwise_separable"]
+        (y,) = family.run(kernels, inputs)
+        first, second = first_order(family, kernels, inputs), through_penalty(family, kernels, inputs)
+        return {"y": y, **first, **{f"second of {name}": g for name, g in second.items()}}
+
+    got, wanted = orders("triton", torch.float32), orders("reference", torch.float64)
+    for name in wanted:
+        if wanted[name].abs().max() > 1e-3:
+            assert relative_error(got[name], wanted[name]) < 1e-5, name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -269,8 +302,35 @@ def test_statistics_beside_the_result(case: str, one_kernel: bool, monkeypatch: 
     monkeypatch.setattr(triton, "fuses", lambda *_: one_kernel)
     inputs, found = inputs_of(case), list[Tensor]()
     y = triton.depthwise_separable(*inputs.values(), statistics=found)
-    for got, wanted in zip(found, triton_separable.statistics_of(y), strict=True):
+    for got, wanted in zip(found, reference.statistics(y), strict=True):
         assert relative_error(got, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("one_kernel", [False, True])
+@pytest.mark.parametrize("case", ["discriminator, second", "generator"])
+def test_the_public_statistics_to_both_orders(case: str, one_kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the epilogue where one kernel serves, from another read of the result where two do."""
+
+    def orders(kernels: str, dtype: torch.dtype) -> list[Tensor]:
+        inputs = leaves(inputs_of(case, dtype))
+        weights, options = list(inputs.values())[:5], dict(list(inputs.items())[5:])
+        y, statistics = depthwise_separable_with_statistics(*weights, **options, kernels=kernels)
+        outputs, given = [y, *statistics], list(tensors(inputs).values())
+        value = sum((o * normal(7 + i, *o.shape).to(o.dtype)).sum() for i, o in enumerate(outputs))
+        first = torch.autograd.grad(value, given, create_graph=True)
+        return [*outputs, *first, *torch.autograd.grad(first[0].square().sum(), given, materialize_grads=True)]
+
+    wanted = orders("reference", torch.float64)
+    monkeypatch.setattr(triton, "fuses", lambda *_: one_kernel)
+    read_again = []
+    monkeypatch.setattr(
+        triton, "reference", SimpleNamespace(statistics=lambda y: read_again.append(y) or reference.statistics(y))
+    )
+    with poisoned():
+        got = orders("triton", torch.float32)
+    assert bool(read_again) != one_kernel
+    for a, b in zip(got, wanted, strict=True):
+        assert relative_error(a, b) < 1e-4
 
 
 def test_a_residual_of_another_dtype_or_shape(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,18 +395,18 @@ def test_opcheck_of_every_op() -> None:
     q = triton_ops.resized(w, UP)
     g = x.relu()
     for op, arguments in (
-        (triton_ops._depthwise, (x, w, scale, shift, 1, 1, 4, 5, True, True)),
-        (triton_ops._depthwise, (x, q, None, None, 1, 2, 8, 10, False, False)),
-        (triton_ops._correlation, (x, g, scale, shift, 3, 1, 1, True, True)),
-        (triton_ops._adjoint, (g, w, g, scale, x, scale, shift, 1, 1, True, True, True, True)),
-        (triton_ops._adjoint, (x, w, None, None, x, None, None, 1, 1, False, True, True, False)),
-        (triton_ops._cotangent, (g, x, scale, x, scale, shift, True, True, True, True)),
-        (triton_ops._cotangent, (g, None, None, x, None, None, False, True, True, False)),
-        (triton_ops._tangent, (x, scale, shift, g, shift, x, scale, shift, True, True)),
-        (triton_ops._tangent, (None, None, shift, None, None, x, None, None, False, True)),
+        (triton_ops._depthwise, (x, w, scale, shift, None, 1, 1, 4, 5, True, True)),
+        (triton_ops._depthwise, (x, q, None, None, None, 1, 2, 8, 10, False, False)),
+        (triton_ops._correlation, (x, g, scale, shift, shift, 3, 1, 1, True, True)),
+        (triton_ops._adjoint, (g, w, g, scale, x, scale, shift, shift, 1, 1, True, True, True, True, True)),
+        (triton_ops._adjoint, (x, w, None, None, x, None, None, None, 1, 1, False, True, False, True, False)),
+        (triton_ops._cotangent, (g, x, scale, x, scale, shift, shift, True, True, True, True, True)),
+        (triton_ops._cotangent, (g, None, None, x, None, None, None, False, True, False, True, False)),
+        (triton_ops._tangent, (x, scale, shift, g, shift, x, scale, shift, shift, True, True, True)),
+        (triton_ops._tangent, (None, None, shift, None, None, x, None, None, None, False, True, False)),
         (triton_ops.moments, (x, True)),
         (triton_separable._normalised, (x, w, scale, shift, 1, 1, 4, 5, True, True, 1e-3)),
-        (triton_separable._separable, (x, w, ones(4, 3), None, scale, shift, None, 1, 1, 4, 5, True, True, True)),
+        (triton_separable._separable, (x, w, ones(4, 3), None, scale, shift, None, None, 1, 1, 4, 5, True, True, True)),
     ):
         fresh = tuple(a.detach().clone().requires_grad_() if isinstance(a, Tensor) else a for a in arguments)
         torch.library.opcheck(op, fresh)
