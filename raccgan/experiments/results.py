@@ -93,7 +93,8 @@ class Mean:
     @property
     def extent(self) -> str:
         missing = "" if self.classes == self.of else f" of {self.of}"
-        return f"{self.classes}{missing} class{'' if self.of == 1 else 'es'}, {self.seeds} seed{'' if self.seeds == 1 else 's'}"
+        classes, seeds = "class" if self.of == 1 else "classes", "seed" if self.seeds == 1 else "seeds"
+        return f"{self.classes}{missing} {classes}, {self.seeds} {seeds}"
 
 
 def mean_of(results: Mapping[Row, Result], column: str, of: int) -> Mean | None:
