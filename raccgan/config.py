@@ -81,8 +81,8 @@ class Config:
     # Scoring
     score: str = _setting(
         "density",
-        "what the score is: the error of the reconstruction; how far the image's descriptor is from those of normal "
-        "images; both distances, of the descriptor and of the errors; or all of these",
+        "what the score is: the error of the reconstruction, the distance of the image's descriptor from those of "
+        "normal images (density), that with the distance of the errors (both), or all of these",
         choices=("reconstruction", "density", "both", "all"),
     )
     quantile: float = _setting(0.95, "quantile of the held-out normal scores that is the threshold", low=0, high=1)
