@@ -16,6 +16,7 @@ others share one variance (probabilistic PCA, Tipping and Bishop, 1999).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -70,6 +71,11 @@ class Density(nn.Module):
     def forward(self, h: Tensor, e: Tensor, y: int) -> Distances:
         """Distances of descriptors h [N, size] and errors e [N, 16] from the normal images of class y."""
         return Distances(self.descriptor(h, y), self.errors(e, y))
+
+    def under(self, h: Tensor, e: Tensor, classes: Sequence[int]) -> Distances:
+        """Distances [N, K] from each of K classes, of descriptors [N, K, size] and errors [N, K, 16] under them."""
+        each = [self(h[:, j], e[:, j], y) for j, y in enumerate(classes)]
+        return Distances(*(torch.stack(parts, dim=1) for parts in zip(*each, strict=True)))
 
     def fit(self, h: Tensor, e: Tensor, y: Tensor) -> None:
         """Fit to descriptors h [N, size] and errors e [N, 16] of images of the classes y [N] (int64).

@@ -50,9 +50,9 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def fit_density(run: Run, networks: Networks) -> None:
-    """Fit the networks' density to the normal training images, the same on every rank."""
-    data, batch = run.dataset(run.split.train), run.config.score_batch
+def fit_density(run: Run, networks: Networks, data: ImageDataset) -> None:
+    """Fit the networks' density to the normal images ``data`` that they were trained on, the same on every rank."""
+    batch = run.config.score_batch
     encoder, generator = frozen(networks.encoder), frozen(networks.average)
     chosen = _evenly(data.labels, DENSITY_IMAGES)
     places = [chosen[i] for i in _own_places(len(chosen), batch)]
@@ -68,7 +68,7 @@ def fit_density(run: Run, networks: Networks) -> None:
 
     def fit() -> None:
         assert found is not None
-        order = torch.tensor([i for theirs, _ in found for i in theirs]).argsort()  # as one process has them
+        order = _order(found)
         h, e = (torch.cat(parts)[order] for parts in zip(*(pair for _, pairs in found for pair in pairs), strict=True))
         networks.density.fit(h, e, data.labels[sorted(chosen)])
 
@@ -85,6 +85,11 @@ def _evenly(labels: Tensor, most: int) -> list[int]:
 def _own_places(count: int, batch: int) -> list[int]:
     """This rank's share of ``count`` images: the batches of a single process, dealt out."""
     return [i for i in range(count) if i // batch % ranks.world() == ranks.rank()]
+
+
+def _order(found: list[tuple[list[int], Any]]) -> Tensor:
+    """How what the ranks found, with the places of its images, comes into the order of a single process."""
+    return torch.tensor([i for theirs, _ in found for i in theirs]).argsort()
 
 
 def calibrate(run: Run, scorer: Scorer, policy: str = MINIMUM) -> Calibration:
@@ -124,7 +129,7 @@ def score(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = Fal
     if found is None:
         return None
     scored = concatenate([part for _, parts in found for part in parts])
-    order = torch.tensor([i for theirs, _ in found for i in theirs]).argsort()
+    order = _order(found)
     ordered: dict[str, Any] = {name: None if t is None else t[order] for name, t in vars(scored).items()}
     return Scored(**ordered)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from raccgan.density import Distances, regional_errors
+from raccgan.density import regional_errors
 from raccgan.errors import InputError
 from raccgan.networks import Networks
 from raccgan.scoring import Scorer, combined
@@ -104,8 +104,7 @@ class ScoringGraph(nn.Module):
         feature = (f[:, None] - f_hat.unflatten(0, (n, k))).square().flatten(2).mean(dim=2)
         maps = squared.mean(dim=2)  # [N, k, S, S]
         h, e = h.unflatten(0, (n, k)), regional_errors(maps.flatten(0, 1)).unflatten(0, (n, k))
-        each = [self.density(h[:, j], e[:, j], place) for j, place in enumerate(self.places)]
-        distances = Distances(*(torch.stack(parts, dim=1) for parts in zip(*each, strict=True)))
+        distances = self.density.under(h, e, self.places)
         score = combined(self.made_of, residual + self.kappa * feature, distances)  # [N, k]
         best = score.argmin(dim=1, keepdim=True)  # [N, 1]
         at = best[:, :, None, None].expand(-1, -1, *maps.shape[2:])

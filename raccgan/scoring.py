@@ -148,7 +148,8 @@ class Scorer:
                 maps.append(result.map)
                 reconstructions.append(x_hat)
         reconstruction, *parts = torch.cat(terms, dim=1).view(3, n, k)
-        distances = self._distances(torch.cat(descriptors).view(n, k, -1), torch.cat(errors).view(n, k, -1))
+        h, e = (torch.cat(t).view(n, k, -1) for t in (descriptors, errors))
+        distances = self.density.under(h, e, self.conditions)
         table = torch.stack([combined(self.made_of, reconstruction, distances), *parts, *distances])  # [5, n, k]
         best = table[0].argmin(dim=1)  # [n]
         place = torch.arange(n, device=self.device) * k + best  # in [n * k]
@@ -185,11 +186,6 @@ class Scorer:
         result = anomaly_score(x, x_hat, f, f_hat, kappa=self.kappa, want_map=True, kernels=self.kernels)
         assert result.map is not None
         return result, x_hat, h, regional_errors(result.map)
-
-    def _distances(self, h: Tensor, e: Tensor) -> Distances:
-        """Of every image under every condition, [n, k], from descriptors and errors [n, k, coordinates]."""
-        each = [self.density(h[:, j], e[:, j], y) for j, y in enumerate(self.conditions)]
-        return Distances(*(torch.stack(parts, dim=1) for parts in zip(*each, strict=True)))
 
 
 def combined(made_of: str, reconstruction: Tensor, distances: Distances) -> Tensor:

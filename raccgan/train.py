@@ -126,7 +126,7 @@ def _run_phases(run: Run, data: ImageDataset, phase: str, out: Path, resumed: Ch
     if phase == "gan":
         _say(f"the generator is trained; --phase encoder --resume {out} goes on")
         return 0
-    fit_density(run, training.networks)
+    fit_density(run, training.networks, training.data)
     scorer = run.scorer(training.networks)
     training.calibration = calibration = calibrate(run, scorer)
     training.save("encoder")

@@ -112,6 +112,8 @@ class Training:
         self.freeze(phase)
         reductions.copy_from_first(network for _, network in self.networks.items())
         every = max(1, goal // 400)  # points of the loss curves
+        if start < goal:
+            self.networks.density.forget()
         begun, before = time.monotonic(), self.seconds
         with _finish_step_on_interrupt() as interrupted, Progress(_TITLES[phase], goal, start) as progress:
             for step, (x, y) in zip(range(start, goal), self._batches(phase), strict=False):
@@ -123,7 +125,6 @@ class Training:
                     raise self._not_finite(phase, step, f"losses are {_readable(values)}")
                 self.steps[phase] = step + 1
                 self.calibration = None  # the weights that it was of are no more
-                self.networks.density.forget()
                 self.seconds = before + time.monotonic() - begun
                 if (step + 1) % every == 0:
                     for name, value in values.items():

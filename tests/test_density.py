@@ -114,7 +114,7 @@ def test_an_unfinished_training_has_none_and_a_finished_one_keeps_it(tiny: Make)
         Detector.load(training.path, threshold=1.0)
     assert train(["--phase", "evaluate", "--resume", str(training.path.parent), "--control-steps", "5"]) == 0
     kept = Detector.load(training.path).scorer.density.state_dict()
-    fit_density(run, training.networks)
+    fit_density(run, training.networks, training.data)
     for name, value in training.networks.density.state_dict().items():
         torch.testing.assert_close(kept[name], value)
     assert (kept["descriptor.images"] > 0).all()

@@ -27,7 +27,7 @@ def run_and_scorer(tiny: Make) -> tuple[Run, Scorer]:
     run, training = tiny()
     training.run("gan")
     training.run("encoder")
-    fit_density(run, training.networks)
+    fit_density(run, training.networks, training.data)
     return run, run.scorer(training.networks)
 
 
@@ -124,7 +124,7 @@ def test_the_score_is_the_minimum_over_the_normal_classes(
 def test_a_known_class_conditions_on_it_alone(run_and_scorer: tuple[Run, Scorer], tiny: Make) -> None:
     run, _ = run_and_scorer
     _, training = tiny()
-    fit_density(run, training.networks)
+    fit_density(run, training.networks, training.data)
     images = run.dataset(run.split.test).images(range(9))
     fixed = run.scorer(training.networks, label_policy="3")
     assert set(fixed.score(images).condition.tolist()) == {3}
@@ -162,7 +162,7 @@ def test_without_a_compiler_a_compiled_scorer_says_so(
     torch._dynamo.reset()
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/no/such/compiler",))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what another test compiled would do
-    fit_density(run, training.networks)
+    fit_density(run, training.networks, training.data)
     scorer = Scorer.of(run.config, training.networks, run.classes, compiled=True)
     with pytest.raises(InputError, match=r"the scorer does not compile here: .*No working C\+\+ compiler"):
         scorer.score(torch.zeros(2, 1, 8, 8))

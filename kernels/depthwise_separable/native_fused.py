@@ -15,6 +15,7 @@ from torch import Tensor
 
 from raccgan.kernels import library
 from raccgan.kernels.autograd import differentiate, wanted
+from raccgan.kernels.depthwise_separable import reference
 from raccgan.kernels.depthwise_separable.rewritten import PointwiseProduct, PointwiseTransposed
 
 _OP = "raccgan::depthwise_native_fused"
@@ -127,12 +128,6 @@ def fused(
     return found
 
 
-def statistics_of(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum, sum of squares and max of y over the pixels, as :func:`fused` returns them."""
-    wide = y.float()
-    return wide.sum(dim=(2, 3)), wide.square().sum(dim=(2, 3)), wide.amax(dim=(2, 3))
-
-
 def _tf32(x: Tensor) -> bool:
     """Whether float32 may be multiplied as tf32: by the flag of the convolution in whose place the product stands."""
     if not x.is_cuda or torch.compiler.is_compiling():  # a CPU's convolutions do not round; a graph has no flags
@@ -174,7 +169,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _backward(ctx: Any, g: Tensor | None, *of_statistics: Tensor | None) -> tuple[Any, ...]:
     *inputs, y = ctx.saved_tensors
     if y is not None and any(c is not None for c in of_statistics):
-        (more,) = differentiate(statistics_of, (y,), of_statistics, (True,))
+        (more,) = differentiate(reference.statistics, (y,), of_statistics, (True,))
         g = more if g is None or more is None else g + more
     if g is None:
         return (None,) * (9 + _OPTIONS)

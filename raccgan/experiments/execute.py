@@ -37,7 +37,7 @@ def execute(row: Row, folder: Path, device: torch.device, data_root: Path) -> Re
     training = Training.of(run, run.dataset(run.split.train), folder / checkpoints.NAME, stored)
     for phase in PHASES:
         training.run(phase)
-    fit_density(run, training.networks)
+    fit_density(run, training.networks, training.data)
     scorer = run.scorer(training.networks)
     training.calibration = calibrate(run, scorer)
     training.save(PHASES[-1])

@@ -34,7 +34,7 @@ def test_normal_images_that_are_all_alike_divide_by_no_zero() -> None:
 
 def test_the_terms_are_those_of_the_chosen_condition(tiny: Callable[..., tuple[Run, Training]]) -> None:
     run, training = tiny()
-    fit_density(run, training.networks)
+    fit_density(run, training.networks, training.data)
     scorer = run.scorer(training.networks)
     data = run.dataset(run.split.test[:9])
     with pytest.raises(ValueError, match="score with details"):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from raccgan.kernels.depthwise_separable import native, native_fused, reference
 from tests.kernels.grid import assert_close, relative_error
+from tests.kernels.test_cuda_on_gpu import recorded
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [
@@ -77,7 +78,7 @@ def check(tensors: list[Tensor | None], dtype: torch.dtype, *options: Any, **aro
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert_close(y, wanted, beside, "y")
-    of_y = native_fused.statistics_of(y.double())
+    of_y = reference.statistics(y.double())
     for name, got, one in zip(("sum", "squares", "max"), statistics, of_y, strict=True):
         assert got.dtype == torch.float32
         assert relative_error(got, one) < 1e-5, name
@@ -234,17 +235,10 @@ def test_a_graph_records_it() -> None:
     """Nothing waits or asks the device: a captured call computes anew from what its inputs hold when it is replayed."""
     tensors = placed(made(2, 40, 9, 18, 17, 3), torch.bfloat16)
 
-    def run() -> tuple[Tensor, ...]:
-        return native_fused.fused(*tensors, norm="instance", statistics=True)  # type: ignore[arg-type, misc]
+    def run() -> list[Tensor]:
+        return list(native_fused.fused(*tensors, norm="instance", statistics=True))  # type: ignore[arg-type, misc]
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
+    graph, captured = recorded(run)
     for t in tensors:
         assert t is not None
         t.mul_(0.75)
