@@ -20,6 +20,10 @@ def _setting(
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
+SCORES = ("reconstruction", "density", "texture", "both", "all")
+"""What a score may be: :class:`raccgan.scoring.Scorer` has the formulas."""
+
+
 @dataclass(frozen=True)
 class Config:
     """What is trained on what, how, and how it is judged. Fields of the model decide whether a checkpoint fits."""
@@ -31,6 +35,11 @@ class Config:
     normal: str = _setting("", "normal classes, comma-separated (default: what suits the data set)")
     held_out: float = _setting(0.15, "share of the normal training images kept for the threshold", low=0.01, high=0.9)
     fit: str = _setting("stretch", "how an image becomes square", choices=("stretch", "crop", "pad"))
+    brightness: str = _setting(
+        "keep",
+        "level: every image is brought to the same mean and contrast, where lamps or exposure vary",
+        choices=("keep", "level"),
+    )
     unreadable: str = _setting(
         "refuse", "what becomes of images, and of lines of a list, that cannot be used", choices=("refuse", "skip")
     )
@@ -82,8 +91,8 @@ class Config:
     score: str = _setting(
         "density",
         "what the score is: the error of the reconstruction, the distance of the image's descriptor from those of "
-        "normal images (density), that with the distance of the errors (both), or all of these",
-        choices=("reconstruction", "density", "both", "all"),
+        "normal images (density), that of its contrast and errors (texture), the two distances (both), or all three",
+        choices=SCORES,
     )
     quantile: float = _setting(0.95, "quantile of the held-out normal scores that is the threshold", low=0, high=1)
     score_batch: int = _setting(64, "images scored at once, all normal classes of each beside it", low=1)

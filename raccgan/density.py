@@ -6,8 +6,10 @@ a term of the score, over the number of coordinates: about 1 for a normal image.
 - The **descriptor** h(x, y) is the latent beside the mean activation of every channel after each block of the encoder
   (:meth:`raccgan.models.encoder.Encoder.describe`). Lee et al. (2018) judge a classifier's features so; here nothing
   but normal images was ever seen.
-- The **errors** e(x, y) are the logarithms of the mean squared error of the reconstruction in each of 4 x 4 regions. An
-  image that is reconstructed too well is no normal one either: a lung behind haze has less detail to miss.
+- The **texture** t(x, y) is, for each of 4 x 4 regions, the logarithm of the mean squared error of the reconstruction
+  and that of the image's own contrast, which the instance norms of the encoder take out of the descriptor. The two
+  together, because an error is large where there is much to reconstruct; and a lung behind haze, in which little is
+  left to reconstruct, is no normal one either.
 
 Coordinates are standardised and their covariance shrunk towards the identity by the amount of Ledoit and Wolf (2004),
 so that a class may have fewer images than there are coordinates. Of the eigenvectors the ``RANK`` largest are kept, all
@@ -35,19 +37,32 @@ REGIONS = 4
 """Regions on each side of an image, as many as the smallest feature maps have pixels."""
 
 VISIBLE = 1e-4
-"""Added to a squared error, of images in [-1, 1], before its logarithm: one grey level of 256, squared."""
+"""Added to a squared difference, of images in [-1, 1], before its logarithm: about one grey level of 256, squared."""
+
+TEXTURE = 2 * REGIONS**2
+"""Coordinates of the texture."""
 
 
-def regional_errors(map: Tensor) -> Tensor:
-    """e, [N, 16]: logarithms of the mean of an error map [N, S, S] in each region."""
-    return torch.log(F.avg_pool2d(map[:, None], map.shape[-1] // REGIONS).flatten(1) + VISIBLE)
+def texture(x: Tensor, map: Tensor) -> Tensor:
+    """t, [N, 32], of images x [N, C, S, S] and their error maps [N, S, S]: logarithms of each region's means."""
+    regions = torch.stack([map, contrast(x)], dim=1)  # [N, 2, S, S]
+    return torch.log(F.avg_pool2d(regions, x.shape[-1] // REGIONS).flatten(1) + VISIBLE)
+
+
+def contrast(x: Tensor) -> Tensor:
+    """[N, S, S] of images [N, C, S, S]: squared difference to the pixels below and to the right, mean over channels.
+
+    The last row and column have those of the row and column before them.
+    """
+    down, right = x[:, :, 1:, :-1] - x[:, :, :-1, :-1], x[:, :, :-1, 1:] - x[:, :, :-1, :-1]
+    return F.pad((down.square() + right.square()).mean(dim=1), (0, 1, 0, 1), mode="replicate")
 
 
 class Distances(NamedTuple):
     """Squared Mahalanobis distances over the number of coordinates, [N] each."""
 
     density: Tensor  # of the descriptor
-    error_density: Tensor  # of the errors
+    texture_density: Tensor  # of the texture
 
 
 class Density(nn.Module):
@@ -56,7 +71,7 @@ class Density(nn.Module):
     def __init__(self, classes: int, size: int) -> None:
         super().__init__()
         self.descriptor = Gaussian(classes, size)
-        self.errors = Gaussian(classes, REGIONS**2)
+        self.texture = Gaussian(classes, TEXTURE)
 
     @property
     def fitted(self) -> bool:
@@ -66,25 +81,25 @@ class Density(nn.Module):
     def forget(self) -> None:
         """Be fitted to nothing: the networks that it was fitted behind have changed."""
         self.descriptor.images.zero_()
-        self.errors.images.zero_()
+        self.texture.images.zero_()
 
-    def forward(self, h: Tensor, e: Tensor, y: int) -> Distances:
-        """Distances of descriptors h [N, size] and errors e [N, 16] from the normal images of class y."""
-        return Distances(self.descriptor(h, y), self.errors(e, y))
+    def forward(self, h: Tensor, t: Tensor, y: int) -> Distances:
+        """Distances of descriptors h [N, size] and textures t [N, 32] from the normal images of class y."""
+        return Distances(self.descriptor(h, y), self.texture(t, y))
 
-    def under(self, h: Tensor, e: Tensor, classes: Sequence[int]) -> Distances:
-        """Distances [N, K] from each of K classes, of descriptors [N, K, size] and errors [N, K, 16] under them."""
-        each = [self(h[:, j], e[:, j], y) for j, y in enumerate(classes)]
+    def under(self, h: Tensor, t: Tensor, classes: Sequence[int]) -> Distances:
+        """Distances [N, K] from each of K classes, of descriptors [N, K, size] and details [N, K, 32] under them."""
+        each = [self(h[:, j], t[:, j], y) for j, y in enumerate(classes)]
         return Distances(*(torch.stack(parts, dim=1) for parts in zip(*each, strict=True)))
 
-    def fit(self, h: Tensor, e: Tensor, y: Tensor) -> None:
-        """Fit to descriptors h [N, size] and errors e [N, 16] of images of the classes y [N] (int64).
+    def fit(self, h: Tensor, t: Tensor, y: Tensor) -> None:
+        """Fit to descriptors h [N, size] and textures t [N, 32] of images of the classes y [N] (int64).
 
         Raises:
             ValueError: a class has no image.
         """
         self.descriptor.fit(h, y)
-        self.errors.fit(e, y)
+        self.texture.fit(t, y)
 
 
 class Gaussian(nn.Module):

@@ -31,7 +31,7 @@ from raccgan.report import Report, Shown, strip, write_report
 from raccgan.scoring import decision
 
 COLUMNS = (
-    "path", "score", "threshold", "predicted", "nearest_class", "residual", "feature", "density", "error_density",
+    "path", "score", "threshold", "predicted", "nearest_class", "residual", "feature", "density", "texture_density",
     "map_max", "map_x", "map_y",
 )  # fmt: skip
 """Of scores.csv; records of scores.json have these names too, and ``map`` and ``overlay`` where they were wanted."""
@@ -199,7 +199,7 @@ def _row(found: Result | Skipped, wanted: Wanted, detector: Detector) -> Row:
         "residual": _number(found.residual),
         "feature": _number(found.feature),
         "density": _number(found.density),
-        "error_density": _number(found.error_density),
+        "texture_density": _number(found.texture_density),
         "map_max": _number(found.peak.value),
         "map_x": found.peak.x,
         "map_y": found.peak.y,

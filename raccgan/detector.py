@@ -68,7 +68,7 @@ class Result:
     residual: float  # the image term of the score alone
     feature: float  # the feature term alone, its weight kappa not applied
     density: float  # distance of the descriptor from those of normal images
-    error_density: float  # distance of the reconstruction's errors from those of normal images
+    texture_density: float  # distance of the texture from that of normal images
     peak: Peak
     height: int  # of the original, upright
     width: int
@@ -219,13 +219,15 @@ class Detector:
             if image.dim() != 3 or not image.is_floating_point():
                 raise InputError(f"a tensor must be [C, H, W] in [-1, 1], got {tuple(image.shape)} of {image.dtype}")
             pixels = image.detach().to("cpu", torch.float32)
-            if tuple(pixels.shape) == (self.channels, self.size, self.size):
+            if tuple(pixels.shape) == (self.channels, self.size, self.size) and self.config.brightness == "keep":
                 return Decoded(pixels.numpy(), self.size, self.size)
             image = ((pixels + 1) / 2).movedim(0, -1).numpy()
         elif isinstance(image, Image.Image):
             image = pixels_of(image)
         source = Path(image) if isinstance(image, str) else image
-        return decode_sized(source, size=self.size, channels=self.channels, fit=self.config.fit)
+        return decode_sized(
+            source, size=self.size, channels=self.channels, fit=self.config.fit, brightness=self.config.brightness
+        )
 
     def _score(self, batch: Sequence[_Read], details: bool) -> list[Result | Skipped]:
         readable = [(read.path, read.decoded) for read in batch if isinstance(read.decoded, Decoded)]
@@ -249,10 +251,10 @@ class Detector:
             array.setflags(write=False)
         terms = zip(
             scored.score.tolist(), scored.condition.tolist(), scored.residual.tolist(), scored.feature.tolist(),
-            scored.density.tolist(), scored.error_density.tolist(), strict=True,
+            scored.density.tolist(), scored.texture_density.tolist(), strict=True,
         )  # fmt: skip
         for i, ((path, decoded), peak, term) in enumerate(zip(batch, peaks, terms, strict=True)):
-            score, condition, residual, feature, density, error_density = term
+            score, condition, residual, feature, density, texture_density = term
             row, column = divmod(int(peak), self.size)
             height, width = decoded.height, decoded.width
             x, y = place_in_square(height, width, self.size, self.config.fit).original(row, column)
@@ -263,7 +265,7 @@ class Detector:
                 residual=residual,
                 feature=feature,
                 density=density,
-                error_density=error_density,
+                texture_density=texture_density,
                 peak=Peak(float(maps[i, row, column]), x, y),
                 height=height,
                 width=width,

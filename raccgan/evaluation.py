@@ -17,7 +17,7 @@ from raccgan import controls, metrics, pictures, ranks, reductions
 from raccgan.checkpoint import Calibration, History
 from raccgan.data.dataset import ImageDataset
 from raccgan.data.images import decode_mask
-from raccgan.density import regional_errors
+from raccgan.density import texture
 from raccgan.files import write_csv, write_json
 from raccgan.networks import Networks, frozen
 from raccgan.overlays import MapScale
@@ -34,7 +34,7 @@ DENSITY_IMAGES = 10_000
 """The most training images of a class that its density is fitted to."""
 
 SCORES_HEADER = (
-    "path", "class", "label", "score", "predicted", "nearest_class", "residual", "feature", "density", "error_density"
+    "path", "class", "label", "score", "predicted", "nearest_class", "residual", "feature", "density", "texture_density"
 )  # fmt: skip
 
 
@@ -61,16 +61,16 @@ def fit_density(run: Run, networks: Networks, data: ImageDataset) -> None:
         for indices in torch.tensor(places, dtype=torch.int64).split(batch):
             x, y = data.images(indices).to(run.device), data.labels[indices].to(run.device)
             z, h = encoder.describe(x, y)
-            e = regional_errors((x - generator(z, y)).square().mean(dim=1))
-            own.append((h.cpu(), e.cpu()))
+            t = texture(x, (x - generator(z, y)).square().mean(dim=1))
+            own.append((h.cpu(), t.cpu()))
             progress.update(len(indices))
     found = ranks.gathered((places, own))
 
     def fit() -> None:
         assert found is not None
         order = _order(found)
-        h, e = (torch.cat(parts)[order] for parts in zip(*(pair for _, pairs in found for pair in pairs), strict=True))
-        networks.density.fit(h, e, data.labels[sorted(chosen)])
+        h, t = (torch.cat(parts)[order] for parts in zip(*(pair for _, pairs in found for pair in pairs), strict=True))
+        networks.density.fit(h, t, data.labels[sorted(chosen)])
 
     ranks.on_first(fit)
     reductions.copy_from_first([networks.density])
@@ -222,7 +222,7 @@ def write_evaluated(path: Path, run: Run, evaluation: Evaluation, calibration: C
                 residual=float(scored.residual[i]),
                 feature=float(scored.feature[i]),
                 density=float(scored.density[i]),
-                error_density=float(scored.error_density[i]),
+                texture_density=float(scored.texture_density[i]),
                 map_max=float(map.max()),
                 strip=strip(image, scored.reconstruction[i].numpy(), map, scale, mask),
                 label=sample.label,
@@ -310,7 +310,7 @@ def _write_scores(path: Path, run: Run, evaluation: Evaluation) -> None:
         scored.residual.tolist(),
         scored.feature.tolist(),
         scored.density.tolist(),
-        scored.error_density.tolist(),
+        scored.texture_density.tolist(),
         strict=True,
     )
     write_csv(

@@ -60,7 +60,8 @@ def main(arguments: Sequence[str]) -> int:
     with own_folder(given.out) as out:
         content = exporting.export(graph, given.format, channels=stored.channels, size=config.image_size)
         images, source = _images(config, scorer, given.data_root)
-        found = exporting.agreement(exporting.load(content, given.format), scorer, images, threshold, given.input)
+        run, level = exporting.load(content, given.format), config.brightness == "level"
+        found = exporting.agreement(run, scorer, images, threshold, given.input, level=level)
         agreement = {**dataclasses.asdict(found), "on": source}
         print(
             f"on {found.images} {source}: largest relative score difference {found.max_relative_difference:.1e}, "
@@ -117,11 +118,11 @@ def _both(
     cpu = torch.device("cpu")
     scorer = Scorer.of(config, checkpoints.networks_of(stored, config, cpu), stored.classes, given.label_policy)
     plain = checkpoints.networks_of(stored, dataclasses.replace(config, kernels="reference"), cpu)
-    return scorer, ScoringGraph(plain, scorer, threshold, given.input)
+    return scorer, ScoringGraph(plain, scorer, threshold, given.input, level=config.brightness == "level")
 
 
 def _images(config: Config, scorer: Scorer, data_root: Path) -> tuple[Tensor, str]:
-    """Images to compare on, and what they are: held-out and test images of the run's data, else random ones."""
+    """Images to compare on, as decoded, and what they are: held-out and test images of the run's data, else random."""
     import torch
 
     from raccgan import generation
@@ -131,7 +132,7 @@ def _images(config: Config, scorer: Scorer, data_root: Path) -> tuple[Tensor, st
 
     half = CHECKED // 2
     try:
-        run = prepare(config, data_root, torch.device("cpu"))
+        run = prepare(dataclasses.replace(config, brightness="keep"), data_root, torch.device("cpu"))
         chosen = [*spread(run.split.held_out, half), *spread(run.split.test, half)]
         return run.dataset(chosen).images(range(len(chosen))), "held-out and test images"
     except InputError as error:

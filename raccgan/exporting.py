@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from raccgan.density import regional_errors
+from raccgan.data.images import FLAT, SPREAD, levelled
+from raccgan.density import texture
 from raccgan.errors import InputError
 from raccgan.networks import Networks
 from raccgan.scoring import Scorer, combined
@@ -32,7 +33,7 @@ OUTPUTS = {
     "residual": "[batch] float32: the image term of the score",
     "feature": "[batch] float32: the feature term of the score, kappa not applied",
     "density": "[batch] float32: distance of the descriptor from those of normal images",
-    "error_density": "[batch] float32: distance of the reconstruction's errors from those of normal images",
+    "texture_density": "[batch] float32: distance of the texture from that of normal images",
     "map": "[batch, size, size] float32: squared difference per pixel, mean over channels",
 }
 
@@ -69,11 +70,14 @@ class ScoringGraph(nn.Module):
         scorer: whose kappa, conditions and kind of score count.
         threshold: a score that is not at most this is anomalous, one that is not a number too.
         dtype: of the images, a name in :data:`INPUTS`.
+        level: whether it begins with levelling the images, as the configuration's brightness says.
     """
 
     conditions: Tensor
 
-    def __init__(self, networks: Networks, scorer: Scorer, threshold: float, dtype: str = "float32") -> None:
+    def __init__(
+        self, networks: Networks, scorer: Scorer, threshold: float, dtype: str = "float32", *, level: bool = False
+    ) -> None:
         super().__init__()
         self.generator, self.discriminator, self.encoder = networks.average, networks.discriminator, networks.encoder
         self.density = networks.density
@@ -83,6 +87,7 @@ class ScoringGraph(nn.Module):
         self.kappa = scorer.kappa
         self.threshold = _float32_below(threshold)
         self.dtype = dtype
+        self.level = level
         self.eval()  # before the spectral norms are worked out: in training mode each look moves their vectors
         for module in list(self.modules()):
             if parametrize.is_parametrized(module):
@@ -93,18 +98,20 @@ class ScoringGraph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """[N, C, S, S], float32 in [-1, 1] or uint8, N at least 1."""
         x = images if self.dtype == "float32" else images.to(torch.float32) / 255 * 2 - 1
+        x = _levelled(x) if self.level else x
         n, k = x.shape[0], self.conditions.shape[0]
         # Every image under every condition, image by image: [N * k], as the scorer has them.
         y = self.conditions.expand(n, k).reshape(-1)
-        z, h = self.encoder.describe(x[:, None].expand(-1, k, -1, -1, -1).flatten(0, 1), y)
+        pairs = x[:, None].expand(-1, k, -1, -1, -1).flatten(0, 1)
+        z, h = self.encoder.describe(pairs, y)
         x_hat = self.generator(z, y)
         f, f_hat = self.discriminator.features(x), self.discriminator.features(x_hat)
         squared = (x[:, None] - x_hat.unflatten(0, (n, k))).square()  # [N, k, C, S, S]
         residual = squared.mean(dim=(2, 3, 4))
         feature = (f[:, None] - f_hat.unflatten(0, (n, k))).square().flatten(2).mean(dim=2)
         maps = squared.mean(dim=2)  # [N, k, S, S]
-        h, e = h.unflatten(0, (n, k)), regional_errors(maps.flatten(0, 1)).unflatten(0, (n, k))
-        distances = self.density.under(h, e, self.places)
+        t = texture(pairs, maps.flatten(0, 1))
+        distances = self.density.under(h.unflatten(0, (n, k)), t.unflatten(0, (n, k)), self.places)
         score = combined(self.made_of, residual + self.kappa * feature, distances)  # [N, k]
         best = score.argmin(dim=1, keepdim=True)  # [N, 1]
         at = best[:, :, None, None].expand(-1, -1, *maps.shape[2:])
@@ -113,6 +120,13 @@ class ScoringGraph(nn.Module):
         nearest = self.conditions[best.squeeze(1)]
         # "not at most" instead of "above": an image with a NaN in it is never passed as normal.
         return lowest, nearest, ~(lowest <= self.threshold), *parts, maps.gather(1, at).squeeze(1)
+
+
+def _levelled(x: Tensor) -> Tensor:
+    """:func:`raccgan.data.images.levelled`, in float32."""
+    centred = x - x.mean(dim=(1, 2, 3), keepdim=True)
+    deviation = centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp(min=FLAT)
+    return (centred / (SPREAD * deviation)).clamp(-1, 1)
 
 
 def missing(form: str) -> list[str]:
@@ -150,12 +164,15 @@ def load(content: bytes, form: str) -> Runner:
     return lambda images: [torch.from_numpy(np.asarray(o)) for o in session.run(None, {"images": images.numpy()})]
 
 
-def agreement(run: Runner, scorer: Scorer, images: Tensor, threshold: float, dtype: str) -> Agreement:
+def agreement(
+    run: Runner, scorer: Scorer, images: Tensor, threshold: float, dtype: str, *, level: bool = False
+) -> Agreement:
     """Compare an exported graph with the scorer on images [N, C, S, S] in [-1, 1], the first one as a batch of its own.
 
-    Where the graph takes bytes, both see the images rounded to bytes. Images of one value everywhere are left out:
-    their variance is 0, so the norms scale up nothing but rounding, layer after layer, and no two implementations
-    agree (nor does either with float64: 13 % off at 8 px, 10 % at 16 px).
+    ``level`` says that the graph levels the images, as those that the scorer gets are. Where the graph takes bytes,
+    both see the images rounded to bytes. Images of one value everywhere are left out: their variance is 0, so the norms
+    scale up nothing but rounding, layer after layer, and no two implementations agree (nor does either with float64:
+    13 % off at 8 px, 10 % at 16 px).
 
     Raises:
         InputError: no image is left, or a score differs by more than :data:`TOLERANCE`, with the difference.
@@ -167,6 +184,8 @@ def agreement(run: Runner, scorer: Scorer, images: Tensor, threshold: float, dty
     if dtype == "uint8":
         given = ((images + 1) * 127.5).round().to(torch.uint8)
         images = given.to(torch.float32) / 255 * 2 - 1
+    if level:
+        images = torch.from_numpy(levelled(images.numpy()))
     batch = max(1, scorer.pairs // len(scorer.conditions))
     ours = torch.cat([scorer.score(part).score for part in images.split(batch)]).double()
     found = [run(part)[:3] for part in (given[:1], *given[1:].split(batch)) if len(part)]

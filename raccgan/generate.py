@@ -159,7 +159,9 @@ def _real_or_why_not(given: argparse.Namespace, config: Config, channels: int, n
 
     def read(samples: Sequence[Sample]) -> Tensor:
         chosen = spread(samples, MOST)
-        data = ImageDataset(chosen, classes=(), size=config.image_size, channels=channels, fit=config.fit)
+        data = ImageDataset(
+            chosen, classes=(), size=config.image_size, channels=channels, fit=config.fit, brightness=config.brightness
+        )
         return data.images(range(len(chosen)))
 
     try:

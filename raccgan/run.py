@@ -48,6 +48,7 @@ class Run:
             size=self.config.image_size,
             channels=self.channels,
             fit=self.config.fit,
+            brightness=self.config.brightness,
             cache_bytes=CACHE_BYTES // ranks.local_world(),
         )
 

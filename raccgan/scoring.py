@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raccgan.config import Config
-from raccgan.density import Density, Distances, regional_errors
+from raccgan.density import Density, Distances, texture
 from raccgan.errors import InputError
 from raccgan.kernels.anomaly_score import AnomalyScore, anomaly_score
 from raccgan.networks import Networks, frozen
@@ -30,7 +30,7 @@ class Scored:
     residual: Tensor  # [N] float32: the image term alone
     feature: Tensor  # [N] float32: the feature term alone, kappa not applied
     density: Tensor  # [N] float32: distance of the descriptor from those of normal images
-    error_density: Tensor  # [N] float32: distance of the reconstruction's errors from those of normal images
+    texture_density: Tensor  # [N] float32: distance of the texture from those of normal images
     map: Tensor | None  # [N, H, W] float32: squared difference per pixel, mean over channels
     reconstruction: Tensor | None  # [N, C, H, W] in [-1, 1]
 
@@ -43,8 +43,10 @@ class Scorer:
     - ``reconstruction``: R = mean (x - x')^2 + kappa mean (f(x) - f(x'))^2, as f-AnoGAN has it;
     - ``density``: D, the distance of the encoder's descriptor of x from those of normal images of class y
       (:mod:`raccgan.density`);
-    - ``both``: sqrt(D De), the geometric mean with the distance De of the reconstruction's errors from theirs;
-    - ``all``: D sqrt(De R).
+    - ``texture``: T, the distance of the image's texture, which is its contrast and the reconstruction's error region
+      by region, from that of normal images;
+    - ``both``: sqrt(D T), the geometric mean;
+    - ``all``: D sqrt(T R).
 
     Label policy: with ``minimum``, the default, the score is the minimum over all *normal* classes y, the one under
     which the image looks most normal; with the name of a normal class, known beforehand, it is under that class.
@@ -138,18 +140,18 @@ class Scorer:
         # Every image under every condition, image by image: [n * k], in passes of at most `pairs`.
         image_of = torch.arange(n, device=self.device).repeat_interleave(k)
         condition_of = torch.tensor(self.conditions, device=self.device).repeat(n)
-        terms, descriptors, errors, maps, reconstructions = [], [], [], [], []
+        terms, descriptors, textures, maps, reconstructions = [], [], [], [], []
         for i, y in zip(image_of.split(self.pairs), condition_of.split(self.pairs), strict=True):
-            result, x_hat, h, e = self._compare(x[i], f[i], y)
+            result, x_hat, h, t = self._compare(x[i], f[i], y)
             terms.append(torch.stack([result.score, result.residual, result.feature]))
             descriptors.append(h)
-            errors.append(e)
+            textures.append(t)
             if details:
                 maps.append(result.map)
                 reconstructions.append(x_hat)
         reconstruction, *parts = torch.cat(terms, dim=1).view(3, n, k)
-        h, e = (torch.cat(t).view(n, k, -1) for t in (descriptors, errors))
-        distances = self.density.under(h, e, self.conditions)
+        h, t = (torch.cat(parts).view(n, k, -1) for parts in (descriptors, textures))
+        distances = self.density.under(h, t, self.conditions)
         table = torch.stack([combined(self.made_of, reconstruction, distances), *parts, *distances])  # [5, n, k]
         best = table[0].argmin(dim=1)  # [n]
         place = torch.arange(n, device=self.device) * k + best  # in [n * k]
@@ -179,22 +181,26 @@ class Scorer:
         return concatenate(parts)
 
     def _compared(self, x: Tensor, f: Tensor, y: Tensor) -> tuple[AnomalyScore, Tensor, Tensor, Tensor]:
-        """R with its parts and map for each image x with features f under its condition y; its x', h and e."""
+        """R with its parts and map for each image x with features f under its condition y; its x', h and t."""
         z, h = self.encoder.describe(x, y)
         x_hat: Tensor = self.generator(z, y)
         f_hat = self.discriminator.features(x_hat)
         result = anomaly_score(x, x_hat, f, f_hat, kappa=self.kappa, want_map=True, kernels=self.kernels)
         assert result.map is not None
-        return result, x_hat, h, regional_errors(result.map)
+        return result, x_hat, h, texture(x, result.map)
 
 
 def combined(made_of: str, reconstruction: Tensor, distances: Distances) -> Tensor:
     """The score, by its name in the choices of the setting ``score``."""
-    if made_of == "reconstruction":
-        return reconstruction
-    if made_of == "all":
-        return distances.density * (distances.error_density * reconstruction).sqrt()
-    return distances.density if made_of == "density" else (distances.density * distances.error_density).sqrt()
+    d, t = distances
+    made: dict[str, Callable[[], Tensor]] = {
+        "reconstruction": lambda: reconstruction,
+        "density": lambda: d,
+        "texture": lambda: t,
+        "both": lambda: (d * t).sqrt(),
+        "all": lambda: d * (t * reconstruction).sqrt(),
+    }
+    return made[made_of]()
 
 
 def _compiled(function: Function) -> Function:
@@ -228,7 +234,7 @@ def concatenate(parts: Sequence[Scored]) -> Scored:
         joined("residual"),
         joined("feature"),
         joined("density"),
-        joined("error_density"),
+        joined("texture_density"),
         joined("map") if details else None,
         joined("reconstruction") if details else None,
     )

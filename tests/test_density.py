@@ -11,7 +11,7 @@ from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from raccgan import density as module
-from raccgan.density import Density, Gaussian, regional_errors
+from raccgan.density import TEXTURE, Density, Gaussian, contrast, texture
 from raccgan.detector import Detector
 from raccgan.errors import InputError
 from raccgan.evaluation import fit_density
@@ -84,13 +84,27 @@ def test_each_class_has_its_own() -> None:
         both.fit(v[:40], v[:40], y[:40])
 
 
-def test_errors_are_means_of_regions() -> None:
-    map = torch.zeros(2, 8, 8)
-    map[1, 2:4, 6:8] = 0.3
-    e = regional_errors(map)
-    wanted = torch.full((2, 16), np.log(1e-4))
+def test_contrast_is_the_squared_difference_to_the_next_pixels_below_and_to_the_right() -> None:
+    x = torch.rand(2, 3, 5, 5) * 2 - 1
+    found = contrast(x)
+    for row, column in ((0, 0), (3, 2), (4, 1), (2, 4), (4, 4)):
+        i, j = min(row, 3), min(column, 3)  # the last row and column repeat those before
+        down, right = x[:, :, i + 1, j] - x[:, :, i, j], x[:, :, i, j + 1] - x[:, :, i, j]
+        torch.testing.assert_close(found[:, row, column], (down**2 + right**2).mean(dim=1))
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_a_texture_is_the_logarithm_of_regional_means(size: int) -> None:
+    x = torch.zeros(2, 1, size, size)
+    map = torch.zeros(2, size, size)
+    side = size // 4
+    map[1, side : 2 * side, 3 * side :] = 0.3
+    x[1, 0, 2 * side + 1, 1] = 0.5  # four differences: to it from above and from the left, and from it both ways
+    t = texture(x, map)
+    wanted = torch.full((2, TEXTURE), np.log(1e-4))
     wanted[1, 4 * 1 + 3] = np.log(0.3 + 1e-4)
-    torch.testing.assert_close(e, wanted, rtol=1e-5, atol=0)
+    wanted[1, 16 + 4 * 2] = np.log(4 * 0.5**2 / side**2 + 1e-4)
+    torch.testing.assert_close(t, wanted, rtol=1e-5, atol=0)
 
 
 def test_a_descriptor_is_the_latent_and_the_means_of_each_block(tiny: Make) -> None:

@@ -72,6 +72,16 @@ def test_every_form_of_an_image_scores_alike(detector: Detector, tmp_path: Path)
         assert values(detector.score(form)) == expected
 
 
+def test_levelled_images_score_alike_in_every_form_and_exposure(tmp_path: Path) -> None:
+    assert run(train, "--out", tmp_path / "run", *TINY_OPTIONS, "--brightness=level") == 0
+    detector = Detector.load(tmp_path / "run")
+    pixels = grey(5)
+    expected = [r.score for r in detector.score(pixels)]
+    unit = pixels.astype(np.float32) / np.float32(255)
+    for form in (torch.from_numpy(unit)[:, None] * 2 - 1, 0.25 * unit + 0.5):
+        np.testing.assert_allclose([r.score for r in detector.score(form)], expected, rtol=1e-3)
+
+
 def test_one_image_is_a_list_of_one(detector: Detector, tmp_path: Path) -> None:
     pixels = grey(1)[0]
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -101,7 +111,7 @@ def test_a_result_holds_what_it_says(detector: Detector) -> None:
         assert result.residual == pytest.approx(float(result.map.mean()), rel=1e-4)
         assert result.score == pytest.approx(result.residual + detector.config.kappa * result.feature, rel=1e-4)
         assert result.density > 0
-        assert result.error_density > 0
+        assert result.texture_density > 0
         assert result.anomalous == (result.score > detector.threshold)
         assert result.nearest_class in detector.classes
         assert result.peak.value == result.map.max()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from raccgan import checkpoint as checkpoints
 from raccgan import export, exporting, train
-from raccgan.data.images import decode
+from raccgan.data.images import decode, levelled
 from raccgan.data.listing import list_images
 from raccgan.errors import InputError
 from raccgan.scoring import MINIMUM, Scorer
@@ -32,7 +32,7 @@ Runner = Callable[[Tensor], list[Tensor]]
 # PyTorch's own, where it loads a .pt2.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::FutureWarning")
 
-NAMES = ("score", "nearest_class", "anomalous", "residual", "feature", "density", "error_density", "map")
+NAMES = ("score", "nearest_class", "anomalous", "residual", "feature", "density", "texture_density", "map")
 
 
 @dataclass
@@ -54,11 +54,11 @@ class Trained:
         return threshold
 
 
-def trained(place: Path, channels: int, normal: str) -> Trained:
+def trained(place: Path, channels: int, normal: str, *options: str) -> Trained:
     shapes(place / "data", ["dark", "middle", "bright"], 20)
     where = ["--dataset", place / "data", "--protocol", "one-vs-rest", "--normal", normal, "--out", place / "run"]
     model = ["--image-size", 32, "--channels", channels, "--quantile", 0.5, "--attention-encoder", "last-1"]
-    assert run(train, *where, *TINY_OPTIONS, *model, "--phase", "gan") == 0
+    assert run(train, *where, *TINY_OPTIONS, *model, *options, "--phase", "gan") == 0
     assert run(train, "--resume", place / "run", "--phase", "encoder") == 0
     files = list_images(place / "data").images
     return Trained(place / "run", torch.stack([torch.from_numpy(decode(f, size=32, channels=channels)) for f in files]))
@@ -72,8 +72,8 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Colour, one normal class."""
-    return trained(tmp_path_factory.mktemp("one"), 3, "dark")
+    """Colour, one normal class, brightness levelled."""
+    return trained(tmp_path_factory.mktemp("one"), 3, "dark", "--brightness=level")
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def agrees(found: list[Tensor], scorer: Scorer, images: Tensor, threshold: float
     wanted = scorer.score(images, details=True)
     score, nearest, anomalous, *terms, maps = found
     assert wanted.map is not None
-    expected = (wanted.score, wanted.residual, wanted.feature, wanted.density, wanted.error_density)
+    expected = (wanted.score, wanted.residual, wanted.feature, wanted.density, wanted.texture_density)
     for ours, theirs in zip((score, *terms), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(maps, wanted.map, rtol=1e-3, atol=1e-4)
@@ -146,10 +146,10 @@ def test_scores_classes_and_decisions_are_the_checkpoints(
 
 
 @pytest.mark.parametrize("runtime", ["ONNX Runtime", "OpenVINO"])
-def test_bytes_in_colour_and_one_class(one: Trained, exported: dict[str, Path], runtime: str) -> None:
+def test_bytes_in_colour_levelled_and_one_class(one: Trained, exported: dict[str, Path], runtime: str) -> None:
     model = RUNTIMES[runtime][0](exported["one"] / "model.onnx")
     pixels = ((one.images + 1) * 127.5).round().to(torch.uint8)
-    images = pixels.to(torch.float32) / 255 * 2 - 1
+    images = torch.from_numpy(levelled((pixels.to(torch.float32) / 255 * 2 - 1).numpy()))
     for part in (slice(0, 1), slice(3, 8), slice(None)):
         decided = agrees(model(pixels[part]), one.scorer(), images[part], one.threshold)
     assert decided.any()
@@ -179,6 +179,7 @@ def test_the_file_says_how_to_call_it(several: Trained, exported: dict[str, Path
     bytes_in = json.loads((exported["one"] / "model.onnx.json").read_text())
     assert bytes_in["input"]["dtype"] == "uint8"
     assert bytes_in["input"]["channels"] == "red, green, blue"
+    assert bytes_in["agreement"]["equal_decisions"] == 1
     said = json.loads((exported["several"] / "model.onnx.json").read_text())
     assert said["input"]["shape"] == ["batch", 1, 32, 32]
     assert said["input"]["fit"] == "stretch"

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raccgan.density import regional_errors
+from raccgan.density import texture
 from raccgan.errors import InputError
 from raccgan.evaluation import fit_density
 from raccgan.networks import Networks
@@ -86,7 +86,7 @@ def test_the_order_changes_no_bit(run_and_scorer: tuple[Run, Scorer]) -> None:
     check()
 
 
-@pytest.mark.parametrize("made_of", ["reconstruction", "density", "both", "all"])
+@pytest.mark.parametrize("made_of", ["reconstruction", "density", "texture", "both", "all"])
 def test_the_score_is_the_minimum_over_the_normal_classes(
     run_and_scorer: tuple[Run, Scorer], tiny: Make, made_of: str
 ) -> None:
@@ -102,14 +102,15 @@ def test_the_score_is_the_minimum_over_the_normal_classes(
         x_hat = scorer.generator(z, y)
         term = (f - scorer.discriminator.features(x_hat)).square().flatten(1).mean(dim=1)
         squared = (x - x_hat).square().mean(dim=1)
-        density, error_density = scorer.density(h, regional_errors(squared), index)
+        density, texture_density = scorer.density(h, texture(x, squared), index)
         reconstruction = squared.mean(dim=(1, 2)) + run.config.kappa * term
         by_class.append(
             {
                 "reconstruction": reconstruction,
                 "density": density,
-                "both": (density * error_density).sqrt(),
-                "all": density * (error_density * reconstruction).sqrt(),
+                "texture": texture_density,
+                "both": (density * texture_density).sqrt(),
+                "all": density * (texture_density * reconstruction).sqrt(),
             }[made_of]
         )
     table = torch.stack(by_class)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class ImageDataset(Dataset[Item]):
     Args:
         samples: what to serve, in this order.
         classes: class names; a sample's class index is its label's place here, -1 where it has none.
-        size, channels, fit: as in ``images.decode``.
+        size, channels, fit, brightness: as in ``images.decode``.
         cache_bytes: the most memory that decoded images may take.
 
     Raises:
@@ -46,6 +46,7 @@ class ImageDataset(Dataset[Item]):
         size: int,
         channels: int,
         fit: str = "stretch",
+        brightness: str = "keep",
         cache_bytes: int = 2 << 30,
     ) -> None:
         self.samples = tuple(samples)
@@ -53,6 +54,7 @@ class ImageDataset(Dataset[Item]):
         self.size = size
         self.channels = channels
         self.fit = fit
+        self._decoded_to: dict[str, Any] = {"size": size, "channels": channels, "fit": fit, "brightness": brightness}
         place = {name: index for index, name in enumerate(self.classes)}
         self.labels = torch.tensor([place.get(sample.label, -1) for sample in self.samples], dtype=torch.int64)  # [N]
         kept = min(len(self.samples), cache_bytes // (4 * channels * size * size))
@@ -142,7 +144,7 @@ class ImageDataset(Dataset[Item]):
             self._cached[index] = True
 
     def _decode(self, index: int) -> np.ndarray:
-        return decode(self.samples[index].image, size=self.size, channels=self.channels, fit=self.fit)
+        return decode(self.samples[index].image, **self._decoded_to)
 
     def _preload(self, chunk: int = 4096) -> None:
         """Decode the pixels in memory, a chunk of images of one shape and type at a time."""
@@ -154,7 +156,7 @@ class ImageDataset(Dataset[Item]):
             for start in range(0, len(members), chunk):
                 part = members[start : start + chunk]
                 stack = np.stack([np.asarray(self.samples[index].image) for index in part])
-                decoded = decode_stack(stack, size=self.size, channels=self.channels, fit=self.fit)
+                decoded = decode_stack(stack, **self._decoded_to)
                 self._cache[part] = torch.from_numpy(decoded)
                 self._cached[part] = True
 

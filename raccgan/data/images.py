@@ -37,10 +37,15 @@ FITS = {
     "pad": "the whole image, black bars make it square",
 }
 
+SPREAD = 4.0
+"""How many deviations from its mean a levelled image reaches at -1 and 1."""
+FLAT = 2e-3
+"""The least deviation, of intensities in [-1, 1], that levelling divides by: noise of a blank image stays small."""
+
 Float = NDArray[np.float32]
 
 
-def decode(image: Path | Pixels, *, size: int, channels: int, fit: str = "stretch") -> Float:
+def decode(image: Path | Pixels, *, size: int, channels: int, fit: str = "stretch", brightness: str = "keep") -> Float:
     """Read one image.
 
     Args:
@@ -48,6 +53,8 @@ def decode(image: Path | Pixels, *, size: int, channels: int, fit: str = "stretc
         size: height and width of the result.
         channels: 1 (grey) or 3 (RGB).
         fit: one of ``FITS``.
+        brightness: ``keep``, or ``level`` for mean 0 and deviation 1/``SPREAD`` in every image, black bars included,
+            cut at -1 and 1; an image of one value becomes 0.
 
     Returns:
         float32 [channels, size, size] in [-1, 1].
@@ -55,7 +62,7 @@ def decode(image: Path | Pixels, *, size: int, channels: int, fit: str = "stretc
     Raises:
         InputError: the file cannot be read as an image, or its values have no defined scale; names file and reason.
     """
-    return decode_sized(image, size=size, channels=channels, fit=fit).pixels
+    return decode_sized(image, size=size, channels=channels, fit=fit, brightness=brightness).pixels
 
 
 class Decoded(NamedTuple):
@@ -66,20 +73,22 @@ class Decoded(NamedTuple):
     width: int
 
 
-def decode_sized(image: Path | Pixels, *, size: int, channels: int, fit: str = "stretch") -> Decoded:
+def decode_sized(
+    image: Path | Pixels, *, size: int, channels: int, fit: str = "stretch", brightness: str = "keep"
+) -> Decoded:
     """``decode`` that also says the original's size; the same arguments and errors."""
     with ExitStack() as held:
         unit = _read_unit(image, held) if isinstance(image, Path) else _unit(image, "the array")
-        return Decoded(_finish(unit[None], size, channels, fit)[0], unit.shape[0], unit.shape[1])
+        return Decoded(_finish(unit[None], size, channels, fit, brightness)[0], unit.shape[0], unit.shape[1])
 
 
-def decode_stack(images: Pixels, *, size: int, channels: int, fit: str = "stretch") -> Float:
+def decode_stack(images: Pixels, *, size: int, channels: int, fit: str = "stretch", brightness: str = "keep") -> Float:
     """``decode`` for images of one shape, [N, H, W] or [N, H, W, C] -> float32 [N, channels, size, size].
 
     The result equals that of ``decode`` bit for bit.
     """
     per_image = images if images.ndim == 4 else images[..., None]
-    return _finish(_unit(per_image, "the array"), size, channels, fit)
+    return _finish(_unit(per_image, "the array"), size, channels, fit, brightness)
 
 
 def read_upright(path: Path, longest: int) -> NDArray[np.uint8]:
@@ -173,7 +182,7 @@ def place_in_square(height: int, width: int, size: int, fit: str) -> Place:
     return Place(box, (columns, rows), slice(top, top + rows), slice(left, left + columns))
 
 
-def _finish(unit: Float, size: int, channels: int, fit: str) -> Float:
+def _finish(unit: Float, size: int, channels: int, fit: str, brightness: str) -> Float:
     """[N, H, W, 1 or 3] in [0, 1] -> [N, channels, size, size] in [-1, 1]."""
     if channels not in (1, 3):
         raise InputError(f"images have 1 or 3 channels, not {channels}")
@@ -191,7 +200,19 @@ def _finish(unit: Float, size: int, channels: int, fit: str) -> Float:
         red, green, blue = np.split(result.astype(np.float64), 3, axis=1)
         result = (0.299 * red + 0.587 * green + 0.114 * blue).astype(np.float32)
     result = result * 2 - 1
+    if brightness == "level":
+        result = levelled(result)
+    elif brightness != "keep":
+        raise InputError(f"no brightness called {brightness!r}; there are keep, level")
     return np.repeat(result, 3, axis=1) if result.shape[1] < channels else result
+
+
+def levelled(images: Float) -> Float:
+    """[N, C, H, W] in [-1, 1] -> mean 0 and deviation 1/``SPREAD`` over each image, cut at -1 and 1."""
+    flat = images.reshape(len(images), -1).astype(np.float64)
+    flat -= flat.mean(axis=1, keepdims=True)
+    deviation = np.maximum(flat.std(axis=1, keepdims=True), FLAT)
+    return np.clip(flat / (SPREAD * deviation), -1, 1).astype(np.float32).reshape(images.shape)
 
 
 def _each_plane(planes: Float) -> Iterator[Float]:

@@ -39,6 +39,7 @@ class Split:
     train: tuple[Sample, ...]
     held_out: tuple[Sample, ...]  # from the training part, never trained on: calibrates the threshold
     test: tuple[Sample, ...]  # normal and anomalous
+    spare: tuple[Sample, ...] = ()  # anomalous, of the training part: neither trained on nor tested
 
     def is_anomalous(self, sample: Sample) -> bool:
         """True where the sample's class is none of the normal ones."""
@@ -76,7 +77,10 @@ def make_split(
         kept += [sample for sample in members if sample.key in chosen]
         training += [sample for sample in members if sample.key not in chosen]
     test = _test_samples(source, protocol, classes)
-    return Split(classes, tuple(training), tuple(kept), tuple(test))
+    tested = {sample.key for sample in test}
+    others = (sample for sample in source.samples if sample.label not in classes)
+    spare = tuple(sample for sample in others if sample.split == "train" and sample.key not in tested)
+    return Split(classes, tuple(training), tuple(kept), tuple(test), spare)
 
 
 def hash_order(keys: Iterable[str], *, salt: str) -> list[str]:

@@ -10,14 +10,19 @@ import numpy as np
 import torch
 
 from raccgan import checkpoint as checkpoints
+from raccgan.config import SCORES
+from raccgan.data.samples import spread
+from raccgan.density import Distances
 from raccgan.evaluation import Evaluation, calibrate, evaluate, fit_density, score, write_results
-from raccgan.experiments.compositions import composed, terms_of
-from raccgan.experiments.results import Result, composition_column
+from raccgan.experiments.results import Result, choice_column, score_column
 from raccgan.experiments.tables import Row
 from raccgan.metrics import image_metrics
 from raccgan.run import Run, prepare
-from raccgan.scoring import Scorer
+from raccgan.scoring import Scored, Scorer, combined
 from raccgan.training import PHASES, Training
+
+SPARE = 3000
+"""The most anomalous images of the training part that are scored."""
 
 
 def execute(row: Row, folder: Path, device: torch.device, data_root: Path) -> Result:
@@ -41,7 +46,7 @@ def execute(row: Row, folder: Path, device: torch.device, data_root: Path) -> Re
     scorer = run.scorer(training.networks)
     training.calibration = calibrate(run, scorer)
     training.save(PHASES[-1])
-    evaluation = evaluate(run, scorer, training.calibration.threshold, seconds=training.seconds, details=True)
+    evaluation = evaluate(run, scorer, training.calibration.threshold, seconds=training.seconds)
     assert evaluation is not None  # a row is of one process
     write_results(folder, run, evaluation, scorer, training.history)
     return _result(row, run, scorer, evaluation)
@@ -58,7 +63,7 @@ def _result(row: Row, run: Run, scorer: Scorer, evaluation: Evaluation) -> Resul
         "auroc": _figure(found["image"]["auroc"]),
         "pixel_auroc": _figure(found["pixel"]["auroc"]),
         **{name: _figure(control["auroc"]) for name, control in found["controls"].items()},
-        **_compositions(run, scorer, evaluation),
+        **_scores(run, scorer, evaluation),
         "train_seconds": f"{found['seconds']:.0f}",
         "score_seconds_per_1000": f"{_scoring_seconds(run, scorer):.2f}",
         "steps": f"{run.config.gan_steps}+{run.config.encoder_steps}",
@@ -69,16 +74,37 @@ def _result(row: Row, run: Run, scorer: Scorer, evaluation: Evaluation) -> Resul
     }
 
 
-def _compositions(run: Run, scorer: Scorer, evaluation: Evaluation) -> dict[str, str]:
-    held_out = run.dataset(run.split.held_out)
-    scored = score(scorer, held_out, "held-out scores", details=True)
-    assert scored is not None
-    normal = terms_of(scorer, held_out, scored, "held-out terms")
-    asked = terms_of(scorer, run.dataset(run.split.test), evaluation.scored, "test terms")
-    return {
-        composition_column(name): _figure(image_metrics(scores, evaluation.anomalous, float(np.median(scores))).auroc)
-        for name, scores in composed(asked, normal).items()
-    }
+def _scores(run: Run, scorer: Scorer, evaluation: Evaluation) -> dict[str, str]:
+    """The AUROC of every kind of score, under the condition that the model's own chose: of the test images; and of the
+    held-out images against the anomalous ones of the training part, by which a kind may be chosen."""
+    kinds = _kinds(scorer, evaluation.scored)
+    tested = {score_column(name): _auroc(scores, evaluation.anomalous) for name, scores in kinds}
+    return tested | _choices(run, scorer)
+
+
+def _choices(run: Run, scorer: Scorer) -> dict[str, str]:
+    spare = spread(run.split.spare, SPARE)
+    if not spare:
+        return dict.fromkeys(map(choice_column, SCORES), "")
+    normal, anomalous = (
+        score(scorer, run.dataset(samples), "scores to choose by") for samples in (run.split.held_out, spare)
+    )
+    assert normal is not None
+    assert anomalous is not None
+    labels = np.arange(len(normal.score) + len(spare)) >= len(normal.score)
+    kinds = zip(_kinds(scorer, normal), _kinds(scorer, anomalous), strict=True)
+    return {choice_column(name): _auroc(np.concatenate([low, high]), labels) for (name, low), (_, high) in kinds}
+
+
+def _kinds(scorer: Scorer, scored: Scored) -> list[tuple[str, np.ndarray]]:
+    """Each kind of score, [N]."""
+    reconstruction = scored.residual + scorer.kappa * scored.feature
+    distances = Distances(scored.density, scored.texture_density)
+    return [(name, combined(name, reconstruction, distances).numpy()) for name in SCORES]
+
+
+def _auroc(scores: np.ndarray, anomalous: np.ndarray) -> str:
+    return _figure(image_metrics(scores, anomalous, float(np.median(scores))).auroc)
 
 
 def _scoring_seconds(run: Run, scorer: Scorer, most: int = 1000) -> float:

@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from raccgan import pictures
+from raccgan.config import SCORES
 from raccgan.errors import InputError
-from raccgan.experiments.compositions import COMPOSITIONS
 from raccgan.experiments.tables import Row, Table
 from raccgan.files import write_csv
 
@@ -25,14 +25,19 @@ Result = dict[str, str]
 CONTROLS = ("autoencoder", "nearest_neighbour")
 
 
-def composition_column(name: str) -> str:
-    """The column of a composition's AUROC."""
-    return "auroc_" + name.replace("-", "_")
+def score_column(name: str) -> str:
+    """The column of a kind of score's AUROC on the test images."""
+    return f"auroc_{name}"
+
+
+def choice_column(name: str) -> str:
+    """The column of its AUROC on the training part: held-out normal images against those of all other classes."""
+    return f"choice_{name}"
 
 
 KEY = ("variant", "normal", "seed", "digest")
 HEADER = (
-    *KEY, "auroc", "pixel_auroc", *CONTROLS, *map(composition_column, COMPOSITIONS),
+    *KEY, "auroc", "pixel_auroc", *CONTROLS, *map(score_column, SCORES), *map(choice_column, SCORES),
     "train_seconds", "score_seconds_per_1000", "steps", "kernels", "threads", "machine", "torch",
 )  # fmt: skip
 
@@ -129,9 +134,10 @@ def summary(name: str, table: Table, by_variant: Mapping[str, Mapping[Row, Resul
     lines += [f"| {name:24} | {shown:15} | {'':15} | {source:24} | {'':11} |" for name, _, shown, source in beside]
     variant, first = _first(by_variant)
     if first:
-        scores = [(n, mean_of(first, composition_column(n), len(table.normal))) for n in COMPOSITIONS]
-        lines += ["", f"other scores of the same {variant} models:"]
-        lines += [f"  {n:20} {m}" for n, m in scores if m is not None]
+        lines += ["", f"each --score of the same {variant} models: tested, and on the training part, to choose by:"]
+        for name in SCORES:
+            tested, choice = (mean_of(first, to(name), len(table.normal)) for to in (score_column, choice_column))
+            lines += [f"  {name:20} {tested!s:15}" + ("" if choice is None else f" {choice}")]
     lines += _losing(first)
     if table.note:
         lines += ["", f"note: {table.note}"]

@@ -47,7 +47,7 @@ class Shown:
     residual: float
     feature: float
     density: float
-    error_density: float
+    texture_density: float
     map_max: float
     strip: str  # of :func:`strip`
     map_x: int | None = None  # where the maximum is, in the original's pixels

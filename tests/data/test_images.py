@@ -224,9 +224,38 @@ def test_a_stack_equals_its_images_bit_for_bit(shape: tuple[int, ...], size: int
     for dtype in (np.uint8, np.uint16):
         stack = RANDOM.integers(0, np.iinfo(dtype).max, (5, *shape), endpoint=True).astype(dtype)
         for channels in (1, 3):
-            together = decode_stack(stack, size=size, channels=channels, fit=fit)
-            one_by_one = [decode(image, size=size, channels=channels, fit=fit) for image in stack]
-            np.testing.assert_array_equal(together, one_by_one)
+            for brightness in ("keep", "level"):
+                wanted = {"size": size, "channels": channels, "fit": fit, "brightness": brightness}
+                together = decode_stack(stack, **wanted)
+                np.testing.assert_array_equal(together, [decode(image, **wanted) for image in stack])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_levelled_images_are_those_of_any_exposure(channels: int) -> None:
+    image = RANDOM.uniform(0, 1, (9, 12, 3)).astype(np.float32) ** 3
+    level = decode(image, size=8, channels=channels, brightness="level")
+    assert level.shape == (channels, 8, 8)
+    assert abs(level.mean()) < 1e-6
+    assert level.std() == pytest.approx(1 / 4, rel=1e-5)
+    darker = decode(0.3 * image + 0.1, size=8, channels=channels, brightness="level")
+    np.testing.assert_allclose(darker, level, atol=1e-5)
+    kept = decode(image, size=8, channels=channels)
+    np.testing.assert_allclose(level, (kept - kept.mean()) / (4 * kept.std()), atol=1e-6)
+
+
+def test_levelling_cuts_what_is_far_from_the_mean_and_leaves_the_noise_of_a_blank_image_small() -> None:
+    spot = np.zeros((16, 16), np.uint8)
+    spot[3, 5] = 255
+    assert decode(spot, size=16, channels=1, brightness="level").max() == 1
+    blank = np.full((16, 16), 128, np.uint8)
+    assert (decode(blank, size=16, channels=1, brightness="level") == 0).all()
+    noise = (32768 + RANDOM.integers(-3, 4, (16, 16))).astype(np.uint16)
+    assert np.abs(decode(noise, size=16, channels=1, brightness="level")).max() < 0.02
+
+
+def test_another_brightness_is_refused() -> None:
+    with pytest.raises(InputError, match="no brightness called 'bright'; there are keep, level"):
+        decode(np.zeros((8, 8), np.uint8), size=8, channels=1, brightness="bright")
 
 
 @pytest.mark.parametrize("fit", FITS)
