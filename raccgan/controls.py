@@ -1,26 +1,27 @@
 """The two plain controls that every result table carries: 1-nearest-neighbour and a plain autoencoder.
 
 Both see the same normal training images as the model and score the same test images; both match famous GANs on small
-images, so a result without them says little. A higher score is more anomalous.
+images, so a result without them says little.
 
-Images are float tensors [N, C, S, S] in [-1, 1]; scores are float64 arrays [M].
+Each makes of a test image what it takes for the same image if it were normal, and gives the squared difference of
+every pixel, mean over channels. Their mean over an image is the control's score, and they are its map, as ours are.
+
+Images are float tensors [N, C, S, S] in [-1, 1]; results are float32 tensors [M, S, S].
 """
 
 import itertools
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-def nearest_neighbour(train: Tensor, test: Tensor, *, max_train: int = 20_000) -> NDArray[np.float64]:
-    """Distance of each test image to the nearest training image, Euclidean on the pixels.
+def nearest_neighbour(train: Tensor, test: Tensor, *, max_train: int = 20_000) -> Tensor:
+    """Squared differences of each test image to the nearest training image, Euclidean on the pixels.
 
     Of more than ``max_train`` training images, that many are taken at even distances over their order, so that each
     class of a training set in class order keeps its share and every run takes the same ones.
@@ -37,13 +38,14 @@ def nearest_neighbour(train: Tensor, test: Tensor, *, max_train: int = 20_000) -
 
     _check(train, test)
     if len(test) == 0:
-        return np.empty(0)
+        return test.new_empty(0, *test.shape[2:], dtype=torch.float32)
     if len(train) > max_train:
         train = train[torch.linspace(0, len(train) - 1, max_train).round().long().to(train.device)]
     known, asked = (images.detach().float().flatten(1).cpu().numpy() for images in (train, test))
     index = NearestNeighbors(n_neighbors=1, algorithm="brute", metric="euclidean").fit(known)
-    distances, _ = index.kneighbors(asked)
-    return distances[:, 0].astype(np.float64)
+    nearest = torch.from_numpy(index.kneighbors(asked, return_distance=False)[:, 0]).to(train.device)
+    parts = zip(test.split(256), nearest.split(256), strict=True)  # no second copy of every image at once
+    return torch.cat([_squared(part, train[places].to(part.device)) for part, places in parts])
 
 
 def autoencoder(
@@ -56,8 +58,8 @@ def autoencoder(
     bottleneck: int | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
-) -> NDArray[np.float64]:
-    """Mean squared error of each test image under a small convolutional autoencoder trained on ``train``.
+) -> Tensor:
+    """Squared errors of each test image under a small convolutional autoencoder trained on ``train``.
 
     Stride-2 convolutions down to 4x4, a linear bottleneck, and the mirror image of it back; batch norm and ReLU
     between; Adam 1e-3 on the mean squared error for ``steps`` steps, never for a time, so that a seed gives the same
@@ -65,7 +67,7 @@ def autoencoder(
 
     Args:
         train: normal images [N, C, S, S], N at least 1, S one of :data:`SIZES`.
-        test: images to score [M, C, S, S]; a score does not depend on the others (but for float32 rounding).
+        test: images to score [M, C, S, S]; none depends on the others (but for float32 rounding).
         seed: decides the initial weights and the order of the batches.
         steps: 1500 is enough for some hundred images of 8 to 32 px; larger sets gain from several times as many.
         bottleneck: numbers that describe an image; fewer let through less that is not normal. Default: half the side
@@ -138,11 +140,12 @@ def _fit(
 
 
 @torch.no_grad()
-def _errors(net: nn.Module, test: Tensor, batch_size: int) -> NDArray[np.float64]:
+def _errors(net: nn.Module, test: Tensor, batch_size: int) -> Tensor:
     device = next(net.parameters()).device
     net.eval()
-    scores = [np.empty(0)]
-    for part in test.split(batch_size):
-        images = part.to(device, torch.float32)
-        scores.append((net(images) - images).square().double().mean(dim=(1, 2, 3)).cpu().numpy())
-    return np.concatenate(scores)
+    images = (part.to(device, torch.float32) for part in test.split(batch_size))
+    return torch.cat([_squared(part, net(part)) for part in images])
+
+
+def _squared(test: Tensor, normal: Tensor) -> Tensor:
+    return (normal.float() - test.float()).square().mean(dim=1).cpu()

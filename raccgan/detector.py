@@ -73,7 +73,7 @@ class Result:
     height: int  # of the original, upright
     width: int
     path: Path | None = None
-    map: Float | None = None  # [size, size]: squared difference per pixel, mean over channels
+    map: Float | None = None  # [size, size]: squared difference per pixel, mean over channels, smoothed
     image: Float | None = None  # [C, size, size] in [-1, 1]: what the model saw
     reconstruction: Float | None = None  # [C, size, size] in [-1, 1]
 

@@ -19,6 +19,7 @@ from raccgan.data.dataset import ImageDataset
 from raccgan.data.images import decode_mask
 from raccgan.density import texture
 from raccgan.files import write_csv, write_json
+from raccgan.maps import smoothed
 from raccgan.networks import Networks, frozen
 from raccgan.overlays import MapScale
 from raccgan.progress import Progress
@@ -152,16 +153,23 @@ def evaluate(run: Run, scorer: Scorer, threshold: float, *, seconds: float, deta
         return None
     scores = scored.score.numpy()
     image = metrics.image_metrics(scores, anomalous, threshold)
-    pixel = None
-    if has_masks:
+    masks = _masks(run) if has_masks else None
+    pixel = {"auroc": None, "aupro": None}
+    if masks is not None:
         assert scored.map is not None
-        pixel = metrics.pixel_metrics(scored.map.numpy(), _masks(run))
-    control_scores = _control_scores(run, test)
+        pixel = dataclasses.asdict(metrics.pixel_metrics(scored.map.numpy(), masks))
+    control_maps = _control_maps(run, test)
+    control_scores = {name: maps.double().mean(dim=(1, 2)).numpy() for name, maps in control_maps.items()}
     found: dict[str, Any] = {
         "image": dataclasses.asdict(image),
-        "pixel": {"auroc": pixel.auroc if pixel else None, "aupro": pixel.aupro if pixel else None},
+        "pixel": pixel,
         "controls": {
-            name: {"auroc": metrics.image_metrics(values, anomalous, float(np.median(values))).auroc}
+            name: {
+                "auroc": metrics.image_metrics(values, anomalous, float(np.median(values))).auroc,
+                "pixel_auroc": None
+                if masks is None
+                else metrics.pixel_metrics(smoothed(control_maps[name]).numpy(), masks).auroc,
+            }
             for name, values in control_scores.items()
         },
         "threshold": threshold,
@@ -280,13 +288,13 @@ def _masks(run: Run) -> np.ndarray:
     )
 
 
-def _control_scores(run: Run, test: ImageDataset) -> dict[str, np.ndarray]:
-    """The two plain controls on the same split: what a GAN has to beat."""
+def _control_maps(run: Run, test: ImageDataset) -> dict[str, Tensor]:
+    """Error maps of the two plain controls on the same split: what a GAN has to beat."""
     train = run.dataset(run.split.train)
     most = max(1, CONTROL_BYTES // (4 * run.channels * run.config.image_size**2))
     known = train.images(np.linspace(0, len(train) - 1, min(most, len(train))).round().astype(int).tolist())
     asked = test.images(range(len(test)))
-    result: dict[str, np.ndarray] = {}
+    result: dict[str, Tensor] = {}
     with Progress("control: autoencoder", run.config.control_steps) as progress:
         result["autoencoder"] = controls.autoencoder(
             known,

@@ -23,6 +23,7 @@ from torch.nn.utils import parametrize
 from raccgan.data.images import FLAT, SPREAD, levelled
 from raccgan.density import texture
 from raccgan.errors import InputError
+from raccgan.maps import smoothed
 from raccgan.networks import Networks
 from raccgan.scoring import Scorer, combined
 
@@ -34,7 +35,7 @@ OUTPUTS = {
     "feature": "[batch] float32: the feature term of the score, kappa not applied",
     "density": "[batch] float32: distance of the descriptor from those of normal images",
     "texture_density": "[batch] float32: distance of the texture from that of normal images",
-    "map": "[batch, size, size] float32: squared difference per pixel, mean over channels",
+    "map": "[batch, size, size] float32: squared difference per pixel, mean over channels, smoothed",
 }
 
 INPUTS = {
@@ -119,7 +120,7 @@ class ScoringGraph(nn.Module):
         lowest, *parts = (term.gather(1, best).squeeze(1) for term in terms)
         nearest = self.conditions[best.squeeze(1)]
         # "not at most" instead of "above": an image with a NaN in it is never passed as normal.
-        return lowest, nearest, ~(lowest <= self.threshold), *parts, maps.gather(1, at).squeeze(1)
+        return lowest, nearest, ~(lowest <= self.threshold), *parts, smoothed(maps.gather(1, at).squeeze(1))
 
 
 def _levelled(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from raccgan.config import Config
 from raccgan.density import Density, Distances, texture
 from raccgan.errors import InputError
 from raccgan.kernels.anomaly_score import AnomalyScore, anomaly_score
+from raccgan.maps import smoothed
 from raccgan.networks import Networks, frozen
 
 MINIMUM = "minimum"
@@ -31,7 +32,7 @@ class Scored:
     feature: Tensor  # [N] float32: the feature term alone, kappa not applied
     density: Tensor  # [N] float32: distance of the descriptor from those of normal images
     texture_density: Tensor  # [N] float32: distance of the texture from those of normal images
-    map: Tensor | None  # [N, H, W] float32: squared difference per pixel, mean over channels
+    map: Tensor | None  # [N, H, W] float32: squared difference per pixel, mean over channels, smoothed
     reconstruction: Tensor | None  # [N, C, H, W] in [-1, 1]
 
 
@@ -156,8 +157,9 @@ class Scorer:
         best = table[0].argmin(dim=1)  # [n]
         place = torch.arange(n, device=self.device) * k + best  # in [n * k]
         score, *rest = table.flatten(1)[:, place].cpu()
-        kept = (torch.cat(t)[place].cpu() if details else None for t in (maps, reconstructions))
-        return Scored(score, condition_of[place].cpu(), *rest, *kept)
+        map, x_hat = (torch.cat(t)[place] if details else None for t in (maps, reconstructions))
+        kept = (None if map is None else smoothed(map).cpu(), None if x_hat is None else x_hat.cpu())
+        return Scored(score, condition_of[place].cpu(), *(*rest, *kept))
 
     @property
     def batch(self) -> int:

@@ -63,6 +63,7 @@ def _result(row: Row, run: Run, scorer: Scorer, evaluation: Evaluation) -> Resul
         "auroc": _figure(found["image"]["auroc"]),
         "pixel_auroc": _figure(found["pixel"]["auroc"]),
         **{name: _figure(control["auroc"]) for name, control in found["controls"].items()},
+        **{f"pixel_{name}": _figure(control["pixel_auroc"]) for name, control in found["controls"].items()},
         **_scores(run, scorer, evaluation),
         "train_seconds": f"{found['seconds']:.0f}",
         "score_seconds_per_1000": f"{_scoring_seconds(run, scorer):.2f}",

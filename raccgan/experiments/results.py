@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import NamedTuple
 
 from raccgan import pictures
 from raccgan.config import SCORES
@@ -23,6 +24,7 @@ Result = dict[str, str]
 """One line of the CSV, by column; an empty figure is one that the data do not define."""
 
 CONTROLS = ("autoencoder", "nearest_neighbour")
+PIXEL_CONTROLS = tuple(f"pixel_{name}" for name in CONTROLS)
 
 
 def score_column(name: str) -> str:
@@ -37,7 +39,7 @@ def choice_column(name: str) -> str:
 
 KEY = ("variant", "normal", "seed", "digest")
 HEADER = (
-    *KEY, "auroc", "pixel_auroc", *CONTROLS, *map(score_column, SCORES), *map(choice_column, SCORES),
+    *KEY, "auroc", "pixel_auroc", *CONTROLS, *PIXEL_CONTROLS, *map(score_column, SCORES), *map(choice_column, SCORES),
     "train_seconds", "score_seconds_per_1000", "steps", "kernels", "threads", "machine", "torch",
 )  # fmt: skip
 
@@ -131,7 +133,7 @@ def summary(name: str, table: Table, by_variant: Mapping[str, Mapping[Row, Resul
         shown = "" if pixel is None else str(pixel)
         lines += [f"| {variant:24} | {found!s:15} | {shown:15} | {found.extent:24} | {seconds:11.0f} |"]
     beside = _beside(table, by_variant)
-    lines += [f"| {name:24} | {shown:15} | {'':15} | {source:24} | {'':11} |" for name, _, shown, source in beside]
+    lines += [f"| {b.name:24} | {b.shown:15} | {b.pixel:15} | {b.source:24} | {'':11} |" for b in beside]
     variant, first = _first(by_variant)
     if first:
         lines += ["", f"each --score of the same {variant} models: tested, and on the training part, to choose by:"]
@@ -147,7 +149,7 @@ def summary(name: str, table: Table, by_variant: Mapping[str, Mapping[Row, Resul
 def draw(path: Path, name: str, table: Table, by_variant: Mapping[str, Mapping[Row, Result]]) -> None:
     """The same as a picture: one dot a variant with its deviation, controls and published figures as lines."""
     dots = {v: m for v, results in by_variant.items() if (m := mean_of(results, "auroc", len(table.normal)))}
-    beside = {name: auroc for name, auroc, _, _ in _beside(table, by_variant)}
+    beside = {b.name: b.auroc for b in _beside(table, by_variant)}
     pictures.comparison(
         path,
         {label: (m.mean, m.deviation or 0.0) for label, m in dots.items()},
@@ -161,12 +163,26 @@ def _first(by_variant: Mapping[str, Mapping[Row, Result]]) -> tuple[str, Mapping
     return next(((variant, results) for variant, results in by_variant.items() if results), ("", {}))
 
 
-def _beside(table: Table, by_variant: Mapping[str, Mapping[Row, Result]]) -> list[tuple[str, float, str, str]]:
-    """Name, AUROC, the same as text, and origin: of the controls and of what others published."""
+class _Beside(NamedTuple):
+    """A figure that ours is compared with."""
+
+    name: str
+    auroc: float
+    shown: str  # the same as text
+    pixel: str
+    source: str
+
+
+def _beside(table: Table, by_variant: Mapping[str, Mapping[Row, Result]]) -> list[_Beside]:
+    """The controls, and what others published."""
     _, first = _first(by_variant)
-    found = [(name.replace("_", " "), mean_of(first, name, len(table.normal))) for name in CONTROLS]
-    ours = [(name, m.mean, str(m), "control, same split") for name, m in found if m is not None]
-    return ours + [(p.name, p.auroc, f"{p.auroc:.3f}", p.source) for p in table.published]
+    beside = []
+    for name in CONTROLS:
+        image, pixel = (mean_of(first, column, len(table.normal)) for column in (name, f"pixel_{name}"))
+        if image is not None:
+            shown = "" if pixel is None else str(pixel)
+            beside.append(_Beside(name.replace("_", " "), image.mean, str(image), shown, "control, same split"))
+    return beside + [_Beside(p.name, p.auroc, f"{p.auroc:.3f}", "", p.source) for p in table.published]
 
 
 def _losing(results: Mapping[Row, Result]) -> list[str]:
