@@ -42,7 +42,7 @@ pytestmark = pytest.mark.skipif(library.path() is None, reason=str(library.why_n
 # ---- what runs under the sanitizers, in a process of its own ---------------------------------------------------------
 
 
-def cases(family: Family) -> Iterator[tuple[str, Inputs]]:
+def cases(family: Family, device: str = "cpu") -> Iterator[tuple[str, Inputs]]:
     """Every case of the grid, as it is and with many channels, in every dtype and layout."""
     for case, arguments in family.cases.items():
         n, c, h, w = arguments["shape"]
@@ -50,25 +50,27 @@ def cases(family: Family) -> Iterator[tuple[str, Inputs]]:
             made = replace(family, cases={case: {**arguments, "shape": (n, channels, h, w)}})
             for dtype in DTYPES:
                 for layout in LAYOUTS:
-                    yield f"{case}, {channels} channels, {dtype}, {layout}", made.inputs(case, dtype, layout=layout)
+                    yield f"{case}, {channels} channels, {dtype}, {layout}", made.inputs(case, dtype, device, layout)
 
 
-def run_grid() -> None:
-    """Run everything native; a line on stderr before each case says where a report after it comes from."""
+def run_grid(kernels: str = "native", device: str = "cpu") -> None:
+    """Run all of one implementation; a line on stderr before each case says where a report after it comes from."""
     torch.set_num_threads(1)
     runs: dict[str, int] = {}
     for name, family in FAMILIES.items():
-        if "native" not in family.implementations:
+        if kernels not in family.implementations:
             continue
         runs[name] = 0
-        for case, inputs in cases(family):
-            if family.implementations["native"].can_run(backend.Call.of(next(iter(tensors(inputs).values())))) is None:
+        for case, inputs in cases(family, device):
+            if family.implementations[kernels].can_run(backend.Call.of(next(iter(tensors(inputs).values())))) is None:
                 print(name, case, file=sys.stderr, flush=True)
-                family.run("native", inputs)
-                first_order(family, "native", inputs)
-                second_order(family, "native", inputs)
-                through_penalty(family, "native", inputs)
+                family.run(kernels, inputs)
+                first_order(family, kernels, inputs)
+                second_order(family, kernels, inputs)
+                through_penalty(family, kernels, inputs)
                 runs[name] += 1
+    if device == "cuda":
+        torch.cuda.synchronize()
     build = library.build()
     assert build is not None, library.why_not()
     print(json.dumps({"runs": runs, "used": build["cpu_capability"], "library": str(library.path())}))
