@@ -41,6 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: a benchmark that runs with --full only")
+    config.addinivalue_line("markers", "large: a benchmark sized for a GPU, and run on no other device")
     config.addinivalue_line("markers", "published: of those, the training step at the published widths")
     config.stash[_ROWS], config.stash[_CEILINGS], config.stash[_LOAD] = [], {}, machine.load()
     config.stash[_JUDGED], config.stash[_SAVED] = {}, []
@@ -51,9 +52,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("full"):
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
+    kept = [item for item in items if _wanted(item, full=config.getoption("full"))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def _wanted(item: pytest.Item, *, full: bool) -> bool:
+    if item.get_closest_marker("large") and not item.get_closest_marker("gpu"):
+        return False
+    return full or not item.get_closest_marker("full")
 
 
 @contextmanager

@@ -37,7 +37,10 @@ CASES: dict[str, tuple[Config, int]] = {
     "32px b16": (make_config("mnist", {"batch_size": 16}), 1),
     "32px b64": (make_config("mnist", {}), 1),
     "128px b4": (make_config("mvtec", {"batch_size": 4}), 3),
+    "128px b64": (make_config("mvtec", {"batch_size": 64}), 3),
 }
+LARGE = "128px b64"
+CHECKED = {LARGE: 4}  # images that are compared with float64, where all would not fit a GPU
 QUICK = {("digits 8px b32", "float32"), ("32px b16", "float32")}
 PUBLISHED = {("32px b64", "float32"), ("32px b64", "bfloat16"), ("128px b4", "float32")}
 PARAMETERS = [
@@ -46,6 +49,10 @@ PARAMETERS = [
         precision,
         marks=()
         if (name, precision) in QUICK
+        else pytest.mark.large
+        if (name, precision) == (LARGE, "bfloat16")
+        else (pytest.mark.full, pytest.mark.large)
+        if name == LARGE
         else (pytest.mark.full, pytest.mark.published)
         if (name, precision) in PUBLISHED
         else pytest.mark.full,
@@ -68,17 +75,19 @@ def test_training_step(
 ) -> None:
     config, channels = CASES[name]
     config = replace(config, precision=precision)
-    fused = _contestant(config, channels, device, "fused", "channels_last")
+    checked = CHECKED.get(name, config.batch_size)
+    contestant = partial(_contestant, channels=channels, device=device, checked=checked)
+    fused = contestant(config, kernels="fused", layout="channels_last")
     contestants = [
         # The reference is also a peer: it is what a user of eager PyTorch would write. Training runs channels_last.
-        _contestant(config, channels, device, "reference", "NCHW"),
-        _contestant(config, channels, device, "reference", "channels_last"),
+        contestant(config, kernels="reference", layout="NCHW"),
+        contestant(config, kernels="reference", layout="channels_last"),
         fused,
-        _without_kernels(_contestant(config, channels, device, "fused", "channels_last")),
+        _without_kernels(contestant(config, kernels="fused", layout="channels_last")),
     ]
     if precision != "float32":  # nobody has to train in it where float32 is faster
-        plain = _contestant(
-            replace(config, precision="float32"), channels, device, "reference", "channels_last", precision
+        plain = contestant(
+            replace(config, precision="float32"), kernels="reference", layout="channels_last", judged=precision
         )
         contestants.append(replace(plain, implementation="reference in float32"))
     if request.config.getoption("full"):
@@ -86,9 +95,9 @@ def test_training_step(
     exact = networks(config, channels, device, "reference", "NCHW")
     counts = count(exact.generator), count(exact.discriminator)
     costs = training_step(config, channels, *counts, getattr(torch, precision))
-    batch = batch_of(config, channels, device, torch.float64)
+    judge = replace(config, precision="float32", batch_size=checked)
     check = gradients if precision == "float32" else _loss_values
-    wanted = check(doubled(exact), replace(config, precision="float32"), *batch)
+    wanted = check(doubled(exact), judge, *batch_of(judge, channels, device, torch.float64))
     case = Case(
         "training_step", name, getattr(torch, precision), "step", device, costs,
         tolerance=TOLERANCE[precision], images=config.batch_size,
@@ -99,14 +108,16 @@ def test_training_step(
 
 
 def _contestant(
-    config: Config, channels: int, device: str, kernels: str, layout: str, judged: str | None = None
+    config: Config, *, channels: int, device: str, kernels: str, layout: str, checked: int, judged: str | None = None
 ) -> Contestant:
-    """One training of its own; each call is a step on another batch. ``judged``: another precision than its own, as
-    whose equal it is checked."""
+    """One training of its own; each call is a step on another batch.
+
+    ``checked`` images are compared with float64; ``judged``: another precision than its own, as whose equal it is.
+    """
     judged = judged or config.precision
-    x, y = batch_of(config, channels, device)
-    checked = networks(config, channels, device, kernels, layout)
-    check = partial(gradients if judged == "float32" else _loss_values, checked, config, x, y)
+    few = replace(config, batch_size=checked)
+    made = networks(config, channels, device, kernels, layout)
+    check = partial(gradients if judged == "float32" else _loss_values, made, few, *batch_of(few, channels, device))
     step = stepping(config, channels, device, kernels, layout)
     return Contestant(
         label(kernels, check),
