@@ -136,10 +136,12 @@ def summary(name: str, table: Table, by_variant: Mapping[str, Mapping[Row, Resul
     lines += [f"| {b.name:24} | {b.shown:15} | {b.pixel:15} | {b.source:24} | {'':11} |" for b in beside]
     variant, first = _first(by_variant)
     if first:
-        lines += ["", f"each --score of the same {variant} models: tested, and on the training part, to choose by:"]
+        lines += ["", f"| --score, {variant:15} | tested          | on the training part, to choose by |"]
+        lines += [f"|{'-' * 26}|{'-' * 17}|{'-' * 36}|"]
         for name in SCORES:
-            tested, choice = (mean_of(first, to(name), len(table.normal)) for to in (score_column, choice_column))
-            lines += [f"  {name:20} {tested!s:15}" + ("" if choice is None else f" {choice}")]
+            means = (mean_of(first, column(name), len(table.normal)) for column in (score_column, choice_column))
+            tested, choice = ("" if m is None else str(m) for m in means)
+            lines += [f"| {name:24} | {tested:15} | {choice:34} |"]
     lines += _losing(first)
     if table.note:
         lines += ["", f"note: {table.note}"]

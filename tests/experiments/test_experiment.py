@@ -43,7 +43,7 @@ def test_rows_run_once_and_are_summed_up(tmp_path: Path, capsys: pytest.CaptureF
     assert run(tmp_path, "--summary") == 0
     said = capsys.readouterr().out
     assert "2 of 10 classes, 1 seed" in said
-    assert "  texture " in said
+    assert "| texture " in said
     assert (tmp_path / "summary.png").stat().st_size > 1000
 
 
