@@ -55,7 +55,8 @@ def contrast(x: Tensor) -> Tensor:
     The last row and column have those of the row and column before them.
     """
     down, right = x[:, :, 1:, :-1] - x[:, :, :-1, :-1], x[:, :, :-1, 1:] - x[:, :, :-1, :-1]
-    return F.pad((down.square() + right.square()).mean(dim=1), (0, 1, 0, 1), mode="replicate")
+    inner = (down.square() + right.square()).mean(dim=1, keepdim=True)  # in three dimensions none may be 0
+    return F.pad(inner, (0, 1, 0, 1), mode="replicate")[:, 0]
 
 
 class Distances(NamedTuple):

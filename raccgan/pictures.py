@@ -154,7 +154,7 @@ def reconstructions(path: PathLike, items: Sequence[Reconstruction]) -> None:
                     ax.set_title(title, loc="center")
         bar = figure.add_subplot(grid[-1, 1:])
         figure.colorbar(ScalarMappable(scale, "inferno"), bar, orientation="horizontal", extend="max")
-        bar.set_xlabel("anomaly map: squared error of a pixel")
+        bar.set_xlabel("anomaly map: squared error of a pixel, smoothed")
         if any(item.mask is not None for item in items):
             note = figure.add_subplot(grid[-1, 0])
             note.axis("off")

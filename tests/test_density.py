@@ -93,6 +93,11 @@ def test_contrast_is_the_squared_difference_to_the_next_pixels_below_and_to_the_
         torch.testing.assert_close(found[:, row, column], (down**2 + right**2).mean(dim=1))
 
 
+def test_no_image_has_no_texture() -> None:
+    """A rank may have none of a few images."""
+    assert texture(torch.empty(0, 1, 8, 8), torch.empty(0, 8, 8)).shape == (0, TEXTURE)
+
+
 @pytest.mark.parametrize("size", [8, 16])
 def test_a_texture_is_the_logarithm_of_regional_means(size: int) -> None:
     x = torch.zeros(2, 1, size, size)
