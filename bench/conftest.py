@@ -52,12 +52,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    kept = [item for item in items if _wanted(item, full=config.getoption("full"))]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = kept
+    full = config.getoption("full")
+    config.hook.pytest_deselected(items=[item for item in items if not _wanted(item, full)])
+    items[:] = [item for item in items if _wanted(item, full)]
 
 
-def _wanted(item: pytest.Item, *, full: bool) -> bool:
+def _wanted(item: pytest.Item, full: bool) -> bool:
     if item.get_closest_marker("large") and not item.get_closest_marker("gpu"):
         return False
     return full or not item.get_closest_marker("full")

@@ -23,6 +23,7 @@ from raccgan.kernels.anomaly_score import anomaly_score
 from raccgan.models.blocks import CBAM, ConditionalBatchNorm
 from raccgan.networks import Networks, frozen
 from raccgan.randomness import stream
+from tests.kernels.test_cuda_on_gpu import recorded
 
 # How far from float64 a score may be: in float32 as far as the product allows between batches. In bfloat16, of eight
 # bits, everyone is about 1e-2 off.
@@ -153,7 +154,7 @@ def _contestants(trained: Trained, dtype: torch.dtype, x: Tensor, y: Tensor) -> 
     if trained.device == "cuda":
         tuned = torch.compile(reference, dynamic=False, mode="max-autotune")
         contestants.append(contestant("torch.compile max-autotune", "channels_last", tuned))
-        replayed = _made_at_first_call(lambda: _recorded(partial(_inferred, fused), x, y))
+        replayed = _made_at_first_call(lambda: _replayed(partial(_inferred, fused), x, y))
         contestants.append(contestant(f"{ours} + CUDA graph", "channels_last", replayed, peer=False))
     if trained.device == "cpu":
         contestants += [contestant(name, "NCHW", run) for name, run in _engines(trained, dtype, x, y).items()]
@@ -180,17 +181,10 @@ def _made_at_first_call(make: Callable[[], Score]) -> Score:
     return lambda x, y: made()(x, y)
 
 
-def _recorded(run: Score, x: Tensor, y: Tensor) -> Score:
+def _replayed(run: Score, x: Tensor, y: Tensor) -> Score:
     """A CUDA graph of the call, replayed on what is copied into its images; its score is overwritten by the next."""
     images, classes = x.clone(), y.clone()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run(images, classes)  # what the first call compiles or measures is not to be recorded
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        score = run(images, classes)
+    graph, (score,) = recorded(lambda: [run(images, classes)])
 
     def replay(x: Tensor, y: Tensor) -> Tensor:
         images.copy_(x)

@@ -41,22 +41,19 @@ CASES: dict[str, tuple[Config, int]] = {
 }
 LARGE = "128px b64"
 CHECKED = {LARGE: 4}  # images that are compared with float64, where all would not fit a GPU
-QUICK = {("digits 8px b32", "float32"), ("32px b16", "float32")}
+QUICK = {("digits 8px b32", "float32"), ("32px b16", "float32"), (LARGE, "bfloat16")}
 PUBLISHED = {("32px b64", "float32"), ("32px b64", "bfloat16"), ("128px b4", "float32")}
+
+
+def _marks(name: str, precision: str) -> list[pytest.MarkDecorator]:
+    marks = [pytest.mark.large] if name == LARGE else []
+    if (name, precision) in PUBLISHED:
+        marks.append(pytest.mark.published)
+    return marks if (name, precision) in QUICK else [*marks, pytest.mark.full]
+
+
 PARAMETERS = [
-    pytest.param(
-        name,
-        precision,
-        marks=()
-        if (name, precision) in QUICK
-        else pytest.mark.large
-        if (name, precision) == (LARGE, "bfloat16")
-        else (pytest.mark.full, pytest.mark.large)
-        if name == LARGE
-        else (pytest.mark.full, pytest.mark.published)
-        if (name, precision) in PUBLISHED
-        else pytest.mark.full,
-    )
+    pytest.param(name, precision, marks=_marks(name, precision))
     for name in CASES
     for precision in ("float32", "bfloat16")
 ]

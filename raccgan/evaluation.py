@@ -154,21 +154,19 @@ def evaluate(run: Run, scorer: Scorer, threshold: float, *, seconds: float, deta
     scores = scored.score.numpy()
     image = metrics.image_metrics(scores, anomalous, threshold)
     masks = _masks(run) if has_masks else None
-    pixel = {"auroc": None, "aupro": None}
+    pixel = metrics.PixelMetrics(auroc=None, aupro=None)
     if masks is not None:
         assert scored.map is not None
-        pixel = dataclasses.asdict(metrics.pixel_metrics(scored.map.numpy(), masks))
+        pixel = metrics.pixel_metrics(scored.map.numpy(), masks)
     control_maps = _control_maps(run, test)
     control_scores = {name: maps.double().mean(dim=(1, 2)).numpy() for name, maps in control_maps.items()}
     found: dict[str, Any] = {
         "image": dataclasses.asdict(image),
-        "pixel": pixel,
+        "pixel": dataclasses.asdict(pixel),
         "controls": {
             name: {
                 "auroc": metrics.image_metrics(values, anomalous, float(np.median(values))).auroc,
-                "pixel_auroc": None
-                if masks is None
-                else metrics.pixel_metrics(smoothed(control_maps[name]).numpy(), masks).auroc,
+                "pixel_auroc": _pixel_auroc(control_maps[name], masks),
             }
             for name, values in control_scores.items()
         },
@@ -277,6 +275,11 @@ def summary(evaluation: Evaluation) -> str:
 
 def _percent(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.3f}"
+
+
+def _pixel_auroc(errors: Tensor, masks: np.ndarray | None) -> float | None:
+    """Of a control's error maps, smoothed as ours are; None where nobody marked what is anomalous."""
+    return None if masks is None else metrics.pixel_metrics(smoothed(errors).numpy(), masks).auroc
 
 
 def _masks(run: Run) -> np.ndarray:

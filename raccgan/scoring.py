@@ -31,7 +31,7 @@ class Scored:
     residual: Tensor  # [N] float32: the image term alone
     feature: Tensor  # [N] float32: the feature term alone, kappa not applied
     density: Tensor  # [N] float32: distance of the descriptor from those of normal images
-    texture_density: Tensor  # [N] float32: distance of the texture from those of normal images
+    texture_density: Tensor  # [N] float32: distance of the texture from that of normal images
     map: Tensor | None  # [N, H, W] float32: squared difference per pixel, mean over channels, smoothed
     reconstruction: Tensor | None  # [N, C, H, W] in [-1, 1]
 
@@ -151,15 +151,24 @@ class Scorer:
                 maps.append(result.map)
                 reconstructions.append(x_hat)
         reconstruction, *parts = torch.cat(terms, dim=1).view(3, n, k)
-        h, t = (torch.cat(parts).view(n, k, -1) for parts in (descriptors, textures))
+        h, t = (torch.cat(each).view(n, k, -1) for each in (descriptors, textures))
         distances = self.density.under(h, t, self.conditions)
         table = torch.stack([combined(self.made_of, reconstruction, distances), *parts, *distances])  # [5, n, k]
         best = table[0].argmin(dim=1)  # [n]
         place = torch.arange(n, device=self.device) * k + best  # in [n * k]
-        score, *rest = table.flatten(1)[:, place].cpu()
-        map, x_hat = (torch.cat(t)[place] if details else None for t in (maps, reconstructions))
-        kept = (None if map is None else smoothed(map).cpu(), None if x_hat is None else x_hat.cpu())
-        return Scored(score, condition_of[place].cpu(), *(*rest, *kept))
+        score, residual, feature, density, texture_density = table.flatten(1)[:, place].cpu()
+        map = smoothed(torch.cat(maps)[place]).cpu() if details else None
+        reconstructed = torch.cat(reconstructions)[place].cpu() if details else None
+        return Scored(
+            score,
+            condition_of[place].cpu(),
+            residual,
+            feature,
+            density,
+            texture_density,
+            map=map,
+            reconstruction=reconstructed,
+        )
 
     @property
     def batch(self) -> int:
@@ -195,14 +204,18 @@ class Scorer:
 def combined(made_of: str, reconstruction: Tensor, distances: Distances) -> Tensor:
     """The score, by its name in the choices of the setting ``score``."""
     d, t = distances
-    made: dict[str, Callable[[], Tensor]] = {
-        "reconstruction": lambda: reconstruction,
-        "density": lambda: d,
-        "texture": lambda: t,
-        "both": lambda: (d * t).sqrt(),
-        "all": lambda: d * (t * reconstruction).sqrt(),
-    }
-    return made[made_of]()
+    match made_of:
+        case "reconstruction":
+            return reconstruction
+        case "density":
+            return d
+        case "texture":
+            return t
+        case "both":
+            return (d * t).sqrt()
+        case "all":
+            return d * (t * reconstruction).sqrt()
+    raise ValueError(f"no score called {made_of!r}")
 
 
 def _compiled(function: Function) -> Function:

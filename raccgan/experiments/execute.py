@@ -14,7 +14,7 @@ from raccgan.config import SCORES
 from raccgan.data.samples import spread
 from raccgan.density import Distances
 from raccgan.evaluation import Evaluation, calibrate, evaluate, fit_density, score, write_results
-from raccgan.experiments.results import Result, choice_column, score_column
+from raccgan.experiments.results import Result, choice_column, pixel_column, score_column
 from raccgan.experiments.tables import Row
 from raccgan.metrics import image_metrics
 from raccgan.run import Run, prepare
@@ -63,7 +63,7 @@ def _result(row: Row, run: Run, scorer: Scorer, evaluation: Evaluation) -> Resul
         "auroc": _figure(found["image"]["auroc"]),
         "pixel_auroc": _figure(found["pixel"]["auroc"]),
         **{name: _figure(control["auroc"]) for name, control in found["controls"].items()},
-        **{f"pixel_{name}": _figure(control["pixel_auroc"]) for name, control in found["controls"].items()},
+        **{pixel_column(name): _figure(control["pixel_auroc"]) for name, control in found["controls"].items()},
         **_scores(run, scorer, evaluation),
         "train_seconds": f"{found['seconds']:.0f}",
         "score_seconds_per_1000": f"{_scoring_seconds(run, scorer):.2f}",
@@ -76,14 +76,14 @@ def _result(row: Row, run: Run, scorer: Scorer, evaluation: Evaluation) -> Resul
 
 
 def _scores(run: Run, scorer: Scorer, evaluation: Evaluation) -> dict[str, str]:
-    """The AUROC of every kind of score, under the condition that the model's own chose: of the test images; and of the
-    held-out images against the anomalous ones of the training part, by which a kind may be chosen."""
+    """The AUROC of every kind of score, under the condition that the model's own chose, tested and to choose by."""
     kinds = _kinds(scorer, evaluation.scored)
     tested = {score_column(name): _auroc(scores, evaluation.anomalous) for name, scores in kinds}
     return tested | _choices(run, scorer)
 
 
 def _choices(run: Run, scorer: Scorer) -> dict[str, str]:
+    """Held-out images against the anomalous ones of the training part, by which a kind may be chosen."""
     spare = spread(run.split.spare, SPARE)
     if not spare:
         return dict.fromkeys(map(choice_column, SCORES), "")

@@ -24,7 +24,11 @@ Result = dict[str, str]
 """One line of the CSV, by column; an empty figure is one that the data do not define."""
 
 CONTROLS = ("autoencoder", "nearest_neighbour")
-PIXEL_CONTROLS = tuple(f"pixel_{name}" for name in CONTROLS)
+
+
+def pixel_column(name: str) -> str:
+    """The column of a control's pixel AUROC."""
+    return f"pixel_{name}"
 
 
 def score_column(name: str) -> str:
@@ -39,7 +43,8 @@ def choice_column(name: str) -> str:
 
 KEY = ("variant", "normal", "seed", "digest")
 HEADER = (
-    *KEY, "auroc", "pixel_auroc", *CONTROLS, *PIXEL_CONTROLS, *map(score_column, SCORES), *map(choice_column, SCORES),
+    *KEY, "auroc", "pixel_auroc", *CONTROLS, *map(pixel_column, CONTROLS),
+    *map(score_column, SCORES), *map(choice_column, SCORES),
     "train_seconds", "score_seconds_per_1000", "steps", "kernels", "threads", "machine", "torch",
 )  # fmt: skip
 
@@ -180,7 +185,7 @@ def _beside(table: Table, by_variant: Mapping[str, Mapping[Row, Result]]) -> lis
     _, first = _first(by_variant)
     beside = []
     for name in CONTROLS:
-        image, pixel = (mean_of(first, column, len(table.normal)) for column in (name, f"pixel_{name}"))
+        image, pixel = (mean_of(first, column, len(table.normal)) for column in (name, pixel_column(name)))
         if image is not None:
             shown = "" if pixel is None else str(pixel)
             beside.append(_Beside(name.replace("_", " "), image.mean, str(image), shown, "control, same split"))
