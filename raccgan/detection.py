@@ -211,7 +211,7 @@ def _row(found: Result | Skipped, wanted: Wanted, detector: Detector) -> Row:
         write_atomically(wanted.out / row["map"], lambda file: np.save(file, map))
     if wanted.overlays:
         row["overlay"] = f"overlays/{_own_name(found.path)}.png"
-        picture = overlay_of_file(found, wanted.scale, detector.config.fit)
+        picture = overlay_of_file(found, wanted.scale)
         write_atomically(wanted.out / row["overlay"], lambda file: picture.save(file, "PNG", compress_level=3))
     if wanted.report:
         assert found.image is not None

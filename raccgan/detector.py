@@ -30,7 +30,8 @@ from raccgan import checkpoint as checkpoints
 from raccgan import options
 from raccgan.checkpoint import Checkpoint
 from raccgan.config import Config
-from raccgan.data.images import Decoded, Float, decode_sized, pixels_of, place_in_square
+from raccgan.data.geometry import Float, Place, place_in_square
+from raccgan.data.images import Decoded, decode_placed, pixels_of
 from raccgan.errors import InputError
 from raccgan.scoring import MINIMUM, Scored, Scorer, threshold_at, threshold_of
 
@@ -70,8 +71,7 @@ class Result:
     density: float  # distance of the descriptor from those of normal images
     texture_density: float  # distance of the texture from that of normal images
     peak: Peak
-    height: int  # of the original, upright
-    width: int
+    place: Place  # of the original, upright, in the square that the model sees
     path: Path | None = None
     map: Float | None = None  # [size, size]: squared difference per pixel, mean over channels, smoothed
     image: Float | None = None  # [C, size, size] in [-1, 1]: what the model saw
@@ -219,13 +219,15 @@ class Detector:
             if image.dim() != 3 or not image.is_floating_point():
                 raise InputError(f"a tensor must be [C, H, W] in [-1, 1], got {tuple(image.shape)} of {image.dtype}")
             pixels = image.detach().to("cpu", torch.float32)
-            if tuple(pixels.shape) == (self.channels, self.size, self.size) and self.config.brightness == "keep":
-                return Decoded(pixels.numpy(), self.size, self.size)
-            image = ((pixels + 1) / 2).movedim(0, -1).numpy()
+            unit = ((pixels + 1) / 2).movedim(0, -1).numpy()
+            as_seen = self.config.brightness == "keep" and self.config.fit != "align"
+            if as_seen and tuple(pixels.shape) == (self.channels, self.size, self.size):
+                return Decoded(pixels.numpy(), place_in_square(unit, self.size, self.config.fit))
+            image = unit
         elif isinstance(image, Image.Image):
             image = pixels_of(image)
         source = Path(image) if isinstance(image, str) else image
-        return decode_sized(
+        return decode_placed(
             source, size=self.size, channels=self.channels, fit=self.config.fit, brightness=self.config.brightness
         )
 
@@ -256,8 +258,7 @@ class Detector:
         for i, ((path, decoded), peak, term) in enumerate(zip(batch, peaks, terms, strict=True)):
             score, condition, residual, feature, density, texture_density = term
             row, column = divmod(int(peak), self.size)
-            height, width = decoded.height, decoded.width
-            x, y = place_in_square(height, width, self.size, self.config.fit).original(row, column)
+            x, y = decoded.place.original(row, column)
             yield Result(
                 score=score,
                 threshold=self.threshold,
@@ -267,8 +268,7 @@ class Detector:
                 density=density,
                 texture_density=texture_density,
                 peak=Peak(float(maps[i, row, column]), x, y),
-                height=height,
-                width=width,
+                place=decoded.place,
                 path=path,
                 map=maps[i] if details else None,
                 image=pixels[i] if details else None,

@@ -17,6 +17,7 @@ from raccgan import controls, metrics, pictures, ranks, reductions
 from raccgan.checkpoint import Calibration, History
 from raccgan.data.dataset import ImageDataset
 from raccgan.data.images import decode_mask
+from raccgan.data.samples import Sample
 from raccgan.density import texture
 from raccgan.files import write_csv, write_json
 from raccgan.maps import smoothed
@@ -219,7 +220,7 @@ def write_evaluated(path: Path, run: Run, evaluation: Evaluation, calibration: C
     shown = []
     for i, sample in enumerate(run.split.test):
         map, image = scored.map[i].numpy(), test.images([i])[0].numpy()
-        mask = None if sample.mask is None else decode_mask(sample.mask, run.config.image_size, run.config.fit)
+        mask = _mask(run, sample)
         shown.append(
             Shown(
                 path=sample.key,
@@ -286,9 +287,15 @@ def _masks(run: Run) -> np.ndarray:
     """[N, H, W] bool; an image without a mask file is normal everywhere."""
     size = run.config.image_size
     empty = np.zeros((size, size), dtype=bool)
-    return np.stack(
-        [empty if sample.mask is None else decode_mask(sample.mask, size, run.config.fit) for sample in run.split.test]
-    )
+    masks = (_mask(run, sample) for sample in run.split.test)
+    return np.stack([empty if mask is None else mask for mask in masks])
+
+
+def _mask(run: Run, sample: Sample) -> np.ndarray | None:
+    """[H, W] bool, as the model sees its image; None where there is no mask file."""
+    if sample.mask is None:
+        return None
+    return decode_mask(sample.mask, sample.image, size=run.config.image_size, fit=run.config.fit)
 
 
 def _control_maps(run: Run, test: ImageDataset) -> dict[str, Tensor]:
@@ -369,7 +376,7 @@ def _write_reconstructions(path: Path, run: Run, evaluation: Evaluation, scorer:
     items = []
     for place, i in enumerate(chosen):
         sample = run.split.test[i]
-        mask = None if sample.mask is None else decode_mask(sample.mask, run.config.image_size, run.config.fit)
+        mask = _mask(run, sample)
         items.append(
             pictures.Reconstruction(
                 original=images[place].numpy(),

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from raccgan.data.images import Float, place_in_square, read_upright
+from raccgan.data.geometry import Float
+from raccgan.data.images import read_upright
 from raccgan.detector import Result
 
 OUTLINE = (6, 182, 212)
@@ -74,7 +75,7 @@ def outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.
     return result
 
 
-def overlay_of_file(result: Result, scale: MapScale, fit: str) -> Image.Image:
+def overlay_of_file(result: Result, scale: MapScale) -> Image.Image:
     """The map of a scored file over the original file, upright, at most LONGEST pixels on its longer side.
 
     Raises:
@@ -83,24 +84,8 @@ def overlay_of_file(result: Result, scale: MapScale, fit: str) -> Image.Image:
     assert result.path is not None
     assert result.map is not None
     original = read_upright(result.path, LONGEST)
-    placed = map_on_original(result.map, result.height, result.width, fit, (original.shape[1], original.shape[0]))
-    return Image.fromarray(overlay(original, placed, scale))
-
-
-def map_on_original(map: Float, height: int, width: int, fit: str, size: tuple[int, int]) -> Float:
-    """Undo ``fit``: a map [S, S] laid over an original of height x width that is drawn at ``size`` (width, height).
-
-    What the model did not see, outside of a crop, is zero.
-    """
-    place = place_in_square(height, width, len(map), fit)
-    left, upper, right, lower = (
-        round(edge * drawn / whole) for edge, drawn, whole in zip(place.box, size * 2, (width, height) * 2, strict=True)
-    )
-    seen = Image.fromarray(np.ascontiguousarray(map[place.rows, place.columns]))
-    result = np.zeros((size[1], size[0]), np.float32)
-    part = seen.resize((max(1, right - left), max(1, lower - upper)), Image.Resampling.BILINEAR)
-    result[upper : upper + part.height, left : left + part.width] = np.asarray(part)
-    return result
+    height, width = original.shape[:2]
+    return Image.fromarray(overlay(original, result.place.lay(result.map, width, height), scale))
 
 
 def to_uint8(image: NDArray[Any]) -> NDArray[np.uint8]:

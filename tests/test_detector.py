@@ -14,10 +14,10 @@ from PIL import Image
 
 import raccgan
 from raccgan import Detector, InputError, train
-from raccgan.data.images import FITS, decode, place_in_square
+from raccgan.data.images import decode
 from raccgan.detector import Result, Skipped
 from raccgan.maps import smoothed
-from raccgan.overlays import MapScale, map_on_original, overlay
+from raccgan.overlays import MapScale, overlay
 from tests.conftest import TINY_OPTIONS
 from tests.test_commands import run
 
@@ -98,7 +98,7 @@ def test_a_tensor_of_another_size_is_resized_as_an_image_is(detector: Detector) 
     tensor = torch.from_numpy(wide.astype(np.float32) / np.float32(255))[:, None] * 2 - 1
     for ours, theirs in zip(detector.score(tensor), detector.score(wide), strict=True):
         assert ours.score == pytest.approx(theirs.score, rel=1e-4)
-        assert (ours.height, ours.width) == (12, 20)
+        assert (ours.place.height, ours.place.width) == (12, 20)
         assert (ours.peak.x, ours.peak.y) == (theirs.peak.x, theirs.peak.y)
 
 
@@ -181,31 +181,6 @@ def test_loading_chooses_the_threshold(trained: Path) -> None:
         Detector.load(trained, threshold=0.5, quantile=0.9)
     with pytest.raises(InputError, match="no checkpoint at"):
         Detector.load(trained / "nothing")
-
-
-@pytest.mark.parametrize("fit", FITS)
-def test_a_place_in_the_map_is_the_place_in_the_original(fit: str) -> None:
-    """A white pixel of the original lights up a pixel of the square, from which its place is found again."""
-    for height, width in ((64, 64), (40, 90), (90, 40)):
-        for y, x in ((height // 2, width // 2), (height // 2 + 5, width // 2 - 9)):
-            pixels = np.zeros((height, width), np.uint8)
-            pixels[y, x] = 255
-            square = decode(pixels, size=32, channels=1, fit=fit)[0]
-            row, column = divmod(int(square.argmax()), 32)
-            found_x, found_y = place_in_square(height, width, 32, fit).original(row, column)
-            assert abs(found_x - x) <= width / 32
-            assert abs(found_y - y) <= height / 32
-            drawn = map_on_original(square + 1, height, width, fit, (width, height))
-            assert drawn.shape == (height, width)
-            peak_y, peak_x = np.unravel_index(drawn.argmax(), drawn.shape)
-            assert abs(peak_x - x) <= width / 16
-            assert abs(peak_y - y) <= height / 16
-
-
-def test_black_bars_are_outside_of_the_original() -> None:
-    place = place_in_square(10, 100, 32, "pad")
-    assert place.original(0, 0) == (1, 0)
-    assert place.original(31, 31) == (98, 9)
 
 
 def test_an_overlay_is_grey_where_the_map_is_low_and_warm_where_it_is_high() -> None:

@@ -130,7 +130,7 @@ class ImageDataset(Dataset[Item]):
             elif index >= len(self._cache):
                 self._decode(index)
             if sample.mask is not None:
-                decode_mask(sample.mask, self.size, self.fit)
+                decode_mask(sample.mask, sample.image, size=self.size, fit=self.fit)
         except InputError as error:
             return str(error)
         return None

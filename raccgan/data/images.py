@@ -18,7 +18,7 @@ applied. Grey becomes colour by repetition, colour becomes grey by luminance (0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -27,22 +27,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from raccgan.data.geometry import Float, Place, place_in_square
 from raccgan.data.opening import FORMATS, open_image, room
 from raccgan.data.samples import Pixels, Sample, printable
 from raccgan.errors import InputError
-
-FITS = {
-    "stretch": "resize to a square, aspect not kept",
-    "crop": "the central square",
-    "pad": "the whole image, black bars make it square",
-}
 
 SPREAD = 4.0
 """How many deviations from its mean a levelled image reaches at -1 and 1."""
 FLAT = 2e-3
 """The least deviation, of intensities in [-1, 1], that levelling divides by: noise of a blank image stays small."""
-
-Float = NDArray[np.float32]
 
 
 def decode(image: Path | Pixels, *, size: int, channels: int, fit: str = "stretch", brightness: str = "keep") -> Float:
@@ -52,7 +45,7 @@ def decode(image: Path | Pixels, *, size: int, channels: int, fit: str = "stretc
         image: a file, or pixels H x W or H x W x C (C 1 to 4) as uint8, uint16, bool or float in [0, 1].
         size: height and width of the result.
         channels: 1 (grey) or 3 (RGB).
-        fit: one of ``FITS``.
+        fit: one of ``geometry.FITS``.
         brightness: ``keep``, or ``level`` for mean 0 and deviation 1/``SPREAD`` in every image, black bars included,
             cut at -1 and 1; an image of one value becomes 0.
 
@@ -62,24 +55,24 @@ def decode(image: Path | Pixels, *, size: int, channels: int, fit: str = "stretc
     Raises:
         InputError: the file cannot be read as an image, or its values have no defined scale; names file and reason.
     """
-    return decode_sized(image, size=size, channels=channels, fit=fit, brightness=brightness).pixels
+    return decode_placed(image, size=size, channels=channels, fit=fit, brightness=brightness).pixels
 
 
 class Decoded(NamedTuple):
-    """A decoded image, and how large the original is when it stands upright."""
+    """A decoded image, and where in the original, when that stands upright, it was taken from."""
 
     pixels: Float  # [channels, size, size] in [-1, 1]
-    height: int
-    width: int
+    place: Place
 
 
-def decode_sized(
+def decode_placed(
     image: Path | Pixels, *, size: int, channels: int, fit: str = "stretch", brightness: str = "keep"
 ) -> Decoded:
-    """``decode`` that also says the original's size; the same arguments and errors."""
+    """``decode`` that also says where in the original the square lies; the same arguments and errors."""
     with ExitStack() as held:
         unit = _read_unit(image, held) if isinstance(image, Path) else _unit(image, "the array")
-        return Decoded(_finish(unit[None], size, channels, fit, brightness)[0], unit.shape[0], unit.shape[1])
+        place = place_in_square(unit, size, fit)
+        return Decoded(_finish(place.take(_planes(unit))[None], channels, brightness)[0], place)
 
 
 def decode_stack(images: Pixels, *, size: int, channels: int, fit: str = "stretch", brightness: str = "keep") -> Float:
@@ -88,7 +81,13 @@ def decode_stack(images: Pixels, *, size: int, channels: int, fit: str = "stretc
     The result equals that of ``decode`` bit for bit.
     """
     per_image = images if images.ndim == 4 else images[..., None]
-    return _finish(_unit(per_image, "the array"), size, channels, fit, brightness)
+    unit = _unit(per_image, "the array")
+    if fit == "align":  # each has a place of its own
+        placed = np.stack([place_in_square(image, size, fit).take(_planes(image)) for image in unit])
+    else:
+        planes = _planes(unit)
+        placed = place_in_square(unit[0], size, fit).take(planes.reshape(-1, *planes.shape[2:]))
+    return _finish(placed.reshape(len(unit), -1, size, size), channels, brightness)
 
 
 def read_upright(path: Path, longest: int) -> NDArray[np.uint8]:
@@ -108,19 +107,29 @@ def read_upright(path: Path, longest: int) -> NDArray[np.uint8]:
         return np.broadcast_to(shown.reshape(*shown.shape[:2], -1), (*shown.shape[:2], 3))
 
 
-def decode_mask(path: Path, size: int, fit: str = "stretch") -> NDArray[np.bool_]:
+def decode_mask(path: Path, image: Path | Pixels, *, size: int, fit: str = "stretch") -> NDArray[np.bool_]:
     """Read a ground-truth mask: bool [size, size], True where any channel is not zero; nearest neighbour.
 
     It goes through the geometry of ``decode``, so that mask and image stay aligned.
+
+    Args:
+        path: the mask's file.
+        image: what it marks, which alone says how ``align`` turns the two; looked at for nothing else.
+
+    Raises:
+        InputError: as :func:`decode`, or ``align`` and the two are not of one size.
     """
     with ExitStack() as held:
-        anomalous = (_read_unit(path, held) > 0).any(axis=-1)
-    height, width = anomalous.shape
-    place = place_in_square(height, width, size, fit)
-    result = np.zeros((size, size), dtype=bool)
-    source = Image.fromarray(anomalous.astype(np.uint8))
-    result[place.rows, place.columns] = np.asarray(source.resize(place.resized, Image.Resampling.NEAREST, place.box))
-    return result
+        anomalous: NDArray[np.bool_] = np.any(_read_unit(path, held) > 0, axis=-1)
+        if fit != "align":
+            return place_in_square(anomalous[..., None].astype(np.float32), size, fit).take_mask(anomalous)
+        marked = _read_unit(image, held) if isinstance(image, Path) else _unit(image, "the array")
+        if marked.shape[:2] != anomalous.shape:
+            raise InputError(
+                f"{printable(path)} is {anomalous.shape[1]} x {anomalous.shape[0]} pixels, its image "
+                f"{marked.shape[1]} x {marked.shape[0]}: to be turned with it, it has to be as large"
+            )
+        return place_in_square(marked, size, fit).take_mask(anomalous)
 
 
 def count_channels(samples: Sequence[Sample], most: int = 200) -> int:
@@ -145,56 +154,15 @@ def _is_colour(image: Path | Pixels) -> bool:
         return False
 
 
-class Place(NamedTuple):
-    """The part of an image that is used, and where in the square it lands."""
-
-    box: tuple[float, float, float, float]  # left, upper, right, lower, in the image's pixels
-    resized: tuple[int, int]  # width, height it is resized to
-    rows: slice  # where that lands in the square
-    columns: slice
-
-    def original(self, row: int, column: int) -> tuple[int, int]:
-        """x and y of the original's pixel under the middle of one of the square's; a black bar's go to the border."""
-        left, upper, right, lower = self.box
-        x = left + (column - self.columns.start + 0.5) * (right - left) / self.resized[0]
-        y = upper + (row - self.rows.start + 0.5) * (lower - upper) / self.resized[1]
-        return int(min(max(x, left), right - 1)), int(min(max(y, upper), lower - 1))
+def _planes(unit: Float) -> Float:
+    """[..., H, W, C] -> [..., C, H, W], a view."""
+    return np.moveaxis(unit, -1, -3)
 
 
-def place_in_square(height: int, width: int, size: int, fit: str) -> Place:
-    """Where an image of height x width comes to lie in a square of ``size``.
-
-    Raises:
-        InputError: no such ``fit``.
-    """
-    if fit == "crop":
-        side = min(height, width)
-        left, top = (width - side) / 2, (height - side) / 2
-        return Place((left, top, left + side, top + side), (size, size), slice(0, size), slice(0, size))
-    rows, columns = size, size
-    if fit == "pad":
-        rows = max(1, round(size * height / max(height, width)))
-        columns = max(1, round(size * width / max(height, width)))
-    elif fit != "stretch":
-        raise InputError(f"no fit called {fit!r}; there are {', '.join(FITS)}")
-    top, left = (size - rows) // 2, (size - columns) // 2
-    box = (0.0, 0.0, float(width), float(height))
-    return Place(box, (columns, rows), slice(top, top + rows), slice(left, left + columns))
-
-
-def _finish(unit: Float, size: int, channels: int, fit: str, brightness: str) -> Float:
-    """[N, H, W, 1 or 3] in [0, 1] -> [N, channels, size, size] in [-1, 1]."""
+def _finish(result: Float, channels: int, brightness: str) -> Float:
+    """[N, 1 or 3, size, size] in [0, 1] -> [N, channels, size, size] in [-1, 1]."""
     if channels not in (1, 3):
         raise InputError(f"images have 1 or 3 channels, not {channels}")
-    planes = np.moveaxis(unit, -1, 1)
-    place = place_in_square(planes.shape[2], planes.shape[3], size, fit)
-    if planes.shape[2:] == (size, size):
-        result = np.ascontiguousarray(planes)
-    else:
-        result = np.zeros((*planes.shape[:2], size, size), dtype=np.float32)
-        for target, plane in zip(result.reshape(-1, size, size), _each_plane(planes), strict=True):
-            resized = Image.fromarray(plane).resize(place.resized, Image.Resampling.BILINEAR, place.box)
-            target[place.rows, place.columns] = np.asarray(resized)
     if channels < result.shape[1]:
         # In float64, so that white stays 1 and grey stored as colour comes back unchanged.
         red, green, blue = np.split(result.astype(np.float64), 3, axis=1)
@@ -213,12 +181,6 @@ def levelled(images: Float) -> Float:
     flat -= flat.mean(axis=1, keepdims=True)
     deviation = np.maximum(flat.std(axis=1, keepdims=True), FLAT)
     return np.clip(flat / (SPREAD * deviation), -1, 1).astype(np.float32).reshape(images.shape)
-
-
-def _each_plane(planes: Float) -> Iterator[Float]:
-    for image in planes:
-        for plane in image:
-            yield np.ascontiguousarray(plane)
 
 
 def _unit(pixels: Pixels, what: str) -> Float:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from raccgan.data.images import Float
+from raccgan.data.geometry import Float
 from raccgan.errors import InputError
 from raccgan.files import write_atomically
 from raccgan.overlays import MapScale, outlined, overlay, to_uint8

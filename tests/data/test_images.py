@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from raccgan.data.images import FITS, count_channels, decode, decode_mask, decode_stack
+from raccgan.data.geometry import FITS
+from raccgan.data.images import count_channels, decode, decode_mask, decode_stack
 from raccgan.data.samples import Sample
 from raccgan.errors import InputError
 
@@ -265,7 +266,7 @@ def test_masks_stay_aligned_with_their_images(tmp_path: Path, fit: str, height: 
     marked = np.zeros((height, width), dtype=np.uint8)
     marked[height // 3 : height * 3 // 4, width // 4 : width * 2 // 3] = 255
     Image.fromarray(marked).save(tmp_path / "a.png")
-    mask = decode_mask(tmp_path / "a.png", size, fit)
+    mask = decode_mask(tmp_path / "a.png", tmp_path / "a.png", size=size, fit=fit)
     assert mask.shape == (size, size)
     assert mask.dtype == bool
     image = decode(tmp_path / "a.png", size=size, channels=1, fit=fit)[0]
@@ -282,7 +283,7 @@ def test_masks_of_any_kind(tmp_path: Path, mode: str) -> None:
     marked[1, 2] = 1 if mode not in ("1", "P") else 255
     image = Image.fromarray(marked.astype(np.uint16)) if mode == "I;16" else Image.fromarray(marked).convert(mode)
     image.save(tmp_path / "a.png")
-    np.testing.assert_array_equal(decode_mask(tmp_path / "a.png", 4), marked > 0)
+    np.testing.assert_array_equal(decode_mask(tmp_path / "a.png", tmp_path / "a.png", size=4), marked > 0)
 
 
 def test_count_channels_of_arrays() -> None:

@@ -54,7 +54,7 @@ def test_damaged_files_are_named_with_the_reason(tmp_path: Path, content: bytes,
     assert "broken.png" in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=r"broken.png"):
-        decode_mask(path, 8)
+        decode_mask(path, path, size=8)
 
 
 @pytest.mark.parametrize("kind", opening.FORMATS)

@@ -43,7 +43,7 @@ def test_screw(real_data: Path) -> None:
     assert len({sample.label for sample in anomalous}) == 5
     for sample in anomalous[::30]:
         assert sample.mask is not None
-        assert 0 < decode_mask(sample.mask, 64).mean() < 0.2
+        assert 0 < decode_mask(sample.mask, sample.image, size=64).mean() < 0.2
     ImageDataset(split.test[::10], classes=split.normal_classes, size=64, channels=3).verify()
 
 
