@@ -34,7 +34,11 @@ class Config:
     protocol: str = _setting("", "one-vs-rest, leave-one-out or folder (default: what suits the data set)")
     normal: str = _setting("", "normal classes, comma-separated (default: what suits the data set)")
     held_out: float = _setting(0.15, "share of the normal training images kept for the threshold", low=0.01, high=0.9)
-    fit: str = _setting("stretch", "how an image becomes square", choices=("stretch", "crop", "pad"))
+    fit: str = _setting(
+        "stretch",
+        "how an image becomes square; align turns the one object on a plain ground upright and cuts it out",
+        choices=("stretch", "crop", "pad", "align"),
+    )
     brightness: str = _setting(
         "keep",
         "level: every image is brought to the same mean and contrast, where lamps or exposure vary",

@@ -52,7 +52,7 @@ def test_published_widths_and_latents() -> None:
         ({"generator_lr": 5.0}, "from 0 to 1"),
         ({"quantile": 1.5}, "from 0 to 1"),
         ({"kernels": "cuda"}, "not one of reference, fused, native, triton"),
-        ({"fit": "squash"}, "not one of stretch, crop, pad"),
+        ({"fit": "squash"}, "not one of stretch, crop, pad, align"),
         ({"channels": 2}, "channels must be 0, 1 or 3"),
         ({"attention_generator": "everywhere"}, "attention_generator"),
         ({"batch_size": "many"}, "batch_size must be int"),

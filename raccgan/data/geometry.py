@@ -130,11 +130,16 @@ class Turned(Place):
     pose: Pose
 
     def take(self, planes: Float) -> Float:
-        longest = max(np.linalg.norm(self.pose.down), np.linalg.norm(self.pose.right))
-        finer = max(FINEST, math.ceil(longest / self.size))
+        longest = max(float(np.linalg.norm(side)) for side in (self.pose.down, self.pose.right))
+        # Means of whole blocks first: to sample every pixel of a large image would take ten times as long.
+        block = max(1, int(longest / (FINEST * self.size)))
+        finer = max(FINEST, math.ceil(longest / block / self.size))
         result = np.empty((len(planes), self.size, self.size), dtype=np.float32)
         for target, plane in zip(result, planes, strict=True):
-            samples = self._sampled(plane, self.size * finer, order=1)
+            source = np.ascontiguousarray(plane)
+            if block > 1:
+                source = np.asarray(Image.fromarray(source).reduce(block))
+            samples = self._sampled(source, self.size * finer, order=1, block=block)
             samples.reshape(self.size, finer, self.size, finer).mean(axis=(1, 3), out=target)
         return result
 
@@ -158,10 +163,13 @@ class Turned(Place):
         )
         return laid
 
-    def _sampled(self, plane: NDArray[np.float32 | np.uint8], size: int, order: int) -> NDArray[np.float32 | np.uint8]:
+    def _sampled(
+        self, plane: NDArray[np.float32 | np.uint8], size: int, order: int, block: int = 1
+    ) -> NDArray[np.float32 | np.uint8]:
+        """[size, size] of the image's pixels, or of the means of its blocks of ``block`` x ``block``."""
         from scipy import ndimage  # as in pose
 
-        corner, down, right = self.pose
+        corner, down, right = (vector / block for vector in self.pose)
         steps = np.stack([down, right], axis=1) / size
         offset = corner + steps @ [0.5, 0.5] - 0.5  # ndimage counts from the middle of the first pixel
         return ndimage.affine_transform(plane, steps, offset, (size, size), order=order, mode="nearest")

@@ -74,7 +74,8 @@ def _object(image: NDArray[np.float32]) -> NDArray[np.bool_]:
     from scipy import ndimage  # here, so that whoever asks for the names of data sets does not wait for it
 
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    apart = np.abs(image - np.median(border, axis=0)).max(axis=2)
+    difference = np.abs(image - np.median(border, axis=0))
+    apart = np.maximum.reduce([difference[..., c] for c in range(difference.shape[2])])
     if apart.max() < FAINTEST:
         return np.zeros(apart.shape, dtype=bool)
     reach = max(1, max(apart.shape) // 64)
