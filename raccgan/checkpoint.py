@@ -28,7 +28,7 @@ from raccgan.errors import InputError
 from raccgan.files import sync_folder, write_atomically
 from raccgan.networks import Networks, build
 
-FORMAT = 3
+FORMAT = 4
 NAME = "checkpoint.pt"
 
 History = dict[str, list[tuple[int, float]]]

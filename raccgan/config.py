@@ -20,7 +20,7 @@ def _setting(
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
-SCORES = ("reconstruction", "density", "texture", "both", "all")
+SCORES = ("reconstruction", "density", "texture", "excess", "both", "all")
 """What a score may be: :class:`raccgan.scoring.Scorer` has the formulas."""
 
 
@@ -89,13 +89,21 @@ class Config:
     encoder_lr: float = _setting(
         1e-3, "learning rate of the encoder (Adam), brought to zero on a cosine", low=0, high=1
     )
+    generator_tuning: float = _setting(
+        0.0,
+        "learning rate of the generator beside the encoder, as a share of the encoder's: above 0 for objects with fine "
+        "detail, which a generator trained briefly does not draw; 0 leaves it as it is",
+        low=0,
+        high=10,
+    )
     kappa: float = _setting(1.0, "weight of the feature term in the encoder's loss and in the score", low=0)
 
     # Scoring
     score: str = _setting(
         "both",  # the highest mean over MNIST, Fashion-MNIST and chest X-rays: docs/results.md
         "what the score is: the error of the reconstruction, the distance of the image's descriptor from those of "
-        "normal images (density), that of its contrast and errors (texture), the two distances (both), or all three",
+        "normal images (density), that of its contrast and errors (texture), these two distances (both), all three, or "
+        "the largest error for its place (excess)",
         choices=SCORES,
     )
     quantile: float = _setting(0.95, "quantile of the held-out normal scores that is the threshold", low=0, high=1)

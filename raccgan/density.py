@@ -11,6 +11,10 @@ a term of the score, over the number of coordinates: about 1 for a normal image.
   together, because an error is large where there is much to reconstruct; and a lung behind haze, in which little is
   left to reconstruct, is no normal one either.
 
+A third term looks for the one place that is wrong, where means over an image or a region would bury a small defect. The
+**excess** is the maximum of the smoothed error map, each pixel over the error that is usual there: its mean over the
+normal images of class y, and over the pixels of that, so that no place counts that is always the same.
+
 Coordinates are standardised and their covariance shrunk towards the identity by the amount of Ledoit and Wolf (2004),
 so that a class may have fewer images than there are coordinates. Of the eigenvectors the ``RANK`` largest are kept, all
 others share one variance (probabilistic PCA, Tipping and Bishop, 1999).
@@ -26,6 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raccgan.maps import smoothed
+
 RANK = 256
 """Most eigenvectors that are kept: all of them for 16 px in the presets; at the published 128 px, 4.6 MB a class."""
 
@@ -38,6 +44,9 @@ REGIONS = 4
 
 VISIBLE = 1e-4
 """Added to a squared difference, of images in [-1, 1], before its logarithm: about one grey level of 256, squared."""
+
+SMALLEST = 1e-12
+"""Added to an error that others are divided by: a blank image may be reconstructed exactly."""
 
 TEXTURE = 2 * REGIONS**2
 """Coordinates of the texture."""
@@ -60,19 +69,29 @@ def contrast(x: Tensor) -> Tensor:
 
 
 class Distances(NamedTuple):
-    """Squared Mahalanobis distances over the number of coordinates, [N] each."""
+    """How far N images are from the normal ones, [N] each: the Gaussians' squared distances over their coordinates."""
 
     density: Tensor  # of the descriptor
     texture_density: Tensor  # of the texture
+    excess: Tensor  # at the worst place
 
 
 class Density(nn.Module):
-    """Both Gaussians of each class, for descriptors of ``size`` coordinates. Its buffers are part of a checkpoint."""
+    """What normal images of each class are like; its buffers are part of a checkpoint.
 
-    def __init__(self, classes: int, size: int) -> None:
+    Args:
+        classes: how many.
+        size: coordinates of a descriptor.
+        side: of an image, in pixels.
+    """
+
+    usual: Tensor
+
+    def __init__(self, classes: int, size: int, side: int) -> None:
         super().__init__()
         self.descriptor = Gaussian(classes, size)
         self.texture = Gaussian(classes, TEXTURE)
+        self.register_buffer("usual", torch.empty(classes, side, side).fill_(1))  # error of a reconstruction
 
     @property
     def fitted(self) -> bool:
@@ -84,23 +103,36 @@ class Density(nn.Module):
         self.descriptor.images.zero_()
         self.texture.images.zero_()
 
-    def forward(self, h: Tensor, t: Tensor, y: int) -> Distances:
-        """Distances of descriptors h [N, size] and textures t [N, 32] from the normal images of class y."""
-        return Distances(self.descriptor(h, y), self.texture(t, y))
+    def excess(self, map: Tensor, y: Tensor) -> Tensor:
+        """[N], of error maps [N, S, S] of images under the classes y [N] (int64)."""
+        usual = self.usual[y]
+        relative = map / (usual + usual.mean(dim=(1, 2), keepdim=True) + SMALLEST)
+        return smoothed(relative).flatten(1).amax(dim=1)
 
-    def under(self, h: Tensor, t: Tensor, classes: Sequence[int]) -> Distances:
-        """Distances [N, K] from each of K classes, of descriptors [N, K, size] and details [N, K, 32] under them."""
-        each = [self(h[:, j], t[:, j], y) for j, y in enumerate(classes)]
+    def forward(self, h: Tensor, t: Tensor, excess: Tensor, y: int) -> Distances:
+        """Distances of descriptors h [N, size] and textures t [N, 32] from the normal images of class y.
+
+        The excess [N] is passed on.
+        """
+        return Distances(self.descriptor(h, y), self.texture(t, y), excess)
+
+    def under(self, h: Tensor, t: Tensor, excess: Tensor, classes: Sequence[int]) -> Distances:
+        """Distances [N, K] from each of K classes, of what is known of the images under them: h [N, K, size], ..."""
+        each = [self(h[:, j], t[:, j], excess[:, j], y) for j, y in enumerate(classes)]
         return Distances(*(torch.stack(parts, dim=1) for parts in zip(*each, strict=True)))
 
-    def fit(self, h: Tensor, t: Tensor, y: Tensor) -> None:
+    def fit(self, h: Tensor, t: Tensor, usual: Tensor, y: Tensor) -> None:
         """Fit to descriptors h [N, size] and textures t [N, 32] of images of the classes y [N] (int64).
+
+        Args:
+            usual: mean error maps of each class's images, [classes, S, S].
 
         Raises:
             ValueError: a class has no image.
         """
         self.descriptor.fit(h, y)
         self.texture.fit(t, y)
+        self.usual.copy_(usual)
 
 
 class Gaussian(nn.Module):

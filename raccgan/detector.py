@@ -70,6 +70,7 @@ class Result:
     feature: float  # the feature term alone, its weight kappa not applied
     density: float  # distance of the descriptor from those of normal images
     texture_density: float  # distance of the texture from that of normal images
+    excess: float  # the largest error for its place
     peak: Peak
     place: Place  # of the original, upright, in the square that the model sees
     path: Path | None = None
@@ -253,10 +254,10 @@ class Detector:
             array.setflags(write=False)
         terms = zip(
             scored.score.tolist(), scored.condition.tolist(), scored.residual.tolist(), scored.feature.tolist(),
-            scored.density.tolist(), scored.texture_density.tolist(), strict=True,
+            scored.density.tolist(), scored.texture_density.tolist(), scored.excess.tolist(), strict=True,
         )  # fmt: skip
         for i, ((path, decoded), peak, term) in enumerate(zip(batch, peaks, terms, strict=True)):
-            score, condition, residual, feature, density, texture_density = term
+            score, condition, residual, feature, density, texture_density, excess = term
             row, column = divmod(int(peak), self.size)
             x, y = decoded.place.original(row, column)
             yield Result(
@@ -267,6 +268,7 @@ class Detector:
                 feature=feature,
                 density=density,
                 texture_density=texture_density,
+                excess=excess,
                 peak=Peak(float(maps[i, row, column]), x, y),
                 place=decoded.place,
                 path=path,

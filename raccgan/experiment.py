@@ -153,8 +153,8 @@ def _parser() -> options.Parser:
 
 _SETTINGS = (
     "fit", "brightness", "image_size", "base_width", "multipliers", "gan_steps", "batch_size", "critic_steps",
-    "penalty", "generator_lr", "discriminator_lr", "ema", "encoder_steps", "encoder_lr", "kappa", "score",
-    "control_steps", "score_batch", "kernels", "precision", "threads", "checkpoint_every",
+    "penalty", "generator_lr", "discriminator_lr", "ema", "encoder_steps", "encoder_lr", "generator_tuning", "kappa",
+    "score", "control_steps", "score_batch", "kernels", "precision", "threads", "checkpoint_every",
 )  # fmt: skip
 """Settings that may replace the table's own; such rows are others than the table's."""
 

@@ -57,7 +57,8 @@ class EncoderLoss(NamedTuple):
 def encoder_loss(encoder: Encoder, generator: Generator, critic: Discriminator, x: Tensor, y: Tensor) -> EncoderLoss:
     """mean (x - x')^2 and mean (f(x) - f(x'))^2 with x' = G(E(x, y), y).
 
-    The gradient of both terms reaches E: the second through f and G, which are frozen and in eval mode, but not cut.
+    The gradient of both terms reaches E: the second through f and G, which are in eval mode, but not cut. Their weights
+    are frozen, or G's are tuned with E's: that is the caller's to say, by ``requires_grad``.
     """
     x_hat = generator(encoder(x, y), y)
     with torch.no_grad():

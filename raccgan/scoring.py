@@ -32,6 +32,7 @@ class Scored:
     feature: Tensor  # [N] float32: the feature term alone, kappa not applied
     density: Tensor  # [N] float32: distance of the descriptor from those of normal images
     texture_density: Tensor  # [N] float32: distance of the texture from that of normal images
+    excess: Tensor  # [N] float32: the largest error for its place
     map: Tensor | None  # [N, H, W] float32: squared difference per pixel, mean over channels, smoothed
     reconstruction: Tensor | None  # [N, C, H, W] in [-1, 1]
 
@@ -46,6 +47,7 @@ class Scorer:
       (:mod:`raccgan.density`);
     - ``texture``: T, the distance of the image's texture, which is its contrast and the reconstruction's error region
       by region, from that of normal images;
+    - ``excess``: the largest error in the map for its place, of what is usual there;
     - ``both``: sqrt(D T), the geometric mean;
     - ``all``: D sqrt(T R).
 
@@ -133,7 +135,7 @@ class Scorer:
         if n == 0:
             none = torch.empty(0)
             pixels, shape = (none.view(0, *images.shape[2:]), images) if details else (None, None)
-            return Scored(none, none.long(), none, none, none, none, pixels, shape)
+            return Scored(none, none.long(), none, none, none, none, none, pixels, shape)
         if details and n > self.batch:  # reconstructions under every class are kept until the best is known
             return concatenate([self.score(part, details=True) for part in images.split(self.batch)])
         x = images.to(self.device, torch.float32)
@@ -144,19 +146,22 @@ class Scorer:
         terms, descriptors, textures, maps, reconstructions = [], [], [], [], []
         for i, y in zip(image_of.split(self.pairs), condition_of.split(self.pairs), strict=True):
             result, x_hat, h, t = self._compare(x[i], f[i], y)
-            terms.append(torch.stack([result.score, result.residual, result.feature]))
+            assert result.map is not None
+            excess = self.density.excess(result.map, y)
+            terms.append(torch.stack([result.score, result.residual, result.feature, excess]))
             descriptors.append(h)
             textures.append(t)
             if details:
                 maps.append(result.map)
                 reconstructions.append(x_hat)
-        reconstruction, *parts = torch.cat(terms, dim=1).view(3, n, k)
+        reconstruction, residual, feature, excess = torch.cat(terms, dim=1).view(4, n, k)
         h, t = (torch.cat(each).view(n, k, -1) for each in (descriptors, textures))
-        distances = self.density.under(h, t, self.conditions)
-        table = torch.stack([combined(self.made_of, reconstruction, distances), *parts, *distances])  # [5, n, k]
+        distances = self.density.under(h, t, excess, self.conditions)
+        score = combined(self.made_of, reconstruction, distances)
+        table = torch.stack([score, residual, feature, *distances])  # [6, n, k]
         best = table[0].argmin(dim=1)  # [n]
         place = torch.arange(n, device=self.device) * k + best  # in [n * k]
-        score, residual, feature, density, texture_density = table.flatten(1)[:, place].cpu()
+        score, residual, feature, density, texture_density, excess = table.flatten(1)[:, place].cpu()
         map = smoothed(torch.cat(maps)[place]).cpu() if details else None
         reconstructed = torch.cat(reconstructions)[place].cpu() if details else None
         return Scored(
@@ -166,6 +171,7 @@ class Scorer:
             feature,
             density,
             texture_density,
+            excess,
             map=map,
             reconstruction=reconstructed,
         )
@@ -203,7 +209,7 @@ class Scorer:
 
 def combined(made_of: str, reconstruction: Tensor, distances: Distances) -> Tensor:
     """The score, by its name in the choices of the setting ``score``."""
-    d, t = distances
+    d, t, excess = distances
     match made_of:
         case "reconstruction":
             return reconstruction
@@ -211,6 +217,8 @@ def combined(made_of: str, reconstruction: Tensor, distances: Distances) -> Tens
             return d
         case "texture":
             return t
+        case "excess":
+            return excess
         case "both":
             return (d * t).sqrt()
         case "all":
@@ -250,6 +258,7 @@ def concatenate(parts: Sequence[Scored]) -> Scored:
         joined("feature"),
         joined("density"),
         joined("texture_density"),
+        joined("excess"),
         joined("map") if details else None,
         joined("reconstruction") if details else None,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raccgan import checkpoint as checkpoints
 from raccgan import ranks, reductions
@@ -66,7 +66,7 @@ class Training:
         self.optimisers: dict[str, torch.optim.Optimizer] = {
             "generator": adam_with(networks.generator.parameters(), lr=config.generator_lr, **adam),
             "discriminator": adam_with(networks.discriminator.parameters(), lr=config.discriminator_lr, **adam),
-            "encoder": adam_with(networks.encoder.parameters(), lr=config.encoder_lr),
+            "encoder": adam_with([{"params": list(learning.parameters())} for learning in self._reconstructing]),
         }
         self.steps = dict.fromkeys(PHASES, 0)
         self.history: History = {}
@@ -185,9 +185,11 @@ class Training:
         }
 
     def encoder_step(self, step: int, x: Tensor, y: Tensor) -> Losses:
-        """One step on izi_f; the learning rate falls to zero on a cosine."""
-        for group in self.optimisers["encoder"].param_groups:
-            group["lr"] = self.config.encoder_lr * 0.5 * (1 + math.cos(math.pi * step / self.config.encoder_steps))
+        """One step on izi_f; the learning rates fall to zero on a cosine."""
+        rate = self.config.encoder_lr * 0.5 * (1 + math.cos(math.pi * step / self.config.encoder_steps))
+        shares = (1.0, self.config.generator_tuning)
+        for group, share in zip(self.optimisers["encoder"].param_groups, shares, strict=False):
+            group["lr"] = rate * share
         with self._precision():
             terms = encoder_loss(self.networks.encoder, self.networks.average, self.networks.discriminator, x, y)
         self._descend("encoder", terms.image + self.config.kappa * terms.feature)
@@ -197,14 +199,27 @@ class Training:
         optimiser = self.optimisers[name]
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        reductions.average_gradients(list(getattr(self.networks, name).parameters()))
+        reductions.average_gradients([weight for group in optimiser.param_groups for weight in group["params"]])
         optimiser.step()
+
+    @property
+    def _reconstructing(self) -> list[nn.Module]:
+        """What the encoder's phase trains: E, and with ``generator_tuning`` the G that it is trained against.
+
+        f-AnoGAN freezes G, whose reconstructions are then as blurred as its samples; tuned, it still starts from what
+        the adversary taught it, and draws a screw's thread (docs/results.md).
+        """
+        tuned = [self.networks.average] if self.config.generator_tuning > 0 else []
+        return [self.networks.encoder, *tuned]
 
     def freeze(self, phase: str) -> None:
         """Which networks learn, and which are in eval mode, in this phase."""
         learning = {"gan": {"generator", "discriminator"}, "encoder": {"encoder"}}[phase]
         for name, network in self.networks.items():
             network.train(name in learning).requires_grad_(name in learning)
+        if phase == "encoder":
+            for network in self._reconstructing:
+                network.requires_grad_(True)  # G's moving average stays in eval mode, as it scores
 
     def _batches(self, phase: str) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's images and classes of every step still to do, on the device."""

@@ -67,7 +67,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(saved: Training, monkeypatch: p
 def test_another_version_is_named(saved: Training) -> None:
     content = torch.load(saved.path, weights_only=True)
     torch.save(content | {"format": 99}, saved.path)
-    with pytest.raises(InputError, match="another version of raccgan; this one reads format 3"):
+    with pytest.raises(InputError, match="another version of raccgan; this one reads format 4"):
         checkpoints.load(saved.path)
 
 

@@ -14,7 +14,6 @@ from PIL import Image
 
 import raccgan
 from raccgan import Detector, InputError, train
-from raccgan.data.images import decode
 from raccgan.detector import Result, Skipped
 from raccgan.maps import smoothed
 from raccgan.overlays import MapScale, overlay

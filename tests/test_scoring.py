@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raccgan.config import SCORES
 from raccgan.density import texture
 from raccgan.errors import InputError
 from raccgan.evaluation import fit_density
@@ -87,7 +88,7 @@ def test_the_order_changes_no_bit(run_and_scorer: tuple[Run, Scorer]) -> None:
     check()
 
 
-@pytest.mark.parametrize("made_of", ["reconstruction", "density", "texture", "both", "all"])
+@pytest.mark.parametrize("made_of", SCORES)
 def test_the_score_is_the_minimum_over_the_normal_classes(
     run_and_scorer: tuple[Run, Scorer], tiny: Make, made_of: str
 ) -> None:
@@ -103,13 +104,15 @@ def test_the_score_is_the_minimum_over_the_normal_classes(
         x_hat = scorer.generator(z, y)
         term = (f - scorer.discriminator.features(x_hat)).square().flatten(1).mean(dim=1)
         squared = (x - x_hat).square().mean(dim=1)
-        density, texture_density = scorer.density(h, texture(x, squared), index)
+        excess = smoothed(squared / (scorer.density.usual[index] + scorer.density.usual[index].mean())).amax(dim=(1, 2))
+        density, texture_density, _ = scorer.density(h, texture(x, squared), excess, index)
         reconstruction = squared.mean(dim=(1, 2)) + run.config.kappa * term
         by_class.append(
             {
                 "reconstruction": reconstruction,
                 "density": density,
                 "texture": texture_density,
+                "excess": excess,
                 "both": (density * texture_density).sqrt(),
                 "all": density * (texture_density * reconstruction).sqrt(),
             }[made_of]

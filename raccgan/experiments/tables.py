@@ -122,6 +122,8 @@ TABLES: Mapping[str, Table] = {
             "channels": 1,
             "fit": "align",
             "brightness": "level",
+            "encoder_steps": 3000,
+            "generator_tuning": 1.0,
             "score": "both",
         },
         ("good",),

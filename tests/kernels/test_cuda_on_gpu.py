@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from raccgan.config import make_config
+from raccgan.density import TEXTURE
 from raccgan.kernels import backend
 from raccgan.models.blocks import CBAM, ConditionalBatchNorm
 from raccgan.networks import Networks, build
@@ -100,7 +101,8 @@ def scoring_pass(kernels: str, x: Tensor, y: Tensor) -> Callable[[], list[Tensor
             module.momentum = 1.0  # else every pixel that a new generator makes is 1 or -1
     with torch.no_grad():
         networks.average.train()(networks.encoder(x, y), y)
-        networks.density.fit(networks.encoder.describe(x, y)[1], torch.rand(len(x), 16, device=x.device), y)
+        textures = torch.rand(len(x), TEXTURE, device=x.device)
+        networks.density.fit(networks.encoder.describe(x, y)[1], textures, networks.density.usual, y)
     scorer = Scorer.of(config, networks, ["a", "b", "c"])
 
     def run() -> list[Tensor]:
