@@ -50,15 +50,16 @@ def test_the_global_random_state_does_not_matter(tiny: Make) -> None:
 @pytest.mark.parametrize("stop", [("gan", 3), ("gan", 5), ("encoder", 2)])
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny: Make, stop: tuple[str, int]) -> None:
     """Stopped by Ctrl-C in the middle of a phase, loaded from disk into fresh networks, continued to the end."""
-    whole = trained(tiny, critic_steps=2)
-    _, cut = tiny(folder="cut", critic_steps=2)
+    settings = {"critic_steps": 2, "generator_tuning": 0.5}
+    whole = trained(tiny, **settings)
+    _, cut = tiny(folder="cut", **settings)
     phase, step = stop
     if phase == "encoder":
         cut.run("gan")
     interrupt_at(cut, phase, step)
     with pytest.raises(Interrupted, match=rf"stopped after {phase} step {step}; --resume .*cut continues"):
         cut.run(phase)
-    _, resumed = tiny(resumed=checkpoints.load(cut.path), folder="cut", critic_steps=2)
+    _, resumed = tiny(resumed=checkpoints.load(cut.path), folder="cut", **settings)
     assert resumed.steps[phase] == step
     resumed.run("gan")
     resumed.run("encoder")
@@ -149,6 +150,26 @@ def test_only_the_networks_of_a_phase_learn(tiny: Make) -> None:
     training.run("encoder")
     for name, value in weights(training).items():
         assert torch.equal(value, before[name]) != name.startswith("encoder."), name
+
+
+@pytest.mark.parametrize("tuning", [0.0, 0.5])
+def test_the_generator_that_scores_learns_beside_the_encoder_where_it_is_tuned(tiny: Make, tuning: float) -> None:
+    _, training = tiny(generator_tuning=tuning, encoder_steps=30)
+    training.run("gan")
+    before = weights(training)
+    training.run("encoder")
+    after = weights(training)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    parts = {name.partition(".")[0] for name in moved}
+    assert parts == ({"encoder", "average"} if tuning else {"encoder"})
+    assert not any("running" in name for name in moved if name.startswith("average"))  # as it scores, so it is tuned
+    rates = [group["lr"] for group in training.optimisers["encoder"].param_groups]
+    assert rates == ([rates[0], rates[0] * tuning] if tuning else rates[:1])
+
+
+def test_tuned_reconstructions_are_closer(tiny: Make) -> None:
+    frozen, tuned = (trained(tiny, generator_tuning=tuning, encoder_steps=60) for tuning in (0.0, 1.0))
+    assert tuned.history["image"][-1][1] < frozen.history["image"][-1][1]
 
 
 def test_a_calibration_is_kept_until_a_weight_changes(tiny: Make) -> None:
