@@ -47,7 +47,8 @@ class Scorer:
       (:mod:`raccgan.density`);
     - ``texture``: T, the distance of the image's texture, which is its contrast and the reconstruction's error region
       by region, from that of normal images;
-    - ``excess``: the largest error in the map for its place, of what is usual there;
+    - ``excess``: E, the largest error in the map, for what is usual at its place;
+    - ``defects``: sqrt(T E);
     - ``both``: sqrt(D T), the geometric mean;
     - ``all``: D sqrt(T R).
 
@@ -219,6 +220,8 @@ def combined(made_of: str, reconstruction: Tensor, distances: Distances) -> Tens
             return t
         case "excess":
             return excess
+        case "defects":
+            return (t * excess).sqrt()
         case "both":
             return (d * t).sqrt()
         case "all":

@@ -16,8 +16,9 @@ import raccgan
 from raccgan import Detector, InputError, train
 from raccgan.detector import Result, Skipped
 from raccgan.maps import smoothed
-from raccgan.overlays import MapScale, overlay
+from raccgan.overlays import MapScale, overlay, overlay_of_file
 from tests.conftest import TINY_OPTIONS
+from tests.data.parts import part
 from tests.test_commands import run
 
 
@@ -90,6 +91,32 @@ def test_one_image_is_a_list_of_one(detector: Detector, tmp_path: Path) -> None:
         [result] = detector.score(form)
         assert result.score == pytest.approx(detector.score(pixels)[0].score, rel=1e-5)
     assert detector.score([]) == []
+
+
+def test_parts_are_found_however_they_lie_and_maps_lie_over_them(tmp_path: Path) -> None:
+    """Through the whole road: train, score and draw with parts turned at random."""
+    random = np.random.default_rng(0)
+    (tmp_path / "parts" / "good").mkdir(parents=True)
+    for i in range(24):
+        Image.fromarray(part(random.uniform(0, 360))).save(tmp_path / "parts" / "good" / f"{i}.png")
+    data = ("--dataset", tmp_path / "parts", "--normal", "good", "--fit", "align")
+    model = (*TINY_OPTIONS, "--image-size", 16, "--latent", 12, "--generator-tuning", 1, "--score", "defects")
+    assert run(train, *data, *model, "--out", tmp_path / "run") == 0
+    detector = Detector.load(tmp_path / "run")
+    whole = part(20, centre=(60, 95))
+    turned = np.asarray(Image.fromarray(whole).transpose(Image.Transpose.ROTATE_90))
+    Image.fromarray(whole).save(tmp_path / "whole.png")
+    upright, other, file = detector.score([whole, turned, tmp_path / "whole.png"])
+    assert file.score == upright.score
+    assert upright.image is not None
+    assert other.image is not None
+    assert np.abs(upright.image - other.image).mean() < 0.03  # what the model sees is the same
+    assert other.score == pytest.approx(upright.score, rel=0.3)
+    drawn = np.asarray(overlay_of_file(file, MapScale(0, 1e-6))).astype(int)
+    warm = np.ptp(drawn, axis=2) > 30
+    assert warm[whole < 120].mean() > 0.95
+    assert warm.mean() < 0.4
+    assert warm[file.peak.y, file.peak.x]
 
 
 def test_a_tensor_of_another_size_is_resized_as_an_image_is(detector: Detector) -> None:

@@ -113,6 +113,7 @@ def test_the_score_is_the_minimum_over_the_normal_classes(
                 "density": density,
                 "texture": texture_density,
                 "excess": excess,
+                "defects": (texture_density * excess).sqrt(),
                 "both": (density * texture_density).sqrt(),
                 "all": density * (texture_density * reconstruction).sqrt(),
             }[made_of]

@@ -124,7 +124,7 @@ TABLES: Mapping[str, Table] = {
             "brightness": "level",
             "encoder_steps": 3000,
             "generator_tuning": 1.0,
-            "score": "both",
+            "score": "defects",
         },
         ("good",),
         note="screws turned upright, brightness levelled: in some copies of this data it alone tells good from defect",
