@@ -48,6 +48,9 @@ HEADER = (
     "train_seconds", "score_seconds_per_1000", "steps", "kernels", "threads", "machine", "torch",
 )  # fmt: skip
 
+_YOUNGER = [column(name) for name in ("excess", "defects") for column in (score_column, choice_column)]
+"""Columns that older tables lack; a figure is empty there."""
+
 
 class Results:
     """The CSV at ``path``; it need not be there yet."""
@@ -69,11 +72,11 @@ class Results:
                 lines = list(reader)
         except (OSError, ValueError, csv.Error) as error:
             raise InputError(f"cannot read {self.path}: {error}") from None
-        missing = [name for name in HEADER if name not in (reader.fieldnames or ())]
+        missing = [name for name in HEADER if name not in _YOUNGER and name not in (reader.fieldnames or ())]
         if missing or any(None in line or None in line.values() for line in lines):
             what = f"it has no column {missing[0]!r}" if missing else "a line is longer or shorter than the first"
             raise InputError(f"{self.path} is no table of results: {what}; name another --out, or mend it")
-        return lines
+        return [dict.fromkeys(_YOUNGER, "") | line for line in lines]
 
     def of(self, rows: Sequence[Row]) -> dict[Row, Result]:
         """What is known about these rows, the later line where there are two."""

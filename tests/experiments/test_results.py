@@ -34,6 +34,25 @@ def test_lines_are_found_again_by_their_row(tmp_path: Path) -> None:
     assert results.of(wanted)[wanted[0]]["auroc"] == "0.9"
 
 
+def test_a_table_from_before_a_kind_of_score_is_continued(tmp_path: Path) -> None:
+    wanted = rows("digits", normal=["3"], seeds=[0, 1])
+    older = line_of(wanted[0], 0.4)
+    names = [name for name in HEADER if "excess" not in name and "defects" not in name]
+    (tmp_path / "results.csv").write_text(f"{','.join(names)}\n{','.join(older[name] for name in names)}\n")
+    results = Results(tmp_path / "results.csv")
+    results.add(line_of(wanted[1], 0.6))
+    found = results.of(wanted)
+    assert [(line["auroc"], line["auroc_excess"]) for line in found.values()] == [("0.4", ""), ("0.6", "0.5")]
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "chest-xray"])
+def test_the_published_lines_are_of_todays_rows(name: str) -> None:
+    """Another machine goes on from them; a setting that changed since would make them those of other rows."""
+    published = Results(Path(__file__).parents[2] / "bench" / "results" / "experiments" / f"{name}.csv")
+    lines = published.read()
+    assert len(published.of(rows(name))) == len(lines) > 0
+
+
 def _add(path: Path, seed: int) -> None:
     Results(path).add(line_of(rows("digits", normal=["3"], seeds=[seed])[0], seed / 10))
 
