@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +55,7 @@ class Place(ABC):
         return int(min(max(x, 0), self.width - 1)), int(min(max(y, 0), self.height - 1))
 
 
-def place_in_square(image: Float, size: int, fit: str) -> Place:
+def place_in_square(image: NDArray[Any], size: int, fit: str) -> Place:
     """Where an image [H, W, C] comes to lie in a square of ``size``. Only ``align`` looks at its pixels.
 
     Raises:

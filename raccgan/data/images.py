@@ -1,7 +1,8 @@
 """From a file or an array to pixels in [-1, 1], and from a mask file to booleans, with one geometry for both.
 
 Intensities keep the depth they were stored with: everything is float32 from the moment it is read, and resizing is
-bilinear with antialiasing, in float. What counts as white depends on the stored type alone, never on the image:
+bilinear with antialiasing, in float. Where the image lands in the square is ``geometry``'s to say. What counts as white
+depends on the stored type alone, never on the image:
 
 ========================================  ==========================================================
 stored as                                 scaled by
@@ -122,7 +123,7 @@ def decode_mask(path: Path, image: Path | Pixels, *, size: int, fit: str = "stre
     with ExitStack() as held:
         anomalous: NDArray[np.bool_] = np.any(_read_unit(path, held) > 0, axis=-1)
         if fit != "align":
-            return place_in_square(anomalous[..., None].astype(np.float32), size, fit).take_mask(anomalous)
+            return place_in_square(anomalous[..., None], size, fit).take_mask(anomalous)
         marked = _read_unit(image, held) if isinstance(image, Path) else _unit(image, "the array")
         if marked.shape[:2] != anomalous.shape:
             raise InputError(
