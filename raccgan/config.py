@@ -20,7 +20,7 @@ def _setting(
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
-SCORES = ("reconstruction", "density", "texture", "excess", "defects", "both", "all")
+SCORES = ("reconstruction", "density", "texture", "defects", "both", "all")
 """What a score may be: :class:`raccgan.scoring.Scorer` has the formulas."""
 
 
@@ -102,8 +102,8 @@ class Config:
     score: str = _setting(
         "both",  # the highest mean over MNIST, Fashion-MNIST and chest X-rays: docs/results.md
         "what the score is: the error of the reconstruction, the distance of the image's descriptor from those of "
-        "normal images (density), that of its contrast and errors (texture), the largest error for its place (excess), "
-        "the last two (defects), the two distances (both), or these and the error (all)",
+        "normal images (density), that of its contrast and errors (texture), or of its largest errors (defects), the "
+        "first two distances (both), or these and the error (all)",
         choices=SCORES,
     )
     quantile: float = _setting(0.95, "quantile of the held-out normal scores that is the threshold", low=0, high=1)

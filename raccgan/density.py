@@ -1,7 +1,7 @@
 """How far an image is from the normal images of a class, in what the trained networks make of it.
 
-Two Gaussians are fitted to the normal training images of each class y, and a squared Mahalanobis distance from each is
-a term of the score, over the number of coordinates: about 1 for a normal image.
+Three Gaussians are fitted to the normal training images of each class y, and a squared Mahalanobis distance from each
+is a term of the score, over the number of coordinates: about 1 for a normal image.
 
 - The **descriptor** h(x, y) is the latent beside the mean activation of every channel after each block of the encoder
   (:meth:`raccgan.models.encoder.Encoder.describe`). Lee et al. (2018) judge a classifier's features so; here nothing
@@ -10,10 +10,8 @@ a term of the score, over the number of coordinates: about 1 for a normal image.
   and that of the image's own contrast, which the instance norms of the encoder take out of the descriptor. The two
   together, because an error is large where there is much to reconstruct; and a lung behind haze, in which little is
   left to reconstruct, is no normal one either.
-
-A third term looks for the one place that is wrong, where means over an image or a region would bury a small defect. The
-**excess** is the maximum of the smoothed error map, each pixel over the error that is usual there: its mean over the
-normal images of class y, and over the pixels of that, so that no place counts that is always the same.
+- The **defects** w(x, y) are the same with the largest value of the smoothed error map in each region instead of the
+  mean error, which would bury a defect of a few pixels.
 
 Coordinates are standardised and their covariance shrunk towards the identity by the amount of Ledoit and Wolf (2004),
 so that a class may have fewer images than there are coordinates. Of the eigenvectors the ``RANK`` largest are kept, all
@@ -45,17 +43,21 @@ REGIONS = 4
 VISIBLE = 1e-4
 """Added to a squared difference, of images in [-1, 1], before its logarithm: about one grey level of 256, squared."""
 
-SMALLEST = 1e-12
-"""Added to an error that others are divided by: a blank image may be reconstructed exactly."""
-
 TEXTURE = 2 * REGIONS**2
-"""Coordinates of the texture."""
+"""Coordinates of the texture, and of the defects."""
 
 
 def texture(x: Tensor, map: Tensor) -> Tensor:
     """t, [N, 32], of images x [N, C, S, S] and their error maps [N, S, S]: logarithms of each region's means."""
     regions = torch.stack([map, contrast(x)], dim=1)  # [N, 2, S, S]
     return torch.log(F.avg_pool2d(regions, x.shape[-1] // REGIONS).flatten(1) + VISIBLE)
+
+
+def defects(x: Tensor, map: Tensor) -> Tensor:
+    """w, [N, 32], likewise: logarithms of each region's largest smoothed error, and of its mean contrast."""
+    side = x.shape[-1] // REGIONS
+    largest = F.max_pool2d(smoothed(map)[:, None], side)
+    return torch.log(torch.cat([largest, F.avg_pool2d(contrast(x)[:, None], side)], dim=1).flatten(1) + VISIBLE)
 
 
 def contrast(x: Tensor) -> Tensor:
@@ -69,29 +71,21 @@ def contrast(x: Tensor) -> Tensor:
 
 
 class Distances(NamedTuple):
-    """How far N images are from the normal ones, [N] each: the Gaussians' squared distances over their coordinates."""
+    """Squared Mahalanobis distances over the number of coordinates, [N] each."""
 
     density: Tensor  # of the descriptor
     texture_density: Tensor  # of the texture
-    excess: Tensor  # at the worst place
+    defect_density: Tensor  # of the defects
 
 
 class Density(nn.Module):
-    """What normal images of each class are like; its buffers are part of a checkpoint.
+    """The Gaussians of each class, for descriptors of ``size`` coordinates. Its buffers are part of a checkpoint."""
 
-    Args:
-        classes: how many.
-        size: coordinates of a descriptor.
-        side: of an image, in pixels.
-    """
-
-    usual: Tensor
-
-    def __init__(self, classes: int, size: int, side: int) -> None:
+    def __init__(self, classes: int, size: int) -> None:
         super().__init__()
         self.descriptor = Gaussian(classes, size)
         self.texture = Gaussian(classes, TEXTURE)
-        self.register_buffer("usual", torch.empty(classes, side, side).fill_(1))  # error of a reconstruction
+        self.defects = Gaussian(classes, TEXTURE)
 
     @property
     def fitted(self) -> bool:
@@ -102,37 +96,26 @@ class Density(nn.Module):
         """Be fitted to nothing: the networks that it was fitted behind have changed."""
         self.descriptor.images.zero_()
         self.texture.images.zero_()
+        self.defects.images.zero_()
 
-    def excess(self, map: Tensor, y: Tensor) -> Tensor:
-        """[N], of error maps [N, S, S] of images under the classes y [N] (int64)."""
-        usual = self.usual[y]
-        relative = map / (usual + usual.mean(dim=(1, 2), keepdim=True) + SMALLEST)
-        return smoothed(relative).flatten(1).amax(dim=1)
+    def forward(self, h: Tensor, t: Tensor, w: Tensor, y: int) -> Distances:
+        """Distances from class y's normal images: of descriptors h [N, size], textures t and defects w, [N, 32]."""
+        return Distances(self.descriptor(h, y), self.texture(t, y), self.defects(w, y))
 
-    def forward(self, h: Tensor, t: Tensor, excess: Tensor, y: int) -> Distances:
-        """Distances of descriptors h [N, size] and textures t [N, 32] from the normal images of class y.
-
-        The excess [N] is passed on.
-        """
-        return Distances(self.descriptor(h, y), self.texture(t, y), excess)
-
-    def under(self, h: Tensor, t: Tensor, excess: Tensor, classes: Sequence[int]) -> Distances:
-        """Distances [N, K] from each of K classes, of what is known of the images under them: h [N, K, size], ..."""
-        each = [self(h[:, j], t[:, j], excess[:, j], y) for j, y in enumerate(classes)]
+    def under(self, h: Tensor, t: Tensor, w: Tensor, classes: Sequence[int]) -> Distances:
+        """Distances [N, K] from each of K classes, of h [N, K, size], t and w [N, K, 32] under them."""
+        each = [self(h[:, j], t[:, j], w[:, j], y) for j, y in enumerate(classes)]
         return Distances(*(torch.stack(parts, dim=1) for parts in zip(*each, strict=True)))
 
-    def fit(self, h: Tensor, t: Tensor, usual: Tensor, y: Tensor) -> None:
-        """Fit to descriptors h [N, size] and textures t [N, 32] of images of the classes y [N] (int64).
-
-        Args:
-            usual: mean error maps of each class's images, [classes, S, S].
+    def fit(self, h: Tensor, t: Tensor, w: Tensor, y: Tensor) -> None:
+        """Fit to h [N, size], t and w [N, 32] of images of the classes y [N] (int64).
 
         Raises:
             ValueError: a class has no image.
         """
         self.descriptor.fit(h, y)
         self.texture.fit(t, y)
-        self.usual.copy_(usual)
+        self.defects.fit(w, y)
 
 
 class Gaussian(nn.Module):

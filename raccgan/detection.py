@@ -32,7 +32,7 @@ from raccgan.scoring import decision
 
 COLUMNS = (
     "path", "score", "threshold", "predicted", "nearest_class", "residual", "feature", "density", "texture_density",
-    "excess", "map_max", "map_x", "map_y",
+    "defect_density", "map_max", "map_x", "map_y",
 )  # fmt: skip
 """Of scores.csv; records of scores.json have these names too, and ``map`` and ``overlay`` where they were wanted."""
 
@@ -200,7 +200,7 @@ def _row(found: Result | Skipped, wanted: Wanted, detector: Detector) -> Row:
         "feature": _number(found.feature),
         "density": _number(found.density),
         "texture_density": _number(found.texture_density),
-        "excess": _number(found.excess),
+        "defect_density": _number(found.defect_density),
         "map_max": _number(found.peak.value),
         "map_x": found.peak.x,
         "map_y": found.peak.y,

@@ -70,7 +70,7 @@ class Result:
     feature: float  # the feature term alone, its weight kappa not applied
     density: float  # distance of the descriptor from those of normal images
     texture_density: float  # distance of the texture from that of normal images
-    excess: float  # the largest error for its place
+    defect_density: float  # distance of the largest errors from those of normal images
     peak: Peak
     place: Place  # of the original, upright, in the square that the model sees
     path: Path | None = None
@@ -254,10 +254,10 @@ class Detector:
             array.setflags(write=False)
         terms = zip(
             scored.score.tolist(), scored.condition.tolist(), scored.residual.tolist(), scored.feature.tolist(),
-            scored.density.tolist(), scored.texture_density.tolist(), scored.excess.tolist(), strict=True,
+            scored.density.tolist(), scored.texture_density.tolist(), scored.defect_density.tolist(), strict=True,
         )  # fmt: skip
         for i, ((path, decoded), peak, term) in enumerate(zip(batch, peaks, terms, strict=True)):
-            score, condition, residual, feature, density, texture_density, excess = term
+            score, condition, residual, feature, density, texture_density, defect_density = term
             row, column = divmod(int(peak), self.size)
             x, y = decoded.place.original(row, column)
             yield Result(
@@ -268,7 +268,7 @@ class Detector:
                 feature=feature,
                 density=density,
                 texture_density=texture_density,
-                excess=excess,
+                defect_density=defect_density,
                 peak=Peak(float(maps[i, row, column]), x, y),
                 place=decoded.place,
                 path=path,

@@ -18,7 +18,7 @@ from raccgan.checkpoint import Calibration, History
 from raccgan.data.dataset import ImageDataset
 from raccgan.data.images import decode_mask
 from raccgan.data.samples import Sample
-from raccgan.density import texture
+from raccgan.density import defects, texture
 from raccgan.files import write_csv, write_json
 from raccgan.maps import smoothed
 from raccgan.networks import Networks, frozen
@@ -37,7 +37,7 @@ DENSITY_IMAGES = 10_000
 
 SCORES_HEADER = (
     "path", "class", "label", "score", "predicted", "nearest_class", "residual", "feature", "density",
-    "texture_density", "excess",
+    "texture_density", "defect_density",
 )  # fmt: skip
 
 
@@ -59,27 +59,22 @@ def fit_density(run: Run, networks: Networks, data: ImageDataset) -> None:
     encoder, generator = frozen(networks.encoder), frozen(networks.average)
     chosen = _evenly(data.labels, DENSITY_IMAGES)
     places = [chosen[i] for i in _own_places(len(chosen), batch)]
-    own: list[tuple[Tensor, Tensor]] = []
-    side = run.config.image_size
-    errors = torch.zeros(len(run.classes), side, side, dtype=torch.float64)  # sums of each class's maps
+    own: list[tuple[Tensor, Tensor, Tensor]] = []
     with Progress("density of normal images", len(places), unit="image") as progress:
         for indices in torch.tensor(places, dtype=torch.int64).split(batch):
             x, y = data.images(indices).to(run.device), data.labels[indices].to(run.device)
             z, h = encoder.describe(x, y)
             map = (x - generator(z, y)).square().mean(dim=1)
-            own.append((h.cpu(), texture(x, map).cpu()))
-            errors.index_add_(0, data.labels[indices], map.cpu().double())
+            own.append((h.cpu(), texture(x, map).cpu(), defects(x, map).cpu()))
             progress.update(len(indices))
-    found = ranks.gathered((places, own, errors))
+    found = ranks.gathered((places, own))
 
     def fit() -> None:
         assert found is not None
-        order = _order([theirs for theirs, *_ in found])
-        pairs = (pair for _, theirs, _ in found for pair in theirs)
-        h, t = (torch.cat(parts)[order] for parts in zip(*pairs, strict=True))
-        y = data.labels[sorted(chosen)]
-        usual = sum(theirs for *_, theirs in found) / y.bincount(minlength=len(run.classes)).view(-1, 1, 1)
-        networks.density.fit(h, t, usual, y)
+        order = _order(found)
+        each = (vectors for _, theirs in found for vectors in theirs)
+        h, t, w = (torch.cat(parts)[order] for parts in zip(*each, strict=True))
+        networks.density.fit(h, t, w, data.labels[sorted(chosen)])
 
     ranks.on_first(fit)
     reductions.copy_from_first([networks.density])
@@ -96,9 +91,9 @@ def _own_places(count: int, batch: int) -> list[int]:
     return [i for i in range(count) if i // batch % ranks.world() == ranks.rank()]
 
 
-def _order(places: list[list[int]]) -> Tensor:
-    """How what the ranks found at these places comes into the order of a single process."""
-    return torch.tensor([i for theirs in places for i in theirs]).argsort()
+def _order(found: list[tuple[list[int], Any]]) -> Tensor:
+    """How what the ranks found, with the places of its images, comes into the order of a single process."""
+    return torch.tensor([i for theirs, _ in found for i in theirs]).argsort()
 
 
 def calibrate(run: Run, scorer: Scorer, policy: str = MINIMUM) -> Calibration:
@@ -138,7 +133,7 @@ def score(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = Fal
     if found is None:
         return None
     scored = concatenate([part for _, parts in found for part in parts])
-    order = _order([places for places, _ in found])
+    order = _order(found)
     ordered: dict[str, Any] = {name: None if t is None else t[order] for name, t in vars(scored).items()}
     return Scored(**ordered)
 
@@ -237,7 +232,7 @@ def write_evaluated(path: Path, run: Run, evaluation: Evaluation, calibration: C
                 feature=float(scored.feature[i]),
                 density=float(scored.density[i]),
                 texture_density=float(scored.texture_density[i]),
-                excess=float(scored.excess[i]),
+                defect_density=float(scored.defect_density[i]),
                 map_max=float(map.max()),
                 strip=strip(image, scored.reconstruction[i].numpy(), map, scale, mask),
                 label=sample.label,
@@ -337,7 +332,7 @@ def _write_scores(path: Path, run: Run, evaluation: Evaluation) -> None:
         scored.feature.tolist(),
         scored.density.tolist(),
         scored.texture_density.tolist(),
-        scored.excess.tolist(),
+        scored.defect_density.tolist(),
         strict=True,
     )
     write_csv(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from raccgan.data.images import FLAT, SPREAD, levelled
-from raccgan.density import texture
+from raccgan.density import defects, texture
 from raccgan.errors import InputError
 from raccgan.maps import smoothed
 from raccgan.networks import Networks
@@ -35,7 +35,7 @@ OUTPUTS = {
     "feature": "[batch] float32: the feature term of the score, kappa not applied",
     "density": "[batch] float32: distance of the descriptor from those of normal images",
     "texture_density": "[batch] float32: distance of the texture from that of normal images",
-    "excess": "[batch] float32: the largest error for its place",
+    "defect_density": "[batch] float32: distance of the largest errors from those of normal images",
     "map": "[batch, size, size] float32: squared difference per pixel, mean over channels, smoothed",
 }
 
@@ -112,9 +112,9 @@ class ScoringGraph(nn.Module):
         residual = squared.mean(dim=(2, 3, 4))
         feature = (f[:, None] - f_hat.unflatten(0, (n, k))).square().flatten(2).mean(dim=2)
         maps = squared.mean(dim=2)  # [N, k, S, S]
-        t, excess = texture(pairs, maps.flatten(0, 1)), self.density.excess(maps.flatten(0, 1), y)
-        h, t, excess = (each.unflatten(0, (n, k)) for each in (h, t, excess))
-        distances = self.density.under(h, t, excess, self.places)
+        t, w = (of(pairs, maps.flatten(0, 1)) for of in (texture, defects))
+        h, t, w = (each.unflatten(0, (n, k)) for each in (h, t, w))
+        distances = self.density.under(h, t, w, self.places)
         score = combined(self.made_of, residual + self.kappa * feature, distances)  # [N, k]
         best = score.argmin(dim=1, keepdim=True)  # [N, 1]
         at = best[:, :, None, None].expand(-1, -1, *maps.shape[2:])

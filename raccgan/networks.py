@@ -62,7 +62,7 @@ def build(config: Config, *, channels: int, classes: int, device: torch.device) 
             attention=config.attention_encoder,
             **common,
         )
-    density = Density(classes, encoder.described, config.image_size)
+    density = Density(classes, encoder.described)
     networks = Networks(generator, discriminator, encoder, average=copy.deepcopy(generator), density=density)
     for _, network in networks.items():
         # channels_last: pointwise convolutions are matrix products without a copy; a step took 0.7 to 0.9 of the

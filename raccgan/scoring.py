@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raccgan.config import Config
-from raccgan.density import Density, Distances, texture
+from raccgan.density import Density, Distances, defects, texture
 from raccgan.errors import InputError
 from raccgan.kernels.anomaly_score import AnomalyScore, anomaly_score
 from raccgan.maps import smoothed
@@ -32,7 +32,7 @@ class Scored:
     feature: Tensor  # [N] float32: the feature term alone, kappa not applied
     density: Tensor  # [N] float32: distance of the descriptor from those of normal images
     texture_density: Tensor  # [N] float32: distance of the texture from that of normal images
-    excess: Tensor  # [N] float32: the largest error for its place
+    defect_density: Tensor  # [N] float32: distance of the largest errors from those of normal images
     map: Tensor | None  # [N, H, W] float32: squared difference per pixel, mean over channels, smoothed
     reconstruction: Tensor | None  # [N, C, H, W] in [-1, 1]
 
@@ -47,8 +47,7 @@ class Scorer:
       (:mod:`raccgan.density`);
     - ``texture``: T, the distance of the image's texture, which is its contrast and the reconstruction's error region
       by region, from that of normal images;
-    - ``excess``: E, the largest error in the map, for what is usual at its place;
-    - ``defects``: sqrt(T E);
+    - ``defects``: the same distance with the largest errors of the regions instead of their means;
     - ``both``: sqrt(D T), the geometric mean;
     - ``all``: D sqrt(T R).
 
@@ -144,25 +143,22 @@ class Scorer:
         # Every image under every condition, image by image: [n * k], in passes of at most `pairs`.
         image_of = torch.arange(n, device=self.device).repeat_interleave(k)
         condition_of = torch.tensor(self.conditions, device=self.device).repeat(n)
-        terms, descriptors, textures, maps, reconstructions = [], [], [], [], []
+        terms, known, maps, reconstructions = [], [], [], []
         for i, y in zip(image_of.split(self.pairs), condition_of.split(self.pairs), strict=True):
-            result, x_hat, h, t = self._compare(x[i], f[i], y)
-            assert result.map is not None
-            excess = self.density.excess(result.map, y)
-            terms.append(torch.stack([result.score, result.residual, result.feature, excess]))
-            descriptors.append(h)
-            textures.append(t)
+            result, x_hat, h, t, w = self._compare(x[i], f[i], y)
+            terms.append(torch.stack([result.score, result.residual, result.feature]))
+            known.append((h, t, w))
             if details:
                 maps.append(result.map)
                 reconstructions.append(x_hat)
-        reconstruction, residual, feature, excess = torch.cat(terms, dim=1).view(4, n, k)
-        h, t = (torch.cat(each).view(n, k, -1) for each in (descriptors, textures))
-        distances = self.density.under(h, t, excess, self.conditions)
+        reconstruction, residual, feature = torch.cat(terms, dim=1).view(3, n, k)
+        h, t, w = (torch.cat(each).view(n, k, -1) for each in zip(*known, strict=True))
+        distances = self.density.under(h, t, w, self.conditions)
         score = combined(self.made_of, reconstruction, distances)
         table = torch.stack([score, residual, feature, *distances])  # [6, n, k]
         best = table[0].argmin(dim=1)  # [n]
         place = torch.arange(n, device=self.device) * k + best  # in [n * k]
-        score, residual, feature, density, texture_density, excess = table.flatten(1)[:, place].cpu()
+        score, residual, feature, density, texture_density, defect_density = table.flatten(1)[:, place].cpu()
         map = smoothed(torch.cat(maps)[place]).cpu() if details else None
         reconstructed = torch.cat(reconstructions)[place].cpu() if details else None
         return Scored(
@@ -172,7 +168,7 @@ class Scorer:
             feature,
             density,
             texture_density,
-            excess,
+            defect_density,
             map=map,
             reconstruction=reconstructed,
         )
@@ -198,19 +194,19 @@ class Scorer:
             progress(len(indices))
         return concatenate(parts)
 
-    def _compared(self, x: Tensor, f: Tensor, y: Tensor) -> tuple[AnomalyScore, Tensor, Tensor, Tensor]:
-        """R with its parts and map for each image x with features f under its condition y; its x', h and t."""
+    def _compared(self, x: Tensor, f: Tensor, y: Tensor) -> tuple[AnomalyScore, Tensor, Tensor, Tensor, Tensor]:
+        """R with its parts and map for each image x with features f under its condition y; its x', h, t and w."""
         z, h = self.encoder.describe(x, y)
         x_hat: Tensor = self.generator(z, y)
         f_hat = self.discriminator.features(x_hat)
         result = anomaly_score(x, x_hat, f, f_hat, kappa=self.kappa, want_map=True, kernels=self.kernels)
         assert result.map is not None
-        return result, x_hat, h, texture(x, result.map)
+        return result, x_hat, h, texture(x, result.map), defects(x, result.map)
 
 
 def combined(made_of: str, reconstruction: Tensor, distances: Distances) -> Tensor:
     """The score, by its name in the choices of the setting ``score``."""
-    d, t, excess = distances
+    d, t, w = distances
     match made_of:
         case "reconstruction":
             return reconstruction
@@ -218,10 +214,8 @@ def combined(made_of: str, reconstruction: Tensor, distances: Distances) -> Tens
             return d
         case "texture":
             return t
-        case "excess":
-            return excess
         case "defects":
-            return (t * excess).sqrt()
+            return w
         case "both":
             return (d * t).sqrt()
         case "all":
@@ -261,7 +255,7 @@ def concatenate(parts: Sequence[Scored]) -> Scored:
         joined("feature"),
         joined("density"),
         joined("texture_density"),
-        joined("excess"),
+        joined("defect_density"),
         joined("map") if details else None,
         joined("reconstruction") if details else None,
     )

@@ -11,7 +11,7 @@ from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from raccgan import density as module
-from raccgan.density import TEXTURE, Density, Gaussian, contrast, texture
+from raccgan.density import TEXTURE, VISIBLE, Density, Gaussian, contrast, defects, texture
 from raccgan.detector import Detector
 from raccgan.errors import InputError
 from raccgan.evaluation import fit_density
@@ -77,12 +77,12 @@ def test_each_class_has_its_own() -> None:
     v = correlated(80, 4)
     v[40:] += 1000
     y = torch.arange(2).repeat_interleave(40)
-    both = Density(2, 4, 8)
+    both = Density(2, 4)
     both.descriptor.fit(v, y)
     for k in (0, 1):
         torch.testing.assert_close(both.descriptor(v, k), fitted(v[y == k])(v, 0))
     with pytest.raises(ValueError, match="no image of class 1"):
-        both.fit(v[:40], v[:40], torch.ones(2, 8, 8), y[:40])
+        both.fit(v[:40], v[:40], v[:40], y[:40])
 
 
 def test_contrast_is_the_squared_difference_to_the_next_pixels_below_and_to_the_right() -> None:
@@ -94,31 +94,26 @@ def test_contrast_is_the_squared_difference_to_the_next_pixels_below_and_to_the_
         torch.testing.assert_close(found[:, row, column], (down**2 + right**2).mean(dim=1))
 
 
-def test_the_excess_is_of_the_worst_place_for_what_is_usual_there() -> None:
-    """An error that is usual where it is counts less than half of it where there is none otherwise."""
-    density = Density(2, 1, 32)
-    density.usual[0] = 0.01
-    density.usual[0, :8] = 1.0
-    maps = torch.zeros(3, 32, 32)
-    maps[0, 2:6, 10:20] = 1.0
-    maps[1, 20:24, 10:20] = 0.5
-    usual, unusual, none = density.excess(maps, torch.tensor([0, 0, 0]))
-    assert unusual > 2 * usual > 0
-    assert none == 0
-    # The mean of a class is a part of what its errors are divided by, and its own alone.
-    assert 0.8 < density.excess(density.usual[:1] * 2, torch.tensor([0])).item() < 2
-    torch.testing.assert_close(density.excess(maps[:1], torch.tensor([1])), smoothed(maps[:1]).amax().view(1) / 2)
-
-
-def test_what_is_usual_may_be_no_error_at_all() -> None:
-    density = Density(1, 1, 8)
-    density.usual.zero_()
-    assert density.excess(torch.zeros(2, 8, 8), torch.zeros(2, dtype=torch.int64)).tolist() == [0, 0]
+def test_defects_are_the_largest_smoothed_errors_of_regions() -> None:
+    """A few pixels that differ much and the same error spread over the region have one texture, not one defect."""
+    x = torch.zeros(2, 1, 32, 32)
+    maps = torch.zeros(2, 32, 32)
+    maps[0, 10:12, 18:20] = 1.0
+    maps[1, 8:16, 16:24] = 4 / 64
+    few, spread = texture(x, maps)
+    torch.testing.assert_close(few, spread)
+    few, spread = defects(x, maps)
+    place = 1 * 4 + 2  # the region in the second row, third column
+    torch.testing.assert_close(few[place], torch.log(smoothed(maps[:1])[0, 8:16, 16:24].max() + VISIBLE))
+    assert few[place] > spread[place] + 1.5
+    assert few[:16].argmax() == spread[:16].argmax() == place
+    torch.testing.assert_close(few[16:], spread[16:])  # the contrast
 
 
 def test_no_image_has_no_texture() -> None:
     """A rank may have none of a few images."""
-    assert texture(torch.empty(0, 1, 8, 8), torch.empty(0, 8, 8)).shape == (0, TEXTURE)
+    for of in (texture, defects):
+        assert of(torch.empty(0, 1, 8, 8), torch.empty(0, 8, 8)).shape == (0, TEXTURE)
 
 
 @pytest.mark.parametrize("size", [8, 16])

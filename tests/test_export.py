@@ -32,7 +32,9 @@ Runner = Callable[[Tensor], list[Tensor]]
 # PyTorch's own, where it loads a .pt2.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::FutureWarning")
 
-NAMES = ("score", "nearest_class", "anomalous", "residual", "feature", "density", "texture_density", "excess", "map")
+NAMES = (
+    "score", "nearest_class", "anomalous", "residual", "feature", "density", "texture_density", "defect_density", "map"
+)  # fmt: skip
 
 
 @dataclass
@@ -120,9 +122,10 @@ def agrees(found: list[Tensor], scorer: Scorer, images: Tensor, threshold: float
     score, nearest, anomalous, *terms, maps = found
     assert wanted.map is not None
     expected = (wanted.score, wanted.residual, wanted.feature, wanted.density, wanted.texture_density)
-    for ours, theirs in zip((score, *terms), expected, strict=False):
+    *terms, defect_density = terms
+    torch.testing.assert_close(defect_density, wanted.defect_density, rtol=1e-3, atol=1e-4)  # as the map's values
+    for ours, theirs in zip((score, *terms), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(terms[-1], wanted.excess, rtol=1e-3, atol=1e-4)  # of one place, as the map's values
     torch.testing.assert_close(maps, wanted.map, rtol=1e-3, atol=1e-4)
     assert torch.equal(nearest, wanted.condition)
     assert torch.equal(anomalous.bool(), wanted.score > threshold)

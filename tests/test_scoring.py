@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raccgan.config import SCORES
-from raccgan.density import texture
+from raccgan.density import defects, texture
 from raccgan.errors import InputError
 from raccgan.evaluation import fit_density
 from raccgan.maps import smoothed
@@ -104,16 +104,14 @@ def test_the_score_is_the_minimum_over_the_normal_classes(
         x_hat = scorer.generator(z, y)
         term = (f - scorer.discriminator.features(x_hat)).square().flatten(1).mean(dim=1)
         squared = (x - x_hat).square().mean(dim=1)
-        excess = smoothed(squared / (scorer.density.usual[index] + scorer.density.usual[index].mean())).amax(dim=(1, 2))
-        density, texture_density, _ = scorer.density(h, texture(x, squared), excess, index)
+        density, texture_density, defect_density = scorer.density(h, texture(x, squared), defects(x, squared), index)
         reconstruction = squared.mean(dim=(1, 2)) + run.config.kappa * term
         by_class.append(
             {
                 "reconstruction": reconstruction,
                 "density": density,
                 "texture": texture_density,
-                "excess": excess,
-                "defects": (texture_density * excess).sqrt(),
+                "defects": defect_density,
                 "both": (density * texture_density).sqrt(),
                 "all": density * (texture_density * reconstruction).sqrt(),
             }[made_of]

@@ -48,7 +48,7 @@ class Shown:
     feature: float
     density: float
     texture_density: float
-    excess: float
+    defect_density: float
     map_max: float
     strip: str  # of :func:`strip`
     map_x: int | None = None  # where the maximum is, in the original's pixels

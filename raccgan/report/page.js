@@ -272,7 +272,7 @@
       ...(image.label === null ? [] : [["class", image.label]]), ["nearest normal class", image.nearest_class],
       ["image term", short(image.residual)], ["feature term", short(image.feature)],
       ["distance from normal images", short(image.density)], ["its texture's distance", short(image.texture_density)],
-      ["largest error for its place", short(image.excess)],
+      ["its largest errors' distance", short(image.defect_density)],
       ["largest difference", short(image.map_max) +
         (image.map_x === null ? "" : ` at x ${image.map_x}, y ${image.map_y}`)],
     ]);

@@ -101,13 +101,13 @@ def scoring_pass(kernels: str, x: Tensor, y: Tensor) -> Callable[[], list[Tensor
             module.momentum = 1.0  # else every pixel that a new generator makes is 1 or -1
     with torch.no_grad():
         networks.average.train()(networks.encoder(x, y), y)
-        textures = torch.rand(len(x), TEXTURE, device=x.device)
-        networks.density.fit(networks.encoder.describe(x, y)[1], textures, networks.density.usual, y)
+        textures, defects = torch.rand(2, len(x), TEXTURE, device=x.device)
+        networks.density.fit(networks.encoder.describe(x, y)[1], textures, defects, y)
     scorer = Scorer.of(config, networks, ["a", "b", "c"])
 
     def run() -> list[Tensor]:
-        result, _, h, e = scorer._compare(x, scorer._features(x), y)
-        return [result.score, h, e]
+        result, _, *known = scorer._compare(x, scorer._features(x), y)
+        return [result.score, *known]
 
     return run
 
