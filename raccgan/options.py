@@ -125,7 +125,7 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset",
         metavar="NAME",
-        help=f"settings to start from: {', '.join(PRESETS)}; all but digits and mnist-small are sized for a GPU "
+        help=f"settings to start from: {', '.join(PRESETS)}; all but digits, mnist-small and parts are sized for a GPU "
         "(default: what suits the data). A preset replaces some of the defaults shown below",
     )
 

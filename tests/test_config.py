@@ -22,7 +22,7 @@ def test_presets_are_valid_and_every_field_can_be_overridden(preset: str) -> Non
 @pytest.mark.parametrize(
     ("dataset", "preset"),
     [("digits", "digits"), ("mnist", "mnist"), ("fashion-mnist", "fashion-mnist"), ("mvtec", "mvtec"),
-     ("chest-xray", "pulmonary"), ("/some/folder", "mvtec")],
+     ("chest-xray", "pulmonary"), ("/some/folder", "mvtec"), ("parts", "mvtec")],
 )  # fmt: skip
 def test_the_data_set_chooses_the_preset(dataset: str, preset: str) -> None:
     assert make_config(None, {"dataset": dataset}) == make_config(preset, {"dataset": dataset})
