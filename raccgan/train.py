@@ -34,8 +34,8 @@ EXAMPLES = """\
       real handwritten digits, 0 to 4 normal; a few minutes on a CPU, nothing to download
   python -m raccgan.train --dataset mnist --normal 3 --gan-steps 3000
       one digit of MNIST against the nine others
-  python -m raccgan.train --dataset mvtec --category screw --data-root ~/data
-      MVTec AD, one category; looks in ~/data/mvtec/screw
+  python -m raccgan.train --preset parts --dataset mvtec --category screw --data-root ~/data
+      MVTec AD, one category; looks in ~/data/mvtec/screw. Parts that lie as they fell are turned upright
   python -m raccgan.train --dataset ~/scans --normal healthy --out runs/scans
       your own folder: one sub-folder a class, such as healthy/ and abnormal/
   python -m raccgan.train --resume runs/scans
