@@ -38,6 +38,9 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "no-feature-term": {"kappa": 0.0},
     "kappa-0.1": {"kappa": 0.1},
     "kappa-10": {"kappa": 10.0},
+    # Whether the generator learns beside the encoder: the one is what every table but screw's is, the other screw's.
+    "frozen-generator": {"generator_tuning": 0.0},
+    "tuned-generator": {"generator_tuning": 1.0},
     # The generator's moving average.
     "no-average": {"ema": 0.0},
 }
