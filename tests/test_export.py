@@ -125,7 +125,8 @@ def agrees(found: list[Tensor], scorer: Scorer, images: Tensor, threshold: float
     *terms, defect_density = terms
     torch.testing.assert_close(defect_density, wanted.defect_density, rtol=1e-3, atol=1e-4)  # as the map's values
     for ours, theirs in zip((score, *terms), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+        # Half of what an export is refused for; 1.4e-4 was seen, of one levelled image in 60 on an Intel Xeon.
+        torch.testing.assert_close(ours, theirs, rtol=5e-4, atol=1e-6)
     torch.testing.assert_close(maps, wanted.map, rtol=1e-3, atol=1e-4)
     assert torch.equal(nearest, wanted.condition)
     assert torch.equal(anomalous.bool(), wanted.score > threshold)

@@ -45,7 +45,7 @@ def test_a_table_from_before_a_kind_of_score_is_continued(tmp_path: Path) -> Non
     assert [(line["auroc"], line["auroc_defects"]) for line in found.values()] == [("0.4", ""), ("0.6", "0.5")]
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "chest-xray"])
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "chest-xray", "screw"])
 def test_the_published_lines_are_of_todays_rows(name: str) -> None:
     """Another machine goes on from them; a setting that changed since would make them those of other rows."""
     published = Results(Path(__file__).parents[2] / "bench" / "results" / "experiments" / f"{name}.csv")
