@@ -220,10 +220,11 @@ class Detector:
             if image.dim() != 3 or not image.is_floating_point():
                 raise InputError(f"a tensor must be [C, H, W] in [-1, 1], got {tuple(image.shape)} of {image.dtype}")
             pixels = image.detach().to("cpu", torch.float32)
+            by_pixel = pixels.movedim(0, -1).numpy()  # [H, W, C]
             as_seen = self.config.brightness == "keep" and self.config.fit != "align"
             if as_seen and tuple(pixels.shape) == (self.channels, self.size, self.size):
-                return Decoded(pixels.numpy(), place_in_square(pixels.movedim(0, -1).numpy(), self.size, self.config.fit))
-            image = ((pixels + 1) / 2).movedim(0, -1).numpy()
+                return Decoded(pixels.numpy(), place_in_square(by_pixel, self.size, self.config.fit))
+            image = (by_pixel + 1) / 2
         elif isinstance(image, Image.Image):
             image = pixels_of(image)
         source = Path(image) if isinstance(image, str) else image
