@@ -249,8 +249,16 @@ class Training:
 
     def _restore(self, resumed: Checkpoint) -> None:
         resumed.restore(self.networks)
-        for name, optimiser in self.optimisers.items():
-            resumed.restore_optimiser(name, optimiser)
+        begun = {name for name in self.optimisers if name != "encoder" or resumed.steps.get("encoder", 0)}
+        if "encoder" in begun:
+            before, now = checkpoints.config_of(resumed).generator_tuning, self.config.generator_tuning
+            if (before > 0) != (now > 0):
+                raise InputError(
+                    f"the encoder's training began with generator_tuning {before}, not {now}: resume with that, or "
+                    "train anew in another folder"
+                )
+        for name in begun:
+            resumed.restore_optimiser(name, self.optimisers[name])
         self.steps |= resumed.steps
         self.history = {name: list(points) for name, points in resumed.history.items()}
         if resumed.threshold is not None:

@@ -167,6 +167,21 @@ def test_the_generator_that_scores_learns_beside_the_encoder_where_it_is_tuned(t
     assert rates == ([rates[0], rates[0] * tuning] if tuning else rates[:1])
 
 
+def test_whether_the_generator_is_tuned_may_change_until_the_encoder_is_trained(tiny: Make) -> None:
+    _, training = tiny(folder="one")
+    training.run("gan")
+    _, tuned = tiny(resumed=checkpoints.load(training.path), folder="one", generator_tuning=0.5)
+    tuned.run("encoder")
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights(tuned).values(), weights(trained(tiny, generator_tuning=0.5)).values(), strict=True)
+    )
+    with pytest.raises(InputError, match=r"began with generator_tuning 0\.5, not 0\.0: resume with that"):
+        tiny(resumed=checkpoints.load(tuned.path), folder="one")
+    _, more = tiny(resumed=checkpoints.load(tuned.path), folder="one", generator_tuning=0.1)
+    assert len(more.optimisers["encoder"].param_groups) == 2
+
+
 def test_tuned_reconstructions_are_closer(tiny: Make) -> None:
     frozen, tuned = (trained(tiny, generator_tuning=tuning, encoder_steps=60) for tuning in (0.0, 1.0))
     assert tuned.history["image"][-1][1] < frozen.history["image"][-1][1]
