@@ -82,7 +82,9 @@ def test_training_lowers_the_error_of_what_was_seen_also_under_no_grad() -> None
 def test_a_score_does_not_depend_on_the_other_images() -> None:
     train, test = images(20), images(37, seed=1)
     together = autoencoder(train, test, seed=0, steps=5)
-    np.testing.assert_allclose(autoencoder(train, test.flip(0), seed=0, steps=5).flip(0), together, rtol=1e-5)
+    # The squares of differences near nothing are rounded by where an image lies in the batch: 3e-10 on an Intel Xeon.
+    flipped = autoencoder(train, test.flip(0), seed=0, steps=5).flip(0)
+    np.testing.assert_allclose(flipped, together, rtol=1e-5, atol=1e-8)
     np.testing.assert_allclose(autoencoder(train, test[4:5], seed=0, steps=5), together[4:5], rtol=1e-5)
 
 
