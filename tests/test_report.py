@@ -92,7 +92,7 @@ def shown(count: int, *, labelled: bool = False, name: Callable[[int], str] = "s
     scores = draw.gamma(3, 0.02, count)
     return [
         Shown(
-            name(i), float(score), "good", float(score), 0.0, 1.0, 1.0, 1.0, picture, 3, 4,
+            name(i), float(score), "good", float(score), 0.0, 1.0, 1.0, 1.0, 1.0, picture, 3, 4,
             *(("bad" if score > 0.06 else "good", bool(score > 0.06)) if labelled else (None, None)),
         )
         for i, score in enumerate(scores)
@@ -245,8 +245,8 @@ def test_nothing_of_a_hostile_name_runs(trained: Path, tmp_path: Path, browser: 
     pages = [tmp_path / "out" / "report.html"]
     for place, name in enumerate(HOSTILE):
         images = [
-            Shown(name, 0.1, name, 0.1, 0.0, 1.0, 1.0, 1.0, shown(1)[0].strip, label=name, anomalous=False),
-            Shown(name, 0.2, name, 0.1, 0.0, 1.0, 1.0, 1.0, shown(1)[0].strip, label="x", anomalous=True),
+            Shown(name, 0.1, name, 0.1, 0.0, 1.0, 1.0, 1.0, 1.0, shown(1)[0].strip, label=name, anomalous=False),
+            Shown(name, 0.2, name, 0.1, 0.0, 1.0, 1.0, 1.0, 1.0, shown(1)[0].strip, label="x", anomalous=True),
         ]
         skipped = [{"path": name, "reason": name}]
         pages.append(tmp_path / f"{place}.html")
