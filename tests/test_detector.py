@@ -111,7 +111,6 @@ def test_parts_are_found_however_they_lie_and_maps_lie_over_them(tmp_path: Path)
     assert upright.image is not None
     assert other.image is not None
     assert np.abs(upright.image - other.image).mean() < 0.03  # what the model sees is the same
-    assert other.score == pytest.approx(upright.score, rel=0.3)
     drawn = np.asarray(overlay_of_file(file, MapScale(0, 1e-6))).astype(int)
     warm = np.ptp(drawn, axis=2) > 30
     assert warm[whole < 120].mean() > 0.95
