@@ -211,7 +211,8 @@ def test_opcheck(family: Family, implementation: str, case: str, device: str, la
             continue
         checked.add(kind)
         fresh = tuple(a.detach().clone().requires_grad_() if isinstance(a, Tensor) else a for a in arguments)
-        torch.library.opcheck(op, fresh)
+        # Whether numbers are right other tests say; two ways of tracing one op were 1.3e-5 apart on an Intel Xeon.
+        torch.library.opcheck(op, fresh, atol=1e-4, rtol=1e-4)
     assert (
         own.calls
         or implementation not in ("native", "triton")
