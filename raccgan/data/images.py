@@ -83,6 +83,8 @@ def decode_stack(images: Pixels, *, size: int, channels: int, fit: str = "stretc
     """
     per_image = images if images.ndim == 4 else images[..., None]
     unit = _unit(per_image, "the array")
+    if len(unit) == 0:
+        return np.empty((0, channels, size, size), dtype=np.float32)
     if fit == "align":  # each has a place of its own
         placed = np.stack([place_in_square(image, size, fit).take(_planes(image)) for image in unit])
     else:

@@ -293,3 +293,8 @@ def test_count_channels_of_arrays() -> None:
     assert channels((2, 2), (2, 2, 1), (2, 2, 2)) == 1
     assert channels((2, 2), (2, 2, 3)) == 3
     assert channels() == 1
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_a_stack_of_no_image_is_decoded_to_none(fit: str) -> None:
+    assert decode_stack(np.empty((0, 9, 7), np.uint8), size=8, channels=3, fit=fit).shape == (0, 3, 8, 8)
