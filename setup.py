@@ -2,7 +2,8 @@
 
 The library keeps to LibTorch's stable ABI and uses no Python API at all, so one build serves every Python and every
 PyTorch from 2.11 on, with CUDA or without. The CPU kernels are compiled once a target below, and the processor decides
-at run time. The CUDA kernels are compiled by nvcc where there is one.
+at run time. The CUDA kernels are compiled by nvcc where there is one. A second build compiles what has changed since;
+``build_ext --force`` compiles everything, and keeps nothing.
 
 Environment:
     RACCGAN_CUDA    1: fail without nvcc; 0: leave the CUDA part out; unset: build it if there is an nvcc.
@@ -12,14 +13,18 @@ Environment:
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
 import shutil
 import subprocess
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import NamedTuple
 
 from setuptools import Extension, setup
@@ -29,6 +34,7 @@ from setuptools.errors import CompileError
 COMMON = [*sorted(str(path) for path in Path("csrc/bindings").glob("*.cpp")), "csrc/cpu/targets.cpp"]
 CPU_KERNELS = sorted({str(path) for path in Path("csrc/cpu").glob("*.cpp")} - set(COMMON))
 CUDA_KERNELS = sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
+HEADERS = sorted(Path("csrc").rglob("*.h"))
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 CPU_TARGETS: dict[str, list[str]] = {"portable": []}
@@ -44,9 +50,14 @@ COMMON_FLAGS = [*CXX_FLAGS, "-DTORCH_TARGET_VERSION=0x020b000000000000"]  # 2.11
 # header uninitialised.
 KERNEL_FLAGS = [*CXX_FLAGS, "-ffp-contract=off", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 
-GPU_ARCHITECTURES = ("80", "86", "89", "90a")
+GPU_ARCHITECTURES = ("80", "90a")  # code for 8.0 runs on 8.6 and 8.9; each more takes a minute or two to compile
 PTX_ARCHITECTURE = "90"  # for GPUs that came later: their driver compiles it at first use
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "2"]
+
+OBJECTS = Path("build/objects")
+"""Compiled sources, each in a folder named by the digest of all that it was made of."""
+UNUSED_DAYS = 7
+"""A folder there that no build has used for so long is removed."""
 
 
 class Toolkit(NamedTuple):
@@ -86,18 +97,49 @@ class Toolkit(NamedTuple):
         library_dirs = [*re.findall(r'"-L([^"]+)"', steps), f"{top[1]}/lib64", f"{top[1]}/lib"]
         return cls(nvcc, version[1], architectures, library_dirs)
 
-    def compile(self, source: str, folder: Path) -> list[str]:
-        """Compile one source for every architecture; returns the object's path, as setuptools' compilers do."""
-        folder.mkdir(parents=True, exist_ok=True)
-        output = str(folder / Path(source).with_suffix(".o").name)
+    def command(self) -> list[str]:
+        """Compile for every architecture; sources and output are to be added."""
         codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.architectures]
         if PTX_ARCHITECTURE in {a.rstrip("a") for a in self.architectures}:
             codes.append(f"-gencode=arch=compute_{PTX_ARCHITECTURE},code=compute_{PTX_ARCHITECTURE}")
-        command = [self.nvcc, *NVCC_FLAGS, *codes, "-c", source, "-o", output]
+        return [self.nvcc, *NVCC_FLAGS, *codes, "-c"]
+
+    def compile(self, source: str, folder: Path) -> None:
+        command = [*self.command(), source, "-o", str(folder / Path(source).with_suffix(".o").name)]
         print(*command, flush=True)
         if subprocess.run(command).returncode != 0:
             raise CompileError(f"nvcc could not compile {source}; RACCGAN_CUDA=0 leaves the CUDA part out")
-        return [output]
+
+
+def kept(objects: Path, source: str, made_with: Sequence[str], compile: Callable[[Path], None]) -> list[str]:
+    """What ``compile`` puts into a folder, or what an earlier build made of the same and left in ``objects``.
+
+    All kernels take minutes to compile; whoever installs once more with the tests' packages, or changes one kernel,
+    does not wait for the others.
+    """
+    digest = hashlib.sha256("\0".join([source, *made_with]).encode())
+    for file in (Path(source), *HEADERS):
+        digest.update(file.read_bytes())
+    folder = objects / digest.hexdigest()[:32]
+    if not folder.exists():
+        objects.mkdir(parents=True, exist_ok=True)
+        part = Path(mkdtemp(dir=objects))  # so that what was stopped half way has another name
+        compile(part)
+        part.rename(folder)
+    os.utime(folder)
+    return [str(path) for path in sorted(folder.rglob("*.o"))]
+
+
+def tidy() -> None:
+    """Remove objects that nothing has used for long."""
+    for folder in OBJECTS.glob("*"):
+        if time.time() - folder.stat().st_mtime > UNUSED_DAYS * 24 * 3600:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def version_of(compiler: str) -> str:
+    """What a compiler says of itself; an update makes every object anew."""
+    return subprocess.run([compiler, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
 
 
 class BuildNative(build_ext):
@@ -110,9 +152,13 @@ class BuildNative(build_ext):
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
+        import torch
         from torch.utils import cpp_extension
 
-        folder = Path(self.build_temp)
+        folder = OBJECTS
+        if self.force:
+            folder = Path(self.build_temp) / "objects"
+            shutil.rmtree(folder, ignore_errors=True)
         toolkit = Toolkit.find()
         cuda_flags: list[str] = []
         if toolkit:
@@ -121,21 +167,29 @@ class BuildNative(build_ext):
         else:
             self.warn("leaving out the CUDA part: no nvcc found, or RACCGAN_CUDA=0")
 
-        def cxx(source: str, target: str, flags: list[str]) -> list[str]:
-            return self.compiler.compile(
-                [source],
-                output_dir=str(folder / target),
-                include_dirs=cpp_extension.include_paths(),
-                extra_postargs=flags,
-            )
+        compilers = [getattr(self.compiler, name, []) for name in ("compiler_so", "compiler_so_cxx")]
+        versions = [version_of(compiler[0]) for compiler in compilers if compiler]
+
+        def nvcc(source: str) -> list[str]:
+            assert toolkit is not None
+            made_with = [*toolkit.command(), toolkit.version, os.environ.get("NVCC_APPEND_FLAGS", ""), *versions]
+            return kept(folder, source, made_with, lambda part: toolkit.compile(source, part))
+
+        def cxx(source: str, flags: list[str]) -> list[str]:
+            def compile(part: Path) -> None:
+                include_dirs = cpp_extension.include_paths()
+                self.compiler.compile([source], str(part), include_dirs=include_dirs, extra_postargs=flags)
+
+            return kept(folder, source, [str(compilers), *versions, torch.__version__, *flags], compile)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            jobs = [pool.submit(toolkit.compile, source, folder / "cuda") for source in CUDA_KERNELS if toolkit]
-            jobs += [pool.submit(cxx, source, "common", COMMON_FLAGS + cuda_flags) for source in COMMON]
+            jobs = [pool.submit(nvcc, source) for source in CUDA_KERNELS if toolkit]
+            jobs += [pool.submit(cxx, source, COMMON_FLAGS + cuda_flags) for source in COMMON]
             for target, flags in CPU_TARGETS.items():
                 target_flags = [*KERNEL_FLAGS, *flags, f"-DRACCGAN_TARGET={target}"]
-                jobs += [pool.submit(cxx, source, target, target_flags) for source in CPU_KERNELS]
+                jobs += [pool.submit(cxx, source, target_flags) for source in CPU_KERNELS]
         objects = [path for job in jobs for path in job.result()]
+        tidy()
 
         libraries, library_dirs = ["torch_cpu", "c10"], cpp_extension.library_paths()
         if toolkit:

@@ -127,7 +127,8 @@ def built(instrumented: Instrumented, tmp_path_factory: pytest.TempPathFactory) 
     """The library as setup.py builds it, but with the sanitizers and without the CUDA part."""
     pytest.importorskip("setuptools")
     folder = tmp_path_factory.mktemp("built")
-    command = [sys.executable, "setup.py", "-q", "build_ext", f"--build-lib={folder}", f"--build-temp={folder}"]
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--force"]
+    command += [f"--build-lib={folder}", f"--build-temp={folder}"]
     compiler = str(instrumented.compiler)
     environment = {**os.environ, "CC": compiler, "CXX": compiler, "RACCGAN_CUDA": "0"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
