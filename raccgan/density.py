@@ -47,17 +47,25 @@ TEXTURE = 2 * REGIONS**2
 """Coordinates of the texture, and of the defects."""
 
 
-def texture(x: Tensor, map: Tensor) -> Tensor:
-    """t, [N, 32], of images x [N, C, S, S] and their error maps [N, S, S]: logarithms of each region's means."""
-    regions = torch.stack([map, contrast(x)], dim=1)  # [N, 2, S, S]
-    return torch.log(F.avg_pool2d(regions, x.shape[-1] // REGIONS).flatten(1) + VISIBLE)
+class Vectors(NamedTuple):
+    """What the Gaussians are over, of N images."""
+
+    descriptor: Tensor  # h [N, size]
+    texture: Tensor  # t [N, 32]
+    defects: Tensor  # w [N, 32]
+
+    @classmethod
+    def of(cls, h: Tensor, x: Tensor, map: Tensor) -> Vectors:
+        """Of descriptors h [N, size], images x [N, C, S, S] in [-1, 1] and their error maps [N, S, S]."""
+        side = x.shape[-1] // REGIONS
+        means = F.avg_pool2d(torch.stack([map, contrast(x)], dim=1), side)  # [N, 2, 4, 4]
+        largest = F.max_pool2d(smoothed(map)[:, None], side)
+        return cls(h, _logarithm(means), _logarithm(torch.cat([largest, means[:, 1:]], dim=1)))
 
 
-def defects(x: Tensor, map: Tensor) -> Tensor:
-    """w, [N, 32], likewise: logarithms of each region's largest smoothed error, and of its mean contrast."""
-    side = x.shape[-1] // REGIONS
-    largest = F.max_pool2d(smoothed(map)[:, None], side)
-    return torch.log(torch.cat([largest, F.avg_pool2d(contrast(x)[:, None], side)], dim=1).flatten(1) + VISIBLE)
+def _logarithm(regions: Tensor) -> Tensor:
+    """[N, 2, 4, 4] -> [N, 32]"""
+    return torch.log(regions.flatten(1) + VISIBLE)
 
 
 def contrast(x: Tensor) -> Tensor:
@@ -94,28 +102,30 @@ class Density(nn.Module):
 
     def forget(self) -> None:
         """Be fitted to nothing: the networks that it was fitted behind have changed."""
-        self.descriptor.images.zero_()
-        self.texture.images.zero_()
-        self.defects.images.zero_()
+        for gaussian in self._gaussians:
+            gaussian.images.zero_()
 
-    def forward(self, h: Tensor, t: Tensor, w: Tensor, y: int) -> Distances:
-        """Distances from class y's normal images: of descriptors h [N, size], textures t and defects w, [N, 32]."""
-        return Distances(self.descriptor(h, y), self.texture(t, y), self.defects(w, y))
+    def forward(self, vectors: Vectors, y: int) -> Distances:
+        """Distances of N images from the normal images of class y."""
+        return Distances(*(gaussian(v, y) for gaussian, v in zip(self._gaussians, vectors, strict=True)))
 
-    def under(self, h: Tensor, t: Tensor, w: Tensor, classes: Sequence[int]) -> Distances:
-        """Distances [N, K] from each of K classes, of h [N, K, size], t and w [N, K, 32] under them."""
-        each = [self(h[:, j], t[:, j], w[:, j], y) for j, y in enumerate(classes)]
+    def under(self, vectors: Vectors, classes: Sequence[int]) -> Distances:
+        """Distances [N, K] from each of K classes, of N images' vectors [N, K, ...] under them."""
+        each = [self(Vectors(*(v[:, j] for v in vectors)), y) for j, y in enumerate(classes)]
         return Distances(*(torch.stack(parts, dim=1) for parts in zip(*each, strict=True)))
 
-    def fit(self, h: Tensor, t: Tensor, w: Tensor, y: Tensor) -> None:
-        """Fit to h [N, size], t and w [N, 32] of images of the classes y [N] (int64).
+    def fit(self, vectors: Vectors, y: Tensor) -> None:
+        """Fit to images of the classes y [N] (int64).
 
         Raises:
             ValueError: a class has no image.
         """
-        self.descriptor.fit(h, y)
-        self.texture.fit(t, y)
-        self.defects.fit(w, y)
+        for gaussian, v in zip(self._gaussians, vectors, strict=True):
+            gaussian.fit(v, y)
+
+    @property
+    def _gaussians(self) -> tuple[Gaussian, Gaussian, Gaussian]:
+        return self.descriptor, self.texture, self.defects
 
 
 class Gaussian(nn.Module):

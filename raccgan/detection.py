@@ -28,12 +28,9 @@ from raccgan.journal import Journal, Row, differences
 from raccgan.overlays import MapScale, overlay_of_file
 from raccgan.progress import Progress
 from raccgan.report import Report, Shown, strip, write_report
-from raccgan.scoring import decision
+from raccgan.scoring import TERMS, decision
 
-COLUMNS = (
-    "path", "score", "threshold", "predicted", "nearest_class", "residual", "feature", "density", "texture_density",
-    "defect_density", "map_max", "map_x", "map_y",
-)  # fmt: skip
+COLUMNS = ("path", "score", "threshold", "predicted", "nearest_class", *TERMS, "map_max", "map_x", "map_y")
 """Of scores.csv; records of scores.json have these names too, and ``map`` and ``overlay`` where they were wanted."""
 
 RESULTS = ("scores.csv", "scores.json", "summary.json", "report.html")
@@ -196,11 +193,7 @@ def _row(found: Result | Skipped, wanted: Wanted, detector: Detector) -> Row:
     row |= {
         "score": _number(found.score),
         "nearest_class": found.nearest_class,
-        "residual": _number(found.residual),
-        "feature": _number(found.feature),
-        "density": _number(found.density),
-        "texture_density": _number(found.texture_density),
-        "defect_density": _number(found.defect_density),
+        **{name: _number(getattr(found, name)) for name in TERMS},
         "map_max": _number(found.peak.value),
         "map_x": found.peak.x,
         "map_y": found.peak.y,

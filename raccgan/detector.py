@@ -252,23 +252,15 @@ class Detector:
         peaks = maps.reshape(len(maps), self.size**2).argmax(axis=1) if len(maps) else []
         for array in (maps, reconstructions, pixels):
             array.setflags(write=False)
-        terms = zip(
-            scored.score.tolist(), scored.condition.tolist(), scored.residual.tolist(), scored.feature.tolist(),
-            scored.density.tolist(), scored.texture_density.tolist(), scored.defect_density.tolist(), strict=True,
-        )  # fmt: skip
-        for i, ((path, decoded), peak, term) in enumerate(zip(batch, peaks, terms, strict=True)):
-            score, condition, residual, feature, density, texture_density, defect_density = term
+        found = zip(batch, scored.score.tolist(), scored.condition.tolist(), scored.terms(), peaks, strict=True)
+        for i, ((path, decoded), score, condition, terms, peak) in enumerate(found):
             row, column = divmod(int(peak), self.size)
             x, y = decoded.place.original(row, column)
             yield Result(
                 score=score,
                 threshold=self.threshold,
                 nearest_class=self.classes[condition],
-                residual=residual,
-                feature=feature,
-                density=density,
-                texture_density=texture_density,
-                defect_density=defect_density,
+                **terms,
                 peak=Peak(float(maps[i, row, column]), x, y),
                 place=decoded.place,
                 path=path,

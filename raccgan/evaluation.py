@@ -18,7 +18,7 @@ from raccgan.checkpoint import Calibration, History
 from raccgan.data.dataset import ImageDataset
 from raccgan.data.images import decode_mask
 from raccgan.data.samples import Sample
-from raccgan.density import defects, texture
+from raccgan.density import Vectors
 from raccgan.files import write_csv, write_json
 from raccgan.maps import smoothed
 from raccgan.networks import Networks, frozen
@@ -27,7 +27,7 @@ from raccgan.progress import Progress
 from raccgan.randomness import stream
 from raccgan.report import Report, Shown, strip, write_report
 from raccgan.run import Run
-from raccgan.scoring import MINIMUM, Scored, Scorer, concatenate, decision, threshold_of
+from raccgan.scoring import MINIMUM, TERMS, Scored, Scorer, concatenate, decision, threshold_of
 
 CONTROL_BYTES = 1 << 30
 """The most training pixels, as float32, that the controls see."""
@@ -35,10 +35,7 @@ CONTROL_BYTES = 1 << 30
 DENSITY_IMAGES = 10_000
 """The most training images of a class that its density is fitted to."""
 
-SCORES_HEADER = (
-    "path", "class", "label", "score", "predicted", "nearest_class", "residual", "feature", "density",
-    "texture_density", "defect_density",
-)  # fmt: skip
+SCORES_HEADER = ("path", "class", "label", "score", "predicted", "nearest_class", *TERMS)
 
 
 @dataclass(frozen=True)
@@ -59,13 +56,13 @@ def fit_density(run: Run, networks: Networks, data: ImageDataset) -> None:
     encoder, generator = frozen(networks.encoder), frozen(networks.average)
     chosen = _evenly(data.labels, DENSITY_IMAGES)
     places = [chosen[i] for i in _own_places(len(chosen), batch)]
-    own: list[tuple[Tensor, Tensor, Tensor]] = []
+    own: list[Vectors] = []
     with Progress("density of normal images", len(places), unit="image") as progress:
         for indices in torch.tensor(places, dtype=torch.int64).split(batch):
             x, y = data.images(indices).to(run.device), data.labels[indices].to(run.device)
             z, h = encoder.describe(x, y)
             map = (x - generator(z, y)).square().mean(dim=1)
-            own.append((h.cpu(), texture(x, map).cpu(), defects(x, map).cpu()))
+            own.append(Vectors(*(v.cpu() for v in Vectors.of(h, x, map))))
             progress.update(len(indices))
     found = ranks.gathered((places, own))
 
@@ -73,8 +70,8 @@ def fit_density(run: Run, networks: Networks, data: ImageDataset) -> None:
         assert found is not None
         order = _order(found)
         each = (vectors for _, theirs in found for vectors in theirs)
-        h, t, w = (torch.cat(parts)[order] for parts in zip(*each, strict=True))
-        networks.density.fit(h, t, w, data.labels[sorted(chosen)])
+        vectors = Vectors(*(torch.cat(parts)[order] for parts in zip(*each, strict=True)))
+        networks.density.fit(vectors, data.labels[sorted(chosen)])
 
     ranks.on_first(fit)
     reductions.copy_from_first([networks.density])
@@ -220,7 +217,7 @@ def write_evaluated(path: Path, run: Run, evaluation: Evaluation, calibration: C
     assert scored.reconstruction is not None
     test = run.dataset(run.split.test)
     shown = []
-    for i, sample in enumerate(run.split.test):
+    for i, (sample, terms) in enumerate(zip(run.split.test, scored.terms(), strict=True)):
         map, image = scored.map[i].numpy(), test.images([i])[0].numpy()
         mask = _mask(run, sample)
         shown.append(
@@ -228,11 +225,7 @@ def write_evaluated(path: Path, run: Run, evaluation: Evaluation, calibration: C
                 path=sample.key,
                 score=float(scored.score[i]),
                 nearest_class=run.classes[int(scored.condition[i])],
-                residual=float(scored.residual[i]),
-                feature=float(scored.feature[i]),
-                density=float(scored.density[i]),
-                texture_density=float(scored.texture_density[i]),
-                defect_density=float(scored.defect_density[i]),
+                **terms,
                 map_max=float(map.max()),
                 strip=strip(image, scored.reconstruction[i].numpy(), map, scale, mask),
                 label=sample.label,
@@ -328,11 +321,7 @@ def _write_scores(path: Path, run: Run, evaluation: Evaluation) -> None:
         evaluation.anomalous.tolist(),
         scored.score.tolist(),
         scored.condition.tolist(),
-        scored.residual.tolist(),
-        scored.feature.tolist(),
-        scored.density.tolist(),
-        scored.texture_density.tolist(),
-        scored.defect_density.tolist(),
+        scored.terms(),
         strict=True,
     )
     write_csv(
@@ -346,9 +335,9 @@ def _write_scores(path: Path, run: Run, evaluation: Evaluation) -> None:
                 f"{value:.9g}",
                 decision(value > evaluation.threshold),
                 run.classes[condition],
-                *(f"{term:.9g}" for term in terms),
+                *(f"{term:.9g}" for term in terms.values()),
             )
-            for sample, anomalous, value, condition, *terms in rows
+            for sample, anomalous, value, condition, terms in rows
         ),
     )
 

@@ -21,21 +21,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from raccgan.data.images import FLAT, SPREAD, levelled
-from raccgan.density import defects, texture
+from raccgan.density import Vectors
 from raccgan.errors import InputError
 from raccgan.maps import smoothed
 from raccgan.networks import Networks
-from raccgan.scoring import Scorer, combined
+from raccgan.scoring import TERMS, Scorer, combined
 
 OUTPUTS = {
     "score": "[batch] float32: the anomaly score, higher is more anomalous",
     "nearest_class": "[batch] int64: the place in classes of the normal class that the score is under",
     "anomalous": "[batch] bool: true if, and only if, the score is not at most the threshold",
-    "residual": "[batch] float32: the image term of the score",
-    "feature": "[batch] float32: the feature term of the score, kappa not applied",
-    "density": "[batch] float32: distance of the descriptor from those of normal images",
-    "texture_density": "[batch] float32: distance of the texture from that of normal images",
-    "defect_density": "[batch] float32: distance of the largest errors from those of normal images",
+    **{name: f"[batch] float32: {what}" for name, what in TERMS.items()},
     "map": "[batch, size, size] float32: squared difference per pixel, mean over channels, smoothed",
 }
 
@@ -112,9 +108,8 @@ class ScoringGraph(nn.Module):
         residual = squared.mean(dim=(2, 3, 4))
         feature = (f[:, None] - f_hat.unflatten(0, (n, k))).square().flatten(2).mean(dim=2)
         maps = squared.mean(dim=2)  # [N, k, S, S]
-        t, w = (of(pairs, maps.flatten(0, 1)) for of in (texture, defects))
-        h, t, w = (each.unflatten(0, (n, k)) for each in (h, t, w))
-        distances = self.density.under(h, t, w, self.places)
+        vectors = Vectors.of(h, pairs, maps.flatten(0, 1))
+        distances = self.density.under(Vectors(*(v.unflatten(0, (n, k)) for v in vectors)), self.places)
         score = combined(self.made_of, residual + self.kappa * feature, distances)  # [N, k]
         best = score.argmin(dim=1, keepdim=True)  # [N, 1]
         at = best[:, :, None, None].expand(-1, -1, *maps.shape[2:])

@@ -11,13 +11,22 @@ import torch
 from torch import Tensor
 
 from raccgan.config import Config
-from raccgan.density import Density, Distances, defects, texture
+from raccgan.density import Density, Distances, Vectors
 from raccgan.errors import InputError
 from raccgan.kernels.anomaly_score import AnomalyScore, anomaly_score
 from raccgan.maps import smoothed
 from raccgan.networks import Networks, frozen
 
 MINIMUM = "minimum"
+
+TERMS = {
+    "residual": "the image term of the score",
+    "feature": "the feature term of the score, kappa not applied",
+    "density": "distance of the descriptor from those of normal images",
+    "texture_density": "distance of the texture from that of normal images",
+    "defect_density": "distance of the largest errors from those of normal images",
+}
+"""What stands beside every score, whatever kind it is of: the columns of all tables, in this order."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -28,13 +37,18 @@ class Scored:
 
     score: Tensor  # [N] float32: A(x | y), higher is more anomalous
     condition: Tensor  # [N] int64: the normal class y that the score is under
-    residual: Tensor  # [N] float32: the image term alone
-    feature: Tensor  # [N] float32: the feature term alone, kappa not applied
-    density: Tensor  # [N] float32: distance of the descriptor from those of normal images
-    texture_density: Tensor  # [N] float32: distance of the texture from that of normal images
-    defect_density: Tensor  # [N] float32: distance of the largest errors from those of normal images
+    residual: Tensor  # [N] float32, like all terms: see TERMS
+    feature: Tensor
+    density: Tensor
+    texture_density: Tensor
+    defect_density: Tensor
     map: Tensor | None  # [N, H, W] float32: squared difference per pixel, mean over channels, smoothed
     reconstruction: Tensor | None  # [N, C, H, W] in [-1, 1]
+
+    def terms(self) -> list[dict[str, Any]]:
+        """The terms of each image, by their names."""
+        columns = (getattr(self, name).tolist() for name in TERMS)
+        return [dict(zip(TERMS, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 class Scorer:
@@ -135,7 +149,7 @@ class Scorer:
         if n == 0:
             none = torch.empty(0)
             pixels, shape = (none.view(0, *images.shape[2:]), images) if details else (None, None)
-            return Scored(none, none.long(), none, none, none, none, none, pixels, shape)
+            return Scored(none, none.long(), **dict.fromkeys(TERMS, none), map=pixels, reconstruction=shape)
         if details and n > self.batch:  # reconstructions under every class are kept until the best is known
             return concatenate([self.score(part, details=True) for part in images.split(self.batch)])
         x = images.to(self.device, torch.float32)
@@ -145,33 +159,24 @@ class Scorer:
         condition_of = torch.tensor(self.conditions, device=self.device).repeat(n)
         terms, known, maps, reconstructions = [], [], [], []
         for i, y in zip(image_of.split(self.pairs), condition_of.split(self.pairs), strict=True):
-            result, x_hat, h, t, w = self._compare(x[i], f[i], y)
+            result, x_hat, vectors = self._compare(x[i], f[i], y)
             terms.append(torch.stack([result.score, result.residual, result.feature]))
-            known.append((h, t, w))
+            known.append(vectors)
             if details:
                 maps.append(result.map)
                 reconstructions.append(x_hat)
         reconstruction, residual, feature = torch.cat(terms, dim=1).view(3, n, k)
-        h, t, w = (torch.cat(each).view(n, k, -1) for each in zip(*known, strict=True))
-        distances = self.density.under(h, t, w, self.conditions)
+        under = Vectors(*(torch.cat(each).view(n, k, -1) for each in zip(*known, strict=True)))
+        distances = self.density.under(under, self.conditions)
         score = combined(self.made_of, reconstruction, distances)
-        table = torch.stack([score, residual, feature, *distances])  # [6, n, k]
+        table = torch.stack([score, residual, feature, *distances])  # [1 + terms, n, k]
         best = table[0].argmin(dim=1)  # [n]
         place = torch.arange(n, device=self.device) * k + best  # in [n * k]
-        score, residual, feature, density, texture_density, defect_density = table.flatten(1)[:, place].cpu()
+        score, *terms = table.flatten(1)[:, place].cpu()
         map = smoothed(torch.cat(maps)[place]).cpu() if details else None
         reconstructed = torch.cat(reconstructions)[place].cpu() if details else None
-        return Scored(
-            score,
-            condition_of[place].cpu(),
-            residual,
-            feature,
-            density,
-            texture_density,
-            defect_density,
-            map=map,
-            reconstruction=reconstructed,
-        )
+        by_name = dict(zip(TERMS, terms, strict=True))
+        return Scored(score, condition_of[place].cpu(), **by_name, map=map, reconstruction=reconstructed)
 
     @property
     def batch(self) -> int:
@@ -194,14 +199,14 @@ class Scorer:
             progress(len(indices))
         return concatenate(parts)
 
-    def _compared(self, x: Tensor, f: Tensor, y: Tensor) -> tuple[AnomalyScore, Tensor, Tensor, Tensor, Tensor]:
+    def _compared(self, x: Tensor, f: Tensor, y: Tensor) -> tuple[AnomalyScore, Tensor, Vectors]:
         """R with its parts and map for each image x with features f under its condition y; its x', h, t and w."""
         z, h = self.encoder.describe(x, y)
         x_hat: Tensor = self.generator(z, y)
         f_hat = self.discriminator.features(x_hat)
         result = anomaly_score(x, x_hat, f, f_hat, kappa=self.kappa, want_map=True, kernels=self.kernels)
         assert result.map is not None
-        return result, x_hat, h, texture(x, result.map), defects(x, result.map)
+        return result, x_hat, Vectors.of(h, x, result.map)
 
 
 def combined(made_of: str, reconstruction: Tensor, distances: Distances) -> Tensor:
@@ -243,22 +248,11 @@ def _compiled(function: Function) -> Function:
 
 def concatenate(parts: Sequence[Scored]) -> Scored:
     """Batches of scores as one."""
-
-    def joined(name: str) -> Tensor:
-        return torch.cat([getattr(part, name) for part in parts])
-
-    details = bool(parts) and parts[0].map is not None
-    return Scored(
-        joined("score"),
-        joined("condition"),
-        joined("residual"),
-        joined("feature"),
-        joined("density"),
-        joined("texture_density"),
-        joined("defect_density"),
-        joined("map") if details else None,
-        joined("reconstruction") if details else None,
-    )
+    joined: dict[str, Any] = {
+        name: None if first is None else torch.cat([getattr(part, name) for part in parts])
+        for name, first in vars(parts[0]).items()
+    }
+    return Scored(**joined)
 
 
 def threshold_of(held_out_scores: np.ndarray, quantile: float) -> float:

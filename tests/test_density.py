@@ -11,7 +11,7 @@ from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from raccgan import density as module
-from raccgan.density import TEXTURE, VISIBLE, Density, Gaussian, contrast, defects, texture
+from raccgan.density import TEXTURE, VISIBLE, Density, Gaussian, Vectors, contrast
 from raccgan.detector import Detector
 from raccgan.errors import InputError
 from raccgan.evaluation import fit_density
@@ -82,7 +82,7 @@ def test_each_class_has_its_own() -> None:
     for k in (0, 1):
         torch.testing.assert_close(both.descriptor(v, k), fitted(v[y == k])(v, 0))
     with pytest.raises(ValueError, match="no image of class 1"):
-        both.fit(v[:40], v[:40], v[:40], y[:40])
+        both.fit(Vectors(v[:40], v[:40], v[:40]), y[:40])
 
 
 def test_contrast_is_the_squared_difference_to_the_next_pixels_below_and_to_the_right() -> None:
@@ -100,9 +100,9 @@ def test_defects_are_the_largest_smoothed_errors_of_regions() -> None:
     maps = torch.zeros(2, 32, 32)
     maps[0, 10:12, 18:20] = 1.0
     maps[1, 8:16, 16:24] = 4 / 64
-    few, spread = texture(x, maps)
-    torch.testing.assert_close(few, spread)
-    few, spread = defects(x, maps)
+    _, textures, defects = Vectors.of(torch.empty(2, 0), x, maps)
+    torch.testing.assert_close(*textures)
+    few, spread = defects
     place = 1 * 4 + 2  # the region in the second row, third column
     torch.testing.assert_close(few[place], torch.log(smoothed(maps[:1])[0, 8:16, 16:24].max() + VISIBLE))
     assert few[place] > spread[place] + 1.5
@@ -112,8 +112,8 @@ def test_defects_are_the_largest_smoothed_errors_of_regions() -> None:
 
 def test_no_image_has_no_texture() -> None:
     """A rank may have none of a few images."""
-    for of in (texture, defects):
-        assert of(torch.empty(0, 1, 8, 8), torch.empty(0, 8, 8)).shape == (0, TEXTURE)
+    _, *regional = Vectors.of(torch.empty(0, 5), torch.empty(0, 1, 8, 8), torch.empty(0, 8, 8))
+    assert [v.shape for v in regional] == [(0, TEXTURE)] * 2
 
 
 @pytest.mark.parametrize("size", [8, 16])
@@ -123,7 +123,7 @@ def test_a_texture_is_the_logarithm_of_regional_means(size: int) -> None:
     side = size // 4
     map[1, side : 2 * side, 3 * side :] = 0.3
     x[1, 0, 2 * side + 1, 1] = 0.5  # four differences: to it from above and from the left, and from it both ways
-    t = texture(x, map)
+    t = Vectors.of(torch.empty(2, 0), x, map).texture
     wanted = torch.full((2, TEXTURE), np.log(1e-4))
     wanted[1, 4 * 1 + 3] = np.log(0.3 + 1e-4)
     wanted[1, 16 + 4 * 2] = np.log(4 * 0.5**2 / side**2 + 1e-4)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raccgan.config import SCORES
-from raccgan.density import defects, texture
+from raccgan.density import Vectors
 from raccgan.errors import InputError
 from raccgan.evaluation import fit_density
 from raccgan.maps import smoothed
@@ -104,7 +104,7 @@ def test_the_score_is_the_minimum_over_the_normal_classes(
         x_hat = scorer.generator(z, y)
         term = (f - scorer.discriminator.features(x_hat)).square().flatten(1).mean(dim=1)
         squared = (x - x_hat).square().mean(dim=1)
-        density, texture_density, defect_density = scorer.density(h, texture(x, squared), defects(x, squared), index)
+        density, texture_density, defect_density = scorer.density(Vectors.of(h, x, squared), index)
         reconstruction = squared.mean(dim=(1, 2)) + run.config.kappa * term
         by_class.append(
             {

@@ -100,7 +100,7 @@ def _choices(run: Run, scorer: Scorer) -> dict[str, str]:
 def _kinds(scorer: Scorer, scored: Scored) -> list[tuple[str, np.ndarray]]:
     """Each kind of score, [N]."""
     reconstruction = scored.residual + scorer.kappa * scored.feature
-    distances = Distances(scored.density, scored.texture_density, scored.defect_density)
+    distances = Distances(*(getattr(scored, name) for name in Distances._fields))
     return [(name, combined(name, reconstruction, distances).numpy()) for name in SCORES]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raccgan.config import make_config
-from raccgan.density import TEXTURE
+from raccgan.density import TEXTURE, Vectors
 from raccgan.kernels import backend
 from raccgan.models.blocks import CBAM, ConditionalBatchNorm
 from raccgan.networks import Networks, build
@@ -102,11 +102,11 @@ def scoring_pass(kernels: str, x: Tensor, y: Tensor) -> Callable[[], list[Tensor
     with torch.no_grad():
         networks.average.train()(networks.encoder(x, y), y)
         textures, defects = torch.rand(2, len(x), TEXTURE, device=x.device)
-        networks.density.fit(networks.encoder.describe(x, y)[1], textures, defects, y)
+        networks.density.fit(Vectors(networks.encoder.describe(x, y)[1], textures, defects), y)
     scorer = Scorer.of(config, networks, ["a", "b", "c"])
 
     def run() -> list[Tensor]:
-        result, _, *known = scorer._compare(x, scorer._features(x), y)
+        result, _, known = scorer._compare(x, scorer._features(x), y)
         return [result.score, *known]
 
     return run
