@@ -6,7 +6,7 @@ is an option of that convolution; a conditional batch norm returns the scale and
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -126,6 +126,30 @@ class ConditionalBatchNorm(nn.Module):
         bias = self.bias - mean * weight
         scale = 1 + self.scale(y)
         return weight * scale, bias * scale + self.shift(y)
+
+
+class FixedConditionalNorm(nn.Module):
+    """A conditional batch norm in evaluation, whose scale and shift are each an affine map of the condition."""
+
+    scale_weight: Tensor
+    scale_bias: Tensor
+    shift_weight: Tensor
+    shift_bias: Tensor
+
+    @torch.no_grad()
+    def __init__(self, norm: ConditionalBatchNorm) -> None:
+        super().__init__()
+        weight = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        bias = norm.bias - norm.running_mean * weight
+        scale, shift = (cast(Tensor, of.weight) for of in (norm.scale, norm.shift))
+        self.register_buffer("scale_weight", weight[:, None] * scale)
+        self.register_buffer("scale_bias", weight)
+        self.register_buffer("shift_weight", bias[:, None] * scale + shift)
+        self.register_buffer("shift_bias", bias)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift, [N, C] each, whatever x is, under the condition y [N, condition]."""
+        return F.linear(y, self.scale_weight, self.scale_bias), F.linear(y, self.shift_weight, self.shift_bias)
 
 
 class BatchNorm(nn.BatchNorm2d):

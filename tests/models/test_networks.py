@@ -146,6 +146,9 @@ def test_frozen_networks_are_the_same_functions_and_leave_the_originals_alone() 
     for network, inputs in pairs:
         for p in network.parameters():
             nn.init.normal_(p, std=0.3)  # biases too
+        for name, moment in network.named_buffers():
+            if "running_" in name:
+                nn.init.uniform_(moment, 0.5, 2.0)
         network.train()
         before = {name: value.clone() for name, value in network.state_dict().items()}
         first, second = frozen(network), frozen(network)  # the second, so that the first has spoilt nothing
