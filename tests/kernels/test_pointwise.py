@@ -1,4 +1,5 @@
-"""The pointwise family, where it lays its pixels out anew for one thread: values and both orders of gradient."""
+"""The pointwise family, as matrices and as convolutions, whose pixels it lays out anew for one thread: values and both
+orders of gradient."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raccgan.kernels.depthwise_separable import rewritten
 from raccgan.kernels.depthwise_separable.rewritten import pointwise
 from tests.kernels.grid import relative_error
 from tests.kernels.variations import threads
@@ -20,9 +22,11 @@ from tests.kernels.variations import threads
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("out", [1, 6])
 @pytest.mark.parametrize("layouts", ["both channels_last", "x alone", "neither"])
+@pytest.mark.parametrize("few", [0, rewritten.FEW], ids=["convolutions", "matrices"])
 def test_pointwise_in_any_layout_with_any_threads(
-    count: int, shape: tuple[int, int, int, int], out: int, layouts: str
+    count: int, shape: tuple[int, int, int, int], out: int, layouts: str, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rewritten, "FEW", few)
     draw = torch.Generator().manual_seed(0)
     n, c, h, v = shape
     x, t = (torch.randn(shape, generator=draw, dtype=torch.float64) for _ in range(2))
