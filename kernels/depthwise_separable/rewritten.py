@@ -272,7 +272,7 @@ def _rows(x: Tensor) -> Tensor:
 def _image(rows: Tensor, like: Tensor) -> Tensor:
     """[N * H * W, D] as [N, D, H, W] of the other image's sides, channels_last."""
     n, _, h, v = like.shape
-    return rows.view(n, h, v, -1).permute(0, 3, 1, 2)
+    return rows.view(n, h, v, rows.shape[1]).permute(0, 3, 1, 2)
 
 
 def _convolution_backward(

@@ -44,6 +44,20 @@ def test_pointwise_in_any_layout_with_any_threads(
         assert relative_error(got, exact) < 1e-5
 
 
+def test_no_image_gives_none() -> None:
+    """A rank may have none to score."""
+    w, b = torch.randn(6, 3, 1, 1), torch.randn(6)
+    x = torch.empty(0, 3, 4, 4, memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert pointwise(x, w, b).shape == (0, 6, 4, 4)
+    x.requires_grad_()
+    y = pointwise(x, w.requires_grad_(), b)
+    assert y.shape == (0, 6, 4, 4)
+    grad_x, grad_w = torch.autograd.grad(y.sum(), [x, w])
+    assert grad_x.shape == x.shape
+    assert torch.equal(grad_w, torch.zeros_like(w))
+
+
 def _both_orders(run: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor, g: Tensor, t: Tensor) -> list[Tensor]:
     """y, its gradients for the cotangent g, and the gradients of <t, dx> and <w, dw>."""
     x, w, b, g = (tensor.clone().requires_grad_() for tensor in (x, w, b, g))
