@@ -52,7 +52,7 @@ KERNEL_FLAGS = [*CXX_FLAGS, "-ffp-contract=off", "-Wno-psabi", "-Wno-uninitializ
 
 GPU_ARCHITECTURES = ("80", "90a")  # code for 8.0 runs on 8.6 and 8.9; each more takes a minute or two to compile
 PTX_ARCHITECTURE = "90"  # for GPUs that came later: their driver compiles it at first use
-NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "2"]
+NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas", "-v", "--threads", "2"]
 
 OBJECTS = Path("build/objects")
 """Compiled sources, each in a folder named by the digest of all that it was made of."""
@@ -105,10 +105,19 @@ class Toolkit(NamedTuple):
         return [self.nvcc, *NVCC_FLAGS, *codes, "-c"]
 
     def compile(self, source: str, folder: Path) -> None:
+        """The object, and beside it what nvcc says of registers and spills: a test reads that instead of compiling."""
         command = [*self.command(), source, "-o", str(folder / Path(source).with_suffix(".o").name)]
         print(*command, flush=True)
-        if subprocess.run(command).returncode != 0:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode != 0:
+            print(done.stdout, flush=True)
             raise CompileError(f"nvcc could not compile {source}; RACCGAN_CUDA=0 leaves the CUDA part out")
+        (folder / "said.txt").write_text(f"{contents(source)}\n{done.stdout}")
+
+
+def contents(source: str) -> str:
+    """A digest of a source with all headers."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in (Path(source), *HEADERS))).hexdigest()
 
 
 def kept(objects: Path, source: str, made_with: Sequence[str], compile: Callable[[Path], None]) -> list[str]:
@@ -117,10 +126,8 @@ def kept(objects: Path, source: str, made_with: Sequence[str], compile: Callable
     All kernels take minutes to compile; whoever installs once more with the tests' packages, or changes one kernel,
     does not wait for the others.
     """
-    digest = hashlib.sha256("\0".join([source, *made_with]).encode())
-    for file in (Path(source), *HEADERS):
-        digest.update(file.read_bytes())
-    folder = objects / digest.hexdigest()[:32]
+    made_of = "\0".join([source, contents(source), *made_with])
+    folder = objects / hashlib.sha256(made_of.encode()).hexdigest()[:32]
     if not folder.exists():
         objects.mkdir(parents=True, exist_ok=True)
         part = Path(mkdtemp(dir=objects))  # so that what was stopped half way has another name

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,15 @@ DEFINES = ["-DRACCGAN_EMULATION", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 def build(compiler: str, folder: Path) -> Path:
     """Compile the emulated library with ``compiler`` into ``folder``."""
     includes = [f"-I{path}" for path in cpp_extension.include_paths()]
-    objects = []
-    for source in SOURCES:
-        objects.append(str(folder / f"{source.name}.o"))
-        command = [compiler, *FLAGS, *DEFINES, *includes, "-x", "c++", "-c", str(source), "-o", objects[-1]]
+
+    def compiled(source: Path) -> str:
+        made = str(folder / f"{source.name}.o")
+        command = [compiler, *FLAGS, *DEFINES, *includes, "-x", "c++", "-c", str(source), "-o", made]
         subprocess.run(command, check=True)
+        return made
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, SOURCES))
     file = folder / "_native_emulated.so"
     torch_libraries = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu", "-lc10"]
     command = [compiler, "-shared", *objects, "-Wl,--no-as-needed", str(library.path()), *torch_libraries]

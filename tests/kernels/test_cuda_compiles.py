@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -10,12 +11,12 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.kernels.emulation import CSRC
+from tests.kernels.emulation import CSRC, ROOT
 
 SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
 CODES = ("arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a", "arch=compute_90,code=compute_90")
 SHARED_LIMIT = 48 * 1024  # bytes a block has without asking for more
-FLAGS = ["-std=c++17", "-O3", "-Werror=all-warnings", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
+FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
 
 
 class Kernel(NamedTuple):
@@ -67,16 +68,28 @@ def test_what_the_assembler_says_is_read() -> None:
     assert second[1:] == ("sm_90a", 0, 6, 0)
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
-def test_no_warning_and_no_spill(source: Path, tmp_path: Path) -> None:
+def said_by_the_build(source: Path) -> str | None:
+    """What nvcc said when setup.py compiled this very source with these headers; None if it did not."""
+    files = [source, *sorted(CSRC.rglob("*.h"))]
+    contents = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    texts = (file.read_text() for file in (ROOT / "build" / "objects").glob("*/said.txt"))
+    return next((text for text in texts if text.startswith(contents)), None)
+
+
+def said_now(source: Path, folder: Path) -> str:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc on PATH")
     codes = [f"-gencode={code}" for code in CODES]
-    command = [nvcc, *FLAGS, *codes, "-c", str(source), "-o", str(tmp_path / "kernels.o")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = kernels(done.stdout + done.stderr)
+    command = [nvcc, *FLAGS, *codes, "-c", str(source), "-o", str(folder / "kernels.o")]
+    return subprocess.check_output(command, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+def test_no_warning_and_no_spill(source: Path, tmp_path: Path) -> None:
+    said = said_by_the_build(source) or said_now(source, tmp_path)
+    assert not re.search(r"\b(warning|error)\b", said), said[-4000:]
+    found = kernels(said)
     assert {kernel.architecture for kernel in found} == {"sm_80", "sm_90a"}
     print(f"\n{'registers':>9} {'shared':>7}")
     for kernel in sorted(found):
