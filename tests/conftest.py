@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 KILLS = {"short": 3, "long": 50}
 RANDOM_CASES = {"short": 20, "long": 1000}
 SOAK_STEPS = {"short": 300, "long": 5000}
-INTERPRETED = 6
+INTERPRETED = 10
 DETECTED = {"short": (500, 2000), "long": (10_000, 100_000)}
 
 for _name, _cases in RANDOM_CASES.items():

@@ -92,7 +92,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_commands_of_a_page_run(page: Path, prepared: Path, tmp_path: Path) -> None:
     found = blocks(page.read_text("utf-8"))
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    environment = os.environ | {
+    # A pytest in a page is a reader's own, not a worker of ours.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")} | {
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
