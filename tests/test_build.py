@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -204,6 +205,40 @@ def test_the_build_asks_for_pytorch_only_where_there_is_none(
         metadata.parent.mkdir(exist_ok=True)
         metadata.write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
         assert build_backend.get_requires_for_build_wheel() == wanted
+
+
+def test_a_source_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again where the source or the command is another; what failed half way is not kept."""
+    pytest.importorskip("setuptools")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["setup.py", "--quiet", "--name"])
+    kept = runpy.run_path("setup.py")["kept"]
+    source, compiled = tmp_path / "a.cpp", []
+
+    def compile(part: Path) -> None:
+        compiled.append(part)
+        (part / "a.o").write_text(source.read_text())
+        if source.read_text() == "broken":
+            raise OSError("compiler stopped")
+
+    def objects(*flags: str) -> list[str]:
+        found: list[str] = kept(tmp_path / "objects", str(source), flags, compile)
+        return found
+
+    source.write_text("first")
+    (first,) = objects("-O2")
+    assert objects("-O2") == [first]
+    assert len(compiled) == 1
+    assert objects("-O3") != [first]
+    source.write_text("second")
+    (second,) = objects("-O2")
+    assert Path(second).read_text() == "second"
+    assert len(compiled) == 3
+    source.write_text("broken")
+    for count in (4, 5):
+        with pytest.raises(OSError, match="compiler stopped"):
+            objects("-O2")
+        assert len(compiled) == count
 
 
 # ---- the CUDA kernels, run on the CPU (csrc/cuda/emulation.h) --------------------------------------------------------
