@@ -227,8 +227,8 @@ def _as_matrices(x: Tensor, w: Tensor) -> bool:
     the other side: 17.5 ms against 0.3 for float32 [64, 1, 32, 32] to 64 channels on one core.
 
     Elsewhere on a CPU a convolution takes some 60 microseconds more to begin and packs w at every call. Over shapes of
-    the published models P, T and the product took 1.2, 1.9 and 1.6 times as long with it as with matrices in float32 up
-    to FEW multiply-adds, and 1.2, 2.2 and 1.9 in bfloat16 with at least WIDE weights (medians, two cores of a Xeon). On
+    the published models P, T and the product took 1.4, 2.3 and 1.9 times as long with it as with matrices in float32 up
+    to FEW multiply-adds, and 1.3, 2.2 and 2.0 in bfloat16 with at least WIDE weights (medians, two cores of a Xeon). On
     an EPYC a product in float32 ran at less than half of what a large convolution reaches.
     """
     if w.shape[1] == 1:
