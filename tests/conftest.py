@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import runpy
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -134,3 +136,12 @@ def networks(run: Run) -> Networks:
 
 def training_data(run: Run) -> ImageDataset:
     return run.dataset(run.split.train)
+
+
+@pytest.fixture
+def setup_py(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What setup.py defines, without a build; its paths are relative to the repository, which tests then run in."""
+    pytest.importorskip("setuptools")
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.setattr(sys, "argv", ["setup.py", "--quiet", "--name"])
+    return runpy.run_path("setup.py")

@@ -11,13 +11,13 @@ import importlib.util
 import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -207,12 +207,9 @@ def test_the_build_asks_for_pytorch_only_where_there_is_none(
         assert build_backend.get_requires_for_build_wheel() == wanted
 
 
-def test_a_source_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_is_compiled_once(tmp_path: Path, setup_py: dict[str, Any]) -> None:
     """And again where the source or the command is another; what failed half way is not kept."""
-    pytest.importorskip("setuptools")
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["setup.py", "--quiet", "--name"])
-    kept = runpy.run_path("setup.py")["kept"]
+    kept = setup_py["kept"]
     source, compiled = tmp_path / "a.cpp", []
 
     def compile(part: Path) -> None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
-from tests.kernels.emulation import CSRC, ROOT
+from tests.kernels.emulation import CSRC
 
 SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
 CODES = ("arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a", "arch=compute_90,code=compute_90")
 SHARED_LIMIT = 48 * 1024  # bytes a block has without asking for more
-FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
+FLAGS = ["-std=c++17", "-O3", "-Werror=all-warnings", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
 
 
 class Kernel(NamedTuple):
@@ -68,11 +67,10 @@ def test_what_the_assembler_says_is_read() -> None:
     assert second[1:] == ("sm_90a", 0, 6, 0)
 
 
-def said_by_the_build(source: Path) -> str | None:
+def said_by_the_build(source: Path, setup_py: dict[str, Any]) -> str | None:
     """What nvcc said when setup.py compiled this very source with these headers; None if it did not."""
-    files = [source, *sorted(CSRC.rglob("*.h"))]
-    contents = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    texts = (file.read_text() for file in (ROOT / "build" / "objects").glob("*/said.txt"))
+    contents = setup_py["contents"](str(source))
+    texts = (file.read_text() for file in setup_py["OBJECTS"].glob("*/said.txt"))
     return next((text for text in texts if text.startswith(contents)), None)
 
 
@@ -82,12 +80,14 @@ def said_now(source: Path, folder: Path) -> str:
         pytest.skip("no nvcc on PATH")
     codes = [f"-gencode={code}" for code in CODES]
     command = [nvcc, *FLAGS, *codes, "-c", str(source), "-o", str(folder / "kernels.o")]
-    return subprocess.check_output(command, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
-def test_no_warning_and_no_spill(source: Path, tmp_path: Path) -> None:
-    said = said_by_the_build(source) or said_now(source, tmp_path)
+def test_no_warning_and_no_spill(source: Path, tmp_path: Path, setup_py: dict[str, Any]) -> None:
+    said = said_by_the_build(source, setup_py) or said_now(source, tmp_path)
     assert not re.search(r"\b(warning|error)\b", said), said[-4000:]
     found = kernels(said)
     assert {kernel.architecture for kernel in found} == {"sm_80", "sm_90a"}
