@@ -202,6 +202,7 @@ class BuildNative(build_ext):
         if toolkit:
             libraries += ["cudart_static", "dl", "rt", "pthread"]
             library_dirs += toolkit.library_dirs
+        self.compiler.force = True  # link, though objects may be kept ones, older than a library made of others
         self.compiler.link_shared_object(
             objects,
             self.get_ext_fullpath(ext.name),
