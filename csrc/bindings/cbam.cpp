@@ -46,18 +46,26 @@ CbamSaved saved_in(const Given& given, float* at) {
 
 // ---- work ---------------------------------------------------------------------------------------------------------
 
-// So many samples at a time that they stay in a cache from one stage to the next, and all threads have some.
-int64_t samples_a_group(const Given& given, int64_t tensors) {
+// do_samples(first, last, group) for all samples, `group` of them at a time so that they stay in a cache from one stage
+// to the next. Where one fits a core's own, each thread takes samples through all stages by itself, and none waits for
+// another between two stages; else all threads share out each stage of a group.
+template <class Samples>
+void for_groups(const Given& given, int64_t tensors, const Samples& do_samples) {
   constexpr int64_t kBytes = 1 << 19;  // of a second-level cache
-  const int64_t bytes = given.shape.c * given.pixels() * (given.shape.dtype == Dtype::kFloat32 ? 4 : 2) * tensors;
-  return std::max<int64_t>(1, kBytes * torch::stable::get_num_threads() / bytes);
+  const CbamShape& s = given.shape;
+  const int64_t elements = s.c * given.pixels(), bytes = elements * (s.dtype == Dtype::kFloat32 ? 4 : 2) * tensors;
+  const int64_t threads = torch::stable::get_num_threads();
+  if (bytes <= kBytes && s.n >= threads) {
+    share_out(s.n, elements, [&](int64_t begin, int64_t end) { do_samples(begin, end, 1); });
+  } else {
+    do_samples(0, s.n, std::max<int64_t>(1, kBytes * threads / std::max<int64_t>(1, bytes)));
+  }
 }
 
-// do_group(first, last) for all samples.
+// do_group(first, last) for the groups of the samples first <= n < last.
 template <class Group>
-void for_groups(const Given& given, int64_t tensors, const Group& do_group) {
-  const int64_t group = samples_a_group(given, tensors);
-  for (int64_t n = 0; n < given.shape.n; n += group) do_group(n, std::min(given.shape.n, n + group));
+void each_group(int64_t first, int64_t last, int64_t group, const Group& do_group) {
+  for (int64_t n = first; n < last; n += group) do_group(n, std::min(last, n + group));
 }
 
 // Shares out the tasks, `a_sample` of them each of about `elements`, of the samples first <= n < last.
@@ -147,24 +155,33 @@ void join_moments(const CbamForwardArgs& args, int64_t first, int64_t last, floa
   to[1] = static_cast<float>(squares / count);
 }
 
-void run_forward(const Given& given, const Tensor& x_in, CbamForwardArgs args) {
-  const ChannelsLast x(given.shape, x_in, samples_a_group(given, 1));
-  const auto apply = [&](int64_t first, int64_t last) { by_pieces(RACCGAN_SELECT(cbam_apply), args, first, last); };
-  for_groups(given, 1, [&](int64_t first, int64_t last) {
-    args.x = x.samples(first, last);
-    if (args.average || args.maximum) by_pieces(RACCGAN_SELECT(cbam_pool), args, first, last);
-    by_samples(RACCGAN_SELECT(cbam_gate), args, first, last);
-    by_pieces(RACCGAN_SELECT(cbam_gather), args, first, last);
-    by_bands_with_scratch(RACCGAN_SELECT(cbam_convolve), args, first, last);
-    if (given.coupled()) return;
-    for (int64_t n = first; n < last && !given.fixed(); ++n) join_moments(args, n, n + 1, args.saved.moments + 2 * n);
-    apply(first, last);
+void run_forward(const Given& given, const Tensor& x_in, const CbamForwardArgs& args) {
+  const auto apply = [](const CbamForwardArgs& of, int64_t first, int64_t last) {
+    by_pieces(RACCGAN_SELECT(cbam_apply), of, first, last);
+  };
+  for_groups(given, 1, [&](int64_t begin, int64_t end, int64_t group) {
+    const ChannelsLast x(given.shape, x_in, group);
+    CbamForwardArgs of = args;
+    each_group(begin, end, group, [&](int64_t first, int64_t last) {
+      of.x = x.samples(first, last);
+      if (of.average || of.maximum) by_pieces(RACCGAN_SELECT(cbam_pool), of, first, last);
+      by_samples(RACCGAN_SELECT(cbam_gate), of, first, last);
+      by_pieces(RACCGAN_SELECT(cbam_gather), of, first, last);
+      by_bands_with_scratch(RACCGAN_SELECT(cbam_convolve), of, first, last);
+      if (given.coupled()) return;
+      for (int64_t n = first; n < last && !given.fixed(); ++n) join_moments(of, n, n + 1, of.saved.moments + 2 * n);
+      apply(of, first, last);
+    });
   });
   if (!given.coupled()) return;
   join_moments(args, 0, given.shape.n, args.saved.moments);
-  for_groups(given, 1, [&](int64_t first, int64_t last) {
-    args.x = x.samples(first, last);
-    apply(first, last);
+  for_groups(given, 1, [&](int64_t begin, int64_t end, int64_t group) {
+    const ChannelsLast x(given.shape, x_in, group);
+    CbamForwardArgs of = args;
+    each_group(begin, end, group, [&](int64_t first, int64_t last) {
+      of.x = x.samples(first, last);
+      apply(of, first, last);
+    });
   });
 }
 
@@ -242,38 +259,51 @@ void join_norm(const Given& given, const CbamBackwardArgs& args, const float* g_
                              moments[0]});
 }
 
-NormGradients run_backward(const Given& given, const Tensor& x_in, const Tensor& g_y_in, CbamBackwardArgs args,
+NormGradients run_backward(const Given& given, const Tensor& x_in, const Tensor& g_y_in, const CbamBackwardArgs& args,
                            const float* g_mean, const float* g_var, CbamNormGradient* norm_gradient) {
-  const int64_t samples = given.shape.n, group = samples_a_group(given, 2);
-  const ChannelsLast x(given.shape, x_in, group), g_y(given.shape, g_y_in, group);
-  NormGradients gradients;
-  const auto through_the_norm = [&](int64_t first, int64_t last) {
-    if (args.channels || args.spatial != nullptr) {
-      by_bands_with_scratch(RACCGAN_SELECT(cbam_convolve_back), args, first, last);
+  const int64_t samples = given.shape.n;
+  std::vector<NormGradients> by_sample(given.coupled() ? 1 : samples);
+  const auto through_the_norm = [](const CbamBackwardArgs& of, int64_t first, int64_t last) {
+    if (of.channels || of.spatial != nullptr) {
+      by_bands_with_scratch(RACCGAN_SELECT(cbam_convolve_back), of, first, last);
     }
-    if (!args.channels) return;
-    by_pieces(RACCGAN_SELECT(cbam_gather_back), args, first, last);
-    by_samples(RACCGAN_SELECT(cbam_gate_back), args, first, last);
-    if (args.g_x != nullptr) by_pieces(RACCGAN_SELECT(cbam_apply_back), args, first, last);
+    if (!of.channels) return;
+    by_pieces(RACCGAN_SELECT(cbam_gather_back), of, first, last);
+    by_samples(RACCGAN_SELECT(cbam_gate_back), of, first, last);
+    if (of.g_x != nullptr) by_pieces(RACCGAN_SELECT(cbam_apply_back), of, first, last);
   };
-  for_groups(given, 2, [&](int64_t first, int64_t last) {
-    args.x = x.samples(first, last);
-    args.g_y = g_y.samples(first, last);
-    by_pieces(RACCGAN_SELECT(cbam_flow), args, first, last);
+  // do_group(arguments, first, last) with the group's samples in the arguments.
+  const auto groups = [&](const auto& do_group) {
+    for_groups(given, 2, [&](int64_t begin, int64_t end, int64_t group) {
+      const ChannelsLast x(given.shape, x_in, group), g_y(given.shape, g_y_in, group);
+      CbamBackwardArgs of = args;
+      each_group(begin, end, group, [&](int64_t first, int64_t last) {
+        of.x = x.samples(first, last);
+        of.g_y = g_y.samples(first, last);
+        do_group(of, first, last);
+      });
+    });
+  };
+  groups([&](const CbamBackwardArgs& of, int64_t first, int64_t last) {
+    by_pieces(RACCGAN_SELECT(cbam_flow), of, first, last);
     const auto norm_sums = RACCGAN_SELECT(cbam_norm_sums);
-    by_bands(args.shape, first, last, [&](int64_t begin, int64_t end) { norm_sums(args, begin, end); });
+    by_bands(of.shape, first, last, [&](int64_t begin, int64_t end) { norm_sums(of, begin, end); });
     if (given.coupled()) return;
-    for (int64_t n = first; n < last; ++n) join_norm(given, args, g_mean, g_var, n, n + 1, gradients, norm_gradient);
-    through_the_norm(first, last);
+    for (int64_t n = first; n < last; ++n) join_norm(given, of, g_mean, g_var, n, n + 1, by_sample[n], norm_gradient);
+    through_the_norm(of, first, last);
   });
-  if (!given.coupled()) return gradients;
-  join_norm(given, args, g_mean, g_var, 0, samples, gradients, norm_gradient);
-  for_groups(given, 2, [&](int64_t first, int64_t last) {
-    args.x = x.samples(first, last);
-    args.g_y = g_y.samples(first, last);
-    through_the_norm(first, last);
-  });
-  return gradients;
+  if (given.coupled()) {
+    join_norm(given, args, g_mean, g_var, 0, samples, by_sample[0], norm_gradient);
+    groups(through_the_norm);
+  }
+  NormGradients sum;
+  for (const NormGradients& one : by_sample) {
+    sum.weight += one.weight;
+    sum.bias += one.bias;
+    sum.mean += one.mean;
+    sum.var += one.var;
+  }
+  return sum;
 }
 
 // The backward pass's own memory, float32, one after the other.
