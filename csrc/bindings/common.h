@@ -12,6 +12,8 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <memory>
+#include <new>
 #include <optional>
 #include <vector>
 
@@ -31,7 +33,7 @@ inline Dtype dtype_of(const Tensor& t, const char* what) {
   }
 }
 
-// x, which CPU kernels take that write a tensor like it.
+// What CPU kernels take that write a tensor like it.
 inline const Tensor& float32_or_bfloat16(const Tensor& x) {
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
                   "x must be float32 or bfloat16");
@@ -57,6 +59,15 @@ inline Tensor empty_channels_last(const Tensor& like, int64_t n, int64_t c, int6
 inline Tensor empty_channels_last(const Tensor& like, int64_t c, int64_t h, int64_t w) {
   return empty_channels_last(like, like.size(0), c, h, w);
 }
+
+constexpr std::align_val_t kAlignment{64};  // of the widest vectors, and of a line of the caches
+
+struct Free {
+  void operator()(float* memory) const { ::operator delete[](memory, kAlignment); }
+};
+using AlignedFloats = std::unique_ptr<float[], Free>;
+
+inline AlignedFloats aligned_floats(int64_t count) { return AlignedFloats(new (kAlignment) float[count]); }
 
 // Shares out `count` pieces of `elements` each. A thread is worth waking for about as many elements as PyTorch's own
 // pointwise operations take (at::internal::GRAIN_SIZE).

@@ -1,6 +1,4 @@
 // The bindings of the depthwise half of a depthwise-separable convolution, and of its two derivatives.
-#include <memory>
-#include <new>
 #include <tuple>
 
 #include "../cpu/depthwise_separable.h"
@@ -9,23 +7,13 @@
 namespace raccgan {
 namespace {
 
-constexpr std::align_val_t kAlignment{64};
-
-struct Free {
-  void operator()(float* memory) const { ::operator delete[](memory, kAlignment); }
-};
-
-std::unique_ptr<float[], Free> floats(int64_t count) {
-  return std::unique_ptr<float[], Free>(new (kAlignment) float[count]);
-}
-
 struct Call : DepthwiseCall<DepthwiseLayer> {
-  std::unique_ptr<float[], Free> packed;
+  AlignedFloats packed;
 
   template <class... Others>
   explicit Call(const Tensor& x_in, const Others&... others) : DepthwiseCall(float32_or_bfloat16(x_in), others...) {
     if (x.numel() == 0) return;
-    packed = floats(RACCGAN_SELECT(packed_floats)(layer));
+    packed = aligned_floats(RACCGAN_SELECT(packed_floats)(layer));
     RACCGAN_SELECT(pack_weights)(layer, w.const_data_ptr<float>(), packed.get());
   }
 
@@ -34,7 +22,7 @@ struct Call : DepthwiseCall<DepthwiseLayer> {
   void run(const Pass& pass) const {
     const int64_t tasks = RACCGAN_SELECT(tasks)(layer), scratch = RACCGAN_SELECT(scratch_floats)(layer);
     share_out(tasks, x.numel() / tasks * layer.k, [&](int64_t begin, int64_t end) {
-      const auto memory = floats(scratch);
+      const auto memory = aligned_floats(scratch);
       std::fill_n(memory.get(), scratch, 0.0f);
       pass(memory.get(), begin, end);
     });
@@ -48,7 +36,7 @@ struct Call : DepthwiseCall<DepthwiseLayer> {
       return new_weights(false);
     }
     const int64_t size = layer.k * layer.k, c = layer.c;
-    const auto partial = floats(pieces(layer) * size * c);
+    const auto partial = aligned_floats(pieces(layer) * size * c);
     run([&](float* scratch, int64_t begin, int64_t end) { pass(partial.get(), scratch, begin, end); });
     const Tensor sum = new_weights(true);
     float* const to = sum.mutable_data_ptr<float>();

@@ -70,19 +70,22 @@ struct BFloat16 {
   using Stored = uint16_t;
   // bfloat16 is the upper half of a float32.
   static Floats load(const uint16_t* from) { return (Floats)(load_halves(from) << 16); }
-  // To the nearest, ties to even. A NaN stays one: rounding could carry its bits into infinity. The processor's own
-  // instruction makes zeros of subnormal numbers.
+  // In the lower half of a word. To the nearest, ties to even; a NaN stays one: rounding could carry its bits into
+  // infinity.
+  static Words rounded(Floats v) {
+    const Words bits = (Words)v;
+    const Words nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    const Words nan = (Words)(v != v);
+    return (nearest & ~nan) | ((bits >> 16 | 0x40) & nan);
+  }
+  // The processor's own instruction makes zeros of subnormal numbers.
   static void store(uint16_t* to, Floats v) {
 #if defined(__AVX512BF16__)
     const __m256bh halves = _mm512_cvtneps_pbh((__m512)v);
-    memcpy(to, &halves, sizeof halves);
 #else
-    const Words bits = (Words)v;
-    const Words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    const Words nan = (Words)(v != v);
-    const Halves halves = __builtin_convertvector((rounded & ~nan) | ((bits >> 16 | 0x40) & nan), Halves);
-    memcpy(to, &halves, sizeof halves);
+    const Halves halves = __builtin_convertvector(rounded(v), Halves);
 #endif
+    memcpy(to, &halves, sizeof halves);
   }
 };
 

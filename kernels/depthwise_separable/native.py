@@ -1,16 +1,15 @@
 """The compiled kernels: everything up to the matrix product is one pass over x in C++, and so are its derivatives.
 
     u = depthwise(up(act(norm(pre(x)) * scale + shift))), averaged where y is           csrc/cpu/depthwise_separable.cpp
-    y = pointwise(u) + residual                                                         PyTorch's convolution
+    y = pointwise(u) + residual                                                                   csrc/cpu/pointwise.cpp
 
 All of u is a function of one sample's channel, so a channel stays in the cache through norm, activation, resizing and
 convolution, and again through their first and their second derivative: a gradient penalty is one pass more, not some
-forty of PyTorch's operations. The matrix product is PyTorch's own 1 x 1 convolution: with oneDNN behind it, it ran at
-450 to 480 GFLOP/s at 128 channels and more on two cores where torch.matmul reached 170 to 220, so a product of our own
-around u in the cache could only have saved writing u and reading it, pooled where y is. Nor are there statistics of y
-from an epilogue: the two sweeps that they would save, moments and CBAM's pooling, are 1% of a training step at 32 px.
+forty of PyTorch's operations. The matrix product runs at the processor's peak by itself (:mod:`native_pointwise`), so
+one kernel for both could only save writing u and reading it, pooled where y is. Nor are there statistics of y from an
+epilogue: the two sweeps that they would save, moments and CBAM's pooling, are 1% of a training step at 32 px.
 
-On a GPU one kernel makes y of x where :func:`native_fused.fuses`.
+On a GPU one kernel makes y of x where :func:`native_fused.fuses`; elsewhere the product there is PyTorch's.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from raccgan.kernels import backend, library
 from raccgan.kernels.autograd import differentiate, wanted
-from raccgan.kernels.depthwise_separable import native_fused, rewritten
+from raccgan.kernels.depthwise_separable import native_fused, native_pointwise, rewritten
 from raccgan.kernels.depthwise_separable.reference import activated
 
 KERNEL_SIZES = (3, 5, 7)
@@ -67,7 +66,7 @@ def depthwise_separable(
         # A 1 x 1 depthwise convolution is part of the matrix product; the others no model here has.
         return rewritten.depthwise_separable(
             x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, preactivation, norm, eps,
-            scale, shift, activation, upsample, pool, residual,
+            scale, shift, activation, upsample, pool, residual, native_pointwise.pointwise,
         )  # fmt: skip
     if native_fused.fuses(x, pointwise_weight, depthwise_weight.shape[-1], upsample, pool):
         return native_fused.depthwise_separable(
@@ -77,7 +76,9 @@ def depthwise_separable(
     inside = pool if upsample == 1 else 1
     u = depthwise(x, depthwise_weight, scale, shift, upsample, inside, preactivation, norm, activation, eps)
     u = rewritten.resized(u, 1, pool // inside)
-    return rewritten.separable(u, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, residual)
+    return rewritten.separable(
+        u, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, residual, native_pointwise.pointwise
+    )
 
 
 def depthwise(

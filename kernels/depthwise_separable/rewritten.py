@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from raccgan.kernels.autograd import wanted
 from raccgan.kernels.depthwise_separable.reference import activated
+
+Product = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
 FEW = 20_000_000
 WIDE = 64 * 128
@@ -46,14 +49,18 @@ def depthwise_separable(
     upsample: int,
     pool: int,
     residual: Tensor | None,
+    product: Product | None = None,
 ) -> Tensor:
-    """Shapes as in :func:`raccgan.kernels.depthwise_separable`; any order of derivative, for every tensor."""
+    """Shapes as in :func:`raccgan.kernels.depthwise_separable`; any order of derivative, for every tensor.
+
+    ``product``: what computes P(x, w) + b + residual in the place of :func:`pointwise`.
+    """
     x = activated(x, preactivation, norm, eps, scale, shift, activation)
     if depthwise_weight.shape[-1] == 1:
         x = resized(x, upsample, pool)
     else:
         x = resized(depthwise(resized(x, upsample, 1), depthwise_weight), 1, pool)
-    return separable(x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, residual)
+    return separable(x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, residual, product)
 
 
 def separable(
@@ -63,6 +70,7 @@ def separable(
     pointwise_weight: Tensor,
     pointwise_bias: Tensor | None,
     residual: Tensor | None,
+    product: Product | None = None,
 ) -> Tensor:
     """What is left to do after the depthwise convolution without its bias; of a 1 x 1 one, before it."""
     if depthwise_bias is not None:
@@ -70,8 +78,7 @@ def separable(
         pointwise_bias = folded if pointwise_bias is None else pointwise_bias + folded
     if depthwise_weight.shape[-1] == 1:
         pointwise_weight = pointwise_weight * depthwise_weight.view(1, -1, 1, 1)
-    y = pointwise(x, pointwise_weight, pointwise_bias)
-    return y if residual is None else y + residual
+    return (product or pointwise)(x, pointwise_weight, pointwise_bias, residual)
 
 
 def resized(x: Tensor, upsample: int, pool: int) -> Tensor:
@@ -86,13 +93,12 @@ def depthwise(x: Tensor, w: Tensor) -> Tensor:
     return y
 
 
-def pointwise(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """P(x, w) + b for x [N, C, H, W], w [D, C, 1, 1], b [D] or None. Any order of derivative."""
+def pointwise(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = None) -> Tensor:
+    """P(x, w) + b + residual for x [N, C, H, W], w [D, C, 1, 1], b [D] or None. Any order of derivative."""
     (x, w), b = in_autocast_dtype(x, w), b if b is None else in_autocast_dtype(b)[0]
-    if not torch.is_grad_enabled():
-        return _pointwise(x, w, b)  # of one small image, the detour through autograd took as long as the product
-    y: Tensor = Pointwise.apply(x, w, b)
-    return y
+    # Of one small image, the detour through autograd took as long as the product.
+    y: Tensor = Pointwise.apply(x, w, b) if torch.is_grad_enabled() else _pointwise(x, w, b)
+    return y if residual is None else y + residual
 
 
 def in_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -1,17 +1,19 @@
-"""The pointwise family, as matrices and as convolutions, whose pixels it lays out anew for one thread: values and both
-orders of gradient."""
+"""The pointwise family, compiled, as matrices, and as convolutions whose pixels it lays out anew for one thread.
+
+Values and both orders of gradient.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raccgan.kernels.depthwise_separable import rewritten
-from raccgan.kernels.depthwise_separable.rewritten import pointwise
+from raccgan.kernels.depthwise_separable import native_pointwise, rewritten
 from tests.kernels.grid import relative_error
 from tests.kernels.variations import threads
 
@@ -22,11 +24,14 @@ from tests.kernels.variations import threads
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("out", [1, 6])
 @pytest.mark.parametrize("layouts", ["both channels_last", "x alone", "neither"])
-@pytest.mark.parametrize("few", [0, rewritten.FEW], ids=["convolutions", "matrices"])
+@pytest.mark.parametrize("by", ["convolutions", "matrices", "compiled"])
 def test_pointwise_in_any_layout_with_any_threads(
-    count: int, shape: tuple[int, int, int, int], out: int, layouts: str, few: int, monkeypatch: pytest.MonkeyPatch
+    count: int, shape: tuple[int, int, int, int], out: int, layouts: str, by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rewritten, "FEW", few)
+    monkeypatch.setattr(rewritten, "FEW", rewritten.FEW if by == "matrices" else 0)
+    if by == "compiled" and torch.float32 not in native_pointwise.DTYPES:
+        pytest.skip("no compiled kernels here that are worth it")
+    pointwise = native_pointwise.pointwise if by == "compiled" else rewritten.pointwise
     draw = torch.Generator().manual_seed(0)
     n, c, h, v = shape
     x, t = (torch.randn(shape, generator=draw, dtype=torch.float64) for _ in range(2))
@@ -44,14 +49,15 @@ def test_pointwise_in_any_layout_with_any_threads(
         assert relative_error(got, exact) < 1e-5
 
 
-def test_no_image_gives_none() -> None:
+@pytest.mark.parametrize("module", [rewritten, native_pointwise], ids=["PyTorch", "compiled"])
+def test_no_image_gives_none(module: Any) -> None:
     """A rank may have none to score."""
     w, b = torch.randn(6, 3, 1, 1), torch.randn(6)
     x = torch.empty(0, 3, 4, 4, memory_format=torch.channels_last)
     with torch.no_grad():
-        assert pointwise(x, w, b).shape == (0, 6, 4, 4)
+        assert module.pointwise(x, w, b).shape == (0, 6, 4, 4)
     x.requires_grad_()
-    y = pointwise(x, w.requires_grad_(), b)
+    y = module.pointwise(x, w.requires_grad_(), b)
     assert y.shape == (0, 6, 4, 4)
     grad_x, grad_w = torch.autograd.grad(y.sum(), [x, w])
     assert grad_x.shape == x.shape

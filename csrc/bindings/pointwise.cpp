@@ -1,0 +1,116 @@
+// The bindings of a pointwise convolution and of its two gradients.
+#include <tuple>
+
+#include "../cpu/pointwise.h"
+#include "common.h"
+
+namespace raccgan {
+namespace {
+
+// What one thread has to multiply and add before another is worth waking: as long as so many elements take elsewhere.
+constexpr int64_t kMultiplyAddsAnElement = 32;
+
+Tensor image(const Tensor& t, const char* what) {
+  STD_TORCH_CHECK(t.dim() == 4, what, " must be [N, C, H, W]");
+  return channels_last(float32_or_bfloat16(t));
+}
+
+int64_t pixels(const Tensor& t) { return t.size(0) * t.size(2) * t.size(3); }
+
+// w [D, C, 1, 1]
+Tensor matrix(const Tensor& w) {
+  STD_TORCH_CHECK(w.dim() == 4 && w.size(2) == 1 && w.size(3) == 1, "w must be [D, C, 1, 1]");
+  STD_TORCH_CHECK(w.scalar_type() == ScalarType::Float, "w must be float32");
+  return torch::stable::contiguous(w);
+}
+
+Tensor like(const Tensor& t, int64_t channels) {
+  return empty_channels_last(t, channels, t.size(2), t.size(3));
+}
+
+void multiply(const ProductArgs& args) {
+  const auto product = RACCGAN_SELECT(product);
+  const auto scratch = RACCGAN_SELECT(product_scratch);
+  const int64_t count = RACCGAN_SELECT(product_tasks)(args);
+  if (count == 0) return;
+  share_out(count, args.m * args.k * args.n / count / kMultiplyAddsAnElement, [&](int64_t begin, int64_t end) {
+    const auto memory = aligned_floats(scratch(args, end - begin));
+    product(args, memory.get(), begin, end);
+  });
+}
+
+Tensor pointwise_cpu(const Tensor& x_in, const Tensor& w_in, const std::optional<Tensor>& bias_in,
+                     const std::optional<Tensor>& residual_in) {
+  const Tensor x = image(x_in, "x"), w = matrix(w_in), y = like(x, w.size(0));
+  STD_TORCH_CHECK(x.size(1) == w.size(1), "x must have as many channels as w has columns, ", w.size(1));
+  std::optional<Tensor> bias, residual;
+  if (bias_in) {
+    STD_TORCH_CHECK(bias_in->dim() == 1 && bias_in->size(0) == w.size(0) && bias_in->scalar_type() == ScalarType::Float,
+                    "the bias must be float32 [D]");
+    bias = torch::stable::contiguous(*bias_in);
+  }
+  if (residual_in) {
+    STD_TORCH_CHECK(residual_in->dim() == 4 && same_sizes(*residual_in, y), "the residual must be [N, D, H, W]");
+    STD_TORCH_CHECK(residual_in->scalar_type() == x.scalar_type(), "x and the residual must be of one dtype");
+    residual = channels_last(*residual_in);
+  }
+  multiply({pixels(x), w.size(1), w.size(0), dtype_of(x, "x"), x.const_data_ptr(), w.const_data_ptr<float>(), true,
+            bias ? bias->const_data_ptr<float>() : nullptr, residual ? residual->const_data_ptr() : nullptr,
+            y.mutable_data_ptr()});
+  return y;
+}
+
+Tensor pointwise_transposed_cpu(const Tensor& g_in, const Tensor& w_in) {
+  const Tensor g = image(g_in, "g"), w = matrix(w_in), x = like(g, w.size(1));
+  STD_TORCH_CHECK(g.size(1) == w.size(0), "g must have as many channels as w has rows, ", w.size(0));
+  multiply({pixels(g), w.size(0), w.size(1), dtype_of(g, "g"), g.const_data_ptr(), w.const_data_ptr<float>(), false,
+            nullptr, nullptr, x.mutable_data_ptr()});
+  return x;
+}
+
+std::tuple<Tensor, Tensor> pointwise_product_cpu(const Tensor& x_in, const Tensor& g_in, bool want_sums) {
+  const Tensor x = image(x_in, "x"), g = image(g_in, "g");
+  STD_TORCH_CHECK(x.size(0) == g.size(0) && x.size(2) == g.size(2) && x.size(3) == g.size(3),
+                  "x and g must be of as many images, and of one size");
+  STD_TORCH_CHECK(x.scalar_type() == g.scalar_type(), "x and g must be of one dtype");
+  const int64_t c = x.size(1), d = g.size(1);
+  Tensor w = torch::stable::new_empty(x, {d, c, 1, 1}, ScalarType::Float);
+  Tensor sums = torch::stable::new_empty(x, {want_sums ? d : 0}, ScalarType::Float);
+  const int64_t pieces = correlation_pieces(pixels(x));
+  AlignedFloats partial, partial_sums;
+  const auto by_pieces = [&](const Tensor& t, AlignedFloats& memory) {  // or in place, where there is one piece
+    if (pieces == 1) return t.mutable_data_ptr<float>();
+    memory = aligned_floats(pieces * t.numel());
+    return memory.get();
+  };
+  const CorrelationArgs args{pixels(x), d, c, dtype_of(x, "x"), g.const_data_ptr(), x.const_data_ptr(),
+                             by_pieces(w, partial), want_sums ? by_pieces(sums, partial_sums) : nullptr};
+  const int64_t tasks = RACCGAN_SELECT(correlation_tasks)(args);
+  const auto correlation = RACCGAN_SELECT(correlation);
+  if (tasks > 0) {
+    share_out(tasks, args.m * c * d / tasks / kMultiplyAddsAnElement, [&](int64_t begin, int64_t end) {
+      const auto memory = aligned_floats(RACCGAN_SELECT(correlation_scratch)(args));
+      correlation(args, memory.get(), begin, end);
+    });
+  }
+  if (pieces != 1) {
+    add_up(args.partial, pieces, w.numel(), w.mutable_data_ptr<float>());
+    if (want_sums) add_up(args.sums, pieces, d, sums.mutable_data_ptr<float>());
+  }
+  return {w, sums};
+}
+
+}  // namespace
+}  // namespace raccgan
+
+STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
+  m.def("pointwise_native(Tensor x, Tensor w, Tensor? bias, Tensor? residual) -> Tensor");
+  m.def("pointwise_native_transposed(Tensor g, Tensor w) -> Tensor");
+  m.def("pointwise_native_product(Tensor x, Tensor g, bool want_sums) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) {
+  m.impl("pointwise_native", TORCH_BOX(&raccgan::pointwise_cpu));
+  m.impl("pointwise_native_transposed", TORCH_BOX(&raccgan::pointwise_transposed_cpu));
+  m.impl("pointwise_native_product", TORCH_BOX(&raccgan::pointwise_product_cpu));
+}
