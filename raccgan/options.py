@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from raccgan.config import PRESETS, Config
 from raccgan.errors import InputError
+from raccgan.memory import keep_freed
 from raccgan.terminal import one_line, say
 
 DATA_ROOT_VARIABLE = "RACCGAN_DATA"
@@ -188,6 +189,7 @@ def call(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
     """
     from raccgan import ranks
 
+    keep_freed()
     status = _called(command, arguments)
     ranks.end(status)
     return status
