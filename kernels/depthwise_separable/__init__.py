@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from raccgan.kernels import backend
-from raccgan.kernels.depthwise_separable import native, reference, rewritten, triton
+from raccgan.kernels.depthwise_separable import native, native_pointwise, reference, rewritten, triton
 
 ACTIVATIONS = ("none", "relu")
 NORMS = ("none", "instance")
@@ -24,6 +24,13 @@ IMPLEMENTATIONS: backend.Family = {
     "native": backend.Implementation(native.depthwise_separable, native.can_run),
     "triton": backend.Implementation(triton.depthwise_separable, triton.can_run),
     "rewritten": backend.Implementation(rewritten.depthwise_separable, backend.always),
+}
+
+_POINTWISE = {
+    "reference": reference.pointwise,
+    "native": native_pointwise.pointwise,
+    "triton": rewritten.pointwise,
+    "rewritten": rewritten.pointwise,
 }
 
 
@@ -88,6 +95,32 @@ def depthwise_separable(
     )  # fmt: skip
     y: Tensor = choice.run(*arguments)
     return y
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, *, kernels: str = "fused") -> Tensor:
+    """The pointwise half alone, by whoever serves a depthwise-separable convolution of 1 x 1.
+
+    Args:
+        x: [N, C, H, W], NCHW or channels_last; float32, bfloat16, float16 or float64.
+        weight: [D, C, 1, 1].
+        bias: [D] or None.
+        kernels: which implementation, see :mod:`raccgan.kernels.backend`.
+
+    Returns:
+        [N, D, H, W] in x's dtype (autocast's, where that is on); x's memory format or channels_last.
+
+    Gradients: any order, for every tensor.
+
+    Raises:
+        ValueError: shapes other than the above.
+        raccgan.kernels.backend.KernelError: ``kernels`` names what cannot serve this call.
+    """
+    if x.dim() != 4 or weight.dim() != 4 or weight.shape[1:] != (x.shape[1], 1, 1):
+        raise ValueError(
+            f"pointwise: x must be [N, C, H, W] and weight [D, C, 1, 1], got {list(x.shape)} and {list(weight.shape)}"
+        )
+    choice = backend.choose("depthwise_separable", IMPLEMENTATIONS, kernels, backend.Call.of(x, weight, kind(1, 1, 1)))
+    return _POINTWISE[choice.name](x, weight, bias)
 
 
 def depthwise_separable_with_statistics(x: Tensor, *weights: Any, **options: Any) -> tuple[Tensor, Statistics]:

@@ -32,10 +32,15 @@ def depthwise_separable(
         x = F.interpolate(x, scale_factor=upsample, mode="nearest")
     k = depthwise_weight.shape[-1]
     x = F.conv2d(x, depthwise_weight, depthwise_bias, padding=k // 2, groups=depthwise_weight.shape[0])
-    x = F.conv2d(x, pointwise_weight, pointwise_bias)
+    x = pointwise(x, pointwise_weight, pointwise_bias)
     if pool > 1:
         x = F.avg_pool2d(x, pool)
     return x if residual is None else x + residual
+
+
+def pointwise(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """The 1 x 1 convolution of x [N, C, H, W] by w [D, C, 1, 1], plus b [D]."""
+    return F.conv2d(x, w, b)
 
 
 def activated(

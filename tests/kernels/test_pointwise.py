@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raccgan.kernels.depthwise_separable import native_pointwise, rewritten
+from raccgan.kernels import library
+from raccgan.kernels.backend import KernelError
+from raccgan.kernels.depthwise_separable import native_pointwise, pointwise, rewritten
 from tests.kernels.grid import relative_error
 from tests.kernels.variations import threads
 
@@ -31,7 +33,7 @@ def test_pointwise_in_any_layout_with_any_threads(
     monkeypatch.setattr(rewritten, "FEW", rewritten.FEW if by == "matrices" else 0)
     if by == "compiled" and torch.float32 not in native_pointwise.DTYPES:
         pytest.skip("no compiled kernels here that are worth it")
-    pointwise = native_pointwise.pointwise if by == "compiled" else rewritten.pointwise
+    run = native_pointwise.pointwise if by == "compiled" else rewritten.pointwise
     draw = torch.Generator().manual_seed(0)
     n, c, h, v = shape
     x, t = (torch.randn(shape, generator=draw, dtype=torch.float64) for _ in range(2))
@@ -44,7 +46,7 @@ def test_pointwise_in_any_layout_with_any_threads(
     if layouts == "both channels_last":
         g, t = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (g, t))
     with threads(count):
-        found = _both_orders(pointwise, x, w, b, g, t)
+        found = _both_orders(run, x, w, b, g, t)
     for got, exact in zip(found, wanted, strict=True):
         assert relative_error(got, exact) < 1e-5
 
@@ -71,3 +73,20 @@ def _both_orders(run: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor, g:
     first = torch.autograd.grad(y, [x, w, b], g, create_graph=True)
     second = torch.autograd.grad((first[0] * t).sum() + (first[1] * w.detach()).sum(), [x, w, g])
     return [y, *first, *second]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kernels", ["reference", "fused", "native"])
+def test_the_half_alone_by_name(kernels: str, dtype: torch.dtype) -> None:
+    x, w, b = torch.randn(2, 5, 4, 4).to(dtype), torch.randn(6, 5, 1, 1).to(dtype), torch.randn(6).to(dtype)
+    wanted = F.conv2d(x.double(), w.double(), b.double())
+    if kernels == "native" and (dtype == torch.float64 or library.why_not()):
+        with pytest.raises(KernelError, match="--kernels native cannot serve depthwise_separable"):
+            pointwise(x, w, b, kernels=kernels)
+        return
+    assert relative_error(pointwise(x, w, b, kernels=kernels), wanted) < 4 * torch.finfo(dtype).eps
+
+
+def test_the_half_alone_refuses_other_shapes() -> None:
+    with pytest.raises(ValueError, match=r"weight \[D, C, 1, 1\], got \[2, 5, 4, 4\] and \[6, 4, 1, 1\]"):
+        pointwise(torch.ones(2, 5, 4, 4), torch.ones(6, 4, 1, 1), None)
