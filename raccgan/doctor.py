@@ -62,6 +62,7 @@ def _choices(device: torch.device) -> Iterator[str]:
     import torch
 
     from raccgan.kernels import backend
+    from raccgan.kernels.depthwise_separable.native_pointwise import LEFT_TO_PYTORCH
 
     yield f"--kernels fused on {device.type}"
     for family, implementations in backend.families().items():
@@ -78,6 +79,10 @@ def _choices(device: torch.device) -> Iterator[str]:
             dtypes.append(str(dtype).removeprefix("torch."))
         for name, (dtypes, passed_over) in served.items():
             yield f"  {family:<20} {name:<10} {', '.join(dtypes)}"
+            if (family, name, device.type) == ("depthwise_separable", "native", "cpu"):
+                for dtype, reason in LEFT_TO_PYTORCH.items():
+                    kind = str(dtype).removeprefix("torch.")
+                    yield f"  {'':<20} matrix products in {kind} are PyTorch's: {reason}"
             for other, reason in passed_over.items():
                 yield f"  {'':<20} not {other}: {reason}"
     yield ""

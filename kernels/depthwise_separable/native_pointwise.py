@@ -24,22 +24,22 @@ _TRANSPOSED = "raccgan::pointwise_native_transposed"
 _PRODUCT = "raccgan::pointwise_native_product"
 
 
-def _fast_dtypes() -> tuple[torch.dtype, ...]:
-    """Where PyTorch's own products are not the better choice.
-
-    That is without wide vectors and, in bfloat16, without instructions that multiply it, or with tiles (AMX), which
-    oneDNN uses and no kernel here does.
-    """
+def _left_to_pytorch() -> dict[torch.dtype, str]:
+    """In which dtypes PyTorch's own products are the better choice here, and why."""
     build = library.build()
     if build is None or build["cpu_capability"] == "portable":
-        return ()
-    pairs = build["cpu_capability"] == "avx512bf16" and not torch.cpu._is_amx_tile_supported()
-    return backend.CPU_DTYPES if pairs else (torch.float32,)
+        return dict.fromkeys(backend.CPU_DTYPES, "the compiled ones need AVX2")
+    if torch.cpu._is_amx_tile_supported():
+        return {torch.bfloat16: "oneDNN multiplies with this processor's AMX tiles, the compiled ones do not"}
+    if build["cpu_capability"] != "avx512bf16":
+        return {torch.bfloat16: "the compiled ones need AVX512-BF16"}
+    return {}
 
 
 # Settled once, at import, so that torch.compile sees constants.
 _MISSING = library.why_not()
-DTYPES = _fast_dtypes()
+LEFT_TO_PYTORCH = _left_to_pytorch()
+DTYPES = tuple(dtype for dtype in backend.CPU_DTYPES if dtype not in LEFT_TO_PYTORCH)
 
 
 def pointwise(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = None) -> Tensor:

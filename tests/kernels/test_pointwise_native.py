@@ -137,6 +137,15 @@ def test_who_serves() -> None:
         assert native_pointwise.pointwise(torch.randn(2, 5, 4, 4), w, b, residual).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("capability", ["portable", "avx2"])
+def test_doctor_says_whose_the_products_are(capability: str) -> None:
+    said = said_under(capability, "from raccgan import doctor; doctor.main([])")
+    assert "matrix products in bfloat16 are PyTorch's: " in said
+    assert ("matrix products in float32 are PyTorch's: the compiled ones need AVX2" in said) == (
+        capability == "portable"
+    )
+
+
 def test_a_weight_in_autocast_keeps_its_own_gradient() -> None:
     """float32, and not rounded to bfloat16 on its way."""
     if torch.bfloat16 not in native_pointwise.DTYPES:
