@@ -193,12 +193,15 @@ void product_panel(const ProductArgs& args, int64_t first, int64_t last, int64_t
   for_rows(first, last, [&](int64_t m, auto rows) RACCGAN_INLINE {
     const Stored* const a = static_cast<const Stored*>(args.a) + m * args.k;
     const int64_t size = rows.count * args.k;
-    if (fetch) fetch_part(a + size, size * sizeof *a, 0, 1, 1);
-    Floats sums[rows.count][kVectors] = {};
-    add_products<T>(a, args.k, T::kTogether, packed, args.k, sums);
     const int64_t at = m * args.n + column;
     Stored* const out = static_cast<Stored*>(args.out) + at;
     const Stored* const residual = args.residual ? static_cast<const Stored*>(args.residual) + at : nullptr;
+    if (fetch) fetch_part(a + size, size * sizeof *a, 0, 1, 1);
+    for (int r = 0; r < rows.count && residual != nullptr; ++r) {
+      fetch_part(residual + r * args.n, columns * sizeof *residual, 0, 1, 1);
+    }
+    Floats sums[rows.count][kVectors] = {};
+    add_products<T>(a, args.k, T::kTogether, packed, args.k, sums);
 #pragma GCC unroll 8
     for (int r = 0; r < rows.count; ++r) {
       for_vectors(columns, [&](auto lanes, int v) RACCGAN_INLINE {
