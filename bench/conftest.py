@@ -17,6 +17,7 @@ from bench import machine, results
 from bench.measure import Case, Compare, Contestant, Outputs, compare
 from bench.results import Row
 from bench.roofline import Ceilings, measure_ceilings
+from raccgan.memory import keep_freed
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
@@ -25,6 +26,7 @@ _CEILINGS = pytest.StashKey[dict[str, Ceilings]]()
 _JUDGED = pytest.StashKey[dict[str, list[results.Judged]]]()
 _SAVED = pytest.StashKey[list[Path]]()
 _LOAD = pytest.StashKey[str]()
+_KEPT = pytest.StashKey[bool]()
 _THREADS = torch.get_num_threads()  # before the tests' own conftest, run together with this one, lowers it
 
 
@@ -42,7 +44,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: a benchmark that runs with --full only")
     config.addinivalue_line("markers", "large: a benchmark sized for a GPU, and run on no other device")
-    config.addinivalue_line("markers", "published: of those, the training step at the published widths")
+    config.addinivalue_line("markers", "published: the training step and the scorer at the published widths")
+    config.stash[_KEPT] = keep_freed()  # as the commands do; for all contestants, which share the process
     config.stash[_ROWS], config.stash[_CEILINGS], config.stash[_LOAD] = [], {}, machine.load()
     config.stash[_JUDGED], config.stash[_SAVED] = {}, []
     # Its table shows rounds of all contestants together, which says nothing; ours is printed instead.
@@ -105,6 +108,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         command="pytest " + shlex.join(config.invocation_params.args),
         verdict=f"{session.testscollected} cases, {session.testsfailed} failed, exit status {int(exitstatus)}",
         load=stash[_LOAD],
+        kept=stash[_KEPT],
     )
     for device in {row.device: None for row in stash[_ROWS]}:
         with _as_users_set_it_up(config):

@@ -174,6 +174,7 @@ class Run:
     command: str
     verdict: str
     load: str  # before it began
+    kept: bool  # whether freed memory stayed with the process
 
 
 def save(folder: Path, device: str, judged: Sequence[Judged], ceilings: Ceilings, run: Run) -> Path:
@@ -209,6 +210,7 @@ def _circumstances(device: str, judged: Sequence[Judged], ceilings: Ceilings, ru
     yield f"date        {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     yield f"device      {machine.model(device)}, {platform.system()} {platform.machine()}; {run.load} before"
     yield f"threads     {torch.get_num_threads()}; instructions {torch.backends.cpu.get_cpu_capability()}; {clock}"
+    yield f"memory      {'what is freed stays with the process' if run.kept else 'is left to the C library'}"
     yield f"versions    Python {platform.python_version()}, PyTorch {torch.__version__}, raccgan {raccgan.__version__}"
     if device == "cuda":
         yield from _of_the_gpu()

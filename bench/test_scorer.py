@@ -33,7 +33,7 @@ LARGE = (128, 64)
 
 
 def _marks(case: tuple[int, int], dtype: torch.dtype) -> list[pytest.MarkDecorator]:
-    marks = [pytest.mark.large] if case == LARGE else []
+    marks = [pytest.mark.large] if case == LARGE else [pytest.mark.published]
     if (case[0], dtype) != (32, torch.float32) and (case, dtype) != (LARGE, torch.bfloat16):
         marks.append(pytest.mark.full)
     return marks
