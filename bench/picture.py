@@ -118,11 +118,15 @@ def _kind(j: Judged) -> str:
     return "no kernel" if "(no kernel)" in name else "ours"
 
 
+def _three_digits(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
 def _verdict(chosen: Judged | None, case: Sequence[Judged]) -> tuple[str, str]:
     if chosen is None or chosen.versus is None or chosen.row.median_ms is None:
         return "not measured", GREY
     row = chosen.row
-    images = "" if row.images_per_second is None else f", {row.images_per_second:.3g} images/s"
+    images = "" if row.images_per_second is None else f", {_three_digits(row.images_per_second)} images/s"
     raising = sorted({j.row.implementation for j in case if j.row.median_ms is None})
     raises = "".join(f", {name} raises" for name in raising)
     return f"{chosen.versus:.2f}x  {row.implementation}, {row.median_ms:.3g} ms{images}{raises}", _colour(chosen)

@@ -52,7 +52,8 @@ def pointwise(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = 
         residual: [N, D, H, W], or None.
 
     Returns:
-        [N, D, H, W] of x's dtype (autocast's, where that is on), channels_last. The same bits whatever the number of
+        [N, D, H, W] of x's dtype (autocast's, where that is on; a residual of another one is added as PyTorch adds
+        unlike tensors), channels_last. The same bits whatever the number of
         threads, like all gradients; another processor may round differently.
 
     Gradients: every order, for all four tensors.
@@ -60,10 +61,9 @@ def pointwise(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = 
     (x,) = rewritten.in_autocast_dtype(x)
     if x.device.type != "cpu" or x.dtype not in DTYPES:
         return rewritten.pointwise(x, w, b, residual)
-    bias = None if b is None else b.float()
-    more = None if residual is None else residual.to(x.dtype)
-    y: Tensor = torch.ops.raccgan.pointwise_native(x, w.float(), bias, more)
-    return y
+    inside = residual if residual is not None and residual.dtype == x.dtype else None
+    y: Tensor = torch.ops.raccgan.pointwise_native(x, w.float(), None if b is None else b.float(), inside)
+    return y if residual is None or inside is not None else y + residual
 
 
 def _image(like: Tensor, channels: int) -> Tensor:

@@ -133,8 +133,14 @@ def test_who_serves() -> None:
         wanted = F.conv2d(x.double(), w.to(dtype).double(), b.to(dtype).double()) + residual.to(dtype)
         assert y.dtype == dtype
         assert relative_error(y, wanted) < 4 * torch.finfo(dtype).eps
+    x = torch.randn(2, 5, 4, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert native_pointwise.pointwise(torch.randn(2, 5, 4, 4), w, b, residual).dtype == torch.bfloat16
+        assert native_pointwise.pointwise(x, w, b).dtype == torch.bfloat16
+        assert native_pointwise.pointwise(x, w, b, residual.bfloat16()).dtype == torch.bfloat16
+        assert native_pointwise.pointwise(x, w, b, residual).dtype == torch.float32
+    y = native_pointwise.pointwise(x, w, b, residual.double())
+    assert y.dtype == torch.float64
+    assert relative_error(y, F.conv2d(x, w, b) + residual) < 1e-6
 
 
 @pytest.mark.parametrize("capability", ["portable", "avx2"])
