@@ -52,9 +52,9 @@ def pointwise(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = 
         residual: [N, D, H, W], or None.
 
     Returns:
-        [N, D, H, W] of x's dtype (autocast's, where that is on; a residual of another one is added as PyTorch adds
-        unlike tensors), channels_last. The same bits whatever the number of
-        threads, like all gradients; another processor may round differently.
+        [N, D, H, W] of x's dtype (autocast's, where that is on), channels_last; a residual of another dtype is added as
+        PyTorch adds unlike tensors. The same bits whatever the number of threads, like all gradients; another processor
+        may round differently.
 
     Gradients: every order, for all four tensors.
     """
