@@ -30,11 +30,11 @@ Tensor like(const Tensor& t, int64_t channels) {
 
 void multiply(const ProductArgs& args) {
   const auto product = RACCGAN_SELECT(product);
-  const auto scratch = RACCGAN_SELECT(product_scratch);
+  const int64_t scratch = RACCGAN_SELECT(product_scratch)(args);
   const int64_t count = RACCGAN_SELECT(product_tasks)(args);
   if (count == 0) return;
   share_out(count, args.m * args.k * args.n / count / kMultiplyAddsAnElement, [&](int64_t begin, int64_t end) {
-    const auto memory = aligned_floats(scratch(args, end - begin));
+    const auto memory = aligned_floats(scratch);
     product(args, memory.get(), begin, end);
   });
 }

@@ -213,21 +213,33 @@ void product_panel(const ProductArgs& args, int64_t first, int64_t last, int64_t
   });
 }
 
+// Few rows: of each panel all rows, in the memory of one panel.
 template <class T>
-void product_as(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
-  const bool columns = by_columns(args);
-  const int64_t first_panel = columns ? begin : 0, last_panel = columns ? end : panels(args.n);
-  const int64_t first_row = columns ? 0 : begin * kRowsATask;
-  const int64_t last_row = columns ? args.m : least(args.m, end * kRowsATask);
-  const auto packed = [&](int64_t panel) { return scratch + (panel - first_panel) * words<T>(args.k) * kPanel; };
-  for (int64_t panel = first_panel; panel < last_panel; ++panel) pack_panel<T>(args, panel, packed(panel));
+void product_by_columns(const ProductArgs& args, float* packed, int64_t begin, int64_t end) {
+  for (int64_t panel = begin; panel < end; ++panel) {
+    pack_panel<T>(args, panel, packed);
+    product_panel<T>(args, 0, args.m, panel, packed, panel == begin);
+  }
+}
+
+// Many rows: all panels are packed once, and go by a few rows at a time.
+template <class T>
+void product_by_rows(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
+  const int64_t across = panels(args.n), first = begin * kRowsATask, last = least(args.m, end * kRowsATask);
+  const auto packed = [&](int64_t panel) { return scratch + panel * words<T>(args.k) * kPanel; };
+  for (int64_t panel = 0; panel < across; ++panel) pack_panel<T>(args, panel, packed(panel));
   const int64_t row_bytes = most(1, args.k) * sizeof(typename T::Stored);
   const int64_t near = most(kRows, kNear / row_bytes / kRows * kRows);
-  for (int64_t row = first_row; row < last_row; row += near) {
-    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-      product_panel<T>(args, row, least(last_row, row + near), panel, packed(panel), panel == first_panel);
+  for (int64_t row = first; row < last; row += near) {
+    for (int64_t panel = 0; panel < across; ++panel) {
+      product_panel<T>(args, row, least(last, row + near), panel, packed(panel), panel == 0);
     }
   }
+}
+
+template <class T>
+void product_as(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
+  by_columns(args) ? product_by_columns<T>(args, scratch, begin, end) : product_by_rows<T>(args, scratch, begin, end);
 }
 
 // What correlate_panel reads of a, for a block of pixels: where it lies, or packed into words.
@@ -331,9 +343,9 @@ int64_t product_tasks(const ProductArgs& args) {
   return by_columns(args) ? panels(args.n) : rounded_up(args.m, kRowsATask) / kRowsATask;
 }
 
-int64_t product_scratch(const ProductArgs& args, int64_t tasks) {
+int64_t product_scratch(const ProductArgs& args) {
   const int64_t of_k = args.dtype == Dtype::kFloat32 ? words<Single>(args.k) : words<Pair>(args.k);
-  return (by_columns(args) ? tasks : panels(args.n)) * of_k * kPanel;
+  return (by_columns(args) ? 1 : panels(args.n)) * of_k * kPanel;
 }
 
 void product(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {

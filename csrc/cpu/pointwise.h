@@ -50,7 +50,7 @@ static constexpr int64_t correlation_pieces(int64_t m) { return rounded_up(m, kC
 #define RACCGAN_DECLARE(target, unused)                                                             \
   namespace target {                                                                                \
   int64_t product_tasks(const ProductArgs& args);                                                   \
-  int64_t product_scratch(const ProductArgs& args, int64_t tasks);                                  \
+  int64_t product_scratch(const ProductArgs& args);                                                 \
   void product(const ProductArgs& args, float* scratch, int64_t begin, int64_t end);                \
   int64_t correlation_tasks(const CorrelationArgs& args);                                           \
   int64_t correlation_scratch(const CorrelationArgs& args);                                         \

@@ -12,7 +12,7 @@
    PyTorch differentiates that product by a convolution whose kernel is as large as the image.
 3. Pointwise and average pool commute, biases included: pooling first leaves a quarter of the matrix product.
 4. A 1 x 1 depthwise convolution folds into the pointwise one: W = Wp diag(wd), b = bp + Wp bd. Of any other one the
-   bias does.
+   bias does, unless the image is so small that adding it there is less work.
 """
 
 from __future__ import annotations
@@ -73,12 +73,19 @@ def separable(
     product: Product | None = None,
 ) -> Tensor:
     """What is left to do after the depthwise convolution without its bias; of a 1 x 1 one, before it."""
-    if depthwise_bias is not None:
+    if depthwise_bias is not None and _few(x, pointwise_weight) and depthwise_weight.shape[-1] > 1:
+        x = x + depthwise_bias[:, None, None].to(x.dtype)
+    elif depthwise_bias is not None:
         folded = pointwise_weight.flatten(1) @ depthwise_bias
         pointwise_bias = folded if pointwise_bias is None else pointwise_bias + folded
     if depthwise_weight.shape[-1] == 1:
         pointwise_weight = pointwise_weight * depthwise_weight.view(1, -1, 1, 1)
     return (product or pointwise)(x, pointwise_weight, pointwise_bias, residual)
+
+
+def _few(x: Tensor, w: Tensor) -> bool:
+    """Whether reading x twice and writing it is less than reading all weights once more, for what a bias would take."""
+    return not torch.compiler.is_compiling() and 3 * x.numel() <= w.numel()  # a graph's batch is open
 
 
 def resized(x: Tensor, upsample: int, pool: int) -> Tensor:

@@ -90,3 +90,22 @@ def test_the_half_alone_by_name(kernels: str, dtype: torch.dtype) -> None:
 def test_the_half_alone_refuses_other_shapes() -> None:
     with pytest.raises(ValueError, match=r"weight \[D, C, 1, 1\], got \[2, 5, 4, 4\] and \[6, 4, 1, 1\]"):
         pointwise(torch.ones(2, 5, 4, 4), torch.ones(6, 4, 1, 1), None)
+
+
+@pytest.mark.parametrize("pixels", [1, 4], ids=["few pixels", "many pixels"])
+def test_a_depthwise_bias_is_added_where_it_costs_less(pixels: int) -> None:
+    """To the image, or through the weights: values and gradients are the same."""
+    draw = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(shape, generator=draw).double() for shape in ((1, 8, pixels, pixels), (40, 8, 1, 1)))
+    depthwise, b = torch.randn(8, 1, 3, 3, generator=draw).double(), torch.randn(8, generator=draw).double()
+    assert rewritten._few(x, w) == (pixels == 1)
+
+    def gradients(run: Callable[[Tensor, Tensor, Tensor], Tensor]) -> list[Tensor]:
+        leaves = [t.clone().requires_grad_() for t in (x, w, b)]
+        y = run(*leaves)
+        return [y, *torch.autograd.grad(y.sin().sum(), leaves)]
+
+    wanted = gradients(lambda x, w, b: F.conv2d(x + b[:, None, None], w))
+    found = gradients(lambda x, w, b: rewritten.separable(x, depthwise, b, w, None, None))
+    for got, exact in zip(found, wanted, strict=True):
+        assert relative_error(got, exact) < 1e-12
