@@ -1,4 +1,4 @@
-"""What every implementation's backward asks of autograd."""
+"""What every implementation's backward asks of autograd, and what a compiled op tells it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def wanted(ctx: Any, i: int, inputs: Sequence[Tensor | None] = ()) -> bool:
         return bool(torch._C._will_engine_execute_node(ctx.next_functions[place][0]))
     except RuntimeError:  # what it says of a leaf that autograd.grad was asked for
         return True
+
+
+def register(op: str, shape: Callable[..., Any], backward: Callable[..., Any], save: Callable[..., None]) -> None:
+    """Give a compiled op what PyTorch asks of it: its outputs' shapes, its backward, and what that has to keep."""
+    torch.library.register_fake(op)(shape)
+    torch.library.register_autograd(op, backward, setup_context=save)
 
 
 def differentiate(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from raccgan.kernels import backend, library
+from raccgan.kernels.autograd import register
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -118,5 +119,4 @@ def _gradients(
 
 
 if _MISSING is None:
-    torch.library.register_fake(_NAME)(_shapes)
-    torch.library.register_autograd(_NAME, _backward, setup_context=_save)
+    register(_NAME, _shapes, _backward, _save)

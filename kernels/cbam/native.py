@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from raccgan.kernels import backend, library
-from raccgan.kernels.autograd import wanted
+from raccgan.kernels.autograd import register, wanted
 from raccgan.kernels.cbam.second_order import TENSORS, gradients_of_gradients
 
 _FORWARD = "raccgan::cbam_native"
@@ -148,7 +148,5 @@ def _backward_backward(ctx: _Context, *cotangents: Tensor | None) -> tuple[Tenso
 
 
 if _MISSING is None:
-    torch.library.register_fake(_FORWARD)(_forward_shapes)
-    torch.library.register_autograd(_FORWARD, _forward_backward, setup_context=_save_forward)
-    torch.library.register_fake(_BACKWARD)(_backward_shapes)
-    torch.library.register_autograd(_BACKWARD, _backward_backward, setup_context=_save_backward)
+    register(_FORWARD, _forward_shapes, _forward_backward, _save_forward)
+    register(_BACKWARD, _backward_shapes, _backward_backward, _save_backward)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels import backend, library
-from raccgan.kernels.autograd import differentiate, wanted
+from raccgan.kernels.autograd import differentiate, register, wanted
 from raccgan.kernels.depthwise_separable import native_fused, native_pointwise, rewritten
 from raccgan.kernels.depthwise_separable.reference import activated
 
@@ -269,15 +269,7 @@ def _float(t: Tensor, shape: Sequence[int], want: bool) -> Tensor:
     return t.new_empty(shape, dtype=torch.float32) if want else t.new_empty(0)
 
 
-def _register() -> None:
-    for op, shape, backward in (
-        (_FORWARD, _forward_shape, _forward_backward),
-        (_BACKWARD, _backward_shape, _backward_backward),
-        (_DOUBLE_BACKWARD, _double_backward_shape, _double_backward_backward),
-    ):
-        torch.library.register_fake(op)(shape)
-        torch.library.register_autograd(op, backward, setup_context=_save)
-
-
 if _MISSING is None:
-    _register()
+    register(_FORWARD, _forward_shape, _forward_backward, _save)
+    register(_BACKWARD, _backward_shape, _backward_backward, _save)
+    register(_DOUBLE_BACKWARD, _double_backward_shape, _double_backward_backward, _save)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels import library
-from raccgan.kernels.autograd import differentiate, wanted
+from raccgan.kernels.autograd import differentiate, register, wanted
 from raccgan.kernels.depthwise_separable import reference
 from raccgan.kernels.depthwise_separable.rewritten import PointwiseProduct, PointwiseTransposed
 
@@ -199,10 +199,5 @@ def _backward(ctx: Any, g: Tensor | None, *of_statistics: Tensor | None) -> tupl
     )
 
 
-def _register() -> None:
-    torch.library.register_fake(_OP)(_shape)
-    torch.library.register_autograd(_OP, _backward, setup_context=_save)
-
-
 if _MISSING is None:
-    _register()
+    register(_OP, _shape, _backward, _save)

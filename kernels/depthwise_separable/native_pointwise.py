@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels import backend, library
-from raccgan.kernels.autograd import wanted
+from raccgan.kernels.autograd import register, wanted
 from raccgan.kernels.depthwise_separable import rewritten
 
 _POINTWISE = "raccgan::pointwise_native"
@@ -129,15 +129,7 @@ def _product_backward(ctx: Any, v: Tensor, s: Tensor) -> tuple[Tensor | None, Te
     )
 
 
-def _register() -> None:
-    for op, shape, backward in (
-        (_POINTWISE, _shape, _backward),
-        (_TRANSPOSED, _transposed_shape, _transposed_backward),
-        (_PRODUCT, _product_shape, _product_backward),
-    ):
-        torch.library.register_fake(op)(shape)
-        torch.library.register_autograd(op, backward, setup_context=_save)
-
-
 if _MISSING is None:
-    _register()
+    register(_POINTWISE, _shape, _backward, _save)
+    register(_TRANSPOSED, _transposed_shape, _transposed_backward, _save)
+    register(_PRODUCT, _product_shape, _product_backward, _save)

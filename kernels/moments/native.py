@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels import backend, library
-from raccgan.kernels.autograd import differentiate, wanted
+from raccgan.kernels.autograd import differentiate, register, wanted
 from raccgan.kernels.moments import reference
 
 _FORWARD = "raccgan::moments_native"
@@ -63,7 +63,5 @@ def _backward_backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, ...]:
 
 
 if _MISSING is None:
-    torch.library.register_fake(_FORWARD)(_forward_shape)
-    torch.library.register_autograd(_FORWARD, _forward_backward, setup_context=_save_forward)
-    torch.library.register_fake(_BACKWARD)(_backward_shape)
-    torch.library.register_autograd(_BACKWARD, _backward_backward, setup_context=_save_backward)
+    register(_FORWARD, _forward_shape, _forward_backward, _save_forward)
+    register(_BACKWARD, _backward_shape, _backward_backward, _save_backward)
