@@ -156,33 +156,32 @@ void join_moments(const CbamForwardArgs& args, int64_t first, int64_t last, floa
 }
 
 void run_forward(const Given& given, const Tensor& x_in, const CbamForwardArgs& args) {
+  // do_group(arguments, first, last) with the group's samples in the arguments.
+  const auto groups = [&](const auto& do_group) {
+    for_groups(given, 1, [&](int64_t begin, int64_t end, int64_t group) {
+      const ChannelsLast x(given.shape, x_in, group);
+      CbamForwardArgs of = args;
+      each_group(begin, end, group, [&](int64_t first, int64_t last) {
+        of.x = x.samples(first, last);
+        do_group(of, first, last);
+      });
+    });
+  };
   const auto apply = [](const CbamForwardArgs& of, int64_t first, int64_t last) {
     by_pieces(RACCGAN_SELECT(cbam_apply), of, first, last);
   };
-  for_groups(given, 1, [&](int64_t begin, int64_t end, int64_t group) {
-    const ChannelsLast x(given.shape, x_in, group);
-    CbamForwardArgs of = args;
-    each_group(begin, end, group, [&](int64_t first, int64_t last) {
-      of.x = x.samples(first, last);
-      if (of.average || of.maximum) by_pieces(RACCGAN_SELECT(cbam_pool), of, first, last);
-      by_samples(RACCGAN_SELECT(cbam_gate), of, first, last);
-      by_pieces(RACCGAN_SELECT(cbam_gather), of, first, last);
-      by_bands_with_scratch(RACCGAN_SELECT(cbam_convolve), of, first, last);
-      if (given.coupled()) return;
-      for (int64_t n = first; n < last && !given.fixed(); ++n) join_moments(of, n, n + 1, of.saved.moments + 2 * n);
-      apply(of, first, last);
-    });
+  groups([&](const CbamForwardArgs& of, int64_t first, int64_t last) {
+    if (of.average || of.maximum) by_pieces(RACCGAN_SELECT(cbam_pool), of, first, last);
+    by_samples(RACCGAN_SELECT(cbam_gate), of, first, last);
+    by_pieces(RACCGAN_SELECT(cbam_gather), of, first, last);
+    by_bands_with_scratch(RACCGAN_SELECT(cbam_convolve), of, first, last);
+    if (given.coupled()) return;
+    for (int64_t n = first; n < last && !given.fixed(); ++n) join_moments(of, n, n + 1, of.saved.moments + 2 * n);
+    apply(of, first, last);
   });
   if (!given.coupled()) return;
   join_moments(args, 0, given.shape.n, args.saved.moments);
-  for_groups(given, 1, [&](int64_t begin, int64_t end, int64_t group) {
-    const ChannelsLast x(given.shape, x_in, group);
-    CbamForwardArgs of = args;
-    each_group(begin, end, group, [&](int64_t first, int64_t last) {
-      of.x = x.samples(first, last);
-      apply(of, first, last);
-    });
-  });
+  groups(apply);
 }
 
 // The moments as the op returns them: none where they were given.
