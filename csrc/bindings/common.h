@@ -34,10 +34,10 @@ inline Dtype dtype_of(const Tensor& t, const char* what) {
 }
 
 // What CPU kernels take that write a tensor like it.
-inline const Tensor& float32_or_bfloat16(const Tensor& x) {
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
-                  "x must be float32 or bfloat16");
-  return x;
+inline const Tensor& float32_or_bfloat16(const Tensor& t, const char* what = "x") {
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::BFloat16,
+                  what, " must be float32 or bfloat16");
+  return t;
 }
 
 inline bool same_sizes(const Tensor& a, const Tensor& b) {
@@ -48,6 +48,15 @@ inline bool same_sizes(const Tensor& a, const Tensor& b) {
 inline Tensor channels_last(const Tensor& t) {
   return torch::stable::contiguous(t, torch::headeronly::MemoryFormat::ChannelsLast);
 }
+
+// Images that CPU kernels read as they lie in memory.
+inline Tensor image(const Tensor& t, const char* what) {
+  STD_TORCH_CHECK(t.dim() == 4, what, " must be [N, C, H, W]");
+  return channels_last(float32_or_bfloat16(t, what));
+}
+
+// Of all images together.
+inline int64_t pixels(const Tensor& t) { return t.size(0) * t.size(2) * t.size(3); }
 
 // [n, c, h, w] of the dtype and device of `like`.
 inline Tensor empty_channels_last(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {

@@ -9,17 +9,8 @@
 namespace raccgan {
 namespace {
 
-int64_t pixels(const Tensor& x) { return x.size(0) * x.size(2) * x.size(3); }
-
-Tensor checked(const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() == 4, "x must be [N, C, H, W]");
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
-                  "x must be float32 or bfloat16");
-  return channels_last(x);
-}
-
 std::tuple<Tensor, Tensor> moments_cpu(const Tensor& x_in) {
-  const Tensor x = checked(x_in);
+  const Tensor x = image(x_in, "x");
   const int64_t m = pixels(x), c = x.size(1);
   const Tensor mean = torch::stable::new_empty(x, {c}, ScalarType::Float);
   const Tensor var = torch::stable::new_empty(x, {c}, ScalarType::Float);
@@ -50,7 +41,7 @@ std::tuple<Tensor, Tensor> moments_cpu(const Tensor& x_in) {
 // d/dx of <grad_mean, mean(x)> + <grad_var, var(x)>.
 Tensor moments_backward_cpu(const Tensor& grad_mean_in, const Tensor& grad_var_in, const Tensor& x_in,
                             const Tensor& mean_in) {
-  const Tensor x = checked(x_in);
+  const Tensor x = image(x_in, "x");
   const int64_t m = pixels(x), c = x.size(1);
   for (const auto& t : {grad_mean_in, grad_var_in, mean_in}) {
     STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == c && t.scalar_type() == ScalarType::Float,

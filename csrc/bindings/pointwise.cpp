@@ -10,13 +10,6 @@ namespace {
 // What one thread has to multiply and add before another is worth waking: as long as so many elements take elsewhere.
 constexpr int64_t kMultiplyAddsAnElement = 32;
 
-Tensor image(const Tensor& t, const char* what) {
-  STD_TORCH_CHECK(t.dim() == 4, what, " must be [N, C, H, W]");
-  return channels_last(float32_or_bfloat16(t));
-}
-
-int64_t pixels(const Tensor& t) { return t.size(0) * t.size(2) * t.size(3); }
-
 // w [D, C, 1, 1]
 Tensor matrix(const Tensor& w) {
   STD_TORCH_CHECK(w.dim() == 4 && w.size(2) == 1 && w.size(3) == 1, "w must be [D, C, 1, 1]");

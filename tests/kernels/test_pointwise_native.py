@@ -214,3 +214,5 @@ def test_gradients_of_unlike_images_are_refused() -> None:
         OPS.pointwise_native_product(torch.ones(2, 5, 4, 4), torch.ones(2, 6, 4, 4).bfloat16(), False)
     with pytest.raises(RuntimeError, match="g must have as many channels as w has rows, 6"):
         OPS.pointwise_native_transposed(torch.ones(2, 5, 4, 4), torch.ones(6, 5, 1, 1))
+    with pytest.raises(RuntimeError, match="g must be float32 or bfloat16"):
+        OPS.pointwise_native_transposed(torch.ones(2, 6, 4, 4).double(), torch.ones(6, 5, 1, 1))
