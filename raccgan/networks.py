@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from raccgan.config import Config
 from raccgan.density import Density
-from raccgan.models.blocks import ConditionalBatchNorm, DepthwiseSeparable, FixedConditionalNorm
+from raccgan.models.blocks import ConditionalBatchNorm, DepthwiseSeparable, FixedConditionalNorm, FixedSkip
 from raccgan.models.discriminator import Discriminator
 from raccgan.models.encoder import Encoder
 from raccgan.models.generator import Generator
@@ -78,8 +78,8 @@ Network = TypeVar("Network", bound=nn.Module)
 def frozen(network: Network) -> Network:
     """A copy for inference: in eval mode, without gradients, and with all that is constant then computed once.
 
-    Spectrally normalised weights stand as they are, a depthwise bias is part of the pointwise one, and a conditional
-    norm is two products. A score of one image at 32 px takes about 0.8 of the time on one core.
+    Spectrally normalised weights stand as they are, a depthwise bias is part of the pointwise one, a 1 x 1 convolution
+    is one matrix and a conditional norm one product. A score of one image at 32 px takes about 0.8 of the time on one core.
     """
     copied = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(copied.modules()):
@@ -93,9 +93,11 @@ def frozen(network: Network) -> Network:
         if isinstance(module, DepthwiseSeparable):
             module.fold_bias()
     for module in list(copied.modules()):
-        for name, norm in list(module.named_children()):
-            if isinstance(norm, ConditionalBatchNorm):
-                setattr(module, name, FixedConditionalNorm(norm))
+        for name, child in list(module.named_children()):
+            if isinstance(child, ConditionalBatchNorm):
+                setattr(module, name, FixedConditionalNorm(child))
+            elif isinstance(child, DepthwiseSeparable) and child.depthwise.kernel_size == (1, 1):
+                setattr(module, name, FixedSkip(child))
     return copied
 
 

@@ -58,6 +58,12 @@ inline Tensor image(const Tensor& t, const char* what) {
 // Of all images together.
 inline int64_t pixels(const Tensor& t) { return t.size(0) * t.size(2) * t.size(3); }
 
+// `count` numbers of float32 side by side; else `wrong` is said.
+inline Tensor floats(const Tensor& t, int64_t count, const char* wrong) {
+  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == count && t.scalar_type() == ScalarType::Float, wrong);
+  return torch::stable::contiguous(t);
+}
+
 // [n, c, h, w] of the dtype and device of `like`.
 inline Tensor empty_channels_last(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
   return torch::stable::empty({n, c, h, w}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,

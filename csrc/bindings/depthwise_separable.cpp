@@ -3,6 +3,7 @@
 
 #include "../cpu/depthwise_separable.h"
 #include "depthwise_separable.h"
+#include "pointwise.h"
 
 namespace raccgan {
 namespace {
@@ -17,27 +18,27 @@ struct Call : DepthwiseCall<DepthwiseLayer> {
     RACCGAN_SELECT(pack_weights)(layer, w.const_data_ptr<float>(), packed.get());
   }
 
-  // Runs pass(scratch, begin, end) over the tasks.
+  // Runs pass(scratch, begin, end) over the tasks, with so many floats of scratch memory for each thread.
   template <class Pass>
-  void run(const Pass& pass) const {
-    const int64_t tasks = RACCGAN_SELECT(tasks)(layer), scratch = RACCGAN_SELECT(scratch_floats)(layer);
+  void run(int64_t floats, const Pass& pass) const {
+    const int64_t tasks = RACCGAN_SELECT(tasks)(layer);
     share_out(tasks, x.numel() / tasks * layer.k, [&](int64_t begin, int64_t end) {
-      const auto memory = aligned_floats(scratch);
-      std::fill_n(memory.get(), scratch, 0.0f);
+      const auto memory = aligned_floats(floats);
+      std::fill_n(memory.get(), floats, 0.0f);
       pass(memory.get(), begin, end);
     });
   }
 
   // run, with what the pieces add to the gradient of w, where that is wanted; returns that gradient.
   template <class Pass>
-  Tensor run_with_weights(bool want_w, const Pass& pass) const {
+  Tensor run_with_weights(bool want_w, int64_t floats, const Pass& pass) const {
     if (!want_w) {
-      run([&](float* scratch, int64_t begin, int64_t end) { pass(nullptr, scratch, begin, end); });
+      run(floats, [&](float* scratch, int64_t begin, int64_t end) { pass(nullptr, scratch, begin, end); });
       return new_weights(false);
     }
     const int64_t size = layer.k * layer.k, c = layer.c;
     const auto partial = aligned_floats(pieces(layer) * size * c);
-    run([&](float* scratch, int64_t begin, int64_t end) { pass(partial.get(), scratch, begin, end); });
+    run(floats, [&](float* scratch, int64_t begin, int64_t end) { pass(partial.get(), scratch, begin, end); });
     const Tensor sum = new_weights(true);
     float* const to = sum.mutable_data_ptr<float>();
     std::vector<float> by_tap(size * c);
@@ -47,16 +48,32 @@ struct Call : DepthwiseCall<DepthwiseLayer> {
   }
 };
 
+Tensor convolve(const Call& call, const std::optional<Tensor>& bias) {
+  const Tensor y = call.new_y(true);
+  if (y.numel() == 0) return y;
+  const ForwardArgs args{call.layer, call.x.const_data_ptr(), call.packed.get(),
+                         bias ? bias->const_data_ptr<float>() : nullptr, y.mutable_data_ptr()};
+  const auto forward = RACCGAN_SELECT(forward);
+  call.run(RACCGAN_SELECT(forward_scratch)(call.layer),
+           [&](float* scratch, int64_t begin, int64_t end) { forward(args, scratch, begin, end); });
+  return y;
+}
+
 Tensor depthwise_cpu(const Tensor& x, const Tensor& w, const std::optional<Tensor>& scale,
                      const std::optional<Tensor>& shift, int64_t upsample, int64_t pool, bool rectify_first,
                      bool normalise, bool rectify, double eps) {
+  return convolve(Call(x, w, scale, shift, upsample, pool, rectify_first, normalise, rectify, eps), std::nullopt);
+}
+
+Tensor depthwise_separable_cpu(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias_in,
+                               const Tensor& pointwise, const std::optional<Tensor>& pointwise_bias,
+                               const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                               const std::optional<Tensor>& residual, int64_t upsample, int64_t pool,
+                               bool rectify_first, bool normalise, bool rectify, double eps) {
   const Call call(x, w, scale, shift, upsample, pool, rectify_first, normalise, rectify, eps);
-  const Tensor y = call.new_y(true);
-  if (y.numel() == 0) return y;
-  const ForwardArgs args{call.layer, call.x.const_data_ptr(), call.packed.get(), y.mutable_data_ptr()};
-  const auto forward = RACCGAN_SELECT(forward);
-  call.run([&](float* scratch, int64_t begin, int64_t end) { forward(args, scratch, begin, end); });
-  return y;
+  std::optional<Tensor> bias;
+  if (bias_in) bias = floats(*bias_in, call.layer.c, "the depthwise bias must be float32 [C]");
+  return pointwise_cpu(convolve(call, bias), pointwise, pointwise_bias, residual);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_backward_cpu(
@@ -72,11 +89,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_backward_cpu(
                           data_of(grad_x, want_x), nullptr, floats_of(grad_scale, want_affine),
                           floats_of(grad_shift, want_affine)};
   const auto backward = RACCGAN_SELECT(backward);
-  const Tensor grad_w = call.run_with_weights(want_w, [&](float* partial, float* scratch, int64_t begin, int64_t end) {
+  const int64_t floats = RACCGAN_SELECT(backward_scratch)(call.layer);
+  const auto run = [&](float* partial, float* scratch, int64_t begin, int64_t end) {
     BackwardArgs with = args;
     with.partial_w = partial;
     backward(with, scratch, begin, end);
-  });
+  };
+  const Tensor grad_w = call.run_with_weights(want_w, floats, run);
   return {grad_x, grad_w, grad_scale, grad_shift};
 }
 
@@ -92,11 +111,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_double_backward_cpu(
                                 call.packed.get(), data_of(grad_g, want_g), data_of(grad_x, want_x), nullptr,
                                 floats_of(grad_scale, want_scale)};
   const auto double_backward = RACCGAN_SELECT(double_backward);
-  const Tensor grad_w = call.run_with_weights(want_w, [&](float* partial, float* scratch, int64_t begin, int64_t end) {
+  const int64_t floats = RACCGAN_SELECT(double_backward_scratch)(call.layer);
+  const auto run = [&](float* partial, float* scratch, int64_t begin, int64_t end) {
     DoubleBackwardArgs with = args;
     with.partial_w = partial;
     double_backward(with, scratch, begin, end);
-  });
+  };
+  const Tensor grad_w = call.run_with_weights(want_w, floats, run);
   return {grad_g, grad_x, grad_w, grad_scale};
 }
 
@@ -109,6 +130,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_double_backward_cpu(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
   m.def("depthwise_native(" RACCGAN_LAYER ") -> Tensor");
+  // All of it in one call, without gradients, on a CPU alone.
+  m.def("depthwise_separable_native(Tensor x, Tensor w, Tensor? bias, Tensor pointwise, Tensor? pointwise_bias, "
+        "Tensor? scale, Tensor? shift, Tensor? residual, int upsample, int pool, bool rectify_first, bool normalise, "
+        "bool rectify, float eps) -> Tensor");
   // All of it in one kernel, on a GPU alone: y and, where they are wanted, its sum, sum of squares and max.
   m.def("depthwise_native_fused(Tensor x, Tensor w, Tensor pointwise, Tensor? bias, Tensor? scale, Tensor? shift, "
         "Tensor? residual, int upsample, int pool, bool rectify_first, bool normalise, bool rectify, float eps, "
@@ -121,6 +146,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) {
   m.impl("depthwise_native", TORCH_BOX(&raccgan::depthwise_cpu));
+  m.impl("depthwise_separable_native", TORCH_BOX(&raccgan::depthwise_separable_cpu));
   m.impl("depthwise_native_backward", TORCH_BOX(&raccgan::depthwise_backward_cpu));
   m.impl("depthwise_native_double_backward", TORCH_BOX(&raccgan::depthwise_double_backward_cpu));
 }

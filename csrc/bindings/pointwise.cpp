@@ -2,7 +2,7 @@
 #include <tuple>
 
 #include "../cpu/pointwise.h"
-#include "common.h"
+#include "pointwise.h"
 
 namespace raccgan {
 namespace {
@@ -30,27 +30,6 @@ void multiply(const ProductArgs& args) {
     const auto memory = aligned_floats(scratch);
     product(args, memory.get(), begin, end);
   });
-}
-
-Tensor pointwise_cpu(const Tensor& x_in, const Tensor& w_in, const std::optional<Tensor>& bias_in,
-                     const std::optional<Tensor>& residual_in) {
-  const Tensor x = image(x_in, "x"), w = matrix(w_in), y = like(x, w.size(0));
-  STD_TORCH_CHECK(x.size(1) == w.size(1), "x must have as many channels as w has columns, ", w.size(1));
-  std::optional<Tensor> bias, residual;
-  if (bias_in) {
-    STD_TORCH_CHECK(bias_in->dim() == 1 && bias_in->size(0) == w.size(0) && bias_in->scalar_type() == ScalarType::Float,
-                    "the bias must be float32 [D]");
-    bias = torch::stable::contiguous(*bias_in);
-  }
-  if (residual_in) {
-    STD_TORCH_CHECK(residual_in->dim() == 4 && same_sizes(*residual_in, y), "the residual must be [N, D, H, W]");
-    STD_TORCH_CHECK(residual_in->scalar_type() == x.scalar_type(), "x and the residual must be of one dtype");
-    residual = channels_last(*residual_in);
-  }
-  multiply({pixels(x), w.size(1), w.size(0), dtype_of(x, "x"), x.const_data_ptr(), w.const_data_ptr<float>(), true,
-            bias ? bias->const_data_ptr<float>() : nullptr, residual ? residual->const_data_ptr() : nullptr,
-            y.mutable_data_ptr()});
-  return y;
 }
 
 Tensor pointwise_transposed_cpu(const Tensor& g_in, const Tensor& w_in) {
@@ -94,6 +73,24 @@ std::tuple<Tensor, Tensor> pointwise_product_cpu(const Tensor& x_in, const Tenso
 }
 
 }  // namespace
+
+Tensor pointwise_cpu(const Tensor& x_in, const Tensor& w_in, const std::optional<Tensor>& bias_in,
+                     const std::optional<Tensor>& residual_in) {
+  const Tensor x = image(x_in, "x"), w = matrix(w_in), y = like(x, w.size(0));
+  STD_TORCH_CHECK(x.size(1) == w.size(1), "x must have as many channels as w has columns, ", w.size(1));
+  std::optional<Tensor> bias, residual;
+  if (bias_in) bias = floats(*bias_in, w.size(0), "the bias must be float32 [D]");
+  if (residual_in) {
+    STD_TORCH_CHECK(residual_in->dim() == 4 && same_sizes(*residual_in, y), "the residual must be [N, D, H, W]");
+    STD_TORCH_CHECK(residual_in->scalar_type() == x.scalar_type(), "x and the residual must be of one dtype");
+    residual = channels_last(*residual_in);
+  }
+  multiply({pixels(x), w.size(1), w.size(0), dtype_of(x, "x"), x.const_data_ptr(), w.const_data_ptr<float>(), true,
+            bias ? bias->const_data_ptr<float>() : nullptr, residual ? residual->const_data_ptr() : nullptr,
+            y.mutable_data_ptr()});
+  return y;
+}
+
 }  // namespace raccgan
 
 STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {

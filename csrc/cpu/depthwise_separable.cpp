@@ -67,13 +67,14 @@ void pack_up(const Floats* v, int64_t k, float* to) {
 void pack_block(const DepthwiseLayer& s, const float* w, const Lanes& l, float* to) {
   const int64_t k = s.k, size = k * k, n = taps(s);
   Floats plain[49], v[64];
-  for (int64_t i = 0; i < size; ++i) {
-    float lanes[kWidth] = {};
+  for_lanes(size, [&](auto lanes, int64_t i) RACCGAN_INLINE {
+    Floats tile[kWidth] = {};
     for (int64_t lane = 0; lane < l.samples * l.channels; ++lane) {
-      lanes[lane] = w[(l.channel + lane % l.channels) * size + i];
+      tile[lane] = lanes.template load<Float32>(w + (l.channel + lane % l.channels) * size + i);
     }
-    plain[i] = load(lanes);
-  }
+    transpose(tile);
+    memcpy(plain + i, tile, least(kWidth, size - i) * sizeof *tile);
+  });
   float* const transposed = to + n * n * kWidth;
   if (s.resize == Resize::kPlain) {
     for (int64_t i = 0; i < size; ++i) store(to + i * kWidth, plain[i]);
@@ -216,14 +217,14 @@ inline __attribute__((always_inline)) void map_plane(const Plane& from, const Pl
   }
 }
 
-// tensor = L from.
+// tensor = L from + bias.
 template <class T>
-void write_convolved(const Worker& a, const Plane& from, void* tensor, float* row) {
+void write_convolved(const Worker& a, const Plane& from, Floats bias, void* tensor, float* row) {
   const int64_t rows = a.s.out(a.s.h), columns = a.s.out(a.s.w);
   const View<T> view(tensor, rows, columns, a.s.c, a.l);
   for (int64_t h = 0; h < rows; ++h) {
     a.convolution.row(from, h, columns, a.weights, row);
-    view.write(h, [&](int64_t i) __attribute__((always_inline)) { return load(row + i * kWidth); });
+    view.write(h, [&](int64_t i) __attribute__((always_inline)) { return load(row + i * kWidth) + bias; });
   }
 }
 
@@ -238,6 +239,12 @@ int64_t totals_floats(const DepthwiseLayer& s) { return taps(s) * taps(s) * kWid
 
 // One row of the widest tensor, with room for what fills up its last tile.
 int64_t row_floats(const DepthwiseLayer& s) { return 2 * (most(s.w, s.out(s.w)) + 2 * kTile) * kWidth; }
+
+// So many planes like x, and one like y. The last tile of the last plane may read on.
+int64_t planes_floats(const DepthwiseLayer& s, int64_t count) {
+  return count * plane_floats(s.h, s.w) + 2 * kBorder * kWidth;
+}
+int64_t output_floats(const DepthwiseLayer& s) { return plane_floats(s.out(s.h), s.out(s.w)); }
 
 template <class T>
 void forward_lanes(const ForwardArgs& args, const Worker& a) {
@@ -257,7 +264,8 @@ void forward_lanes(const ForwardArgs& args, const Worker& a) {
       });
     }
   }
-  write_convolved<T>(a, activated, args.y, row);
+  const float* const bias = args.bias == nullptr ? nullptr : args.bias + a.l.channel;
+  write_convolved<T>(a, activated, bias ? load_lanes<Float32>(bias, a.l, 0) : Floats{}, args.y, row);
 }
 
 template <class T>
@@ -358,7 +366,7 @@ void double_backward_lanes(const DoubleBackwardArgs& args, const Worker& a, floa
     tq_sum += row_tq;
     scale_sum += row_scale;
   }
-  if (args.grad_g != nullptr) write_convolved<T>(a, passed, args.grad_g, row);
+  if (args.grad_g != nullptr) write_convolved<T>(a, passed, Floats{}, args.grad_g, row);
   if (args.partial_w != nullptr) correlate_planes(a, passed, g, totals);
   if (args.grad_scale != nullptr) store_parameter(args.grad_scale, scale_sum, a.l, s.c);
   if (args.grad_x == nullptr) return;
@@ -423,9 +431,14 @@ void pack_weights(const DepthwiseLayer& layer, const float* w, float* packed) {
 
 int64_t tasks(const DepthwiseLayer& layer) { return pieces(layer) * channel_blocks(layer.c); }
 
-int64_t scratch_floats(const DepthwiseLayer& layer) {
-  const int64_t planes = 4 * plane_floats(layer.h, layer.w) + plane_floats(layer.out(layer.h), layer.out(layer.w));
-  return totals_floats(layer) + row_floats(layer) + planes + 2 * kBorder * kWidth;  // the last tile may read on
+int64_t forward_scratch(const DepthwiseLayer& layer) { return row_floats(layer) + planes_floats(layer, 1); }
+
+int64_t backward_scratch(const DepthwiseLayer& layer) {
+  return totals_floats(layer) + row_floats(layer) + planes_floats(layer, 3) + output_floats(layer);
+}
+
+int64_t double_backward_scratch(const DepthwiseLayer& layer) {
+  return totals_floats(layer) + row_floats(layer) + planes_floats(layer, 4) + output_floats(layer);
 }
 
 void forward(const ForwardArgs& args, float* scratch, int64_t begin, int64_t end) {

@@ -4,7 +4,7 @@
 //     h = relu(x) if rectify_first else x
 //     z = (h - mean) / sqrt(var + eps) over each sample's channel if normalise else h
 //     a = relu(z * scale + shift)                                                  (either part optional)
-//     y = the depthwise convolution of a by w, after nearest x2 (up) or before an average over 2 x 2 (down)
+//     y = the depthwise convolution of a by w, after nearest x2 (up) or before an average over 2 x 2 (down), + bias
 //
 // Zero padding k / 2, k of 3, 5 or 7. Everything is [N, H, W, C] in memory, without gaps.
 #pragma once
@@ -37,6 +37,7 @@ struct ForwardArgs {
   DepthwiseLayer layer;
   const void* x;
   const float* packed;  // the weights as pack_weights lays them out
+  const float* bias;    // [C], added to y, or null
   void* y;              // out
 };
 
@@ -72,14 +73,16 @@ static constexpr int64_t pieces(const DepthwiseLayer& s) {
 }
 
 // `tasks` counts the pieces of work of a call; each pass does begin <= i < end of them, which a caller may split over
-// threads as it likes, with scratch_floats of zeros, aligned to 64 bytes, for each. pack_weights reads float32 w
-// [C, 1, k, k] and writes packed_floats of them.
+// threads as it likes, with so many floats of scratch memory, all zero and aligned to 64 bytes, for each. pack_weights
+// reads float32 w [C, 1, k, k] and writes packed_floats of them.
 #define RACCGAN_DECLARE(target, unused)                                                                   \
   namespace target {                                                                                      \
   int64_t packed_floats(const DepthwiseLayer& layer);                                                     \
   void pack_weights(const DepthwiseLayer& layer, const float* w, float* packed);                          \
   int64_t tasks(const DepthwiseLayer& layer);                                                             \
-  int64_t scratch_floats(const DepthwiseLayer& layer);                                                    \
+  int64_t forward_scratch(const DepthwiseLayer& layer);                                                   \
+  int64_t backward_scratch(const DepthwiseLayer& layer);                                                  \
+  int64_t double_backward_scratch(const DepthwiseLayer& layer);                                           \
   void forward(const ForwardArgs& args, float* scratch, int64_t begin, int64_t end);                      \
   void backward(const BackwardArgs& args, float* scratch, int64_t begin, int64_t end);                    \
   void double_backward(const DoubleBackwardArgs& args, float* scratch, int64_t begin, int64_t end);       \

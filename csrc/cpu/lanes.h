@@ -5,7 +5,7 @@
 #pragma once
 
 #include "integers.h"
-#include "vector.h"
+#include "runs.h"
 
 namespace raccgan {
 namespace {
@@ -37,6 +37,7 @@ inline __attribute__((always_inline)) void with_channels(const Lanes& l, const U
 // The vector at `from`, which points at the first lane; free lanes are zero.
 template <class T>
 Floats load_lanes(const typename T::Stored* from, const Lanes& l, int64_t sample_stride) {
+  if (l.samples == 1) return Rest{l.channels}.load<T>(from);
   typename T::Stored lanes[kWidth] = {};
   with_channels(l, [&](int64_t channels) __attribute__((always_inline)) {
     for (int64_t s = 0; s < l.samples; ++s) {
@@ -48,6 +49,7 @@ Floats load_lanes(const typename T::Stored* from, const Lanes& l, int64_t sample
 
 template <class T>
 void store_lanes(typename T::Stored* to, Floats v, const Lanes& l, int64_t sample_stride) {
+  if (l.samples == 1) return Rest{l.channels}.store<T>(to, v);
   typename T::Stored lanes[kWidth];
   T::store(lanes, v);
   with_channels(l, [&](int64_t channels) __attribute__((always_inline)) {

@@ -8,6 +8,9 @@ namespace {
 
 constexpr int64_t kNear = 1 << 18;  // bytes of rows that stay in the second-level cache as panels go by
 constexpr int64_t kBlock = 256;     // pixels whose panel stays in the first-level cache
+constexpr int64_t kFew = 4;         // columns at most: an image's channels
+
+bool few(int64_t columns) { return columns <= kFew; }
 
 template <class T>
 void pack_panel(const ProductArgs& args, int64_t panel, float* to) {
@@ -80,8 +83,45 @@ void product_by_rows(const ProductArgs& args, float* scratch, int64_t begin, int
   }
 }
 
+// Few columns would leave a panel nearly empty, so here a vector lies along k: for each of kWidth rows it holds a sum in
+// every lane, which are joined in the end. b is packed column by column.
+template <class T>
+void product_of_few(const ProductArgs& args, float* packed, int64_t begin, int64_t end) {
+  using Stored = typename T::Stored;
+  const int64_t last = least(args.m, end * kRowsATask);
+  for (int64_t n = 0; n < args.n; ++n) {
+    for (int64_t k = 0; k < args.k; ++k) {
+      packed[n * args.k + k] = args.b[args.transposed ? n * args.k + k : k * args.n + n];
+    }
+  }
+  for (int64_t m = begin * kRowsATask; m < last; m += kWidth) {
+    const int64_t rows = least(kWidth, last - m);
+    const Stored* const a = static_cast<const Stored*>(args.a) + m * args.k;
+    float block[kFew * kWidth];  // [rows, N]
+    for (int64_t n = 0; n < args.n; ++n) {
+      Floats sums[kWidth] = {};
+      for (int64_t row = 0; row < rows; ++row) {
+        for_lanes(args.k, [&](auto lanes, int64_t k) RACCGAN_INLINE {
+          const Floats factor = lanes.template load<Float32>(packed + n * args.k + k);
+          sums[row] = multiply_add(lanes.template load<T>(a + row * args.k + k), factor, sums[row]);
+        });
+      }
+      float joint[kWidth];
+      store(joint, joined(sums, [](Floats x, Floats y) RACCGAN_INLINE { return x + y; }));
+      for (int64_t row = 0; row < rows; ++row) block[row * args.n + n] = joint[row] + (args.bias ? args.bias[n] : 0);
+    }
+    for_lanes(rows * args.n, [&](auto lanes, int64_t i) RACCGAN_INLINE {
+      const int64_t at = m * args.n + i;
+      Floats sum = lanes.template load<Float32>(block + i);
+      if (args.residual != nullptr) sum += lanes.template load<T>(static_cast<const Stored*>(args.residual) + at);
+      lanes.template store<T>(static_cast<Stored*>(args.out) + at, sum);
+    });
+  }
+}
+
 template <class T>
 void product_as(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
+  if (few(args.n)) return product_of_few<T>(args, scratch, begin, end);
   by_columns(args) ? product_by_columns<T>(args, scratch, begin, end) : product_by_rows<T>(args, scratch, begin, end);
 }
 
@@ -113,11 +153,27 @@ int64_t factor_floats(int64_t i) {
   return T::kTogether == 1 ? 0 : kBlock / T::kTogether * rounded_up(i, kWidth);
 }
 
+// Where the product lies in memory.
+struct Partial {
+  float* data;
+  int64_t row, column;  // from one to the next
+
+  // [i, j + lane] += sum
+  template <class Lanes>
+  RACCGAN_INLINE void add(int64_t i, int64_t j, const Lanes& lanes, Floats sum) const {
+    float* const to = data + i * row + j * column;
+    if (column == 1) return lanes.template store<Float32>(to, lanes.template load<Float32>(to) + sum);
+    float numbers[kWidth] = {};
+    lanes.template store<Float32>(numbers, sum);
+    for (int64_t lane = 0; lane < lanes.size(); ++lane) to[lane * column] += numbers[lane];
+  }
+};
+
 // partial[i, .] += the sums over a block of pixels, in the panel of columns that begins at `column`. What the next
 // block reads is fetched by and by: this is panel `turn` of `turns`.
 template <class T>
 void correlation_panel(const CorrelationArgs& args, const Factor<T>& a, int64_t pixels, const float* packed,
-                       int64_t column, float* partial, int64_t last, int64_t turn, int64_t turns) {
+                       int64_t column, const Partial& partial, int64_t last, int64_t turn, int64_t turns) {
   const int64_t columns = least(kPanel, args.j - column), next = least(kBlock, args.m - last);
   // Of the next block's pixels of `channels`, as large a part as `more` rows are of all rows of all turns.
   const auto fetch_part = [&](const void* from, int64_t channels, int64_t row, int64_t more) RACCGAN_INLINE {
@@ -134,8 +190,7 @@ void correlation_panel(const CorrelationArgs& args, const Factor<T>& a, int64_t 
 #pragma GCC unroll 8
     for (int r = 0; r < rows.count; ++r) {
       for_vectors(columns, [&](auto lanes, int v) RACCGAN_INLINE {
-        float* const to = partial + (i + r) * args.j + column + v * kWidth;
-        lanes.template store<Float32>(to, lanes.template load<Float32>(to) + sums[r][v]);
+        partial.add(i + r, column + v * kWidth, lanes, sums[r][v]);
       });
     }
   });
@@ -151,26 +206,37 @@ void add_up_pixels(const typename T::Stored* a, int64_t pixels, int64_t i, float
   });
 }
 
+// With the factors changed over where b's few columns would leave a panel nearly empty.
+CorrelationArgs turned(const CorrelationArgs& args) {
+  CorrelationArgs other = args;
+  if (few(args.j)) other.i = args.j, other.a = args.b, other.j = args.i, other.b = args.a;
+  return other;
+}
+
 template <class T>
-void correlation_as(const CorrelationArgs& args, float* scratch, int64_t begin, int64_t end) {
+void correlation_as(const CorrelationArgs& given, float* scratch, int64_t begin, int64_t end) {
   using Stored = typename T::Stored;
+  const CorrelationArgs args = turned(given);
   const auto *const a = static_cast<const Stored*>(args.a), *const b = static_cast<const Stored*>(args.b);
   float* const packed = scratch + factor_floats<T>(args.i);
   const int64_t across = panels(args.j);
   for (int64_t count; begin < end; begin += count) {
     const int64_t piece = begin / across, panel = begin % across;
     count = least(across - panel, end - begin);
-    float* const partial = args.partial + piece * args.i * args.j;
+    float* const data = args.partial + piece * args.i * args.j;
+    const Partial partial = few(given.j) ? Partial{data, 1, given.j} : Partial{data, args.j, 1};
     const int64_t first_column = panel * kPanel, last_column = least(args.j, (panel + count) * kPanel);
     for (int64_t i = 0; i < args.i; ++i) {
-      for (int64_t j = first_column; j < last_column; ++j) partial[i * args.j + j] = 0;
+      for (int64_t j = first_column; j < last_column; ++j) data[i * partial.row + j * partial.column] = 0;
     }
-    float* const sums = args.sums != nullptr && panel == 0 ? args.sums + piece * args.i : nullptr;
-    if (sums != nullptr) memset(sums, 0, args.i * sizeof *sums);
+    float* const sums = args.sums != nullptr && panel == 0 ? args.sums + piece * given.i : nullptr;
+    if (sums != nullptr) memset(sums, 0, given.i * sizeof *sums);
     const int64_t last = least(args.m, (piece + 1) * kCorrelationPiece);
     for (int64_t m = piece * kCorrelationPiece; m < last; m += kBlock) {
       const int64_t pixels = least(kBlock, last - m);
-      if (sums != nullptr) add_up_pixels<T>(a + m * args.i, pixels, args.i, sums);
+      if (sums != nullptr) {
+        add_up_pixels<T>(static_cast<const Stored*>(given.a) + m * given.i, pixels, given.i, sums);
+      }
       const Factor<T> factor(a + m * args.i, pixels, args.i, scratch);
       for (int64_t turn = 0; turn < count; ++turn) {
         const int64_t column = first_column + turn * kPanel;
@@ -186,10 +252,11 @@ void correlation_as(const CorrelationArgs& args, float* scratch, int64_t begin, 
 namespace RACCGAN_TARGET {
 
 int64_t product_tasks(const ProductArgs& args) {
-  return by_columns(args) ? panels(args.n) : rounded_up(args.m, kRowsATask) / kRowsATask;
+  return by_columns(args) && !few(args.n) ? panels(args.n) : rounded_up(args.m, kRowsATask) / kRowsATask;
 }
 
 int64_t product_scratch(const ProductArgs& args) {
+  if (few(args.n)) return args.k * args.n;
   const int64_t of_k = args.dtype == Dtype::kFloat32 ? words<Single>(args.k) : words<Pair>(args.k);
   return (by_columns(args) ? 1 : panels(args.n)) * of_k * kPanel;
 }
@@ -199,9 +266,10 @@ void product(const ProductArgs& args, float* scratch, int64_t begin, int64_t end
   run(args, scratch, begin, end);
 }
 
-int64_t correlation_tasks(const CorrelationArgs& args) { return correlation_pieces(args.m) * panels(args.j); }
+int64_t correlation_tasks(const CorrelationArgs& args) { return correlation_pieces(args.m) * panels(turned(args).j); }
 
-int64_t correlation_scratch(const CorrelationArgs& args) {
+int64_t correlation_scratch(const CorrelationArgs& given) {
+  const CorrelationArgs args = turned(given);
   return args.dtype == Dtype::kFloat32 ? factor_floats<Single>(args.i) + kBlock * kPanel
                                        : factor_floats<Pair>(args.i) + kBlock / 2 * kPanel;
 }

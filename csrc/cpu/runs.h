@@ -23,6 +23,7 @@ inline Words first_lanes(int64_t count) {
 // ---- whole vectors, and the rest of a run that does not fill one --------------------------------------------------
 
 struct Whole {
+  int64_t size() const { return kWidth; }
   template <class T>
   Floats load(const typename T::Stored* from) const {
     return T::load(from);
@@ -39,6 +40,7 @@ struct Whole {
 struct Rest {
   int64_t count;
 
+  int64_t size() const { return count; }
   template <class T>
   Floats load(const typename T::Stored* from) const {
     typename T::Stored lanes[kWidth] = {};

@@ -30,6 +30,7 @@ KERNEL_SIZES = (3, 5, 7)
 _FORWARD = "raccgan::depthwise_native"
 _BACKWARD = "raccgan::depthwise_native_backward"
 _DOUBLE_BACKWARD = "raccgan::depthwise_native_double_backward"
+_SEPARABLE = "raccgan::depthwise_separable_native"
 # Settled once, at import, so that torch.compile sees constants.
 _MISSING = library.why_not()
 _CUDA = library.cuda()
@@ -73,12 +74,29 @@ def depthwise_separable(
             x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, preactivation, norm, eps,
             scale, shift, activation, upsample, pool, residual,
         )  # fmt: skip
+    weights = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias)
+    if upsample * pool <= 2 and _in_one_call(x, residual, *weights, scale, shift):
+        y: Tensor = torch.ops.raccgan.depthwise_separable_native(
+            x, *(None if t is None else t.float() for t in weights), scale, shift, residual,
+            upsample, pool, preactivation == "relu", norm == "instance", activation == "relu", eps,
+        )  # fmt: skip
+        return y
     inside = pool if upsample == 1 else 1
     u = depthwise(x, depthwise_weight, scale, shift, upsample, inside, preactivation, norm, activation, eps)
     u = rewritten.resized(u, 1, pool // inside)
     return rewritten.separable(
         u, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, residual, native_pointwise.pointwise
     )
+
+
+def _in_one_call(x: Tensor, residual: Tensor | None, *others: Tensor | None) -> bool:
+    """Whether the op that makes y of x without gradients serves. Of one small image, calls take longer than the work."""
+    if x.device.type != "cpu" or x.dtype not in native_pointwise.DTYPES:
+        return False
+    if residual is not None and residual.dtype != x.dtype:
+        return False
+    recorded = any(t is not None and t.requires_grad for t in (x, residual, *others))
+    return not (recorded and torch.is_grad_enabled())
 
 
 def depthwise(
@@ -269,7 +287,17 @@ def _float(t: Tensor, shape: Sequence[int], want: bool) -> Tensor:
     return t.new_empty(shape, dtype=torch.float32) if want else t.new_empty(0)
 
 
+def _separable_shape(
+    x: Tensor, w: Tensor, bias: Any, pointwise: Tensor, pointwise_bias: Any, scale: Any, shift: Any, residual: Any,
+    upsample: int, pool: int, *flags: Any
+) -> Tensor:  # fmt: skip
+    n, _, h, v = x.shape
+    sizes = (n, pointwise.shape[0], h * upsample // pool, v * upsample // pool)
+    return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
 if _MISSING is None:
     register(_FORWARD, _forward_shape, _forward_backward, _save)
     register(_BACKWARD, _backward_shape, _backward_backward, _save)
     register(_DOUBLE_BACKWARD, _double_backward_shape, _double_backward_backward, _save)
+    torch.library.register_fake(_SEPARABLE)(_separable_shape)  # which is called where no gradient is recorded

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from raccgan import ranks, reductions
 from raccgan.kernels.cbam import CBAMResult, cbam
-from raccgan.kernels.depthwise_separable import depthwise_separable
+from raccgan.kernels.depthwise_separable import depthwise_separable, pointwise
 from raccgan.kernels.depthwise_separable.reference import activated
 from raccgan.kernels.moments import moments
 
@@ -57,6 +57,25 @@ class DepthwiseSeparable(nn.Module):
         if self.depthwise.bias is not None and self.pointwise.bias is not None:
             self.pointwise.bias += self.pointwise.weight.flatten(1) @ self.depthwise.bias
             self.depthwise.bias = None
+
+
+class FixedSkip(nn.Module):
+    """A 1 x 1 depthwise-separable convolution in evaluation, which is one matrix."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @torch.no_grad()
+    def __init__(self, skip: DepthwiseSeparable) -> None:
+        super().__init__()
+        self.register_buffer("weight", skip.pointwise.weight * skip.depthwise.weight.view(1, -1, 1, 1))
+        self.register_buffer("bias", skip.pointwise.bias)
+        self.kernels = skip.kernels
+
+    def forward(self, x: Tensor, pool: int = 1) -> Tensor:
+        """[N, C, H, W] to [N, D, H // pool, W // pool]."""
+        x = F.avg_pool2d(x, pool) if pool > 1 else x
+        return pointwise(x, self.weight, self.bias, kernels=self.kernels)
 
 
 class Dense(nn.Module):
@@ -129,12 +148,10 @@ class ConditionalBatchNorm(nn.Module):
 
 
 class FixedConditionalNorm(nn.Module):
-    """A conditional batch norm in evaluation, whose scale and shift are each an affine map of the condition."""
+    """A conditional batch norm in evaluation, whose scale and shift together are an affine map of the condition."""
 
-    scale_weight: Tensor
-    scale_bias: Tensor
-    shift_weight: Tensor
-    shift_bias: Tensor
+    weight: Tensor
+    bias: Tensor
 
     @torch.no_grad()
     def __init__(self, norm: ConditionalBatchNorm) -> None:
@@ -142,14 +159,13 @@ class FixedConditionalNorm(nn.Module):
         weight = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         bias = norm.bias - norm.running_mean * weight
         scale, shift = (cast(Tensor, of.weight) for of in (norm.scale, norm.shift))
-        self.register_buffer("scale_weight", weight[:, None] * scale)
-        self.register_buffer("scale_bias", weight)
-        self.register_buffer("shift_weight", bias[:, None] * scale + shift)
-        self.register_buffer("shift_bias", bias)
+        self.register_buffer("weight", torch.cat([weight[:, None] * scale, bias[:, None] * scale + shift]))
+        self.register_buffer("bias", torch.cat([weight, bias]))
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift, [N, C] each, whatever x is, under the condition y [N, condition]."""
-        return F.linear(y, self.scale_weight, self.scale_bias), F.linear(y, self.shift_weight, self.shift_bias)
+        scale, shift = F.linear(y, self.weight, self.bias).chunk(2, dim=1)
+        return scale, shift
 
 
 class BatchNorm(nn.BatchNorm2d):
