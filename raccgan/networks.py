@@ -79,7 +79,8 @@ def frozen(network: Network) -> Network:
     """A copy for inference: in eval mode, without gradients, and with all that is constant then computed once.
 
     Spectrally normalised weights stand as they are, a depthwise bias is part of the pointwise one, a 1 x 1 convolution
-    is one matrix and a conditional norm one product. A score of one image at 32 px takes about 0.8 of the time on one core.
+    is one matrix and a conditional norm one product. A score of one image at 32 px takes about 0.8 of the time on one
+    core.
     """
     copied = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(copied.modules()):

@@ -9,7 +9,8 @@ forty of PyTorch's operations. The matrix product runs at the processor's peak b
 one kernel for both could only save writing u and reading it, pooled where y is. Nor are there statistics of y from an
 epilogue: the two sweeps that they would save, moments and CBAM's pooling, are 1% of a training step at 32 px.
 
-On a GPU one kernel makes y of x where :func:`native_fused.fuses`; elsewhere the product there is PyTorch's.
+Where no gradient is recorded one op on a CPU does both, and adds the depthwise bias as it writes u. On a GPU one kernel
+makes y of x where :func:`native_fused.fuses`; elsewhere the product there is PyTorch's.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def depthwise_separable(
 
 
 def _in_one_call(x: Tensor, residual: Tensor | None, *others: Tensor | None) -> bool:
-    """Whether the op that makes y of x without gradients serves. Of one small image, calls take longer than the work."""
+    """Whether the op that makes y of x without gradients serves: of one small image, calls take as long as the work."""
     if x.device.type != "cpu" or x.dtype not in native_pointwise.DTYPES:
         return False
     if residual is not None and residual.dtype != x.dtype:

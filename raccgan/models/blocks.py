@@ -60,7 +60,7 @@ class DepthwiseSeparable(nn.Module):
 
 
 class FixedSkip(nn.Module):
-    """A 1 x 1 depthwise-separable convolution in evaluation, which is one matrix."""
+    """A 1 x 1 depthwise-separable convolution in evaluation, its biases folded: one matrix."""
 
     weight: Tensor
     bias: Tensor | None

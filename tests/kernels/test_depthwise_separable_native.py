@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raccgan.kernels import backend, library
-from raccgan.kernels.depthwise_separable import native, rewritten
+from raccgan.kernels.depthwise_separable import native, native_pointwise, rewritten
 from raccgan.kernels.depthwise_separable.reference import activated
 from raccgan.kernels.moments.native import moments
 from tests.kernels.capability import CAPABILITIES, said_under
@@ -131,6 +132,57 @@ def test_bfloat16_is_float32_rounded(around: dict[str, str]) -> None:
     wide = all_orders(native.depthwise, tensors, torch.float32, 1, 2, **around)
     assert relative_error(got[0], wide[0].bfloat16()) <= torch.finfo(torch.bfloat16).eps
     assert all(relative_error(ours, theirs) < 0.03 for ours, theirs in zip(got, wide, strict=True))
+
+
+class Ops(TorchDispatchMode):
+    """The ops of ours that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func.namespace == "raccgan":
+            self.seen.append(func._schema.name.partition("::")[2])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", native_pointwise.DTYPES, ids=str)
+@pytest.mark.parametrize("resizing", RESIZINGS)
+@pytest.mark.parametrize("c", [1, 3, 17, 40])
+def test_without_gradients_it_is_one_call(c: int, resizing: tuple[int, int], dtype: torch.dtype) -> None:
+    """The same result, with both biases, as of the two ops that are differentiated."""
+    upsample, pool = resizing
+    x, w, scale, shift = (t.to(dtype) for t in made(2, c, 6, 10, 3, affine=True) if t is not None)
+    draw = torch.Generator().manual_seed(3)
+    p, residual = torch.randn(5, c, 1, 1, generator=draw), torch.randn(2, 5, 6, 10, generator=draw).to(dtype)
+    residual = rewritten.resized(residual, upsample, pool)
+    biases = torch.randn(c, generator=draw), torch.randn(5, generator=draw)
+    around = ("relu", "instance", 1e-5, scale, shift, "relu", upsample, pool, residual)
+    with Ops() as differentiated:
+        wanted = native.depthwise_separable(x, w, biases[0], p.requires_grad_(), biases[1], *around)
+    with Ops() as alone, torch.no_grad():
+        got = native.depthwise_separable(x, w, biases[0], p, biases[1], *around)
+    assert differentiated.seen == ["depthwise_native", "pointwise_native"]
+    assert alone.seen == ["depthwise_separable_native"]
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert relative_error(got, wanted) < 4 * torch.finfo(dtype).eps
+
+
+def test_the_one_call_is_a_good_op_and_refuses() -> None:
+    op = torch.ops.raccgan.depthwise_separable_native
+    x, w, bias, p = torch.randn(2, 3, 4, 6), torch.randn(3, 1, 3, 3), torch.randn(3), torch.randn(5, 3, 1, 1)
+    options = (1, 2, True, True, True, 1e-5)
+    for given in ((x, w, bias, p, torch.randn(5)), (x.bfloat16(), w, None, p, None)):
+        residual = torch.randn(2, 5, 2, 3, dtype=given[0].dtype)
+        torch.library.opcheck(op.default, (*given, None, None, residual, *options))
+    for arguments, message in [
+        ((x, w, bias[:2], p, None), r"the depthwise bias must be float32 \[C\]"),
+        ((x, w, bias, p, bias), r"the bias must be float32 \[D\]"),
+        ((x, w, bias, p[:, :2], None), "x must have as many channels as w has columns, 2"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            op(*arguments, None, None, None, *options)
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 4, 0, 3), (2, 0, 3, 3)])
