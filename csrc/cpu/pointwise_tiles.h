@@ -97,25 +97,25 @@ inline RACCGAN_INLINE void for_vectors(int64_t columns, const Use& use) {
 }
 
 // sums[r, .] += word(a + r * row) b[.], for a packed row b.
-template <class T, int kCount, class Word>
+template <class T, int kCount, int kAcross, class Word>
 inline RACCGAN_INLINE void add_word(const typename T::Stored* a, int64_t row, const float* b, const Word& word,
-                                    Floats (&sums)[kCount][kVectors]) {
-  Words columns[kVectors];
+                                    Floats (&sums)[kCount][kAcross]) {
+  Words columns[kAcross];
 #pragma GCC unroll 2
-  for (int v = 0; v < kVectors; ++v) columns[v] = load_words(b + v * kWidth);
+  for (int v = 0; v < kAcross; ++v) columns[v] = load_words(b + v * kWidth);
 #pragma GCC unroll 8
   for (int r = 0; r < kCount; ++r) {
     const auto value = word(a + r * row);
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = T::add(sums[r][v], value, columns[v]);
+    for (int v = 0; v < kAcross; ++v) sums[r][v] = T::add(sums[r][v], value, columns[v]);
   }
 }
 
 // sums[r, .] += sum over k of a[r * row + k] b[k, .], for `count` of k and a packed panel b. `step` leads from one word
-// of a row to the next.
-template <class T, int kCount>
+// of a row to the next. Of a panel that is half empty only the first vector has a sum.
+template <class T, int kCount, int kAcross>
 inline RACCGAN_INLINE void add_products(const typename T::Stored* a, int64_t row, int64_t step, const float* b,
-                                        int64_t count, Floats (&sums)[kCount][kVectors]) {
+                                        int64_t count, Floats (&sums)[kCount][kAcross]) {
   for (int64_t k = count / T::kTogether; k > 0; --k, a += step, b += kPanel) add_word<T>(a, row, b, T::word, sums);
   if (count % T::kTogether != 0) add_word<T>(a, row, b, T::rest, sums);
 }
@@ -144,14 +144,14 @@ void pack(const typename Stored::Stored* b, int64_t row, int64_t count, int64_t 
 }
 
 // The same of a transposed b, [columns, count].
-template <class T>
-void pack_transposed(const float* b, int64_t count, int64_t columns, float* to) {
+template <class T, class Stored>
+void pack_transposed(const typename Stored::Stored* b, int64_t count, int64_t columns, float* to) {
   for (int64_t column = 0; column < kPanel; column += kWidth) {
     for_lanes(count, [&](auto lanes, int64_t k) RACCGAN_INLINE {
       Floats tile[kWidth];
 #pragma GCC unroll 16
       for (int i = 0; i < kWidth; ++i) {
-        tile[i] = column + i < columns ? lanes.template load<Float32>(b + (column + i) * count + k) : Floats{};
+        tile[i] = column + i < columns ? lanes.template load<Stored>(b + (column + i) * count + k) : Floats{};
       }
       transpose(tile);  // what is beyond `count` is zero
       for (int64_t i = 0; i < least(kWidth, count - k); i += T::kTogether) {

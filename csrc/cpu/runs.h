@@ -129,18 +129,22 @@ inline RACCGAN_INLINE Floats joined(Floats* v, const Join& join) {
   }
 }
 
-inline void transpose(Floats (&v)[kWidth]) {
+// v[0][0], v[1][0], ... v[kCount - 1][0], v[0][1], ...: of as many vectors as one has lanes, transposed.
+template <int kCount>
+inline RACCGAN_INLINE void interleave(Floats (&v)[kCount]) {
 #pragma GCC unroll 4
-  for (int round = kWidth; round > 1; round /= 2) {
-    Floats next[kWidth];
+  for (int round = kCount; round > 1; round /= 2) {
+    Floats next[kCount];
 #pragma GCC unroll 16
-    for (int i = 0; i < kWidth / 2; ++i) {
-      next[2 * i] = interleaved<0>(v[i], v[i + kWidth / 2], Lane{});
-      next[2 * i + 1] = interleaved<1>(v[i], v[i + kWidth / 2], Lane{});
+    for (int i = 0; i < kCount / 2; ++i) {
+      next[2 * i] = interleaved<0>(v[i], v[i + kCount / 2], Lane{});
+      next[2 * i + 1] = interleaved<1>(v[i], v[i + kCount / 2], Lane{});
     }
     memcpy(v, next, sizeof next);
   }
 }
+
+inline void transpose(Floats (&v)[kWidth]) { interleave(v); }
 
 }  // namespace
 }  // namespace raccgan

@@ -17,10 +17,12 @@ from tests.kernels.grid import relative_error
 from tests.kernels.variations import LAYOUTS, laid_out, threads
 
 # Images, input channels, height, width, output channels: one of each, a panel of columns and its neighbours, an odd
-# number of words, rows that fill no tile, by columns and by rows, several pieces of pixels, an image's few channels.
+# number of words, rows that fill no tile, by columns and by rows, several pieces of pixels, an image's few channels,
+# long sums over few pixels.
 SHAPES = (
     (1, 1, 1, 1, 1), (3, 5, 7, 3, 33), (2, 16, 4, 4, 32), (1, 33, 13, 1, 31), (2, 64, 23, 23, 48), (5, 3, 41, 42, 17),
     (2, 4, 9, 9, 4), (3, 70, 5, 6, 2),
+    (1, 301, 3, 5, 41), (2, 256, 4, 6, 34),
 )  # fmt: skip
 OPS = torch.ops.raccgan
 
@@ -87,7 +89,14 @@ def test_every_capability_is_right_at_every_shape_and_order(capability: str) -> 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "shape",
-    [(4, 33, 24, 24, 40), (1, 40, 5, 7, 130), (3, 64, 70, 70, 9), (2, 40, 70, 70, 3), (2, 1, 70, 70, 40)],
+    [
+        (4, 33, 24, 24, 40),
+        (1, 40, 5, 7, 130),
+        (3, 64, 70, 70, 9),
+        (2, 40, 70, 70, 3),
+        (2, 1, 70, 70, 40),
+        (3, 320, 4, 4, 130),
+    ],
     ids=str,
 )
 def test_threads_change_no_bit(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
