@@ -20,6 +20,10 @@ constexpr int kRows = 4;
 constexpr int kVectors = 2;
 constexpr int64_t kPanel = kVectors * kWidth;  // columns
 
+constexpr int64_t kFew = 4;  // an image's channels at most: as columns they would leave a panel nearly empty
+
+bool few(int64_t columns) { return columns <= kFew; }
+
 int64_t panels(int64_t columns) { return rounded_up(columns, kPanel) / kPanel; }
 
 // ---- words ----------------------------------------------------------------------------------------------------------
