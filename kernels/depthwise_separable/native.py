@@ -167,8 +167,19 @@ _OPTIONS = 6  # upsample, pool, rectify_first, normalise, rectify, eps: after th
 
 
 def _forward_shape(x: Tensor, w: Tensor, scale: Any, shift: Any, upsample: int, pool: int, *flags: Any) -> Tensor:
-    n, c, h, v = x.shape
-    sizes = (n, c, h * upsample // pool, v * upsample // pool)
+    return _resized(x, x.shape[1], upsample, pool)
+
+
+def _separable_shape(
+    x: Tensor, w: Tensor, bias: Any, pointwise: Tensor, pointwise_bias: Any, scale: Any, shift: Any, residual: Any,
+    upsample: int, pool: int, *flags: Any
+) -> Tensor:  # fmt: skip
+    return _resized(x, pointwise.shape[0], upsample, pool)
+
+
+def _resized(x: Tensor, channels: int, upsample: int, pool: int) -> Tensor:
+    n, _, h, v = x.shape
+    sizes = (n, channels, h * upsample // pool, v * upsample // pool)
     return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
@@ -286,15 +297,6 @@ def _like(t: Tensor, want: bool) -> Tensor:
 
 def _float(t: Tensor, shape: Sequence[int], want: bool) -> Tensor:
     return t.new_empty(shape, dtype=torch.float32) if want else t.new_empty(0)
-
-
-def _separable_shape(
-    x: Tensor, w: Tensor, bias: Any, pointwise: Tensor, pointwise_bias: Any, scale: Any, shift: Any, residual: Any,
-    upsample: int, pool: int, *flags: Any
-) -> Tensor:  # fmt: skip
-    n, _, h, v = x.shape
-    sizes = (n, pointwise.shape[0], h * upsample // pool, v * upsample // pool)
-    return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 if _MISSING is None:
