@@ -100,7 +100,7 @@ def rows_of(lines: Iterable[Mapping[str, str]]) -> list[Row]:
     for of, by_case in cases.items():
         times = measured.together(list(by_case.values()))
         if times:
-            found.append(Row(of, tuple(by_case), times))
+            found.append(Row(of, tuple(by_case), {name: float(f"{time:.4g}") for name, time in times.items()}))
     return found
 
 
@@ -129,8 +129,7 @@ def written(tables: Sequence[Table]) -> str:
 
 def _as_json(row: Row) -> dict[str, object]:
     of = {name.rstrip("_"): value for name, value in row.of._asdict().items()}
-    times = {name: float(f"{time:.4g}") for name, time in row.milliseconds.items()}
-    return {**of, "milliseconds": times, "cases": list(row.cases)}
+    return {**of, "milliseconds": row.milliseconds, "cases": list(row.cases)}
 
 
 if __name__ == "__main__":

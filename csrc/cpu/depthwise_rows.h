@@ -13,11 +13,7 @@
 namespace raccgan {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kWideTile = 8;  // with 32 registers
-#else
-constexpr int kWideTile = 4;
-#endif
+constexpr int kWideTile = kManyRegisters ? 8 : 4;
 
 // sums[t] += sum over j of weights[j] x[t * kStep + j].
 template <int kTaps, int kStep, int kOutputs>

@@ -240,11 +240,15 @@ int64_t totals_floats(const DepthwiseLayer& s) { return taps(s) * taps(s) * kWid
 // One row of the widest tensor, with room for what fills up its last tile.
 int64_t row_floats(const DepthwiseLayer& s) { return 2 * (most(s.w, s.out(s.w)) + 2 * kTile) * kWidth; }
 
-// So many planes like x, and one like y. The last tile of the last plane may read on.
-int64_t planes_floats(const DepthwiseLayer& s, int64_t count) {
-  return count * plane_floats(s.h, s.w) + 2 * kBorder * kWidth;
+// A row and so many planes like x. The last tile of the last plane may read on.
+int64_t scratch_floats(const DepthwiseLayer& s, int64_t planes) {
+  return row_floats(s) + planes * plane_floats(s.h, s.w) + 2 * kBorder * kWidth;
 }
-int64_t output_floats(const DepthwiseLayer& s) { return plane_floats(s.out(s.h), s.out(s.w)); }
+
+// The same with a plane like y, and totals.
+int64_t gradient_scratch_floats(const DepthwiseLayer& s, int64_t planes) {
+  return totals_floats(s) + scratch_floats(s, planes) + plane_floats(s.out(s.h), s.out(s.w));
+}
 
 template <class T>
 void forward_lanes(const ForwardArgs& args, const Worker& a) {
@@ -431,15 +435,9 @@ void pack_weights(const DepthwiseLayer& layer, const float* w, float* packed) {
 
 int64_t tasks(const DepthwiseLayer& layer) { return pieces(layer) * channel_blocks(layer.c); }
 
-int64_t forward_scratch(const DepthwiseLayer& layer) { return row_floats(layer) + planes_floats(layer, 1); }
-
-int64_t backward_scratch(const DepthwiseLayer& layer) {
-  return totals_floats(layer) + row_floats(layer) + planes_floats(layer, 3) + output_floats(layer);
-}
-
-int64_t double_backward_scratch(const DepthwiseLayer& layer) {
-  return totals_floats(layer) + row_floats(layer) + planes_floats(layer, 4) + output_floats(layer);
-}
+int64_t forward_scratch(const DepthwiseLayer& layer) { return scratch_floats(layer, 1); }
+int64_t backward_scratch(const DepthwiseLayer& layer) { return gradient_scratch_floats(layer, 3); }
+int64_t double_backward_scratch(const DepthwiseLayer& layer) { return gradient_scratch_floats(layer, 4); }
 
 void forward(const ForwardArgs& args, float* scratch, int64_t begin, int64_t end) {
   const auto lanes = args.layer.dtype == Dtype::kFloat32 ? forward_lanes<Float32> : forward_lanes<BFloat16>;

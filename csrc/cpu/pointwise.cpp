@@ -6,7 +6,11 @@
 namespace raccgan {
 namespace {
 
-constexpr int64_t kNear = 1 << 18;  // bytes of rows that stay in the second-level cache as panels go by
+// Whole tiles of rows of so many bytes that stay in the second-level cache as panels go by.
+int64_t rows_that_stay(int64_t bytes) {
+  constexpr int64_t kNear = 1 << 18;
+  return most(kRows, kNear / most(1, bytes) / kRows * kRows);
+}
 
 template <class T>
 void pack_panel(const ProductArgs& args, int64_t panel, float* to) {
@@ -70,8 +74,7 @@ void product_by_rows(const ProductArgs& args, float* scratch, int64_t begin, int
   const int64_t across = panels(args.n), first = begin * kRowsATask, last = least(args.m, end * kRowsATask);
   const auto packed = [&](int64_t panel) { return scratch + panel * words<T>(args.k) * kPanel; };
   for (int64_t panel = 0; panel < across; ++panel) pack_panel<T>(args, panel, packed(panel));
-  const int64_t row_bytes = most(1, args.k) * sizeof(typename T::Stored);
-  const int64_t near = most(kRows, kNear / row_bytes / kRows * kRows);
+  const int64_t near = rows_that_stay(args.k * sizeof(typename T::Stored));
   for (int64_t row = first; row < last; row += near) {
     for (int64_t panel = 0; panel < across; ++panel) {
       product_panel<T>(args, row, least(last, row + near), panel, packed(panel), panel == 0);
@@ -86,7 +89,7 @@ void product_by_rows(const ProductArgs& args, float* scratch, int64_t begin, int
 bool turns(const ProductArgs& args) { return args.transposed && args.m <= 64 && args.k >= 256; }
 
 // Rows of b that are multiplied by one panel after the other.
-int64_t rows_of_b(const ProductArgs& args) { return most(kRows, kNear / 4 / most(1, args.k) / kRows * kRows); }
+int64_t rows_of_b(const ProductArgs& args) { return rows_that_stay(args.k * sizeof *args.b); }
 
 // Rows first <= n < last of b as words: where they are, or rounded to `scratch`.
 template <class T>

@@ -6,8 +6,7 @@
 //     w[d, c] = sum over m of g[m, d] x[m, c],    bias[d] = sum over m of g[m, d]
 //
 // Images are [M, C] in memory, M = N * H * W pixels, without gaps, float32 or bfloat16; the rest is float32, and so are
-// all sums. To multiply bfloat16 images by more than a few columns the weights are rounded to
-// bfloat16.
+// all sums. To multiply bfloat16 images by more than a few columns the weights are rounded to bfloat16.
 #pragma once
 
 #include "../dtype.h"

@@ -90,7 +90,7 @@ void add_up_pixels(const typename T::Stored* a, int64_t pixels, int64_t i, float
 }
 
 // With the factors changed over where b's few columns would leave a panel nearly empty.
-CorrelationArgs turned(const CorrelationArgs& args) {
+CorrelationArgs few_as_rows(const CorrelationArgs& args) {
   CorrelationArgs other = args;
   if (few(args.j)) other.i = args.j, other.a = args.b, other.j = args.i, other.b = args.a;
   return other;
@@ -99,7 +99,7 @@ CorrelationArgs turned(const CorrelationArgs& args) {
 template <class T>
 void correlation_as(const CorrelationArgs& given, float* scratch, int64_t begin, int64_t end) {
   using Stored = typename T::Stored;
-  const CorrelationArgs args = turned(given);
+  const CorrelationArgs args = few_as_rows(given);
   const auto *const a = static_cast<const Stored*>(args.a), *const b = static_cast<const Stored*>(args.b);
   float* const packed = scratch + factor_floats<T>(args.i);
   const int64_t across = panels(args.j);
@@ -134,10 +134,12 @@ void correlation_as(const CorrelationArgs& given, float* scratch, int64_t begin,
 
 namespace RACCGAN_TARGET {
 
-int64_t correlation_tasks(const CorrelationArgs& args) { return correlation_pieces(args.m) * panels(turned(args).j); }
+int64_t correlation_tasks(const CorrelationArgs& args) {
+  return correlation_pieces(args.m) * panels(few_as_rows(args).j);
+}
 
 int64_t correlation_scratch(const CorrelationArgs& given) {
-  const CorrelationArgs args = turned(given);
+  const CorrelationArgs args = few_as_rows(given);
   return args.dtype == Dtype::kFloat32 ? factor_floats<Single>(args.i) + kBlock * kPanel
                                        : factor_floats<Pair>(args.i) + kBlock / 2 * kPanel;
 }

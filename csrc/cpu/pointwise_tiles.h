@@ -12,11 +12,7 @@
 namespace raccgan {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kRows = 8;  // with 32 registers
-#else
-constexpr int kRows = 4;
-#endif
+constexpr int kRows = kManyRegisters ? 8 : 4;
 constexpr int kVectors = 2;
 constexpr int64_t kPanel = kVectors * kWidth;  // columns
 

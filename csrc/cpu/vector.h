@@ -21,6 +21,7 @@ constexpr int kBytes = 32;
 constexpr int kBytes = 16;
 #endif
 constexpr int kWidth = kBytes / 4;  // float32 in a vector
+constexpr bool kManyRegisters = kBytes == 64;  // 32 of them, otherwise 16
 
 typedef float Floats __attribute__((vector_size(kBytes)));
 typedef uint32_t Words __attribute__((vector_size(kBytes)));

@@ -167,20 +167,14 @@ _OPTIONS = 6  # upsample, pool, rectify_first, normalise, rectify, eps: after th
 
 
 def _forward_shape(x: Tensor, w: Tensor, scale: Any, shift: Any, upsample: int, pool: int, *flags: Any) -> Tensor:
-    return _resized(x, x.shape[1], upsample, pool)
+    return native_pointwise.image(x, x.shape[1], upsample, pool)
 
 
 def _separable_shape(
     x: Tensor, w: Tensor, bias: Any, pointwise: Tensor, pointwise_bias: Any, scale: Any, shift: Any, residual: Any,
     upsample: int, pool: int, *flags: Any
 ) -> Tensor:  # fmt: skip
-    return _resized(x, pointwise.shape[0], upsample, pool)
-
-
-def _resized(x: Tensor, channels: int, upsample: int, pool: int) -> Tensor:
-    n, _, h, v = x.shape
-    sizes = (n, channels, h * upsample // pool, v * upsample // pool)
-    return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return native_pointwise.image(x, pointwise.shape[0], upsample, pool)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raccgan.kernels import library
 from raccgan.kernels.autograd import differentiate, register, wanted
-from raccgan.kernels.depthwise_separable import reference
+from raccgan.kernels.depthwise_separable import native_pointwise, reference
 from raccgan.kernels.depthwise_separable.rewritten import PointwiseProduct, PointwiseTransposed
 
 _OP = "raccgan::depthwise_native_fused"
@@ -151,10 +151,8 @@ def _shape(
     x: Tensor, w: Tensor, pointwise: Tensor, bias: Any, scale: Any, shift: Any, residual: Any, upsample: int, pool: int,
     *flags: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    n, _, h, v = x.shape
-    d = pointwise.shape[0]
-    sizes = (n, d, h * upsample // pool, v * upsample // pool)
-    y = torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    n, d = x.shape[0], pointwise.shape[0]
+    y = native_pointwise.image(x, d, upsample, pool)
     of_statistic = (n, d) if flags[-1] else (0,)
     total, squares, largest = (x.new_empty(of_statistic, dtype=torch.float32) for _ in range(3))
     return y, total, squares, largest

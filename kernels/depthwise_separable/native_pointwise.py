@@ -66,13 +66,15 @@ def pointwise(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = 
     return y if residual is None or inside is not None else y + residual
 
 
-def _image(like: Tensor, channels: int) -> Tensor:
+def image(like: Tensor, channels: int, upsample: int = 1, pool: int = 1) -> Tensor:
+    """Room for [N, channels, H * upsample // pool, W * upsample // pool], channels_last: what the kernels write."""
     n, _, h, v = like.shape
-    return torch.empty((n, channels, h, v), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    sizes = (n, channels, h * upsample // pool, v * upsample // pool)
+    return torch.empty(sizes, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def _shape(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None) -> Tensor:
-    return _image(x, w.shape[0])
+    return image(x, w.shape[0])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -100,7 +102,7 @@ def _product(x: Tensor, g: Tensor, want_w: bool, want_sums: bool) -> tuple[Tenso
 
 
 def _transposed_shape(g: Tensor, w: Tensor) -> Tensor:
-    return _image(g, w.shape[1])
+    return image(g, w.shape[1])
 
 
 def _transposed_backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, Tensor | None]:

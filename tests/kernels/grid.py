@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raccgan.kernels import anomaly_score, backend, cbam, depthwise_separable, moments
 from tests.kernels.variations import scattered
@@ -65,6 +66,23 @@ def leaves(inputs: Inputs, names: set[str] | None = None) -> Inputs:
         name: value.detach().requires_grad_(names is None or name in names) if isinstance(value, Tensor) else value
         for name, value in inputs.items()
     }
+
+
+class OwnOps(TorchDispatchMode):
+    """Remembers the calls of this package's own registered ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[torch._ops.OpOverload, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if op.namespace == "raccgan":
+            self.calls.append((op, args))
+        return op(*args, **(kwargs or {}))
+
+    @property
+    def names(self) -> list[str]:
+        return [op.name() for op, _ in self.calls]
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from raccgan.kernels.depthwise_separable import depthwise_separable
 from raccgan.kernels.moments import moments
-from tests.kernels.grid import relative_error
+from tests.kernels.grid import OwnOps, relative_error
 
 
 def chain(kernels: str, dtype: torch.dtype) -> list[list[Tensor]]:
@@ -46,19 +46,12 @@ def test_gradients_of_gradients_follow_no_path_twice() -> None:
 @pytest.mark.parametrize("order", ["penalty", "whole"])
 def test_only_what_is_asked_for_is_computed(order: str) -> None:
     """A penalty's first backward pass goes to the image: no gradient of a weight is computed on the way."""
-    seen: list[tuple[bool, ...]] = []
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, op, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            if op.name() == "raccgan::depthwise_native_backward":
-                seen.append(tuple(args[-3:]))
-            return op(*args, **(kwargs or {}))
-
     x, w, p = torch.randn(2, 4, 6, 6), torch.randn(4, 1, 3, 3), torch.randn(5, 4, 1, 1)
     tensors = [t.requires_grad_() for t in (x, w, p)]
     y = depthwise_separable(x * 1, w * 1, None, p * 1, None, kernels="fused")
-    with Watch():
+    with OwnOps() as own:
         torch.autograd.grad(y.sum(), tensors[:1] if order == "penalty" else tensors)
+    seen = [tuple(args[-3:]) for op, args in own.calls if op.name() == "raccgan::depthwise_native_backward"]
     if not seen:
         pytest.skip("the compiled kernels do not serve here")
     assert seen == [(True, order == "whole", False)]

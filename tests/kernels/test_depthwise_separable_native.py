@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from raccgan.kernels import backend, library
 from raccgan.kernels.depthwise_separable import native, native_pointwise, rewritten
 from raccgan.kernels.depthwise_separable.reference import activated
 from raccgan.kernels.moments.native import moments
 from tests.kernels.capability import CAPABILITIES, said_under
-from tests.kernels.grid import relative_error
+from tests.kernels.grid import OwnOps, relative_error
 from tests.kernels.variations import LAYOUTS, laid_out, threads
 
 # Batch, channels, height and width: one pixel, one to many channels, smaller than the kernel, a tile and its
@@ -134,19 +133,6 @@ def test_bfloat16_is_float32_rounded(around: dict[str, str]) -> None:
     assert all(relative_error(ours, theirs) < 0.03 for ours, theirs in zip(got, wide, strict=True))
 
 
-class Ops(TorchDispatchMode):
-    """The ops of ours that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func.namespace == "raccgan":
-            self.seen.append(func._schema.name.partition("::")[2])
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("dtype", native_pointwise.DTYPES, ids=str)
 @pytest.mark.parametrize("resizing", RESIZINGS)
 @pytest.mark.parametrize("c", [1, 3, 17, 40])
@@ -159,12 +145,12 @@ def test_without_gradients_it_is_one_call(c: int, resizing: tuple[int, int], dty
     residual = rewritten.resized(residual, upsample, pool)
     biases = torch.randn(c, generator=draw), torch.randn(5, generator=draw)
     around = ("relu", "instance", 1e-5, scale, shift, "relu", upsample, pool, residual)
-    with Ops() as differentiated:
+    with OwnOps() as differentiated:
         wanted = native.depthwise_separable(x, w, biases[0], p.requires_grad_(), biases[1], *around)
-    with Ops() as alone, torch.no_grad():
+    with OwnOps() as alone, torch.no_grad():
         got = native.depthwise_separable(x, w, biases[0], p, biases[1], *around)
-    assert differentiated.seen == ["depthwise_native", "pointwise_native"]
-    assert alone.seen == ["depthwise_separable_native"]
+    assert differentiated.names == ["raccgan::depthwise_native", "raccgan::pointwise_native"]
+    assert alone.names == ["raccgan::depthwise_separable_native"]
     assert got.is_contiguous(memory_format=torch.channels_last)
     assert relative_error(got, wanted) < 4 * torch.finfo(dtype).eps
 

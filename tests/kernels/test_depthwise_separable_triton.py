@@ -27,7 +27,7 @@ from raccgan.kernels.depthwise_separable import (
 )
 from raccgan.kernels.depthwise_separable.reference import activated
 from raccgan.kernels.depthwise_separable.triton_ops import Geometry, Prologue
-from tests.kernels.grid import FAMILIES, Inputs, assert_close, leaves, relative_error, tensors
+from tests.kernels.grid import FAMILIES, Inputs, OwnOps, assert_close, leaves, relative_error, tensors
 from tests.kernels.test_grid import first_order, poisoned, second_order, through_penalty
 from tests.kernels.variations import LAYOUTS, laid_out
 
@@ -462,22 +462,15 @@ def test_autocast() -> None:
 
 def test_only_what_is_asked_for_is_computed() -> None:
     """A penalty's first backward pass goes to the image: no gradient of a weight is computed on the way."""
-    seen: list[str] = []
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, op, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            seen.append(op.name())
-            return op(*args, **(kwargs or {}))
-
     x, w = (t.float().requires_grad_() for t in made(1, 2, 4, 4, 3) if t is not None)
     y = ours(x * 1, w * 1, None, None, PLAIN, False, True)
-    with Watch():
+    with OwnOps() as own:
         torch.autograd.grad(y.sum(), x, retain_graph=True)
-    assert "raccgan::depthwise_triton_adjoint" in seen
-    assert "raccgan::depthwise_triton_correlation" not in seen
-    with Watch():
+    assert "raccgan::depthwise_triton_adjoint" in own.names
+    assert "raccgan::depthwise_triton_correlation" not in own.names
+    with OwnOps() as own:
         torch.autograd.grad(y.sum(), w)
-    assert "raccgan::depthwise_triton_correlation" in seen
+    assert "raccgan::depthwise_triton_correlation" in own.names
 
 
 def test_who_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from raccgan.kernels import triton_runtime
 from tests.kernels.grid import (
@@ -18,6 +17,7 @@ from tests.kernels.grid import (
     LAYOUTS,
     Family,
     Inputs,
+    OwnOps,
     assert_close,
     grid,
     leaves,
@@ -174,19 +174,6 @@ def test_compiles_in_one_graph(family: Family, implementation: str, case: str, d
         assert relative_error(got, wanted) < 1e-5
     _weighed(outputs).backward()
     assert made["x"].grad is not None
-
-
-class OwnOps(TorchDispatchMode):
-    """Remembers the calls of this package's own registered ops."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[torch._ops.OpOverload, tuple[Any, ...]]] = []
-
-    def __torch_dispatch__(self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if op.namespace == "raccgan":
-            self.calls.append((op, args))
-        return op(*args, **(kwargs or {}))
 
 
 _CHECKED: set[Any] = set()

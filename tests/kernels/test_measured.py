@@ -121,7 +121,7 @@ def test_on_a_cpu_a_convolution_in_bfloat16_goes_by_its_float32_row(tmp_path: Pa
 def test_the_table_that_is_shipped_is_what_the_command_makes() -> None:
     tables = [command.table_of(file) for file in sorted(command.RESULTS.glob("*.csv"))]
     assert measured.SHIPPED.read_text("utf-8") == command.written(tables)
-    assert command.written(measured.read(measured.SHIPPED)) == command.written(tables)
+    assert measured.read(measured.SHIPPED) == tables
 
 
 @pytest.mark.parametrize(
