@@ -110,7 +110,7 @@ def _assert_right(case: Case, errors: dict[Contestant, float]) -> None:
     eps = torch.finfo(case.dtype).eps
     # A peer may add in another order, as PyTorch's generated code does. Beyond this the case itself is at fault: it
     # sits on a kink, where float64 says nothing about anyone.
-    # Ours may be four times as far off as eager, and 8 eps: by PyTorch's matrix product a sum over 65536 pixels was 3.4.
+    # Ours may be four times as far off as eager, and 8 eps: by PyTorch's matrix product a sum of 65536 pixels was 3.4.
     of_peers = case.tolerance or 4 * eps**0.5
     of_ours = case.tolerance or 4 * max(e for c, e in errors.items() if c.implementation == "reference") + 8 * eps
     for c, error in errors.items():
