@@ -21,8 +21,10 @@ from bench.peers import label
 from bench.roofline import scoring
 from raccgan.kernels.anomaly_score import anomaly_score
 from raccgan.models.blocks import CBAM, ConditionalBatchNorm
-from raccgan.networks import Networks, frozen
+from raccgan.models.frozen import frozen
+from raccgan.networks import Networks
 from raccgan.randomness import stream
+from raccgan.scoring import compiler_options
 from tests.kernels.test_cuda_on_gpu import recorded
 
 # How far from float64 a score may be: in float32 as far as the product allows between batches. In bfloat16, of eight
@@ -106,10 +108,10 @@ class Trained:
         made = self.networks(kernels, layout)
         if kernels != "reference":  # as Scorer has them; compilers and exporters fold what is constant by themselves
             made = Networks(
-                frozen(made.generator),
-                frozen(made.discriminator),
-                frozen(made.encoder),
-                frozen(made.average),
+                frozen(made.generator, dtype),
+                frozen(made.discriminator, dtype),
+                frozen(made.encoder, dtype),
+                frozen(made.average, dtype),
                 made.density,
             )
         return Scoring(made, self.model.config.kappa, kernels, dtype)
@@ -142,12 +144,13 @@ def _contestants(trained: Trained, dtype: torch.dtype, x: Tensor, y: Tensor) -> 
 
     torch._dynamo.reset()
     # A break in the graph of ours would be a fault, and fails the case.
-    compiled = torch.compile(fused, dynamic=False, fullgraph=True)
+    options = compiler_options(torch.device(trained.device))
+    compiled = torch.compile(fused, dynamic=False, fullgraph=True, options=options)
     ours = label("fused", partial(_inferred, fused, x, y))
     contestants = [
         contestant("reference", "NCHW", trained.scoring("reference", "NCHW", dtype)),
         contestant("reference", "channels_last", reference),
-        contestant("torch.compile", "channels_last", torch.compile(reference, dynamic=False)),
+        contestant("torch.compile", "channels_last", torch.compile(reference, dynamic=False, options=options)),
         contestant(ours, "channels_last", fused, peer=False, fused=True),
         contestant(f"{ours} + torch.compile", "channels_last", compiled, peer=False),
     ]

@@ -21,7 +21,8 @@ from raccgan.data.samples import Sample
 from raccgan.density import Vectors
 from raccgan.files import write_csv, write_json
 from raccgan.maps import smoothed
-from raccgan.networks import Networks, frozen
+from raccgan.models.frozen import frozen
+from raccgan.networks import Networks
 from raccgan.overlays import MapScale
 from raccgan.progress import Progress
 from raccgan.randomness import stream

@@ -6,15 +6,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import nn
 
 from raccgan.config import Config
 from raccgan.density import Density
-from raccgan.models.blocks import ConditionalBatchNorm, DepthwiseSeparable, FixedConditionalNorm, FixedSkip
 from raccgan.models.discriminator import Discriminator
 from raccgan.models.encoder import Encoder
 from raccgan.models.generator import Generator
@@ -70,36 +68,6 @@ def build(config: Config, *, channels: int, classes: int, device: torch.device) 
         network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     networks.average.eval().requires_grad_(False)
     return networks
-
-
-Network = TypeVar("Network", bound=nn.Module)
-
-
-def frozen(network: Network) -> Network:
-    """A copy for inference: in eval mode, without gradients, and with all that is constant then computed once.
-
-    Spectrally normalised weights stand as they are, a depthwise bias is part of the pointwise one, a 1 x 1 convolution
-    is one matrix and a conditional norm one product. A score of one image at 32 px takes about 0.8 of the time on one
-    core.
-    """
-    copied = copy.deepcopy(network).eval().requires_grad_(False)
-    for module in list(copied.modules()):
-        if parametrize.is_parametrized(module):
-            # Not by remove_parametrizations: a copy shares its class with the original, and with it the property that
-            # the function deletes.
-            weight = cast(Tensor, module.weight).detach()
-            del module.parametrizations
-            module.__class__ = type(module).__bases__[0]
-            module.weight = nn.Parameter(weight, requires_grad=False)
-        if isinstance(module, DepthwiseSeparable):
-            module.fold_bias()
-    for module in list(copied.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, ConditionalBatchNorm):
-                setattr(module, name, FixedConditionalNorm(child))
-            elif isinstance(child, DepthwiseSeparable) and child.depthwise.kernel_size == (1, 1):
-                setattr(module, name, FixedSkip(child))
-    return copied
 
 
 @torch.no_grad()

@@ -68,12 +68,13 @@ Tensor depthwise_cpu(const Tensor& x, const Tensor& w, const std::optional<Tenso
 Tensor depthwise_separable_cpu(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias_in,
                                const Tensor& pointwise, const std::optional<Tensor>& pointwise_bias,
                                const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
-                               const std::optional<Tensor>& residual, int64_t upsample, int64_t pool,
-                               bool rectify_first, bool normalise, bool rectify, double eps) {
+                               const std::optional<Tensor>& residual, const std::optional<Tensor>& packed,
+                               int64_t upsample, int64_t pool, bool rectify_first, bool normalise, bool rectify,
+                               double eps) {
   const Call call(x, w, scale, shift, upsample, pool, rectify_first, normalise, rectify, eps);
   std::optional<Tensor> bias;
   if (bias_in) bias = floats(*bias_in, call.layer.c, "the depthwise bias must be float32 [C]");
-  return pointwise_cpu(convolve(call, bias), pointwise, pointwise_bias, residual);
+  return pointwise_cpu(convolve(call, bias), pointwise, pointwise_bias, residual, packed);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_backward_cpu(
@@ -132,8 +133,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
   m.def("depthwise_native(" RACCGAN_LAYER ") -> Tensor");
   // All of it in one call, without gradients, on a CPU alone.
   m.def("depthwise_separable_native(Tensor x, Tensor w, Tensor? bias, Tensor pointwise, Tensor? pointwise_bias, "
-        "Tensor? scale, Tensor? shift, Tensor? residual, int upsample, int pool, bool rectify_first, bool normalise, "
-        "bool rectify, float eps) -> Tensor");
+        "Tensor? scale, Tensor? shift, Tensor? residual, Tensor? packed, int upsample, int pool, bool rectify_first, "
+        "bool normalise, bool rectify, float eps) -> Tensor");
   // All of it in one kernel, on a GPU alone: y and, where they are wanted, its sum, sum of squares and max.
   m.def("depthwise_native_fused(Tensor x, Tensor w, Tensor pointwise, Tensor? bias, Tensor? scale, Tensor? shift, "
         "Tensor? residual, int upsample, int pool, bool rectify_first, bool normalise, bool rectify, float eps, "

@@ -17,6 +17,52 @@ Tensor matrix(const Tensor& w) {
   return torch::stable::contiguous(w);
 }
 
+// Before packed weights: what they were packed of, and for whom. As long as a line of the cache, which what follows is
+// aligned to.
+struct Label {
+  int64_t rows, columns;
+  Target target;
+  Dtype dtype;
+
+  bool operator==(const Label& other) const {
+    return rows == other.rows && columns == other.columns && target == other.target && dtype == other.dtype;
+  }
+};
+constexpr int64_t kLabelFloats = 16;
+static_assert(sizeof(Label) <= kLabelFloats * sizeof(float));
+
+// y = x w^T, for images x of the dtype.
+ProductArgs product_with(const Tensor& w, int64_t m, Dtype dtype) {
+  return {m, w.size(1), w.size(0), dtype, nullptr, w.const_data_ptr<float>(), true};
+}
+
+Label label_of(const ProductArgs& args) { return {args.n, args.k, chosen_target(), args.dtype}; }
+
+// The panels in a tensor that pointwise_packed made, where they are of such a product; null where they are of another
+// dtype's or another processor's, as in a model that was moved.
+const float* panels_in(const Tensor& packed, const ProductArgs& args) {
+  const int64_t floats = RACCGAN_SELECT(packed_factor)(args);
+  STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Float && packed.dim() == 1 && packed.numel() >= kLabelFloats,
+                  "packed must be what pointwise_native_packed returned");
+  Label found;
+  memcpy(&found, packed.const_data_ptr(), sizeof found);
+  if (!(found == label_of(args))) return nullptr;
+  STD_TORCH_CHECK(packed.numel() == kLabelFloats + floats && packed.is_contiguous(), "packed is not as its label says");
+  return floats == 0 ? nullptr : packed.const_data_ptr<float>() + kLabelFloats;
+}
+
+Tensor pointwise_packed_cpu(const Tensor& w_in, bool halves) {
+  const Tensor w = matrix(w_in);
+  const ProductArgs args = product_with(w, 0, halves ? Dtype::kBFloat16 : Dtype::kFloat32);
+  const Label label = label_of(args);
+  Tensor packed = torch::stable::new_empty(w, {kLabelFloats + RACCGAN_SELECT(packed_factor)(args)}, ScalarType::Float);
+  float* const to = packed.mutable_data_ptr<float>();
+  std::fill_n(to, kLabelFloats, 0.0f);
+  memcpy(to, &label, sizeof label);
+  if (packed.numel() > kLabelFloats) RACCGAN_SELECT(pack_factor)(args, to + kLabelFloats);
+  return packed;
+}
+
 Tensor like(const Tensor& t, int64_t channels) {
   return empty_channels_last(t, channels, t.size(2), t.size(3));
 }
@@ -36,7 +82,7 @@ Tensor pointwise_transposed_cpu(const Tensor& g_in, const Tensor& w_in) {
   const Tensor g = image(g_in, "g"), w = matrix(w_in), x = like(g, w.size(1));
   STD_TORCH_CHECK(g.size(1) == w.size(0), "g must have as many channels as w has rows, ", w.size(0));
   multiply({pixels(g), w.size(0), w.size(1), dtype_of(g, "g"), g.const_data_ptr(), w.const_data_ptr<float>(), false,
-            nullptr, nullptr, x.mutable_data_ptr()});
+            nullptr, nullptr, nullptr, x.mutable_data_ptr()});
   return x;
 }
 
@@ -75,7 +121,7 @@ std::tuple<Tensor, Tensor> pointwise_product_cpu(const Tensor& x_in, const Tenso
 }  // namespace
 
 Tensor pointwise_cpu(const Tensor& x_in, const Tensor& w_in, const std::optional<Tensor>& bias_in,
-                     const std::optional<Tensor>& residual_in) {
+                     const std::optional<Tensor>& residual_in, const std::optional<Tensor>& packed) {
   const Tensor x = image(x_in, "x"), w = matrix(w_in), y = like(x, w.size(0));
   STD_TORCH_CHECK(x.size(1) == w.size(1), "x must have as many channels as w has columns, ", w.size(1));
   std::optional<Tensor> bias, residual;
@@ -85,22 +131,27 @@ Tensor pointwise_cpu(const Tensor& x_in, const Tensor& w_in, const std::optional
     STD_TORCH_CHECK(residual_in->scalar_type() == x.scalar_type(), "x and the residual must be of one dtype");
     residual = channels_last(*residual_in);
   }
-  multiply({pixels(x), w.size(1), w.size(0), dtype_of(x, "x"), x.const_data_ptr(), w.const_data_ptr<float>(), true,
-            bias ? bias->const_data_ptr<float>() : nullptr, residual ? residual->const_data_ptr() : nullptr,
-            y.mutable_data_ptr()});
+  ProductArgs args = product_with(w, pixels(x), dtype_of(x, "x"));
+  args.a = x.const_data_ptr(), args.out = y.mutable_data_ptr();
+  args.packed = packed ? panels_in(*packed, args) : nullptr;
+  args.bias = bias ? bias->const_data_ptr<float>() : nullptr;
+  args.residual = residual ? residual->const_data_ptr() : nullptr;
+  multiply(args);
   return y;
 }
 
 }  // namespace raccgan
 
 STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
-  m.def("pointwise_native(Tensor x, Tensor w, Tensor? bias, Tensor? residual) -> Tensor");
+  m.def("pointwise_native(Tensor x, Tensor w, Tensor? bias, Tensor? residual, Tensor? packed=None) -> Tensor");
+  m.def("pointwise_native_packed(Tensor w, bool halves) -> Tensor");  // for one of many calls with these weights
   m.def("pointwise_native_transposed(Tensor g, Tensor w) -> Tensor");
   m.def("pointwise_native_product(Tensor x, Tensor g, bool want_sums) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) {
   m.impl("pointwise_native", TORCH_BOX(&raccgan::pointwise_cpu));
+  m.impl("pointwise_native_packed", TORCH_BOX(&raccgan::pointwise_packed_cpu));
   m.impl("pointwise_native_transposed", TORCH_BOX(&raccgan::pointwise_transposed_cpu));
   m.impl("pointwise_native_product", TORCH_BOX(&raccgan::pointwise_product_cpu));
 }

@@ -22,6 +22,19 @@ void pack_panel(const ProductArgs& args, int64_t panel, float* to) {
   }
 }
 
+template <class T>
+int64_t panel_floats(const ProductArgs& args) {
+  return words<T>(args.k) * kPanel;
+}
+
+// A panel of b as it was packed before the call, or is packed now.
+template <class T>
+const float* packed_panel(const ProductArgs& args, int64_t panel, float* scratch) {
+  if (args.packed != nullptr) return args.packed + panel * panel_floats<T>(args);
+  pack_panel<T>(args, panel, scratch);
+  return scratch;
+}
+
 // ---- one panel of columns ---------------------------------------------------------------------------------------------
 
 // Rows first <= m < last of out. `cold`: what is read of a comes from memory.
@@ -61,10 +74,9 @@ void product_panel(const ProductArgs& args, int64_t first, int64_t last, int64_t
 
 // Few rows: of each panel all rows, in the memory of one panel.
 template <class T>
-void product_by_columns(const ProductArgs& args, float* packed, int64_t begin, int64_t end) {
+void product_by_columns(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
   for (int64_t panel = begin; panel < end; ++panel) {
-    pack_panel<T>(args, panel, packed);
-    product_panel<T>(args, 0, args.m, panel, packed, panel == begin);
+    product_panel<T>(args, 0, args.m, panel, packed_panel<T>(args, panel, scratch), panel == begin);
   }
 }
 
@@ -72,12 +84,13 @@ void product_by_columns(const ProductArgs& args, float* packed, int64_t begin, i
 template <class T>
 void product_by_rows(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
   const int64_t across = panels(args.n), first = begin * kRowsATask, last = least(args.m, end * kRowsATask);
-  const auto packed = [&](int64_t panel) { return scratch + panel * words<T>(args.k) * kPanel; };
-  for (int64_t panel = 0; panel < across; ++panel) pack_panel<T>(args, panel, packed(panel));
+  const int64_t size = panel_floats<T>(args);
+  const float* const packed = args.packed != nullptr ? args.packed : scratch;
+  for (int64_t panel = 0; panel < across; ++panel) packed_panel<T>(args, panel, scratch + panel * size);
   const int64_t near = rows_that_stay(args.k * sizeof(typename T::Stored));
   for (int64_t row = first; row < last; row += near) {
     for (int64_t panel = 0; panel < across; ++panel) {
-      product_panel<T>(args, row, least(last, row + near), panel, packed(panel), panel == 0);
+      product_panel<T>(args, row, least(last, row + near), panel, packed + panel * size, panel == 0);
     }
   }
 }
@@ -86,7 +99,9 @@ void product_by_rows(const ProductArgs& args, float* scratch, int64_t begin, int
 
 // Of the time of packing b it takes 0.65 to 0.85 with up to 64 rows of 256 numbers or more, in float32; with shorter
 // sums what it takes to turn the results weighs more.
-bool turns(const ProductArgs& args) { return args.transposed && args.m <= 64 && args.k >= 256; }
+bool turns(const ProductArgs& args) {
+  return args.packed == nullptr && args.transposed && args.m <= 64 && args.k >= 256;
+}
 
 // Rows of b that are multiplied by one panel after the other.
 int64_t rows_of_b(const ProductArgs& args) { return rows_that_stay(args.k * sizeof *args.b); }
@@ -144,7 +159,7 @@ template <class T>
 void product_by_rows_of_b(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
   const int64_t across = panels(args.m), near = rows_of_b(args), last = least(args.n, end * kPanel);
   const auto rows = [&](int64_t panel) { return least(kPanel, args.m - panel * kPanel); };
-  const auto packed = [&](int64_t panel) { return scratch + panel * words<T>(args.k) * kPanel; };
+  const auto packed = [&](int64_t panel) { return scratch + panel * panel_floats<T>(args); };
   for (int64_t panel = 0; panel < across; ++panel) {
     const auto* const a = static_cast<const typename T::Stored*>(args.a) + panel * kPanel * args.k;
     pack_transposed<T, T>(a, args.k, rows(panel), packed(panel));
@@ -199,6 +214,10 @@ void product_of_few(const ProductArgs& args, float* packed, int64_t begin, int64
 
 // ---- which of them ----------------------------------------------------------------------------------------------------
 
+int64_t floats_a_panel(const ProductArgs& args) {
+  return args.dtype == Dtype::kFloat32 ? panel_floats<Single>(args) : panel_floats<Pair>(args);
+}
+
 template <class T>
 void product_as(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
   if (few(args.n)) return product_of_few<T>(args, scratch, begin, end);
@@ -211,13 +230,21 @@ void product_as(const ProductArgs& args, float* scratch, int64_t begin, int64_t 
 
 namespace RACCGAN_TARGET {
 
+int64_t packed_factor(const ProductArgs& args) { return few(args.n) ? 0 : panels(args.n) * floats_a_panel(args); }
+
+void pack_factor(const ProductArgs& args, float* packed) {
+  const auto pack = args.dtype == Dtype::kFloat32 ? pack_panel<Single> : pack_panel<Pair>;
+  for (int64_t panel = 0; panel < panels(args.n); ++panel, packed += floats_a_panel(args)) pack(args, panel, packed);
+}
+
 int64_t product_tasks(const ProductArgs& args) {
   return by_columns(args) && !few(args.n) ? panels(args.n) : rounded_up(args.m, kRowsATask) / kRowsATask;
 }
 
 int64_t product_scratch(const ProductArgs& args) {
   if (few(args.n)) return args.k * args.n;
-  const int64_t panel = (args.dtype == Dtype::kFloat32 ? words<Single>(args.k) : words<Pair>(args.k)) * kPanel;
+  if (args.packed != nullptr) return 0;
+  const int64_t panel = floats_a_panel(args);
   if (!by_columns(args)) return panels(args.n) * panel;
   return turns(args) ? panels(args.m) * panel + (rows_of_b(args) * args.k + 1) / 2 : panel;
 }

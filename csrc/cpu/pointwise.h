@@ -22,6 +22,7 @@ struct ProductArgs {
   const void* a;
   const float* b;   // [K, N], or [N, K] if `transposed`
   bool transposed;
+  const float* packed;   // what `pack` made of b for this dtype, or null
   const float* bias;     // or null
   const void* residual;  // or null
   void* out;
@@ -46,9 +47,12 @@ constexpr int64_t kCorrelationPiece = 4096;
 static constexpr int64_t correlation_pieces(int64_t m) { return rounded_up(m, kCorrelationPiece) / kCorrelationPiece; }
 
 // Each pass does the tasks begin <= i < end, which a caller may split over threads as it likes, with so many floats of
-// scratch memory, aligned to 64 bytes, for each.
+// scratch memory, aligned to 64 bytes, for each. pack_factor writes packed_factor floats, which serve any M; none of
+// them where b is multiplied as it lies.
 #define RACCGAN_DECLARE(target, unused)                                                             \
   namespace target {                                                                                \
+  int64_t packed_factor(const ProductArgs& args);                                                   \
+  void pack_factor(const ProductArgs& args, float* packed);                                         \
   int64_t product_tasks(const ProductArgs& args);                                                   \
   int64_t product_scratch(const ProductArgs& args);                                                 \
   void product(const ProductArgs& args, float* scratch, int64_t begin, int64_t end);                \

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from raccgan.kernels import backend
@@ -59,6 +60,7 @@ def depthwise_separable(
     pool: int = 1,
     residual: Tensor | None = None,
     kernels: str = "fused",
+    packed: Tensor | None = None,
 ) -> Tensor:
     """Normalise, activate, upsample, convolve depthwise then pointwise, pool and add.
 
@@ -78,6 +80,7 @@ def depthwise_separable(
         pool: 1 or 2, average; odd sizes are cut as ``avg_pool2d`` cuts them.
         residual: added last, of the output's shape.
         kernels: which implementation, see :mod:`raccgan.kernels.backend`.
+        packed: pointwise_weight as :func:`packed` returned it, for whom that helps: where no gradient is recorded.
 
     Returns:
         [N, D, H * upsample // pool, W * upsample // pool] in x's dtype (autocast's, where that is on). The memory
@@ -93,11 +96,13 @@ def depthwise_separable(
         x, depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, preactivation, norm, eps,
         scale, shift, activation, upsample, pool, residual, kernels,
     )  # fmt: skip
-    y: Tensor = choice.run(*arguments)
+    y: Tensor = choice.run(*arguments) if choice.name != "native" else choice.run(*arguments, packed)
     return y
 
 
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, *, kernels: str = "fused") -> Tensor:
+def pointwise(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, kernels: str = "fused", packed: Tensor | None = None
+) -> Tensor:
     """The pointwise half alone, by whoever serves a depthwise-separable convolution of 1 x 1.
 
     Args:
@@ -105,6 +110,7 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, *, kernels: str = 
         weight: [D, C, 1, 1].
         bias: [D] or None.
         kernels: which implementation, see :mod:`raccgan.kernels.backend`.
+        packed: weight as :func:`packed` returned it, or None.
 
     Returns:
         [N, D, H, W] in x's dtype (autocast's, where that is on); x's memory format or channels_last.
@@ -120,7 +126,26 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, *, kernels: str = 
             f"pointwise: x must be [N, C, H, W] and weight [D, C, 1, 1], got {list(x.shape)} and {list(weight.shape)}"
         )
     choice = backend.choose("depthwise_separable", IMPLEMENTATIONS, kernels, backend.Call.of(x, weight, kind(1, 1, 1)))
+    if choice.name == "native":
+        return native_pointwise.pointwise(x, weight, bias, packed=packed)
     return _POINTWISE[choice.name](x, weight, bias)
+
+
+def packed(pointwise_weight: Tensor, dtype: torch.dtype, *, kernels: str = "fused") -> Tensor | None:
+    """A pointwise weight [D, C, 1, 1] as it is multiplied by, made once for many calls in inference.
+
+    Args:
+        dtype: of the images; other ones are served too, without a gain.
+        kernels: which implementation will be asked for.
+
+    Returns:
+        For the ``packed`` of :func:`depthwise_separable` and :func:`pointwise`, numbers for this processor alone, of
+        which none may be written. None where nobody makes use of it.
+    """
+    call = backend.Call(pointwise_weight.device, dtype, ())
+    if kernels not in ("fused", "native") or native.can_run(call) is not None:
+        return None
+    return native_pointwise.packed(pointwise_weight, dtype)
 
 
 def depthwise_separable_with_statistics(x: Tensor, *weights: Any, **options: Any) -> tuple[Tensor, Statistics]:

@@ -57,6 +57,7 @@ def depthwise_separable(
     upsample: int,
     pool: int,
     residual: Tensor | None,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """Shapes as in :func:`raccgan.kernels.depthwise_separable`; any order of derivative, for every tensor.
 
@@ -78,7 +79,7 @@ def depthwise_separable(
     weights = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias)
     if upsample * pool <= 2 and _in_one_call(x, residual, *weights, scale, shift):
         y: Tensor = torch.ops.raccgan.depthwise_separable_native(
-            x, *(None if t is None else t.float() for t in weights), scale, shift, residual,
+            x, *(None if t is None else t.float() for t in weights), scale, shift, residual, packed,
             upsample, pool, preactivation == "relu", norm == "instance", activation == "relu", eps,
         )  # fmt: skip
         return y
@@ -172,7 +173,7 @@ def _forward_shape(x: Tensor, w: Tensor, scale: Any, shift: Any, upsample: int, 
 
 def _separable_shape(
     x: Tensor, w: Tensor, bias: Any, pointwise: Tensor, pointwise_bias: Any, scale: Any, shift: Any, residual: Any,
-    upsample: int, pool: int, *flags: Any
+    packed: Any, upsample: int, pool: int, *flags: Any
 ) -> Tensor:  # fmt: skip
     return native_pointwise.image(x, pointwise.shape[0], upsample, pool)
 

@@ -42,7 +42,9 @@ LEFT_TO_PYTORCH = _left_to_pytorch()
 DTYPES = tuple(dtype for dtype in backend.CPU_DTYPES if dtype not in LEFT_TO_PYTORCH)
 
 
-def pointwise(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = None) -> Tensor:
+def pointwise(
+    x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = None, packed: Tensor | None = None
+) -> Tensor:
     """P(x, w) + b + residual; by PyTorch where x is on no CPU, or its dtype not in :data:`DTYPES`.
 
     Args:
@@ -50,6 +52,7 @@ def pointwise(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = 
         w: [D, C, 1, 1].
         b: [D], or None.
         residual: [N, D, H, W], or None.
+        packed: w as :func:`packed` returned it, or None; without it w is packed in each call.
 
     Returns:
         [N, D, H, W] of x's dtype (autocast's, where that is on), channels_last; a residual of another dtype is added as
@@ -62,8 +65,23 @@ def pointwise(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = 
     if x.device.type != "cpu" or x.dtype not in DTYPES:
         return rewritten.pointwise(x, w, b, residual)
     inside = residual if residual is not None and residual.dtype == x.dtype else None
-    y: Tensor = torch.ops.raccgan.pointwise_native(x, w.float(), None if b is None else b.float(), inside)
+    y: Tensor = torch.ops.raccgan.pointwise_native(x, w.float(), None if b is None else b.float(), inside, packed)
     return y if residual is None or inside is not None else y + residual
+
+
+def packed(w: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """w [D, C, 1, 1] in the order in which :func:`pointwise` multiplies images of ``dtype`` by it, and in that dtype.
+
+    For weights that stay as they are. One number after the other, with a label that says for what and for which
+    instruction set it is; where it is for another one, w itself is read.
+
+    Returns:
+        None where no kernel here takes it.
+    """
+    if w.device.type != "cpu" or dtype not in DTYPES:
+        return None
+    found: Tensor = torch.ops.raccgan.pointwise_native_packed(w.detach().float(), dtype == torch.bfloat16)
+    return found
 
 
 def image(like: Tensor, channels: int, upsample: int = 1, pool: int = 1) -> Tensor:
@@ -73,7 +91,7 @@ def image(like: Tensor, channels: int, upsample: int = 1, pool: int = 1) -> Tens
     return torch.empty(sizes, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def _shape(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None) -> Tensor:
+def _shape(x: Tensor, w: Tensor, *others: Any) -> Tensor:
     return image(x, w.shape[0])
 
 
@@ -91,6 +109,7 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         grad_w,
         sums,
         g if wanted(ctx, 3, (x, w, *(x if there else None for there in ctx.others))) else None,
+        None,
     )
 
 

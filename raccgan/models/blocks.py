@@ -6,7 +6,7 @@ is an option of that convolution; a conditional batch norm returns the scale and
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,18 @@ Affine = tuple[Tensor, Tensor]
 """Scale and shift of a norm, [N, C] each."""
 
 
+class Pointwise(nn.Conv2d):
+    """A 1 x 1 convolution."""
+
+    def __init__(self, channels: int, out_channels: int, kernels: str) -> None:
+        super().__init__(channels, out_channels, 1)
+        self.kernels = kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, D, H, W]."""
+        return pointwise(x, self.weight, self.bias, kernels=self.kernels)
+
+
 class DepthwiseSeparable(nn.Module):
     """Depthwise k x k with bias, then pointwise 1 x 1 with bias.
 
@@ -34,7 +46,7 @@ class DepthwiseSeparable(nn.Module):
     def __init__(self, channels: int, out_channels: int, kernel_size: int, kernels: str) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
-        self.pointwise = nn.Conv2d(channels, out_channels, 1)
+        self.pointwise = Pointwise(channels, out_channels, kernels)
         self.kernels = kernels
 
     def forward(self, x: Tensor, affine: Affine | None = None, **around: Any) -> Tensor:
@@ -50,32 +62,6 @@ class DepthwiseSeparable(nn.Module):
             kernels=self.kernels,
             **around,
         )
-
-    @torch.no_grad()
-    def fold_bias(self) -> None:
-        """Move the depthwise bias into the pointwise one: the same function up to rounding, for inference."""
-        if self.depthwise.bias is not None and self.pointwise.bias is not None:
-            self.pointwise.bias += self.pointwise.weight.flatten(1) @ self.depthwise.bias
-            self.depthwise.bias = None
-
-
-class FixedSkip(nn.Module):
-    """A 1 x 1 depthwise-separable convolution in evaluation, its biases folded: one matrix."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    @torch.no_grad()
-    def __init__(self, skip: DepthwiseSeparable) -> None:
-        super().__init__()
-        self.register_buffer("weight", skip.pointwise.weight * skip.depthwise.weight.view(1, -1, 1, 1))
-        self.register_buffer("bias", skip.pointwise.bias)
-        self.kernels = skip.kernels
-
-    def forward(self, x: Tensor, pool: int = 1) -> Tensor:
-        """[N, C, H, W] to [N, D, H // pool, W // pool]."""
-        x = F.avg_pool2d(x, pool) if pool > 1 else x
-        return pointwise(x, self.weight, self.bias, kernels=self.kernels)
 
 
 class Dense(nn.Module):
@@ -145,27 +131,6 @@ class ConditionalBatchNorm(nn.Module):
         bias = self.bias - mean * weight
         scale = 1 + self.scale(y)
         return weight * scale, bias * scale + self.shift(y)
-
-
-class FixedConditionalNorm(nn.Module):
-    """A conditional batch norm in evaluation, whose scale and shift together are an affine map of the condition."""
-
-    weight: Tensor
-    bias: Tensor
-
-    @torch.no_grad()
-    def __init__(self, norm: ConditionalBatchNorm) -> None:
-        super().__init__()
-        weight = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        bias = norm.bias - norm.running_mean * weight
-        scale, shift = (cast(Tensor, of.weight) for of in (norm.scale, norm.shift))
-        self.register_buffer("weight", torch.cat([weight[:, None] * scale, bias[:, None] * scale + shift]))
-        self.register_buffer("bias", torch.cat([weight, bias]))
-
-    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift, [N, C] each, whatever x is, under the condition y [N, condition]."""
-        scale, shift = F.linear(y, self.weight, self.bias).chunk(2, dim=1)
-        return scale, shift
 
 
 class BatchNorm(nn.BatchNorm2d):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from raccgan.config import attention_blocks
-from raccgan.kernels.depthwise_separable import pointwise
-from raccgan.models.blocks import CBAM, BatchNorm, ConditionalBatchNorm, convolution, initialise
+from raccgan.models.blocks import CBAM, BatchNorm, ConditionalBatchNorm, Pointwise, convolution, initialise
 
 
 class GeneratorBlock(nn.Module):
@@ -31,14 +29,13 @@ class GeneratorBlock(nn.Module):
         self.first = convolution(kind, channels, out_channels, 7, kernels)
         self.norm2 = ConditionalBatchNorm(out_channels, condition, kernels)
         self.second = convolution(kind, out_channels, out_channels, 7, kernels)
-        self.skip: nn.Conv2d | None = None
+        self.skip: nn.Module | None = None
         if channels != out_channels:
-            self.skip = cast(nn.Conv2d, spectral_norm(nn.Conv2d(channels, out_channels, 1)))
-        self.kernels = kernels
+            self.skip = spectral_norm(Pointwise(channels, out_channels, kernels))
         self.attention = CBAM(out_channels, kernels) if attention else None
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        skip = x if self.skip is None else pointwise(x, self.skip.weight, self.skip.bias, kernels=self.kernels)
+        skip = x if self.skip is None else self.skip(x)
         skip = F.interpolate(skip, scale_factor=2, mode="nearest")
         h = self.first(x, self.norm1(x, y), activation="relu", upsample=2)
         h = self.second(h, self.norm2(h, y), activation="relu", residual=skip)

@@ -10,8 +10,8 @@ from raccgan.config import attention_blocks
 from raccgan.models.blocks import CBAM
 from raccgan.models.discriminator import Discriminator
 from raccgan.models.encoder import Encoder
+from raccgan.models.frozen import frozen
 from raccgan.models.generator import Generator
-from raccgan.networks import frozen
 
 AT_32 = (256, 256, 128, 64)  # 4-4-2-1 times 64
 AT_128 = tuple(96 * m for m in (16, 16, 8, 4, 2, 1))

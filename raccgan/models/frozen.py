@@ -1,0 +1,164 @@
+"""Networks as inference has them: all that is constant then is computed once.
+
+Spectrally normalised weights stand as they are, a depthwise bias is part of the pointwise one, a 1 x 1 convolution is
+one matrix, a conditional norm one product, and an embedding of classes is part of what multiplies it. Weights of
+pointwise convolutions are in the order in which the kernels multiply by them. All of it is the same function up to
+rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from raccgan.kernels.depthwise_separable import depthwise_separable, packed, pointwise
+from raccgan.models.blocks import CBAM, Affine, ConditionalBatchNorm, DepthwiseSeparable, Pointwise, ResidualDown
+from raccgan.models.encoder import Encoder
+from raccgan.models.generator import Generator
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@torch.no_grad()
+def frozen(network: Network, dtype: torch.dtype = torch.float32) -> Network:
+    """A copy for inference, in eval mode and without gradients. Its weights must not be changed.
+
+    Args:
+        dtype: what it computes in: float32, or bfloat16 in autocast, whose rounding of weights is done once too.
+    """
+    copied = copy.deepcopy(network).eval().requires_grad_(False)
+    for module in list(copied.modules()):
+        if parametrize.is_parametrized(module):
+            # Not by remove_parametrizations: a copy shares its class with the original, and with it the property that
+            # the function deletes.
+            weight = cast(Tensor, module.weight)
+            del module.parametrizations
+            module.__class__ = type(module).__bases__[0]
+            module.weight = nn.Parameter(weight, requires_grad=False)
+    _know_classes(copied)
+    _fix(copied, dtype)
+    return copied
+
+
+def _fix(module: nn.Module, dtype: torch.dtype) -> None:
+    """Put the fixed layers in place of those below the module."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, ConditionalBatchNorm):
+            setattr(module, name, _rounded(FixedConditionalNorm(child), dtype))
+        elif isinstance(child, DepthwiseSeparable):
+            kind = FixedSkip if child.depthwise.kernel_size == (1, 1) else FixedSeparable
+            setattr(module, name, kind(child, dtype))
+        elif isinstance(child, Pointwise):
+            setattr(module, name, FixedPointwise(child.weight, child.bias, child.kernels, dtype))
+        elif isinstance(child, nn.Linear | nn.Conv2d):
+            _rounded(child, dtype)
+        elif not isinstance(child, CBAM):  # whose weights its kernels take in float32
+            _fix(child, dtype)
+
+
+def _rounded(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A layer that autocast gives weights of its dtype anew in every call, with those."""
+    return module.to(dtype) if dtype == torch.bfloat16 else module
+
+
+def _know_classes(network: nn.Module) -> None:
+    """Have few classes enter as their indicators; what multiplied an embedding takes its rows in."""
+    if isinstance(network, Generator):
+        norms = [module for module in network.modules() if isinstance(module, ConditionalBatchNorm)]
+        users = [cast(nn.Linear, linear) for norm in norms for linear in (norm.scale, norm.shift)]
+    elif isinstance(network, Encoder) and network.class_term is not None:
+        films = [block.film for block in network.blocks if isinstance(block, ResidualDown)]
+        users = [linear for linear in (*films, network.class_term) if isinstance(linear, nn.Linear)]
+    else:
+        return
+    table = network.embedding.weight
+    classes, size = table.shape
+    if classes >= size:
+        return
+    for linear in users:  # of the embedding, and of more behind it
+        weight = torch.cat([linear.weight[:, :size] @ table.T, linear.weight[:, size:]], dim=1)
+        linear.weight, linear.in_features = nn.Parameter(weight, requires_grad=False), weight.shape[1]
+    network.embedding = nn.Embedding.from_pretrained(torch.eye(classes, dtype=table.dtype, device=table.device))
+
+
+class FixedPointwise(nn.Module):
+    """A 1 x 1 convolution."""
+
+    weight: Tensor
+    bias: Tensor | None
+    packed: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, kernels: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.detach())
+        self.register_buffer("bias", None if bias is None else bias.detach())
+        self.register_buffer("packed", packed(weight, dtype, kernels=kernels), persistent=False)
+        self.kernels = kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, D, H, W]."""
+        return pointwise(x, self.weight, self.bias, kernels=self.kernels, packed=self.packed)
+
+
+class FixedSkip(FixedPointwise):
+    """A 1 x 1 depthwise-separable convolution: one matrix."""
+
+    def __init__(self, skip: DepthwiseSeparable, dtype: torch.dtype) -> None:
+        weight = skip.pointwise.weight * skip.depthwise.weight.view(1, -1, 1, 1)
+        super().__init__(weight, _bias(skip), skip.kernels, dtype)
+
+    def forward(self, x: Tensor, pool: int = 1) -> Tensor:
+        """[N, C, H, W] to [N, D, H // pool, W // pool]."""
+        return super().forward(F.avg_pool2d(x, pool) if pool > 1 else x)
+
+
+class FixedSeparable(FixedPointwise):
+    """A depthwise-separable convolution with one bias."""
+
+    depthwise: Tensor
+
+    def __init__(self, module: DepthwiseSeparable, dtype: torch.dtype) -> None:
+        super().__init__(module.pointwise.weight, _bias(module), module.kernels, dtype)
+        self.register_buffer("depthwise", module.depthwise.weight.detach())
+
+    def forward(self, x: Tensor, affine: Affine | None = None, **around: Any) -> Tensor:
+        """As :class:`DepthwiseSeparable`."""
+        scale, shift = affine if affine is not None else (None, None)
+        return depthwise_separable(
+            x, self.depthwise, None, self.weight, self.bias,
+            scale=scale, shift=shift, kernels=self.kernels, packed=self.packed, **around,
+        )  # fmt: skip
+
+
+def _bias(module: DepthwiseSeparable) -> Tensor | None:
+    """Both biases as the pointwise one."""
+    bias, before = module.pointwise.bias, module.depthwise.bias
+    if before is None:
+        return bias
+    through = module.pointwise.weight.flatten(1) @ before
+    return through if bias is None else bias + through
+
+
+class FixedConditionalNorm(nn.Module):
+    """A conditional batch norm, whose scale and shift together are an affine map of the condition."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, norm: ConditionalBatchNorm) -> None:
+        super().__init__()
+        weight = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        bias = norm.bias - norm.running_mean * weight
+        scale, shift = (cast(Tensor, of.weight) for of in (norm.scale, norm.shift))
+        self.register_buffer("weight", torch.cat([weight[:, None] * scale, bias[:, None] * scale + shift]))
+        self.register_buffer("bias", torch.cat([weight, bias]))
+
+    def forward(self, x: Tensor, y: Tensor) -> Affine:
+        """Scale and shift, [N, C] each, whatever x is, under the condition y [N, condition]."""
+        scale, shift = F.linear(y, self.weight, self.bias).chunk(2, dim=1)
+        return scale, shift
