@@ -42,12 +42,13 @@ Label label_of(const ProductArgs& args) { return {args.n, args.k, chosen_target(
 // dtype's or another processor's, as in a model that was moved.
 const float* panels_in(const Tensor& packed, const ProductArgs& args) {
   const int64_t floats = RACCGAN_SELECT(packed_factor)(args);
-  STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Float && packed.dim() == 1 && packed.numel() >= kLabelFloats,
+  STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Float && packed.dim() == 1 && packed.is_contiguous() &&
+                      packed.numel() >= kLabelFloats,
                   "packed must be what pointwise_native_packed returned");
   Label found;
   memcpy(&found, packed.const_data_ptr(), sizeof found);
   if (!(found == label_of(args))) return nullptr;
-  STD_TORCH_CHECK(packed.numel() == kLabelFloats + floats && packed.is_contiguous(), "packed is not as its label says");
+  STD_TORCH_CHECK(packed.numel() == kLabelFloats + floats, "packed is not as its label says");
   return floats == 0 ? nullptr : packed.const_data_ptr<float>() + kLabelFloats;
 }
 

@@ -51,6 +51,14 @@ def by_kernel(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None) -
     return y
 
 
+def by_packed(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """y, of weights that were packed for images of ``dtype``."""
+    x, w, b, residual, *_ = tensors
+    packed = OPS.pointwise_native_packed(w.float(), dtype == torch.bfloat16)
+    y: Tensor = OPS.pointwise_native(x, w.float(), b.float(), residual, packed)
+    return y
+
+
 def all_orders(run: Any, tensors: list[Tensor]) -> list[Tensor]:
     """y, the gradients of all four, those of a penalty on x's, and those of one on the weights' and the bias's."""
     *inputs, g, t = tensors
@@ -71,6 +79,8 @@ def worst_error(dtype: torch.dtype) -> float:
         wanted = all_orders(by_convolution, tensors)
         got = all_orders(by_kernel, [tensor.to(dtype) for tensor in tensors])
         worst = max(worst, *(relative_error(ours, exact) for ours, exact in zip(got, wanted, strict=True)))
+        packed = by_packed([tensor.to(dtype) for tensor in tensors], dtype)
+        worst = max(worst, relative_error(packed, wanted[0]))
     return worst
 
 
@@ -104,7 +114,7 @@ def test_threads_change_no_bit(shape: tuple[int, int, int, int, int], dtype: tor
     results = []
     for count in (1, 2, 3):
         with threads(count):
-            results.append(all_orders(by_kernel, tensors))
+            results.append([*all_orders(by_kernel, tensors), by_packed(tensors, dtype)])
     for others in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
 
@@ -136,6 +146,24 @@ def test_a_result_does_not_depend_on_what_is_beside_it() -> None:
     gradient, sums = OPS.pointwise_native_product(x, clean, True)
     assert torch.isfinite(gradient[:, [0, 1, 3, 4, 5, 6]]).all()
     assert torch.isfinite(sums).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_packed_weights_are_taken_for_what_they_were_packed_for(dtype: torch.dtype) -> None:
+    """Those of another dtype's, or of another processor's, are left alone; what is none is refused."""
+    tensors = [tensor.to(dtype) for tensor in made((2, 64, 3, 3, 40), dtype)]
+    x, w = tensors[0], tensors[1].float()
+    plain = by_kernel(*tensors[:4])
+    packed = OPS.pointwise_native_packed(w, dtype == torch.bfloat16)
+    assert torch.equal(OPS.pointwise_native(x, 0 * w, None, None, packed), OPS.pointwise_native(x, w, None, None))
+    other = torch.bfloat16 if dtype == torch.float32 else torch.float32
+    assert torch.equal(by_packed(tensors, other), plain)
+    elsewhere = packed.clone()
+    elsewhere[4:6] = -1  # the label's target
+    assert torch.equal(OPS.pointwise_native(x, w, None, None, elsewhere), OPS.pointwise_native(x, w, None, None))
+    for wrong in (packed[:-1], packed[:5], packed.double(), packed.view(-1, 1), packed.repeat_interleave(2)[::2]):
+        with pytest.raises(RuntimeError, match="packed"):
+            OPS.pointwise_native(x, w, None, None, wrong)
 
 
 def test_who_serves() -> None:
