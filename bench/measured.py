@@ -4,8 +4,7 @@
     python -m bench.measured                                        # all of them: kernels/measured.json
 
 :mod:`raccgan.kernels.measured` says what a row is. Of an implementation counts what the dispatcher can take: its time
-channels_last, without ``torch.compile``; on a CPU no convolution in bfloat16, which goes by its float32 row. A class
-that not everybody was measured in keeps those who were in all cases.
+channels_last, without ``torch.compile``. A class that not everybody was measured in keeps those who were in all cases.
 """
 
 from __future__ import annotations
@@ -56,17 +55,11 @@ def table_of(file: Path) -> Table:
             reader = csv.DictReader(stream)
             if tuple(reader.fieldnames or ()) != COLUMNS:
                 raise InputError(f"{file} has not the columns that --save-results writes")
-            rows = rows_of(line for line in reader if device == "cuda" or not _casts_left_out(line))
+            rows = rows_of(reader)
     except (OSError, ValueError) as error:
         raise InputError(f"{file} is no table of results: {error}") from None
     name, _, _ = said["device"].rpartition(", ")
     return Table(device, name, said["date"], said["versions"], said["command"], tuple(rows))
-
-
-def _casts_left_out(line: Mapping[str, str]) -> bool:
-    """A convolution's row in bfloat16 has weights in it too. In autocast they are float32, which PyTorch rounds at each
-    call and our CPU kernels read as they are, so that row would tell the networks' layers the wrong thing."""
-    return line["op"] == "depthwise_separable" and line["dtype"] == "bfloat16"
 
 
 def _circumstances(file: Path) -> dict[str, str]:

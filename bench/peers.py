@@ -32,6 +32,10 @@ NO_KERNEL = " (no kernel)"
 _DIFFERENTIATED = {"anomaly_score": 3, "cbam": 1, "depthwise_separable": 1, "moments": 2}
 # In a gradient penalty, what leads back to the image.
 _INPUTS = ("x", "x_hat", "f", "f_hat")
+# In half precision networks run in autocast: what they hand on is of its dtype, their weights stay float32.
+_HANDED_ON = (*_INPUTS, "residual")
+_WITH_WEIGHTS = ("cbam", "depthwise_separable")
+_HALVES = (torch.bfloat16, torch.float16)
 
 Run = Callable[..., Any]
 
@@ -84,7 +88,8 @@ def enter(case: Case, arguments: Arguments) -> tuple[list[Contestant], Outputs]:
     reference = family.implementations["reference"].run
     wanted = through(reference, exact)
     refused = _refuses_second_order(reference, exact) if case.pass_ == "penalty" else ""
-    compiled = _compilers(reference, case)
+    in_precision = partial(_in_precision, case)
+    compiled = {name: in_precision(run) for name, run in _compilers(reference, case).items()}
     contestants = []
     for layout, memory_format in LAYOUTS.items():
         placed = _placed(made, case.dtype, case.device, memory_format)
@@ -94,7 +99,7 @@ def enter(case: Case, arguments: Arguments) -> tuple[list[Contestant], Outputs]:
         served = [name for name, one in family.implementations.items() if one.can_run(call) is None]
         if case.device == "cpu" and "triton" in served:  # interpreted, for tests
             served.remove("triton")
-        runs = {name: family.implementations[name].run for name in served} | compiled
+        runs = {name: in_precision(family.implementations[name].run) for name in served} | compiled
         for name, run in runs.items():
             contestants.append(
                 Contestant(
@@ -108,6 +113,18 @@ def enter(case: Case, arguments: Arguments) -> tuple[list[Contestant], Outputs]:
                 )
             )
     return contestants, wanted
+
+
+def _in_precision(case: Case, run: Run) -> Run:
+    """The op as it runs in a network whose precision is the case's."""
+    if case.dtype not in _HALVES or case.op not in _WITH_WEIGHTS:
+        return run
+
+    def in_autocast(*arguments: Any) -> Any:
+        with torch.autocast(case.device, dtype=case.dtype):
+            return run(*arguments)
+
+    return in_autocast
 
 
 def kind_of(op: str, arguments: Arguments) -> str:
@@ -178,7 +195,9 @@ def _off_the_kinks(inputs: Inputs) -> Tensor:
 
 
 def _placed(sample: Sample, dtype: torch.dtype, device: str, memory_format: torch.memory_format) -> Sample:
-    """Leaves of ``dtype`` in the layout; gradients of the scores stay float32 (see _draw)."""
+    """Leaves in the layout, of ``dtype`` or, where that is half of float32, weights of float32; gradients of the scores
+    stay float32 (see _draw)."""
+    weights = torch.float32 if dtype in _HALVES else dtype
     wide = torch.promote_types(dtype, torch.float32) if "x_hat" in sample.inputs else dtype
 
     def placed(t: Any, kind: torch.dtype) -> Any:
@@ -186,7 +205,7 @@ def _placed(sample: Sample, dtype: torch.dtype, device: str, memory_format: torc
             return t
         return t.to(device, kind).clone(memory_format=memory_format if t.dim() == 4 else torch.contiguous_format)
 
-    inputs = {name: placed(value, dtype) for name, value in sample.inputs.items()}
+    inputs = {name: placed(value, dtype if name in _HANDED_ON else weights) for name, value in sample.inputs.items()}
     return Sample(leaves(inputs), _grown(tuple(placed(g, wide) for g in sample.cotangents)))
 
 

@@ -112,12 +112,6 @@ def test_the_command_turns_results_into_the_table(shipped: Path, tmp_path: Path)
     )
 
 
-def test_on_a_cpu_a_convolution_in_bfloat16_goes_by_its_float32_row(tmp_path: Path) -> None:
-    on_a_cpu = {name: text for name, text in SAID.items() if name != "GPU"}
-    assert {row.of.op for row in command.table_of(results(tmp_path)).rows} == {"cbam", "depthwise_separable"}
-    assert {row.of.op for row in command.table_of(results(tmp_path, said=on_a_cpu)).rows} == {"cbam"}
-
-
 def test_the_table_that_is_shipped_is_what_the_command_makes() -> None:
     tables = [command.table_of(file) for file in sorted(command.RESULTS.glob("*.csv"))]
     assert measured.SHIPPED.read_text("utf-8") == command.written(tables)
