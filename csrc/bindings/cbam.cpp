@@ -1,6 +1,5 @@
 // The bindings of CBAM: the order of its stages, and what couples the pieces that the kernels work on.
 #include <cmath>
-#include <memory>
 #include <string>
 #include <utility>
 
@@ -9,8 +8,6 @@
 
 namespace raccgan {
 namespace {
-
-std::unique_ptr<float[]> floats(int64_t count) { return std::unique_ptr<float[]>(new float[count]); }
 
 // ---- arguments ----------------------------------------------------------------------------------------------------
 
@@ -97,7 +94,7 @@ void by_bands(const CbamShape& s, int64_t first, int64_t last, const Work& work)
 template <class Kernel, class Args>
 void by_bands_with_scratch(const Kernel& kernel, const Args& args, int64_t first, int64_t last) {
   by_bands(args.shape, first, last, [&](int64_t begin, int64_t end) {
-    const auto scratch = floats(scratch_floats(args.shape));
+    const auto scratch = aligned_floats(scratch_floats(args.shape));
     kernel(args, scratch.get(), begin, end);
   });
 }
@@ -211,7 +208,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_cpu(
     saved.moments[0] = *given.mean->const_data_ptr<float>();
     saved.moments[1] = *given.var->const_data_ptr<float>();
   }
-  const auto pooled = floats(s.n * pieces(s) * 2 * s.c);
+  const auto pooled = aligned_floats(s.n * pieces(s) * 2 * s.c);
   std::vector<CbamMoments> moments(s.n * bands(s));
   run_forward(given, x_in, {s, given.weights(), saved, {}, y.mutable_data_ptr(), pooled.get(), moments.data(),
                             !given.average, !given.maximum, given.moments_stride()});
@@ -307,10 +304,10 @@ NormGradients run_backward(const Given& given, const Tensor& x_in, const Tensor&
 
 // The backward pass's own memory, float32, one after the other.
 struct Work {
-  std::unique_ptr<float[]> all;
+  AlignedFloats all;
   float* at;
 
-  explicit Work(int64_t count) : all(floats(count)), at(all.get()) {}
+  explicit Work(int64_t count) : all(aligned_floats(count)), at(all.get()) {}
   float* next(int64_t count) { return std::exchange(at, at + count); }
 };
 

@@ -132,15 +132,17 @@ def pointwise(
 
 
 def packed(pointwise_weight: Tensor, dtype: torch.dtype, *, kernels: str = "fused") -> Tensor | None:
-    """A pointwise weight [D, C, 1, 1] as it is multiplied by, made once for many calls in inference.
+    """A pointwise weight [D, C, 1, 1] in the order in which it is multiplied by, made once for many calls in inference.
 
     Args:
-        dtype: of the images; other ones are served too, without a gain.
+        dtype: of the images, or autocast's; calls with other ones are served too, as without.
         kernels: which implementation will be asked for.
 
     Returns:
-        For the ``packed`` of :func:`depthwise_separable` and :func:`pointwise`, numbers for this processor alone, of
-        which none may be written. None where nobody makes use of it.
+        What :func:`depthwise_separable` and :func:`pointwise` take as ``packed``, or None where nobody makes use of it.
+        It is a copy of the weight's values, for this processor's instructions.
+
+    Gradients: none.
     """
     call = backend.Call(pointwise_weight.device, dtype, ())
     if kernels not in ("fused", "native") or native.can_run(call) is not None:

@@ -22,6 +22,7 @@ from raccgan.kernels.depthwise_separable import rewritten
 _POINTWISE = "raccgan::pointwise_native"
 _TRANSPOSED = "raccgan::pointwise_native_transposed"
 _PRODUCT = "raccgan::pointwise_native_product"
+_PACKED = "raccgan::pointwise_native_packed"
 
 
 def _left_to_pytorch() -> dict[torch.dtype, str]:
@@ -72,11 +73,11 @@ def pointwise(
 def packed(w: Tensor, dtype: torch.dtype) -> Tensor | None:
     """w [D, C, 1, 1] in the order in which :func:`pointwise` multiplies images of ``dtype`` by it, and in that dtype.
 
-    For weights that stay as they are. One number after the other, with a label that says for what and for which
-    instruction set it is; where it is for another one, w itself is read.
+    For weights that stay as they are; no gradient goes through it.
 
     Returns:
-        None where no kernel here takes it.
+        Numbers in one row behind a label, which says what they were made of, for which dtype and which instructions:
+        where it says anything else than a call needs, the call reads w. None where no kernel here takes it.
     """
     if w.device.type != "cpu" or dtype not in DTYPES:
         return None
@@ -140,6 +141,11 @@ def _product_shape(x: Tensor, g: Tensor, want_sums: bool) -> tuple[Tensor, Tenso
     )
 
 
+def _packed_shape(w: Tensor, halves: bool) -> Tensor:
+    """How many numbers is the processor's affair."""
+    return w.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.float32)
+
+
 def _product_backward(ctx: Any, v: Tensor, s: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     x, g = ctx.saved_tensors
     (want_sums,) = ctx.others
@@ -154,3 +160,4 @@ if _MISSING is None:
     register(_POINTWISE, _shape, _backward, _save)
     register(_TRANSPOSED, _transposed_shape, _transposed_backward, _save)
     register(_PRODUCT, _product_shape, _product_backward, _save)
+    torch.library.register_fake(_PACKED)(_packed_shape)  # of weights without gradients

@@ -87,7 +87,7 @@ def _know_classes(network: nn.Module) -> None:
 
 
 class FixedPointwise(nn.Module):
-    """A 1 x 1 convolution."""
+    """A 1 x 1 convolution, whose weights are there a second time as the kernels multiply by them."""
 
     weight: Tensor
     bias: Tensor | None

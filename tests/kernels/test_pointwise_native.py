@@ -224,6 +224,10 @@ def test_opcheck(dtype: torch.dtype) -> None:
     for bias in (b, None):
         for residual in (g, None):
             torch.library.opcheck(OPS.pointwise_native.default, (x, w, bias, residual))
+    packed = OPS.pointwise_native_packed(w.detach(), dtype == torch.bfloat16)
+    with torch.no_grad():
+        torch.library.opcheck(OPS.pointwise_native.default, (x, w, b, g, packed))
+        torch.library.opcheck(OPS.pointwise_native_packed.default, (w.detach(), dtype == torch.bfloat16))
     torch.library.opcheck(OPS.pointwise_native_transposed.default, (g, w))
     for want_sums in (False, True):
         torch.library.opcheck(OPS.pointwise_native_product.default, (x, g, want_sums))
