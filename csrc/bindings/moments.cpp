@@ -24,7 +24,8 @@ std::tuple<Tensor, Tensor> moments_cpu(const Tensor& x_in) {
   const MomentsArgs args{m, c, dtype_of(x, "x"), x.const_data_ptr(), pivot.data(), partial.data()};
   RACCGAN_SELECT(pivot)(args, pivot.data());
   const auto moments = RACCGAN_SELECT(moments);
-  share_out(moments_pieces(m), kMomentsPiece * c, [&](int64_t begin, int64_t end) { moments(args, begin, end); });
+  const int64_t tasks = moments_tasks(m, c);
+  share_out(tasks, m * c / tasks, [&](int64_t begin, int64_t end) { moments(args, begin, end); });
   for (int64_t i = 0; i < c; ++i) {
     double sum = 0, squares = 0;
     for (int64_t piece = 0; piece < moments_pieces(m); ++piece) {

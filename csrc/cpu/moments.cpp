@@ -12,6 +12,8 @@ namespace {
 constexpr int64_t kGroup = 4;  // vectors whose sums are in registers together
 constexpr int64_t kRun = 32;   // pixels added up before they join the piece's sum, which keeps rounding small
 
+static_assert(kMomentsChannels % (kGroup * kWidth) == 0);
+
 // kVectors vectors of channels from `channel` on; the last may have fewer than kWidth of them.
 template <class T, int kVectors>
 void moments_group(const MomentsArgs& args, int64_t channel, int64_t first, int64_t last, float* partial) {
@@ -56,14 +58,16 @@ void moments_group(const MomentsArgs& args, int64_t channel, int64_t first, int6
 
 template <class T>
 void moments_as(const MomentsArgs& args, int64_t begin, int64_t end) {
-  for (int64_t piece = begin; piece < end; ++piece) {
-    const int64_t first = piece * kMomentsPiece, last = least(args.m, first + kMomentsPiece);
+  const int64_t across = moments_tasks(1, args.c);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t piece = task / across, first = piece * kMomentsPiece, last = least(args.m, first + kMomentsPiece);
     float* const partial = args.partial + piece * 2 * args.c;
-    int64_t channel = 0;
-    for (; channel + kGroup * kWidth <= args.c; channel += kGroup * kWidth) {
+    int64_t channel = task % across * kMomentsChannels;
+    const int64_t end_channel = least(args.c, channel + kMomentsChannels);
+    for (; channel + kGroup * kWidth <= end_channel; channel += kGroup * kWidth) {
       moments_group<T, kGroup>(args, channel, first, last, partial);
     }
-    for (; channel < args.c; channel += kWidth) moments_group<T, 1>(args, channel, first, last, partial);
+    for (; channel < end_channel; channel += kWidth) moments_group<T, 1>(args, channel, first, last, partial);
   }
 }
 

@@ -31,6 +31,12 @@ struct AffineArgs {
 constexpr int64_t kMomentsPiece = 1024;  // pixels: what float32 adds up before float64 does; never by threads
 static constexpr int64_t moments_pieces(int64_t m) { return rounded_up(m, kMomentsPiece) / kMomentsPiece; }
 
+// A task is some channels of a piece, so that threads share a small batch of many channels too.
+constexpr int64_t kMomentsChannels = 64;
+static constexpr int64_t moments_tasks(int64_t m, int64_t c) {
+  return moments_pieces(m) * (rounded_up(c, kMomentsChannels) / kMomentsChannels);
+}
+
 // `pivot` writes roughly the mean, from which `moments` then measures.
 #define RACCGAN_DECLARE(target, unused)                                    \
   namespace target {                                                       \

@@ -161,14 +161,14 @@ def test_the_one_call_is_a_good_op_and_refuses() -> None:
     options = (1, 2, True, True, True, 1e-5)
     for given in ((x, w, bias, p, torch.randn(5)), (x.bfloat16(), w, None, p, None)):
         residual = torch.randn(2, 5, 2, 3, dtype=given[0].dtype)
-        torch.library.opcheck(op.default, (*given, None, None, residual, *options))
+        torch.library.opcheck(op.default, (*given, None, None, residual, None, *options))
     for arguments, message in [
         ((x, w, bias[:2], p, None), r"the depthwise bias must be float32 \[C\]"),
         ((x, w, bias, p, bias), r"the bias must be float32 \[D\]"),
         ((x, w, bias, p[:, :2], None), "x must have as many channels as w has columns, 2"),
     ]:
         with pytest.raises(RuntimeError, match=message):
-            op(*arguments, None, None, None, *options)
+            op(*arguments, None, None, None, None, *options)
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 4, 0, 3), (2, 0, 3, 3)])
