@@ -27,14 +27,6 @@ int64_t panel_floats(const ProductArgs& args) {
   return words<T>(args.k) * kPanel;
 }
 
-// A panel of b as it was packed before the call, or is packed now.
-template <class T>
-const float* packed_panel(const ProductArgs& args, int64_t panel, float* scratch) {
-  if (args.packed != nullptr) return args.packed + panel * panel_floats<T>(args);
-  pack_panel<T>(args, panel, scratch);
-  return scratch;
-}
-
 // ---- one panel of columns ---------------------------------------------------------------------------------------------
 
 // Rows first <= m < last of out. `cold`: what is read of a comes from memory.
@@ -72,21 +64,25 @@ void product_panel(const ProductArgs& args, int64_t first, int64_t last, int64_t
   });
 }
 
-// Few rows: of each panel all rows, in the memory of one panel.
+// Few rows: of each panel all rows; what is packed now takes the memory of one panel.
 template <class T>
 void product_by_columns(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
   for (int64_t panel = begin; panel < end; ++panel) {
-    product_panel<T>(args, 0, args.m, panel, packed_panel<T>(args, panel, scratch), panel == begin);
+    const float* const packed = args.packed != nullptr ? args.packed + panel * panel_floats<T>(args) : scratch;
+    if (args.packed == nullptr) pack_panel<T>(args, panel, scratch);
+    product_panel<T>(args, 0, args.m, panel, packed, panel == begin);
   }
 }
 
-// Many rows: all panels are packed once, and go by a few rows at a time.
+// Many rows: all panels are packed once, if not before the call, and go by a few rows at a time.
 template <class T>
 void product_by_rows(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
   const int64_t across = panels(args.n), first = begin * kRowsATask, last = least(args.m, end * kRowsATask);
   const int64_t size = panel_floats<T>(args);
   const float* const packed = args.packed != nullptr ? args.packed : scratch;
-  for (int64_t panel = 0; panel < across; ++panel) packed_panel<T>(args, panel, scratch + panel * size);
+  for (int64_t panel = 0; panel < across && args.packed == nullptr; ++panel) {
+    pack_panel<T>(args, panel, scratch + panel * size);
+  }
   const int64_t near = rows_that_stay(args.k * sizeof(typename T::Stored));
   for (int64_t row = first; row < last; row += near) {
     for (int64_t panel = 0; panel < across; ++panel) {
