@@ -24,7 +24,7 @@ from torch import Tensor
 from bench.measure import Case, Compare, Contestant
 from bench.networks import doubled, networks
 from bench.roofline import training_step
-from bench.test_step import CASES, TOLERANCE, batch_of, count, gradients, stepping
+from bench.test_step import CASES, TOLERANCE, batch_of, count, gradients, stepping, training_of
 from raccgan import ranks, reductions
 
 PARAMETERS = ["digits 8px b32", *(pytest.param(name, marks=pytest.mark.full) for name in ("32px b64", "128px b4"))]
@@ -37,7 +37,7 @@ def test_training_step_by_ranks(measured: Compare, device: str, name: str) -> No
     config, channels = CASES[name]
     exact = networks(config, channels, device, "reference", "NCHW")
     costs = training_step(config, channels, count(exact.generator), count(exact.discriminator), torch.float32)
-    wanted = gradients(doubled(exact), config, *batch_of(config, channels, device, torch.float64))
+    wanted = gradients(training_of(config, doubled(exact)), *batch_of(config, channels, device, torch.float64))
     case = Case("training_ranks", name, torch.float32, "step", device, costs, TOLERANCE["float32"], config.batch_size)
     with _job(1, device, name) as alone, _job(2, device, name) as both:
         rows = measured(case, [_contestant("one process", alone), _contestant("2 ranks", both)], wanted)
@@ -87,7 +87,7 @@ def _work(connection: Connection, rank: int, world: int, port: int, device: str,
     where = f"cuda:{rank}" if device == "cuda" else device
     ranks.join(torch.device(where), 300)
     config, channels = CASES[name]
-    step = stepping(config, channels, where, "fused", "channels_last")
+    step = stepping(config, channels, where, "fused", "channels_last", how="")  # ranks cannot record
     for asked in itertools.count():
         what = connection.recv()
         if what == "leave":
@@ -100,7 +100,7 @@ def _check(name: str, where: str) -> list[Tensor]:
     """Gradients of the whole batch, from every rank's slice of it."""
     config, channels = CASES[name]
     x, y = map(reductions.own_rows, batch_of(config, channels, where))
-    found = gradients(networks(config, channels, where, "fused", "channels_last"), config, x, y)
+    found = gradients(training_of(config, networks(config, channels, where, "fused", "channels_last")), x, y)
     return [reductions.averaged(vector) for vector in found]
 
 

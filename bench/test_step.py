@@ -26,7 +26,6 @@ from raccgan import reductions
 from raccgan.config import Config, make_config
 from raccgan.data.dataset import ImageDataset
 from raccgan.kernels import cbam, depthwise_separable, moments
-from raccgan.losses import critic_loss, generator_loss
 from raccgan.networks import Networks
 from raccgan.randomness import stream
 from raccgan.training import Training
@@ -76,13 +75,13 @@ def test_training_step(
     config = replace(config, precision=precision)
     checked = CHECKED.get(name, config.batch_size)
     contestant = partial(_contestant, channels=channels, device=device, checked=checked)
-    fused = contestant(config, kernels="fused", layout="channels_last")
+    ours = replace(contestant(config, kernels="fused", layout="channels_last", how=_default(device)), fused=True)
     contestants = [
         # The reference is also a peer: it is what a user of eager PyTorch would write. Training runs channels_last.
         contestant(config, kernels="reference", layout="NCHW"),
         contestant(config, kernels="reference", layout="channels_last"),
-        fused,
-        _without_kernels(contestant(config, kernels="fused", layout="channels_last")),
+        ours,
+        _without_kernels(contestant(config, kernels="fused", layout="channels_last", how=_default(device))),
     ]
     if precision != "float32":  # nobody has to train in it where float32 is faster
         plain = contestant(
@@ -90,40 +89,62 @@ def test_training_step(
         )
         contestants.append(replace(plain, implementation="reference in float32"))
     if request.config.getoption("full"):
+        others = {"", "recorded", "compiled"} - {_default(device)}
+        contestants += [contestant(config, kernels="fused", layout="channels_last", how=how) for how in sorted(others)]
         contestants = [_with_memory(c, name, precision, device) for c in contestants]
     exact = networks(config, channels, device, "reference", "NCHW")
     counts = count(exact.generator), count(exact.discriminator)
     costs = training_step(config, channels, *counts, getattr(torch, precision))
     judge = replace(config, precision="float32", batch_size=checked)
-    check = gradients if precision == "float32" else _loss_values
-    wanted = check(doubled(exact), judge, *batch_of(judge, channels, device, torch.float64))
+    check = gradients if precision == "float32" else losses
+    wanted = check(training_of(judge, doubled(exact)), *batch_of(judge, channels, device, torch.float64))
     case = Case(
         "training_step", name, getattr(torch, precision), "step", device, costs,
         tolerance=TOLERANCE[precision], images=config.batch_size,
     )  # fmt: skip
     rows = measured(case, contestants, wanted)
     eager = min(milliseconds(row) for row in rows if row.peer)
-    assert fastest(rows, fused.implementation) < eager
+    assert fastest(rows, ours.implementation) < eager
+
+
+def _default(device: str) -> str:
+    """How ``raccgan.train`` runs its steps."""
+    return "recorded" if device == "cpu" else ""
 
 
 def _contestant(
-    config: Config, *, channels: int, device: str, kernels: str, layout: str, checked: int, judged: str | None = None
+    config: Config,
+    *,
+    channels: int,
+    device: str,
+    kernels: str,
+    layout: str,
+    checked: int,
+    judged: str | None = None,
+    how: str = "",
 ) -> Contestant:
     """One training of its own; each call is a step on another batch.
 
-    ``checked`` images are compared with float64; ``judged``: another precision than its own, as whose equal it is.
+    Args:
+        checked: images that are compared with float64.
+        judged: another precision than its own, as whose equal it is.
+        how: its steps are "recorded", or "compiled" as well.
     """
     judged = judged or config.precision
     few = replace(config, batch_size=checked)
-    made = networks(config, channels, device, kernels, layout)
-    check = partial(gradients if judged == "float32" else _loss_values, made, few, *batch_of(few, channels, device))
-    step = stepping(config, channels, device, kernels, layout)
+    made = partial(networks, config, channels, device, kernels, layout)
+    batch = batch_of(few, channels, device)
+    compute = gradients if judged == "float32" else losses
+    name = label(kernels, partial(compute, training_of(few, made()), *batch))
+    judge = training_of(few, made(), how)
+    own = judge if checked == config.batch_size else training_of(config, made(), how)
+    step = steps_of(own, channels, device, layout)
     return Contestant(
-        label(kernels, check),
+        name + (f", {how}" if how else ""),
         layout,
         peer=kernels == "reference",
-        fused=kernels == "fused",
-        check=check,
+        fused=False,
+        check=partial(compute, judge, *batch),
         call=lambda: next(step),
     )
 
@@ -142,16 +163,19 @@ def _without_kernels(fused: Contestant) -> Contestant:
         return run_without
 
     check = hidden(fused.check)
-    return replace(fused, implementation=label("rewritten", check), fused=False, check=check, call=hidden(fused.call))
+    _, comma, how = fused.implementation.partition(", ")
+    name = label("rewritten", check) + comma + how
+    return replace(fused, implementation=name, fused=False, check=check, call=hidden(fused.call))
 
 
 def _with_memory(c: Contestant, name: str, precision: str, device: str) -> Contestant:
     """The same, with the memory of its step; without kernels it could not be told apart in another process."""
     if NO_KERNEL in c.implementation:
         return c
-    kernels = "fused" if c.fused else "reference"
+    kernels = "reference" if c.peer else "fused"
     own = "float32" if "float32" in c.implementation else precision
-    arguments = (name, own, device, kernels, c.layout, torch.get_num_threads())
+    how = c.implementation.partition(", ")[2]
+    arguments = (name, own, device, kernels, c.layout, how, torch.get_num_threads())
 
     def memory() -> float:
         code = f"import bench.test_step as t; print(t.peak_megabytes{arguments})"
@@ -160,28 +184,41 @@ def _with_memory(c: Contestant, name: str, precision: str, device: str) -> Conte
     return replace(c, memory=memory)
 
 
-def peak_megabytes(name: str, precision: str, device: str, kernels: str, layout: str, threads: int) -> float:
-    """The most memory that steps take beyond networks and batch, optimisers included; for a fresh process only, since
-    memory that was freed is taken again unseen."""
+def peak_megabytes(name: str, precision: str, device: str, kernels: str, layout: str, how: str, threads: int) -> float:
+    """The most memory that steps take beyond networks and batch, optimisers and compiler included; for a fresh process
+    only, since memory that was freed is taken again unseen."""
     torch.set_num_threads(threads)
     config, channels = CASES[name]
-    step = stepping(replace(config, precision=precision), channels, device, kernels, layout)
+    step = stepping(replace(config, precision=precision), channels, device, kernels, layout, how)
     before = machine.memory_bytes(device)
     for _ in range(3):
         next(step)
     return (machine.peak_memory_bytes(device) - before) / 1e6
 
 
-def stepping(config: Config, channels: int, device: str, kernels: str, layout: str) -> Iterator[Any]:
-    """Steps for ever, of this rank's slice of the batch; everything that they need is made now."""
-    x, y = map(reductions.own_rows, batch_of(config, channels, device))
-    copies = [(x.clone(memory_format=LAYOUTS[layout]), y) for _ in range(4)]
-    made = networks(config, channels, device, kernels, layout)
-    none = ImageDataset.__new__(ImageDataset)  # a step is given its batch
-    training = Training(
-        config, made, none, classes=[str(i) for i in range(CLASSES)], channels=channels, path=Path(os.devnull)
-    )
+def stepping(
+    config: Config, channels: int, device: str, kernels: str, layout: str, how: str = "recorded"
+) -> Iterator[Any]:
+    """Steps for ever; everything that they need is made now."""
+    training = training_of(config, networks(config, channels, device, kernels, layout), how)
+    return steps_of(training, channels, device, layout)
+
+
+def training_of(config: Config, made: Networks, how: str = "") -> Training:
+    """The first phase of a training of these networks, which is given its batches."""
+    none = ImageDataset.__new__(ImageDataset)
+    classes = [str(i) for i in range(CLASSES)]
+    training = Training(config, made, none, classes=classes, channels=0, path=Path(os.devnull))
     training.freeze("gan")
+    if how:
+        training.record(compile=how == "compiled")
+    return training
+
+
+def steps_of(training: Training, channels: int, device: str, layout: str) -> Iterator[Any]:
+    """Steps for ever, of this rank's slice of the batch."""
+    x, y = map(reductions.own_rows, batch_of(training.config, channels, device))
+    copies = [(x.clone(memory_format=LAYOUTS[layout]), y) for _ in range(4)]
     return (training.gan_step(step, *copies[step % len(copies)]) for step in itertools.count())
 
 
@@ -192,36 +229,27 @@ def batch_of(config: Config, channels: int, device: str, dtype: torch.dtype = to
     return x.to(device, dtype), torch.randint(CLASSES, (n,), generator=draw).to(device)
 
 
-def _losses(networks: Networks, config: Config, x: Tensor, y: Tensor) -> list[tuple[nn.Module, Tensor]]:
-    """D and its loss, G and its loss, before any weight moves."""
-    g, d = networks.generator, networks.discriminator
+def losses(training: Training, x: Tensor, y: Tensor) -> list[Tensor]:
+    """D's loss and G's, before any weight moves; their gradients are then in the weights."""
+    for network in (training.networks.discriminator, training.networks.generator):
+        network.zero_grad()
     draw = stream(0, "bench/noise")
-    in_precision = partial(torch.autocast, x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-    z = reductions.own_rows(torch.randn(config.batch_size, config.latent_size, generator=draw)).to(x)
-    mix = reductions.own_rows(torch.rand(config.batch_size, 1, 1, 1, generator=draw)).to(x)
-    with torch.no_grad(), in_precision():
-        fake = g(z, y).to(x.dtype)
-    with in_precision():
-        terms = critic_loss(d, x, fake, y, mix)
-        generator = generator_loss(d, g(z, y), y)
-    return [(d, config.penalty * terms.penalty - terms.wasserstein), (g, generator)]
+    z = reductions.own_rows(torch.randn(training.config.batch_size, training.config.latent_size, generator=draw)).to(x)
+    mix = reductions.own_rows(torch.rand(training.config.batch_size, 1, 1, 1, generator=draw)).to(x)
+    of_d = training.differentiate("discriminator", x, y, z, mix)
+    of_g = training.differentiate("generator", y, z)
+    total = training.config.penalty * of_d["penalty"] - of_d["wasserstein"]
+    return [torch.stack([total.to(x.dtype), of_g["generator"].to(x.dtype)])]
 
 
-def _loss_values(networks: Networks, config: Config, x: Tensor, y: Tensor) -> list[Tensor]:
-    return [torch.stack([loss.detach().to(x.dtype) for _, loss in _losses(networks, config, x, y)])]
-
-
-def gradients(networks: Networks, config: Config, x: Tensor, y: Tensor) -> list[Tensor]:
+def gradients(training: Training, x: Tensor, y: Tensor) -> list[Tensor]:
     """All of D's gradients in one vector, and all of G's.
 
     Weights after a step would not do: Adam's first step is the sign of each gradient, however small it is.
     """
-    vectors = []
-    for network, loss in _losses(networks, config, x, y):
-        parameters = list(network.parameters())
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        vectors.append(torch.cat([g.flatten() for g in found if g is not None]))
-    return vectors
+    losses(training, x, y)
+    both = (training.networks.discriminator, training.networks.generator)
+    return [torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]) for network in both]
 
 
 def count(network: nn.Module) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from raccgan import compiling
 from raccgan.config import Config
 from raccgan.density import Density, Distances, Vectors
 from raccgan.errors import InputError
@@ -29,8 +29,6 @@ TERMS = {
     "defect_density": "distance of the largest errors from those of normal images",
 }
 """What stands beside every score, whatever kind it is of: the columns of all tables, in this order."""
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -113,9 +111,12 @@ class Scorer:
         self.kappa = kappa
         self.kernels = kernels
         self.pairs = pairs
-        made: Callable[[Any], Any] = partial(_compiled, device=self.device) if compiled else lambda function: function
-        self._features = made(self.discriminator.features)
-        self._compare = made(self._compared)
+        self._features: Callable[[Tensor], Tensor] = self.discriminator.features
+        self._compare: Callable[..., Any] = self._compared
+        if compiled:
+            options = {"dynamic": True, "options": compiler_options(self.device)}
+            self._features = compiling.compiled(self._features, "the scorer", **options)
+            self._compare = compiling.compiled(self._compare, "the scorer", **options)
 
     @classmethod
     def of(
@@ -236,24 +237,6 @@ def compiler_options(device: torch.device) -> dict[str, Any]:
     Of one image at 32 px that takes 0.9 of the time with Python between the kernels.
     """
     return {"cpp_wrapper": True} if device.type == "cpu" else {}
-
-
-def _compiled(function: Function, device: torch.device) -> Function:
-    """The function through torch.compile, for batches of any size; the first call takes some seconds.
-
-    Raises:
-        InputError: at that call, where there is no C++ compiler.
-    """
-    generated = torch.compile(function, dynamic=True, fullgraph=True, options=compiler_options(device))
-
-    def run(*arguments: Any) -> Any:
-        try:
-            return generated(*arguments)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            reason = next(line for line in str(error).splitlines() if line)
-            raise InputError(f"the scorer does not compile here: {reason}; without compiling it runs") from None
-
-    return cast(Function, run)
 
 
 def concatenate(parts: Sequence[Scored]) -> Scored:

@@ -40,6 +40,8 @@ EXAMPLES = """\
       your own folder: one sub-folder a class, such as healthy/ and abnormal/
   python -m raccgan.train --resume runs/scans
       go on where a run stopped
+  python -m raccgan.train --dataset fashion-mnist --precision bfloat16 --compile
+      as fast as it goes on a CPU: compiled steps, and half precision where the processor has it
   torchrun --nproc-per-node 8 --max-restarts 3 -m raccgan.train --dataset ~/scans --normal healthy --out runs/scans
       on eight GPUs of this machine; with more of its options on many machines
 """
@@ -68,6 +70,8 @@ def main(arguments: Sequence[str]) -> int:
     if resumed is not None and given.resume is None:
         _say(f"started again, and goes on from {out / checkpoints.NAME}")
     _check_phase(given.phase, run.config, resumed)
+    if given.compile:
+        _require_recordable(run.config)
     run, data = _training_data(run)
     with ranks.entered_on_first(lambda: own_folder(out)):  # last of all checks, so that a refused run leaves nothing
         ranks.on_first(lambda: _begin(found, run.config))
@@ -75,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
             f"{run.config.dataset}: normal {', '.join(run.classes)}; {len(run.split.train)} images to train on, "
             f"{len(run.split.held_out)} held out for the threshold, {len(run.split.test)} to test; results in {out}"
         )
-        status = _run_phases(run, data, given.phase, out, resumed)
+        status = _run_phases(run, data, given.phase, out, resumed, compile=given.compile)
         if ranks.first():
             (out / JOB).unlink(missing_ok=True)
         return status
@@ -113,12 +117,14 @@ def _begin(found: _Found, config: Config) -> None:
         write_text(found.out / JOB, job)
 
 
-def _run_phases(run: Run, data: ImageDataset, phase: str, out: Path, resumed: Checkpoint | None) -> int:
+def _run_phases(
+    run: Run, data: ImageDataset, phase: str, out: Path, resumed: Checkpoint | None, *, compile: bool
+) -> int:
     from raccgan.checkpoint import NAME
     from raccgan.evaluation import calibrate, evaluate, fit_density, summary, write_results
     from raccgan.training import Training
 
-    training = Training.of(run, data, out / NAME, resumed, _tensorboard(out))
+    training = Training.of(run, data, out / NAME, resumed, _tensorboard(out), compile=compile)
     if phase in ("all", "gan"):
         training.run("gan")
     if phase in ("all", "encoder"):
@@ -157,6 +163,12 @@ def _parser() -> argparse.ArgumentParser:
         help="continue the run in this folder (default: the one that --out names)",
     )
     parser.add_argument("--phase", default="all", metavar="PHASE", help=f"one of {', '.join(PHASES)} (default: all)")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="send the steps through torch.compile, the gradient penalty included: one to two minutes more at first, "
+        "then 0.7 to 0.9 of the time; needs a C++ compiler",
+    )
     options.add_places(parser)
     options.add_settings(parser)
     return parser
@@ -236,6 +248,13 @@ def _check_phase(phase: str, config: Config, resumed: Checkpoint | None) -> None
             f"--phase evaluate needs a trained encoder, and this run has {done['encoder']} of {config.encoder_steps} "
             "steps: run --phase encoder first"
         )
+
+
+def _require_recordable(config: Config) -> None:
+    from raccgan.training import cannot_record
+
+    if (reason := cannot_record(config)) is not None:
+        raise InputError(f"--compile works {reason}")
 
 
 def _training_data(run: Run) -> tuple[Run, ImageDataset]:

@@ -24,11 +24,15 @@ from raccgan.losses import critic_loss, encoder_loss, generator_loss
 from raccgan.networks import Networks, build, update_average
 from raccgan.progress import Progress
 from raccgan.randomness import stream
+from raccgan.recording import Objective, Recording, Terms
 from raccgan.run import Run
+from raccgan.terminal import say
 
 PHASES = ("gan", "encoder")
 
-Losses = dict[str, Tensor]
+WORTH_RECORDING = 200
+"""Steps of a phase from which on it is faster with a recording, which takes as long as ten to a hundred of them."""
+
 Log = Callable[[str, int, dict[str, float]], None]
 
 
@@ -55,9 +59,10 @@ class Training:
         path: Path,
         resumed: Checkpoint | None = None,
         log: Log = lambda phase, step, figures: None,
+        compile: bool = False,
     ) -> None:
         self.config, self.networks, self.data, self.path, self.log = config, networks, data, path, log
-        self.classes, self.channels = classes, channels
+        self.classes, self.channels, self.compile = classes, channels, compile
         self.device = next(networks.generator.parameters()).device
         adam: dict[str, Any] = {"betas": (0.0, 0.999), "eps": 1e-6}
         # fused: one call for all weights. On a CPU it took a quarter of the time of the loop over them that is the
@@ -73,6 +78,12 @@ class Training:
         self.calibration: Calibration | None = None
         """The threshold and the scores that it comes from, for the next checkpoint; it is of these weights alone."""
         self.seconds = 0.0
+        self._objectives: dict[str, Objective] = {
+            "generator": self._generator_loss,
+            "discriminator": self._discriminator_loss,
+            "encoder": self._encoder_loss,
+        }
+        self._recordings: dict[str, Recording] | None = None
         self._saved_at = "none was written yet"
         if resumed is not None:
             self._restore(resumed)
@@ -85,6 +96,8 @@ class Training:
         path: Path,
         resumed: Checkpoint | None,
         log: Log = lambda phase, step, figures: None,
+        *,
+        compile: bool = False,
     ) -> Training:
         """The training of a run on ``data``, from new networks or from a checkpoint, which is written to ``path``."""
         if resumed is not None:
@@ -92,8 +105,9 @@ class Training:
         else:
             networks = build(run.config, channels=run.channels, classes=len(run.classes), device=run.device)
         return cls(
-            run.config, networks, data, classes=run.classes, channels=run.channels, path=path, resumed=resumed, log=log
-        )
+            run.config, networks, data, classes=run.classes, channels=run.channels, path=path, resumed=resumed, log=log,
+            compile=compile,
+        )  # fmt: skip
 
     @property
     def goals(self) -> dict[str, int]:
@@ -114,6 +128,7 @@ class Training:
         every = max(1, goal // 400)  # points of the loss curves
         if start < goal:
             self.networks.density.forget()
+            self._record_if_worth_it(phase)
         begun, before = time.monotonic(), self.seconds
         with _finish_step_on_interrupt() as interrupted, Progress(_TITLES[phase], goal, start) as progress:
             for step, (x, y) in zip(range(start, goal), self._batches(phase), strict=False):
@@ -157,50 +172,92 @@ class Training:
         ranks.on_first(lambda: checkpoints.save(self.path, checkpoint))
         self._saved_at = f"{self.path} of {phase} step {self.steps[phase]}"
 
-    def gan_step(self, step: int, x: Tensor, y: Tensor) -> Losses:
-        """``critic_steps`` discriminator steps on slices of the batch, then one generator step."""
-        g, d = self.networks.generator, self.networks.discriminator
-        draw = stream(self.config.seed, "gan", step)
-        n = self.config.batch_size // ranks.world()
-        d.requires_grad_(True)
-        for real, label in zip(x.split(n), y.split(n), strict=True):
-            z, mix = self._normal(draw), self._uniform(draw)
-            with torch.no_grad(), self._precision():
-                fake = g(z, label).float()
-            with self._precision():
-                terms = critic_loss(d, real, fake, label, mix)
-            self._descend("discriminator", self.config.penalty * terms.penalty - terms.wasserstein)
-        d.requires_grad_(False)
-        label = y[-n:]
-        with self._precision():
-            loss = generator_loss(d, g(self._normal(draw), label), label)
-        self._descend("generator", loss)
-        # A short memory at first: the average would otherwise hold on to the first, random weights.
-        if ranks.first():
-            update_average(self.networks.average, g, min(self.config.ema, (1 + step) / (10 + step)))
-        return {
-            "wasserstein": terms.wasserstein.detach(),
-            "penalty": terms.penalty.detach(),
-            "generator": loss.detach(),
+    def record(self, *, compile: bool = False) -> None:
+        """Have the next step record its losses and gradients, and those after it replay them, compiled if asked for.
+
+        See :mod:`raccgan.recording`; where that cannot be, :func:`cannot_record` says why.
+        """
+        networks = [network for _, network in self.networks.items()]
+        rounded = self.config.precision != "float32"
+        self._recordings = {
+            name: Recording(objective, self._weights(name), networks, compile=compile, rounded=rounded)
+            for name, objective in self._objectives.items()
         }
 
-    def encoder_step(self, step: int, x: Tensor, y: Tensor) -> Losses:
+    def _record_if_worth_it(self, phase: str) -> None:
+        """Record the phase's steps, if that can be done and is faster; on a GPU it was not measured.
+
+        All steps of the phase count, done or not, so that a resumed run rounds as an uninterrupted one does.
+        """
+        self._recordings = None
+        if self.compile:
+            say(f"{_TITLES[phase]}: compiling the step, which takes one to two minutes")
+            self.record(compile=True)
+        elif self.device.type == "cpu" and cannot_record(self.config) is None and self.goals[phase] >= WORTH_RECORDING:
+            self.record()
+
+    def gan_step(self, step: int, x: Tensor, y: Tensor) -> Terms:
+        """``critic_steps`` discriminator steps on slices of the batch, then one generator step."""
+        draw = stream(self.config.seed, "gan", step)
+        n = self.config.batch_size // ranks.world()
+        for real, label in zip(x.split(n), y.split(n), strict=True):
+            z, mix = self._normal(draw), self._uniform(draw)
+            terms = self._descend("discriminator", real, label, z, mix)
+        terms = terms | self._descend("generator", y[-n:], self._normal(draw))
+        # A short memory at first: the average would otherwise hold on to the first, random weights.
+        if ranks.first():
+            update_average(
+                self.networks.average, self.networks.generator, min(self.config.ema, (1 + step) / (10 + step))
+            )
+        return terms
+
+    def encoder_step(self, step: int, x: Tensor, y: Tensor) -> Terms:
         """One step on izi_f; the learning rates fall to zero on a cosine."""
         rate = self.config.encoder_lr * 0.5 * (1 + math.cos(math.pi * step / self.config.encoder_steps))
         shares = (1.0, self.config.generator_tuning)
         for group, share in zip(self.optimisers["encoder"].param_groups, shares, strict=False):
             group["lr"] = rate * share
+        return self._descend("encoder", x, y)
+
+    def _descend(self, name: str, *inputs: Tensor) -> Terms:
+        """One step of an optimiser."""
+        self.optimisers[name].zero_grad(set_to_none=True)
+        terms = self.differentiate(name, *inputs)
+        reductions.average_gradients(self._weights(name))
+        self.optimisers[name].step()
+        return terms
+
+    def differentiate(self, name: str, *inputs: Tensor) -> Terms:
+        """Leave the gradients of a network's loss in its weights, which have none yet; what the loss consists of."""
+        if self._recordings is not None:
+            return self._recordings[name](*inputs)
+        loss, terms = self._objectives[name](*inputs)
+        loss.backward()
+        return terms
+
+    def _discriminator_loss(self, real: Tensor, y: Tensor, z: Tensor, mix: Tensor) -> tuple[Tensor, Terms]:
+        g, d = self.networks.generator, self.networks.discriminator.requires_grad_(True)
+        with torch.no_grad(), self._precision():
+            fake = g(z, y).to(real.dtype)
+        with self._precision():
+            wasserstein, penalty = critic_loss(d, real, fake, y, mix)
+        loss = self.config.penalty * penalty - wasserstein
+        return loss, {"wasserstein": wasserstein.detach(), "penalty": penalty.detach()}
+
+    def _generator_loss(self, y: Tensor, z: Tensor) -> tuple[Tensor, Terms]:
+        g, d = self.networks.generator, self.networks.discriminator.requires_grad_(False)
+        with self._precision():
+            loss = generator_loss(d, g(z, y), y)
+        return loss, {"generator": loss.detach()}
+
+    def _encoder_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Terms]:
         with self._precision():
             terms = encoder_loss(self.networks.encoder, self.networks.average, self.networks.discriminator, x, y)
-        self._descend("encoder", terms.image + self.config.kappa * terms.feature)
-        return {"image": terms.image.detach(), "feature": terms.feature.detach()}
+        loss = terms.image + self.config.kappa * terms.feature
+        return loss, {"image": terms.image.detach(), "feature": terms.feature.detach()}
 
-    def _descend(self, name: str, loss: Tensor) -> None:
-        optimiser = self.optimisers[name]
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        reductions.average_gradients([weight for group in optimiser.param_groups for weight in group["params"]])
-        optimiser.step()
+    def _weights(self, name: str) -> list[nn.Parameter]:
+        return [weight for group in self.optimisers[name].param_groups for weight in group["params"]]
 
     @property
     def _reconstructing(self) -> list[nn.Module]:
@@ -271,6 +328,15 @@ class Training:
             f"{phase} step {step + 1}: {what}; the last good checkpoint is {self._saved_at}; "
             "a lower learning rate or a higher penalty usually mends it"
         )
+
+
+def cannot_record(config: Config) -> str | None:
+    """Why the steps of a configuration cannot be recorded, in one line."""
+    if ranks.world() > 1:
+        return "in one process only: ranks exchange moments in the middle of a step"
+    if config.kernels == "reference":
+        return "not with --kernels reference, whose gradient penalty is a loop over channels, each with a record"
+    return None
 
 
 _TITLES = {"gan": "generator and discriminator", "encoder": "encoder"}

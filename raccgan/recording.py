@@ -1,0 +1,149 @@
+"""A loss and its gradients as one list of operations: recorded through autograd once, then replayed, or compiled.
+
+A training step spends much of its time between the kernels: in Python, in autograd, which builds a graph at every call
+and walks it, and in small operations on one core. torch.compile would see to that, but does not differentiate twice, as
+a gradient penalty has to be. So autograd runs first, and what it does is recorded: the operations of the forward pass,
+of its derivative and of that one's derivative, in their order. Replayed, they give the same bits without autograd. And
+they are a function without derivatives, which is what torch.compile takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from raccgan.compiling import compiled
+from raccgan.errors import InputError
+
+Terms = dict[str, Tensor]
+"""What is reported of a step: scalars without graph, by name."""
+
+Objective = Callable[..., tuple[Tensor, Terms]]
+"""A loss, differentiable, and what is reported of it, of a step's tensors."""
+
+_Found = tuple[Terms, list[Tensor | None]]
+"""The terms, and a gradient for each weight that the loss depends on."""
+
+
+class Recording:
+    """The terms and gradients of an objective, recorded at the first call and replayed from then on.
+
+    Whatever the objective decides in Python is decided at the first call: who serves an op, which weights learn, the
+    shapes. It may not read a tensor's values, nor draw random numbers. Weights and buffers remain the networks' own,
+    and each call moves the buffers as the objective does.
+
+    In float32 the replay gives the bits that autograd gives. In autocast a weight's gradients from several uses are
+    added in float32, each use being a cast of its own.
+
+    With ``compile`` torch.compile turns the list into C++, in one to two minutes: the same up to rounding.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        weights: Sequence[nn.Parameter],
+        networks: Iterable[nn.Module],
+        *,
+        compile: bool = False,
+        rounded: bool = False,
+    ) -> None:
+        """Of an objective, its gradients with respect to ``weights``.
+
+        Args:
+            networks: all whose buffers the objective may move.
+            compile: turn the list into C++.
+            rounded: the objective's arithmetic is bfloat16, in which gradients of a new network are mostly rounding, so
+                that compiled ones cannot be compared with autograd's, as they are otherwise before they are used.
+        """
+        self._objective, self._weights, self._compile, self._rounded = objective, weights, compile, rounded
+        self._buffers = [buffer for network in networks for buffer in network.buffers()]
+        self._shapes: list[torch.Size] = []
+        self._replay: Callable[..., _Found] | None = None
+
+    def __call__(self, *inputs: Tensor) -> Terms:
+        """Leave the gradients in the weights' ``grad``, as ``backward`` on none does, and return the terms.
+
+        Raises:
+            ValueError: other shapes than at the first call.
+            InputError: at the first call, it does not compile here or the result computes something else.
+        """
+        shapes = [t.shape for t in inputs]
+        if self._replay is None:
+            self._replay, self._shapes = self._record(inputs), shapes
+        elif shapes != self._shapes:
+            raise ValueError(f"recorded for tensors of {self._shapes}, got {shapes}")
+        with torch.no_grad():
+            terms, gradients = self._replay(*inputs)
+        for weight, gradient in zip(self._weights, gradients, strict=True):
+            weight.grad = gradient
+        return terms
+
+    def _record(self, inputs: Sequence[Tensor]) -> Callable[..., _Found]:
+        before = [buffer.clone() for buffer in self._buffers]
+        by_autograd: list[_Found] = []
+
+        def function(*tensors: Tensor) -> _Found:
+            found = self._differentiated(*tensors)
+            by_autograd.append(found)
+            return found
+
+        graph = make_fx(function, decomposition_table=_COMPILED_OTHERWISE if self._compile else {})(*inputs)
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        self._restore(before)
+        if not self._compile:
+            return graph
+        replay = compiled(graph, "the training step", dynamic=False)
+        with torch.no_grad():
+            _require_alike(replay(*inputs), by_autograd[0], rounded=self._rounded)
+        self._restore(before)
+        return replay
+
+    @torch.no_grad()
+    def _restore(self, before: Sequence[Tensor]) -> None:
+        for buffer, value in zip(self._buffers, before, strict=True):
+            buffer.copy_(value)
+
+    def _differentiated(self, *inputs: Tensor) -> _Found:
+        with torch.enable_grad():
+            loss, terms = self._objective(*inputs)
+        found = torch.autograd.grad(loss, self._weights, allow_unused=True)
+        return terms, [None if g is None else _laid_out(g, w) for g, w in zip(found, self._weights, strict=True)]
+
+
+def _laid_out(gradient: Tensor, weight: Tensor) -> Tensor:
+    """In the weight's memory format, as ``backward`` leaves it: a fused optimiser walks both side by side."""
+    return gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
+
+
+def _require_alike(got: _Found, wanted: _Found, *, rounded: bool) -> None:
+    """Refuse what was compiled wrongly: torch.compile is a large machine, see below for one of its faults.
+
+    Raises:
+        InputError: another value of a term, or other gradients.
+    """
+    scale = 0.3 if rounded else 0.1  # what rounding alone makes of a new network's penalty, and of its gradients
+    for name, value in wanted[0].items():
+        if not abs(got[0][name].item() - value.item()) <= scale * max(1.0, abs(value.item())):  # false for NaN
+            raise InputError(f"{_WRONG}: {name} {got[0][name].item():.4g}, not {value.item():.4g}; {_INSTEAD}")
+    mine, right = (torch.cat([g.flatten() for g in found[1] if g is not None]) for found in (got, wanted))
+    off = float((mine - right).norm() / right.norm())
+    if not rounded and not off <= scale:
+        raise InputError(f"{_WRONG}: gradients are {off:.2g} of their size off; {_INSTEAD}")
+
+
+_WRONG = "torch.compile computes something else than the training step"
+_INSTEAD = "train without compiling, or with another version of PyTorch"
+
+
+def _embedding_gradient(gradient: Tensor, index: Tensor, count: int, padding: int, by_frequency: bool) -> Tensor:
+    """As a matrix product. What torch.compile makes of the sum for two threads writes past the tensor's end, up to
+    PyTorch 2.13: https://github.com/pytorch/pytorch/issues/191837."""
+    chosen = torch.arange(count, device=index.device)[:, None] == index.flatten()
+    return chosen.to(gradient.dtype) @ gradient.flatten(0, -2)
+
+
+_COMPILED_OTHERWISE = {torch.ops.aten.embedding_dense_backward.default: _embedding_gradient}

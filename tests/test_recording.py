@@ -1,0 +1,181 @@
+"""A recorded step is the step: the same bits, also behind a gradient penalty; compiled, the same up to rounding."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from raccgan import checkpoint as checkpoints
+from raccgan import recording, train, training
+from raccgan.errors import InputError
+from raccgan.recording import Recording, Terms
+from raccgan.run import Run
+from raccgan.training import Training
+from tests.conftest import TINY_OPTIONS
+from tests.test_commands import refused
+
+Make = Callable[..., tuple[Run, Training]]
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "attention": {"attention_discriminator": "all", "attention_encoder": "all"},
+    "dense": {"convolution": "dense", "critic_steps": 2},
+    "wide": {"image_size": 32, "base_width": 5, "multipliers": "3,2,1,1", "generator_tuning": 0.5},
+}
+
+
+def steps(training: Training, count: int = 3) -> list[dict[str, float]]:
+    """What so many steps of both phases report."""
+    reported = []
+    for phase, step in (("gan", training.gan_step), ("encoder", training.encoder_step)):
+        training.freeze(phase)
+        for number, (x, y) in zip(range(count), training._batches(phase), strict=False):
+            reported.append({name: float(value) for name, value in step(number, x, y).items()})
+    return reported
+
+
+def state(training: Training) -> dict[str, Tensor]:
+    return {
+        f"{name}.{key}": value
+        for name, network in training.networks.items()
+        for key, value in network.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("kernels", ["fused", "reference"])
+def test_a_recorded_step_has_the_bits_of_a_step(tiny: Make, settings: dict[str, Any], kernels: str) -> None:
+    """Losses, weights, running moments and singular vectors."""
+    (_, plain), (_, recorded) = (tiny(folder=name, kernels=kernels, **settings) for name in ("plain", "recorded"))
+    start = {name: value.clone() for name, value in state(plain).items()}
+    recorded.record()
+    assert steps(recorded) == steps(plain)
+    wanted = state(plain)
+    assert all(torch.equal(value, wanted[name]) for name, value in state(recorded).items())
+    moved = {name.split(".")[0] for name, value in wanted.items() if not torch.equal(value, start[name])}
+    assert moved == {"generator", "discriminator", "encoder", "average"}
+
+
+def test_a_phase_of_many_steps_is_recorded_and_resumes_to_the_same_bits(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where fewer steps than that are left, or in bfloat16, in which a recording rounds in its own way."""
+    monkeypatch.setattr(training, "WORTH_RECORDING", 6)
+    made: list[int] = []
+    record = Recording._record
+    monkeypatch.setattr(Recording, "_record", lambda self, inputs: made.append(1) or record(self, inputs))
+    _, whole = tiny(precision="bfloat16")
+    whole.run("gan")
+    whole.run("encoder")
+    assert len(made) == 3, "D, G and E"
+    _, cut = tiny(folder="cut", precision="bfloat16")
+    stop_after(cut, 4)
+    with pytest.raises(training.Interrupted):
+        cut.run("gan")
+    _, resumed = tiny(resumed=checkpoints.load(cut.path), folder="cut", precision="bfloat16")
+    resumed.run("gan")
+    resumed.run("encoder")
+    wanted = state(whole)
+    assert all(torch.equal(value, wanted[name]) for name, value in state(resumed).items())
+    made.clear()
+    tiny(folder="short", gan_steps=5)[1].run("gan")
+    tiny(folder="reference", kernels="reference")[1].run("gan")
+    assert not made
+
+
+def stop_after(training: Training, steps: int) -> None:
+    compute = training.gan_step
+
+    def step(number: int, x: Tensor, y: Tensor) -> Terms:
+        if number + 1 == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        return compute(number, x, y)
+
+    training.gan_step = step  # type: ignore[method-assign]
+
+
+def test_in_bfloat16_a_recorded_step_is_the_step_up_to_rounding(tiny: Make) -> None:
+    (_, plain), (_, recorded) = (tiny(folder=name, precision="bfloat16") for name in ("plain", "recorded"))
+    recorded.record()
+    wanted, got = steps(plain), steps(recorded)
+    assert got[0] == wanted[0], "nothing is rounded otherwise before the first gradients"
+    for a, b in zip(got, wanted, strict=True):
+        assert a == pytest.approx(b, rel=0.05, abs=0.01)
+
+
+def test_a_compiled_step_is_the_step_up_to_rounding(tiny: Make) -> None:
+    """With odd widths, and two threads, for which torch.compile makes other code than for one."""
+    settings = {"base_width": 5, "attention_encoder": "all"}
+    torch._dynamo.reset()
+    torch.set_num_threads(2)
+    try:
+        (_, plain), (_, compiled) = (tiny(folder=name, **settings) for name in ("plain", "compiled"))
+        compiled.record(compile=True)
+        wanted, got = steps(plain), steps(compiled)
+    finally:
+        torch.set_num_threads(1)
+    for a, b in zip(got, wanted, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+    assert got != wanted, "not one bit differs: was anything compiled?"
+    for name, network in compiled.networks.items():
+        same = dict(plain.networks.items())[name]
+        for (key, value), other in zip(network.named_buffers(), same.buffers(), strict=True):
+            torch.testing.assert_close(value, other, rtol=1e-2, atol=1e-3, msg=f"{name}.{key}")
+
+
+def squares(model: nn.Linear) -> recording.Objective:
+    def objective(x: Tensor) -> tuple[Tensor, Terms]:
+        loss = model(x).square().mean()
+        return loss, {"loss": loss.detach()}
+
+    return objective
+
+
+def test_other_shapes_are_refused() -> None:
+    model = nn.Linear(3, 2)
+    recorded = Recording(squares(model), list(model.parameters()), [model])
+    recorded(torch.randn(5, 3))
+    with pytest.raises(ValueError, match=r"recorded for tensors of .*5, 3.*, got .*4, 3"):
+        recorded(torch.randn(4, 3))
+
+
+@pytest.mark.parametrize(("term", "gradient"), [(2.0, 1.0), (float("nan"), 1.0), (1.0, 0.5), (1.0, float("nan"))])
+def test_what_is_compiled_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch, term: float, gradient: float) -> None:
+    def wrong(graph: Callable[..., Any], what: str, **options: Any) -> Callable[..., Any]:
+        def run(*inputs: Tensor) -> Any:
+            terms, gradients = graph(*inputs)
+            return {name: value * term for name, value in terms.items()}, [g * gradient for g in gradients]
+
+        return run
+
+    monkeypatch.setattr(recording, "compiled", wrong)
+    model = nn.Linear(3, 2)
+    recorded = Recording(squares(model), list(model.parameters()), [model], compile=True)
+    with pytest.raises(InputError, match=r"torch\.compile computes something else than the training step: (loss|grad)"):
+        recorded(10 * torch.randn(5, 3))
+
+
+def test_without_a_compiler_a_compiled_step_says_so(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/no/such/compiler",))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what another test compiled would do
+    _, training = tiny()
+    training.compile = True
+    with pytest.raises(InputError, match=r"the training step does not compile here: .*No working C\+\+ compiler"):
+        training.run("gan")
+
+
+def test_the_command_says_what_it_cannot_compile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    line = refused(capsys, train, "--compile", "--kernels", "reference", "--out", out, *TINY_OPTIONS)
+    assert "--compile works not with --kernels reference" in line
+    assert not out.exists()
