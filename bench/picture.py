@@ -113,9 +113,9 @@ def _kind(j: Judged) -> str:
     name = j.row.implementation
     if j.row.peer:
         return next(kind for kind in _KINDS if name.startswith(kind))
-    if "torch.compile" in name:
-        return "ours, compiled"
-    return "no kernel" if "(no kernel)" in name else "ours"
+    if "(no kernel)" in name:
+        return "no kernel"
+    return "ours, compiled" if name.endswith(", compiled") else "ours"
 
 
 def _three_digits(value: float) -> str:

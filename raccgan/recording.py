@@ -1,18 +1,25 @@
-"""A loss and its gradients as one list of operations: recorded through autograd once, then replayed, or compiled.
+"""What is computed again and again, as one list of operations: recorded once, then replayed, or compiled.
 
 A training step spends much of its time between the kernels: in Python, in autograd, which builds a graph at every call
 and walks it, and in small operations on one core. torch.compile would see to that, but does not differentiate twice, as
 a gradient penalty has to be. So autograd runs first, and what it does is recorded: the operations of the forward pass,
 of its derivative and of that one's derivative, in their order. Replayed, they give the same bits without autograd. And
 they are a function without derivatives, which is what torch.compile takes.
+
+A score has no derivatives, but Python between its kernels, which for a single small image is a quarter of the time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from raccgan.compiling import compiled
@@ -23,6 +30,11 @@ Terms = dict[str, Tensor]
 
 Objective = Callable[..., tuple[Tensor, Terms]]
 """A loss, differentiable, and what is reported of it, of a step's tensors."""
+
+OFTEN = 200
+"""Calls after which a recording of them pays: it takes as long as it saves in a hundred to five hundred."""
+
+_Decompositions = Mapping[OpOverload, Callable[..., Any]]
 
 _Found = tuple[Terms, list[Tensor | None]]
 """The terms, and a gradient for each weight that the loss depends on."""
@@ -90,9 +102,7 @@ class Recording:
             by_autograd.append(found)
             return found
 
-        graph = make_fx(function, decomposition_table=_COMPILED_OTHERWISE if self._compile else {})(*inputs)
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
+        graph = _recorded(function, inputs, _COMPILED_OTHERWISE if self._compile else None)
         self._restore(before)
         if not self._compile:
             return graph
@@ -112,6 +122,42 @@ class Recording:
             loss, terms = self._objective(*inputs)
         found = torch.autograd.grad(loss, self._weights, allow_unused=True)
         return terms, [None if g is None else _laid_out(g, w) for g, w in zip(found, self._weights, strict=True)]
+
+
+class Replayed:
+    """A function of tensors without gradients, recorded for every shape with which it is called often: the same bits.
+
+    It may not read a tensor's values, draw random numbers or change a tensor; what it holds stays as it is.
+    """
+
+    def __init__(self, function: Callable[..., Any], after: int = OFTEN) -> None:
+        """``after``: at which call of a shape it is recorded."""
+        self._function, self._after = function, after
+        self._calls: Counter[Hashable] = Counter()
+        self._recordings: dict[Hashable, Callable[..., Any]] = {}
+        self._one_at_a_time = Lock()
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        like = tuple((t.shape, t.stride(), t.dtype) for t in inputs)
+        replay = self._recordings.get(like)
+        if replay is None:
+            self._calls[like] += 1
+            if self._calls[like] < self._after:
+                return self._function(*inputs)
+            # Not in inference mode, in which PyTorch records upsampling as the gathering of each pixel.
+            with self._one_at_a_time, torch.inference_mode(False), torch.no_grad():
+                replay = self._recordings[like] = _recorded(self._function, inputs)
+        return replay(*inputs)
+
+
+def _recorded(
+    function: Callable[..., Any], inputs: Sequence[Tensor], otherwise: _Decompositions | None = None
+) -> GraphModule:
+    """What ``function`` does to these inputs, some operations replaced by what does ``otherwise``."""
+    graph = make_fx(lambda *tensors: function(*tensors), decomposition_table=otherwise)(*inputs)  # counts no self
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
 
 
 def _laid_out(gradient: Tensor, weight: Tensor) -> Tensor:
@@ -146,4 +192,4 @@ def _embedding_gradient(gradient: Tensor, index: Tensor, count: int, padding: in
     return chosen.to(gradient.dtype) @ gradient.flatten(0, -2)
 
 
-_COMPILED_OTHERWISE = {torch.ops.aten.embedding_dense_backward.default: _embedding_gradient}
+_COMPILED_OTHERWISE: _Decompositions = {torch.ops.aten.embedding_dense_backward.default: _embedding_gradient}

@@ -18,6 +18,7 @@ from raccgan.kernels.anomaly_score import AnomalyScore, anomaly_score
 from raccgan.maps import smoothed
 from raccgan.models.frozen import frozen
 from raccgan.networks import Networks
+from raccgan.recording import Replayed
 
 MINIMUM = "minimum"
 
@@ -117,6 +118,8 @@ class Scorer:
             options = {"dynamic": True, "options": compiler_options(self.device)}
             self._features = compiling.compiled(self._features, "the scorer", **options)
             self._compare = compiling.compiled(self._compare, "the scorer", **options)
+        elif self.device.type == "cpu":  # on a GPU it was not measured
+            self._features, self._compare = Replayed(self._features), Replayed(self._compare)
 
     @classmethod
     def of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from raccgan import checkpoint as checkpoints
 from raccgan import recording, train, training
 from raccgan.errors import InputError
-from raccgan.recording import Recording, Terms
+from raccgan.recording import Recording, Replayed, Terms
 from raccgan.run import Run
 from raccgan.training import Training
 from tests.conftest import TINY_OPTIONS
@@ -179,3 +180,31 @@ def test_the_command_says_what_it_cannot_compile(tmp_path: Path, capsys: pytest.
     line = refused(capsys, train, "--compile", "--kernels", "reference", "--out", out, *TINY_OPTIONS)
     assert "--compile works not with --kernels reference" in line
     assert not out.exists()
+
+
+def test_a_function_that_is_called_often_is_replayed_for_each_shape() -> None:
+    model, ran = nn.Linear(3, 2), []
+
+    def function(x: Tensor) -> dict[str, Tensor]:
+        ran.append(len(x))
+        return {"y": model(x)}
+
+    replayed = Replayed(function, after=3)
+    with torch.inference_mode():
+        for rows in (5, 4, 5, 5, 5, 5, 4):
+            x = torch.randn(rows, 3)
+            assert torch.equal(replayed(x)["y"], model(x))
+    assert ran == [5, 4, 5, 5, 4], "the third call of five rows records, and no later one runs the function"
+
+
+def test_threads_may_replay_and_record_at_once() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    replayed = Replayed(lambda x: model(x), after=2)
+
+    def compute(rows: int) -> bool:
+        x = torch.randn(rows, 3)
+        with torch.inference_mode():
+            return torch.equal(replayed(x), model(x))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(compute, [1 + i % 7 for i in range(200)]))

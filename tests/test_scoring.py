@@ -17,6 +17,7 @@ from raccgan.errors import InputError
 from raccgan.evaluation import fit_density
 from raccgan.maps import smoothed
 from raccgan.networks import Networks
+from raccgan.recording import Replayed
 from raccgan.run import Run
 from raccgan.scoring import Scorer, threshold_of
 from raccgan.training import Training
@@ -160,6 +161,23 @@ def test_a_compiled_scorer_scores_alike(run_and_scorer: tuple[Run, Scorer]) -> N
         torch.testing.assert_close(got.score, wanted.score, rtol=1e-4, atol=0)
         torch.testing.assert_close(got.map, wanted.map, rtol=1e-4, atol=1e-5)
         assert torch.equal(got.condition, wanted.condition)
+
+
+def test_scores_that_are_replayed_have_the_same_bits(
+    run_and_scorer: tuple[Run, Scorer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, scorer = run_and_scorer
+    monkeypatch.setattr(Replayed.__init__, "__defaults__", (2,))
+    replayed = Scorer(
+        Networks(scorer.generator, scorer.discriminator, scorer.encoder, scorer.generator, scorer.density),
+        run.classes, kappa=scorer.kappa, kernels=scorer.kernels, score=scorer.made_of,
+    )  # fmt: skip
+    images = run.dataset(run.split.test).images(range(37))
+    for count, details in ((37, False), (37, True), (1, False), (1, True), (1, False)):
+        wanted, got = (one.score(images[:count], details=details) for one in (scorer, replayed))
+        assert torch.equal(got.score, wanted.score)
+        assert details is False or (got.map is not None and torch.equal(got.map, wanted.map))
+    assert len(replayed._compare._recordings) == 3, "passes of 64 images under a class, the last of 57, and of 5"
 
 
 def test_without_a_compiler_a_compiled_scorer_says_so(
