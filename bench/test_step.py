@@ -216,7 +216,7 @@ def training_of(config: Config, made: Networks, how: str = "") -> Training:
     training = Training(config, made, none, classes=classes, channels=0, path=Path(os.devnull))
     training.freeze("gan")
     if how:
-        training.record(compile=how == "compiled")
+        training.record(compiled=how == "compiled")
     return training
 
 

@@ -11,6 +11,7 @@ A score has no derivatives, but Python between its kernels, which for a single s
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from threading import Lock
@@ -22,7 +23,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from raccgan.compiling import compiled
+from raccgan import compiling
 from raccgan.errors import InputError
 
 Terms = dict[str, Tensor]
@@ -50,7 +51,7 @@ class Recording:
     In float32 the replay gives the bits that autograd gives. In autocast a weight's gradients from several uses are
     added in float32, each use being a cast of its own.
 
-    With ``compile`` torch.compile turns the list into C++, in one to two minutes: the same up to rounding.
+    With ``compiled`` torch.compile turns the list into C++, in one to two minutes: the same up to rounding.
     """
 
     def __init__(
@@ -59,18 +60,18 @@ class Recording:
         weights: Sequence[nn.Parameter],
         networks: Iterable[nn.Module],
         *,
-        compile: bool = False,
+        compiled: bool = False,
         rounded: bool = False,
     ) -> None:
         """Of an objective, its gradients with respect to ``weights``.
 
         Args:
             networks: all whose buffers the objective may move.
-            compile: turn the list into C++.
+            compiled: have the list turned into C++.
             rounded: the objective's arithmetic is bfloat16, in which gradients of a new network are mostly rounding, so
                 that compiled ones cannot be compared with autograd's, as they are otherwise before they are used.
         """
-        self._objective, self._weights, self._compile, self._rounded = objective, weights, compile, rounded
+        self._objective, self._weights, self._compiled, self._rounded = objective, weights, compiled, rounded
         self._buffers = [buffer for network in networks for buffer in network.buffers()]
         self._shapes: list[torch.Size] = []
         self._replay: Callable[..., _Found] | None = None
@@ -102,11 +103,11 @@ class Recording:
             by_autograd.append(found)
             return found
 
-        graph = _recorded(function, inputs, _COMPILED_OTHERWISE if self._compile else None)
+        graph = _recorded(function, inputs, _COMPILED_OTHERWISE if self._compiled else None)
         self._restore(before)
-        if not self._compile:
+        if not self._compiled:
             return graph
-        replay = compiled(graph, "the training step", dynamic=False)
+        replay = compiling.compiled(graph, "the training step", dynamic=False)
         with torch.no_grad():
             _require_alike(replay(*inputs), by_autograd[0], rounded=self._rounded)
         self._restore(before)
@@ -121,7 +122,7 @@ class Recording:
         with torch.enable_grad():
             loss, terms = self._objective(*inputs)
         found = torch.autograd.grad(loss, self._weights, allow_unused=True)
-        return terms, [None if g is None else _laid_out(g, w) for g, w in zip(found, self._weights, strict=True)]
+        return terms, _as_by_backward(found, self._weights, inputs)
 
 
 class Replayed:
@@ -146,7 +147,8 @@ class Replayed:
                 return self._function(*inputs)
             # Not in inference mode, in which PyTorch records upsampling as the gathering of each pixel.
             with self._one_at_a_time, torch.inference_mode(False), torch.no_grad():
-                replay = self._recordings[like] = _recorded(self._function, inputs)
+                replay = self._recordings.get(like) or _recorded(self._function, inputs)
+                self._recordings[like] = replay
         return replay(*inputs)
 
 
@@ -160,25 +162,38 @@ def _recorded(
     return graph
 
 
-def _laid_out(gradient: Tensor, weight: Tensor) -> Tensor:
-    """In the weight's memory format, as ``backward`` leaves it: a fused optimiser walks both side by side."""
-    return gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
+def _as_by_backward(
+    gradients: Sequence[Tensor | None], weights: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Gradients as ``backward`` leaves them: each with memory of its own, in its weight's memory format.
+
+    A fused optimiser walks both side by side, and what scales gradients in place must not scale one twice.
+    """
+    taken = {t.untyped_storage().data_ptr() for t in (*weights, *inputs)}
+    made: list[Tensor | None] = []
+    for gradient, weight in zip(gradients, weights, strict=True):
+        if gradient is not None:
+            if gradient.stride() != weight.stride() or gradient.untyped_storage().data_ptr() in taken:
+                gradient = torch.empty_like(weight).copy_(gradient)
+            taken.add(gradient.untyped_storage().data_ptr())
+        made.append(gradient)
+    return made
 
 
 def _require_alike(got: _Found, wanted: _Found, *, rounded: bool) -> None:
     """Refuse what was compiled wrongly: torch.compile is a large machine, see below for one of its faults.
 
     Raises:
-        InputError: another value of a term, or other gradients.
+        InputError: another value of a term, or other gradients, than autograd's, where those are finite.
     """
     scale = 0.3 if rounded else 0.1  # what rounding alone makes of a new network's penalty, and of its gradients
-    for name, value in wanted[0].items():
-        if not abs(got[0][name].item() - value.item()) <= scale * max(1.0, abs(value.item())):  # false for NaN
-            raise InputError(f"{_WRONG}: {name} {got[0][name].item():.4g}, not {value.item():.4g}; {_INSTEAD}")
-    mine, right = (torch.cat([g.flatten() for g in found[1] if g is not None]) for found in (got, wanted))
-    off = float((mine - right).norm() / right.norm())
-    if not rounded and not off <= scale:
-        raise InputError(f"{_WRONG}: gradients are {off:.2g} of their size off; {_INSTEAD}")
+    for name, term in wanted[0].items():
+        right, found = term.item(), got[0][name].item()
+        if math.isfinite(right) and not abs(found - right) <= scale * max(1.0, abs(right)):  # false for NaN
+            raise InputError(f"{_WRONG}: {name} {found:.4g}, not {right:.4g}; {_INSTEAD}")
+    ours, theirs = (torch.cat([g.flatten() for g in one[1] if g is not None]) for one in (got, wanted))
+    if not rounded and theirs.isfinite().all() and not (ours - theirs).norm() <= scale * theirs.norm():
+        raise InputError(f"{_WRONG}: gradients are off by more than {scale:.0%}; {_INSTEAD}")
 
 
 _WRONG = "torch.compile computes something else than the training step"

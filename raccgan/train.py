@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
             f"{run.config.dataset}: normal {', '.join(run.classes)}; {len(run.split.train)} images to train on, "
             f"{len(run.split.held_out)} held out for the threshold, {len(run.split.test)} to test; results in {out}"
         )
-        status = _run_phases(run, data, given.phase, out, resumed, compile=given.compile)
+        status = _run_phases(run, data, given.phase, out, resumed, compiled=given.compile)
         if ranks.first():
             (out / JOB).unlink(missing_ok=True)
         return status
@@ -118,13 +118,13 @@ def _begin(found: _Found, config: Config) -> None:
 
 
 def _run_phases(
-    run: Run, data: ImageDataset, phase: str, out: Path, resumed: Checkpoint | None, *, compile: bool
+    run: Run, data: ImageDataset, phase: str, out: Path, resumed: Checkpoint | None, *, compiled: bool
 ) -> int:
     from raccgan.checkpoint import NAME
     from raccgan.evaluation import calibrate, evaluate, fit_density, summary, write_results
     from raccgan.training import Training
 
-    training = Training.of(run, data, out / NAME, resumed, _tensorboard(out), compile=compile)
+    training = Training.of(run, data, out / NAME, resumed, _tensorboard(out), compiled=compiled)
     if phase in ("all", "gan"):
         training.run("gan")
     if phase in ("all", "encoder"):

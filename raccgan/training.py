@@ -59,10 +59,10 @@ class Training:
         path: Path,
         resumed: Checkpoint | None = None,
         log: Log = lambda phase, step, figures: None,
-        compile: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.config, self.networks, self.data, self.path, self.log = config, networks, data, path, log
-        self.classes, self.channels, self.compile = classes, channels, compile
+        self.classes, self.channels, self.compiled = classes, channels, compiled
         self.device = next(networks.generator.parameters()).device
         adam: dict[str, Any] = {"betas": (0.0, 0.999), "eps": 1e-6}
         # fused: one call for all weights. On a CPU it took a quarter of the time of the loop over them that is the
@@ -97,7 +97,7 @@ class Training:
         resumed: Checkpoint | None,
         log: Log = lambda phase, step, figures: None,
         *,
-        compile: bool = False,
+        compiled: bool = False,
     ) -> Training:
         """The training of a run on ``data``, from new networks or from a checkpoint, which is written to ``path``."""
         if resumed is not None:
@@ -106,7 +106,7 @@ class Training:
             networks = build(run.config, channels=run.channels, classes=len(run.classes), device=run.device)
         return cls(
             run.config, networks, data, classes=run.classes, channels=run.channels, path=path, resumed=resumed, log=log,
-            compile=compile,
+            compiled=compiled,
         )  # fmt: skip
 
     @property
@@ -172,7 +172,7 @@ class Training:
         ranks.on_first(lambda: checkpoints.save(self.path, checkpoint))
         self._saved_at = f"{self.path} of {phase} step {self.steps[phase]}"
 
-    def record(self, *, compile: bool = False) -> None:
+    def record(self, *, compiled: bool = False) -> None:
         """Have the next step record its losses and gradients, and those after it replay them, compiled if asked for.
 
         See :mod:`raccgan.recording`; where that cannot be, :func:`cannot_record` says why.
@@ -180,7 +180,7 @@ class Training:
         networks = [network for _, network in self.networks.items()]
         rounded = self.config.precision != "float32"
         self._recordings = {
-            name: Recording(objective, self._weights(name), networks, compile=compile, rounded=rounded)
+            name: Recording(objective, self._weights(name), networks, compiled=compiled, rounded=rounded)
             for name, objective in self._objectives.items()
         }
 
@@ -190,9 +190,9 @@ class Training:
         All steps of the phase count, done or not, so that a resumed run rounds as an uninterrupted one does.
         """
         self._recordings = None
-        if self.compile:
+        if self.compiled:
             say(f"{_TITLES[phase]}: compiling the step, which takes one to two minutes")
-            self.record(compile=True)
+            self.record(compiled=True)
         elif self.device.type == "cpu" and cannot_record(self.config) is None and self.goals[phase] >= WORTH_RECORDING:
             self.record()
 

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from raccgan import checkpoint as checkpoints
-from raccgan import recording, train, training
+from raccgan import compiling, recording, train, training
+from raccgan.data.dataset import ImageDataset
 from raccgan.errors import InputError
+from raccgan.kernels import backend
+from raccgan.networks import build
 from raccgan.recording import Recording, Replayed, Terms
 from raccgan.run import Run
 from raccgan.training import Training
-from tests.conftest import TINY_OPTIONS
+from tests.conftest import TINY_OPTIONS, tiny_config
 from tests.test_commands import refused
 
 Make = Callable[..., tuple[Run, Training]]
@@ -118,7 +121,7 @@ def test_a_compiled_step_is_the_step_up_to_rounding(tiny: Make) -> None:
     torch.set_num_threads(2)
     try:
         (_, plain), (_, compiled) = (tiny(folder=name, **settings) for name in ("plain", "compiled"))
-        compiled.record(compile=True)
+        compiled.record(compiled=True)
         wanted, got = steps(plain), steps(compiled)
     finally:
         torch.set_num_threads(1)
@@ -147,6 +150,30 @@ def test_other_shapes_are_refused() -> None:
         recorded(torch.randn(4, 3))
 
 
+def test_gradients_have_memory_of_their_own() -> None:
+    """Also two that are equal, and one that is an input: backward copies them, and clipping scales them in place."""
+    first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+
+    def objective(x: Tensor) -> tuple[Tensor, Terms]:
+        loss = ((first + second) * x).sum()
+        return loss, {"loss": loss.detach()}
+
+    x = torch.arange(3.0)
+    Recording(objective, [first, second], [])(x)
+    for weight in (first, second):
+        assert weight.grad is not None
+        weight.grad.mul_(2)
+        assert torch.equal(weight.grad, torch.tensor([0.0, 2.0, 4.0]))
+    assert torch.equal(x, torch.arange(3.0))
+
+
+def test_a_loss_that_is_not_finite_is_not_the_compilers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "compiled", lambda graph, what, **options: graph)
+    model = nn.Linear(3, 2)
+    terms = Recording(squares(model), list(model.parameters()), [model], compiled=True)(torch.full((5, 3), torch.nan))
+    assert terms["loss"].isnan()
+
+
 @pytest.mark.parametrize(("term", "gradient"), [(2.0, 1.0), (float("nan"), 1.0), (1.0, 0.5), (1.0, float("nan"))])
 def test_what_is_compiled_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch, term: float, gradient: float) -> None:
     def wrong(graph: Callable[..., Any], what: str, **options: Any) -> Callable[..., Any]:
@@ -156,9 +183,9 @@ def test_what_is_compiled_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch, te
 
         return run
 
-    monkeypatch.setattr(recording, "compiled", wrong)
+    monkeypatch.setattr(compiling, "compiled", wrong)
     model = nn.Linear(3, 2)
-    recorded = Recording(squares(model), list(model.parameters()), [model], compile=True)
+    recorded = Recording(squares(model), list(model.parameters()), [model], compiled=True)
     with pytest.raises(InputError, match=r"torch\.compile computes something else than the training step: (loss|grad)"):
         recorded(10 * torch.randn(5, 3))
 
@@ -170,7 +197,7 @@ def test_without_a_compiler_a_compiled_step_says_so(
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/no/such/compiler",))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what another test compiled would do
     _, training = tiny()
-    training.compile = True
+    training.compiled = True
     with pytest.raises(InputError, match=r"the training step does not compile here: .*No working C\+\+ compiler"):
         training.run("gan")
 
@@ -208,3 +235,32 @@ def test_threads_may_replay_and_record_at_once() -> None:
 
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(compute, [1 + i % 7 for i in range(200)]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("compiled", [False, True], ids=["recorded", "compiled"])
+@pytest.mark.parametrize("kernels", ["fused", "native", "triton"])
+def test_on_a_gpu_a_recorded_step_is_the_step_up_to_rounding(kernels: str, compiled: bool) -> None:
+    """In one process and by the first step: atomic sums there have another order in each run."""
+    try:
+        backend.require(kernels, torch.device("cuda"))
+    except backend.KernelError as error:
+        pytest.skip(str(error))
+    torch._dynamo.reset()
+    config = tiny_config(kernels=kernels)
+
+    def first(record: bool) -> dict[str, Tensor]:
+        one = Training(
+            config, build(config, channels=1, classes=2, device=torch.device("cuda")),
+            ImageDataset.__new__(ImageDataset), classes=["a", "b"], channels=1, path=Path(os.devnull),
+        )  # fmt: skip
+        one.freeze("gan")
+        if record:
+            one.record(compiled=compiled)
+        x, y = torch.linspace(-1, 1, 8 * 64).view(8, 1, 8, 8), torch.arange(8) % 2
+        return one.gan_step(0, x.cuda(), y.cuda())
+
+    wanted, got = first(record=False), first(record=True)
+    for name, value in wanted.items():
+        assert float(got[name]) == pytest.approx(float(value), rel=1e-2, abs=1e-3), name
