@@ -134,7 +134,8 @@ def _contestant(
     judged = judged or config.precision
     few = replace(config, batch_size=checked)
     made = partial(networks, config, channels, device, kernels, layout)
-    batch = batch_of(few, channels, device)
+    x, y = batch_of(few, channels, device)
+    batch = (x.contiguous(memory_format=LAYOUTS[layout]), y)
     compute = gradients if judged == "float32" else losses
     name = label(kernels, partial(compute, training_of(few, made()), *batch))
     judge = training_of(few, made(), how)

@@ -44,9 +44,9 @@ _Found = tuple[Terms, list[Tensor | None]]
 class Recording:
     """The terms and gradients of an objective, recorded at the first call and replayed from then on.
 
-    Whatever the objective decides in Python is decided at the first call: who serves an op, which weights learn, the
-    shapes. It may not read a tensor's values, nor draw random numbers. Weights and buffers remain the networks' own,
-    and each call moves the buffers as the objective does.
+    Whatever the objective decides in Python is decided at the first call: who serves an op, which weights learn, shapes
+    and memory formats. It may not read a tensor's values, nor draw random numbers. Weights and buffers remain the
+    networks' own, and each call moves the buffers as the objective does.
 
     In float32 the replay gives the bits that autograd gives. In autocast a weight's gradients from several uses are
     added in float32, each use being a cast of its own.
@@ -73,21 +73,21 @@ class Recording:
         """
         self._objective, self._weights, self._compiled, self._rounded = objective, weights, compiled, rounded
         self._buffers = [buffer for network in networks for buffer in network.buffers()]
-        self._shapes: list[torch.Size] = []
+        self._like: list[tuple[torch.Size, tuple[int, ...]]] = []
         self._replay: Callable[..., _Found] | None = None
 
     def __call__(self, *inputs: Tensor) -> Terms:
         """Leave the gradients in the weights' ``grad``, as ``backward`` on none does, and return the terms.
 
         Raises:
-            ValueError: other shapes than at the first call.
+            ValueError: other shapes or memory formats than at the first call.
             InputError: at the first call, it does not compile here or the result computes something else.
         """
-        shapes = [t.shape for t in inputs]
+        like = [(t.shape, t.stride()) for t in inputs]
         if self._replay is None:
-            self._replay, self._shapes = self._record(inputs), shapes
-        elif shapes != self._shapes:
-            raise ValueError(f"recorded for tensors of {self._shapes}, got {shapes}")
+            self._replay, self._like = self._record(inputs), like
+        elif like != self._like:
+            raise ValueError(f"recorded for tensors of these shapes and strides: {self._like}; got {like}")
         with torch.no_grad():
             terms, gradients = self._replay(*inputs)
         for weight, gradient in zip(self._weights, gradients, strict=True):

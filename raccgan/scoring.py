@@ -74,7 +74,8 @@ class Scorer:
     library's convolutions (a relative 1e-4 is tested). Precision is float32, whatever training used.
 
     ``compiled``: the networks and the score go through torch.compile, which needs a C++ compiler. The first images
-    take some twenty seconds longer, all others 0.7 to 0.9 of the time (32 px, one core).
+    take some twenty seconds longer, all others 0.95 to 1.2 of the time of recorded passes, which those of one shape are
+    after 200 (:class:`raccgan.recording.Replayed`).
     """
 
     def __init__(

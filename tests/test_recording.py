@@ -142,12 +142,13 @@ def squares(model: nn.Linear) -> recording.Objective:
     return objective
 
 
-def test_other_shapes_are_refused() -> None:
+def test_other_shapes_and_memory_formats_are_refused() -> None:
     model = nn.Linear(3, 2)
     recorded = Recording(squares(model), list(model.parameters()), [model])
     recorded(torch.randn(5, 3))
-    with pytest.raises(ValueError, match=r"recorded for tensors of .*5, 3.*, got .*4, 3"):
-        recorded(torch.randn(4, 3))
+    for other in (torch.randn(4, 3), torch.randn(3, 5).t()):
+        with pytest.raises(ValueError, match=r"recorded for tensors of these shapes and strides: .*5, 3.*; got"):
+            recorded(other)
 
 
 def test_gradients_have_memory_of_their_own() -> None:
