@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +23,7 @@ from raccgan.run import Run
 from raccgan.training import Training
 from tests.conftest import TINY_OPTIONS, tiny_config
 from tests.test_commands import refused
+from tests.test_training import interrupt_at, weights
 
 Make = Callable[..., tuple[Run, Training]]
 
@@ -45,24 +45,16 @@ def steps(training: Training, count: int = 3) -> list[dict[str, float]]:
     return reported
 
 
-def state(training: Training) -> dict[str, Tensor]:
-    return {
-        f"{name}.{key}": value
-        for name, network in training.networks.items()
-        for key, value in network.state_dict().items()
-    }
-
-
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("kernels", ["fused", "reference"])
 def test_a_recorded_step_has_the_bits_of_a_step(tiny: Make, settings: dict[str, Any], kernels: str) -> None:
     """Losses, weights, running moments and singular vectors."""
     (_, plain), (_, recorded) = (tiny(folder=name, kernels=kernels, **settings) for name in ("plain", "recorded"))
-    start = {name: value.clone() for name, value in state(plain).items()}
+    start = weights(plain)
     recorded.record()
     assert steps(recorded) == steps(plain)
-    wanted = state(plain)
-    assert all(torch.equal(value, wanted[name]) for name, value in state(recorded).items())
+    wanted = weights(plain)
+    assert all(torch.equal(value, wanted[name]) for name, value in weights(recorded).items())
     moved = {name.split(".")[0] for name, value in wanted.items() if not torch.equal(value, start[name])}
     assert moved == {"generator", "discriminator", "encoder", "average"}
 
@@ -80,29 +72,18 @@ def test_a_phase_of_many_steps_is_recorded_and_resumes_to_the_same_bits(
     whole.run("encoder")
     assert len(made) == 3, "D, G and E"
     _, cut = tiny(folder="cut", precision="bfloat16")
-    stop_after(cut, 4)
+    interrupt_at(cut, "gan", 4)
     with pytest.raises(training.Interrupted):
         cut.run("gan")
     _, resumed = tiny(resumed=checkpoints.load(cut.path), folder="cut", precision="bfloat16")
     resumed.run("gan")
     resumed.run("encoder")
-    wanted = state(whole)
-    assert all(torch.equal(value, wanted[name]) for name, value in state(resumed).items())
+    wanted = weights(whole)
+    assert all(torch.equal(value, wanted[name]) for name, value in weights(resumed).items())
     made.clear()
     tiny(folder="short", gan_steps=5)[1].run("gan")
     tiny(folder="reference", kernels="reference")[1].run("gan")
     assert not made
-
-
-def stop_after(training: Training, steps: int) -> None:
-    compute = training.gan_step
-
-    def step(number: int, x: Tensor, y: Tensor) -> Terms:
-        if number + 1 == steps:
-            os.kill(os.getpid(), signal.SIGINT)
-        return compute(number, x, y)
-
-    training.gan_step = step  # type: ignore[method-assign]
 
 
 def test_in_bfloat16_a_recorded_step_is_the_step_up_to_rounding(tiny: Make) -> None:
