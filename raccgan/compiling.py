@@ -24,7 +24,8 @@ def compiled(function: Function, what: str, **options: Any) -> Function:
         try:
             return generated(*arguments)
         except torch._dynamo.exc.TorchDynamoException as error:
-            reason = next(line for line in str(error).splitlines() if line)
+            # Its first paragraph, whose first line may be but the name of the back end that raised the second.
+            reason = " ".join(str(error).strip().partition("\n\n")[0].split())
             raise InputError(f"{what} does not compile here: {reason}; without compiling it runs") from None
 
     return cast(Function, run)

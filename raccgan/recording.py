@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from raccgan import compiling
 from raccgan.errors import InputError
@@ -45,7 +46,7 @@ class Recording:
     """The terms and gradients of an objective, recorded at the first call and replayed from then on.
 
     Whatever the objective decides in Python is decided at the first call: who serves an op, which weights learn, shapes
-    and memory formats. It may not read a tensor's values, nor draw random numbers. Weights and buffers remain the
+    and memory formats. It may not decide by a tensor's value, nor draw random numbers. Weights and buffers remain the
     networks' own, and each call moves the buffers as the objective does.
 
     In float32 the replay gives the bits that autograd gives. In autocast a weight's gradients from several uses are
@@ -80,7 +81,8 @@ class Recording:
         """Leave the gradients in the weights' ``grad``, as ``backward`` on none does, and return the terms.
 
         Raises:
-            ValueError: other shapes or memory formats than at the first call.
+            ValueError: other shapes or memory formats than at the first call, or at that one, the objective decides by
+                a tensor's value.
             InputError: at the first call, it does not compile here or the result computes something else.
         """
         like = [(t.shape, t.stride()) for t in inputs]
@@ -96,20 +98,15 @@ class Recording:
 
     def _record(self, inputs: Sequence[Tensor]) -> Callable[..., _Found]:
         before = [buffer.clone() for buffer in self._buffers]
-        by_autograd: list[_Found] = []
-
-        def function(*tensors: Tensor) -> _Found:
-            found = self._differentiated(*tensors)
-            by_autograd.append(found)
-            return found
-
-        graph = _recorded(function, inputs, _COMPILED_OTHERWISE if self._compiled else None)
-        self._restore(before)
+        graph = _recorded(self._differentiated, inputs, _COMPILED_OTHERWISE if self._compiled else None)
+        self._restore(before)  # counts of batches move even then: make_fx takes a scalar for a constant
         if not self._compiled:
             return graph
         replay = compiling.compiled(graph, "the training step", dynamic=False)
+        wanted = self._differentiated(*inputs)
+        self._restore(before)
         with torch.no_grad():
-            _require_alike(replay(*inputs), by_autograd[0], rounded=self._rounded)
+            _require_alike(replay(*inputs), wanted, rounded=self._rounded)
         self._restore(before)
         return replay
 
@@ -128,7 +125,7 @@ class Recording:
 class Replayed:
     """A function of tensors without gradients, recorded for every shape with which it is called often: the same bits.
 
-    It may not read a tensor's values, draw random numbers or change a tensor; what it holds stays as it is.
+    It may not decide by a tensor's value, draw random numbers or change a tensor; what it holds stays as it is.
     """
 
     def __init__(self, function: Callable[..., Any], after: int = OFTEN) -> None:
@@ -155,8 +152,23 @@ class Replayed:
 def _recorded(
     function: Callable[..., Any], inputs: Sequence[Tensor], otherwise: _Decompositions | None = None
 ) -> GraphModule:
-    """What ``function`` does to these inputs, some operations replaced by what does ``otherwise``."""
-    graph = make_fx(lambda *tensors: function(*tensors), decomposition_table=otherwise)(*inputs)  # counts no self
+    """What ``function`` does to tensors like these, some operations replaced by what does ``otherwise``.
+
+    Nothing is computed: tensors without data ("fake") go through it, which costs neither time in kernels nor memory.
+
+    Raises:
+        ValueError: it decides by a tensor's value.
+    """
+    trace = make_fx(
+        lambda *tensors: function(*tensors),  # make_fx counts a method's arguments with self
+        decomposition_table=otherwise,
+        tracing_mode="fake",
+        _allow_non_fake_inputs=True,  # weights and buffers, which stay the networks' own
+    )
+    try:
+        graph = trace(*inputs)
+    except GuardOnDataDependentSymNode as error:
+        raise ValueError("what decides by a tensor's value cannot be recorded: replayed, it would not ask") from error
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
@@ -169,13 +181,13 @@ def _as_by_backward(
 
     A fused optimiser walks both side by side, and what scales gradients in place must not scale one twice.
     """
-    taken = {t.untyped_storage().data_ptr() for t in (*weights, *inputs)}
+    taken = {t.untyped_storage()._cdata for t in (*weights, *inputs)}  # known by its address: it may have no data
     made: list[Tensor | None] = []
     for gradient, weight in zip(gradients, weights, strict=True):
         if gradient is not None:
-            if gradient.stride() != weight.stride() or gradient.untyped_storage().data_ptr() in taken:
+            if gradient.stride() != weight.stride() or gradient.untyped_storage()._cdata in taken:
                 gradient = torch.empty_like(weight).copy_(gradient)
-            taken.add(gradient.untyped_storage().data_ptr())
+            taken.add(gradient.untyped_storage()._cdata)
         made.append(gradient)
     return made
 

@@ -6,7 +6,7 @@ import os
 import runpy
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,15 @@ def networks(run: Run) -> Networks:
 
 def training_data(run: Run) -> ImageDataset:
     return run.dataset(run.split.train)
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """torch.compile as where there is no C++ compiler; what another test compiled would do is out of reach."""
+    torch._dynamo.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    with torch._inductor.config.patch({"cpp.cxx": ("/no/such/compiler",)}):
+        yield
 
 
 @pytest.fixture

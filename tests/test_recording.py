@@ -132,6 +132,19 @@ def test_other_shapes_and_memory_formats_are_refused() -> None:
             recorded(other)
 
 
+@pytest.mark.parametrize("read", [float, bool], ids=["a number", "a branch"])
+def test_what_depends_on_a_value_is_refused(read: Callable[[Tensor], Any]) -> None:
+    """It would be replayed with the first call's value."""
+    model = nn.Linear(3, 2)
+
+    def objective(x: Tensor) -> tuple[Tensor, Terms]:
+        loss = model(x).square().mean()
+        return loss * 2 if read(loss.detach()) > 1 else loss, {"loss": loss.detach()}
+
+    with pytest.raises(ValueError, match="what decides by a tensor's value cannot be recorded"):
+        Recording(objective, list(model.parameters()), [model])(torch.randn(5, 3))
+
+
 def test_gradients_have_memory_of_their_own() -> None:
     """Also two that are equal, and one that is an input: backward copies them, and clipping scales them in place."""
     first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
@@ -172,12 +185,8 @@ def test_what_is_compiled_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch, te
         recorded(10 * torch.randn(5, 3))
 
 
-def test_without_a_compiler_a_compiled_step_says_so(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    torch._dynamo.reset()
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/no/such/compiler",))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what another test compiled would do
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_a_compiled_step_says_so(tiny: Make) -> None:
     _, training = tiny()
     training.compiled = True
     with pytest.raises(InputError, match=r"the training step does not compile here: .*No working C\+\+ compiler"):

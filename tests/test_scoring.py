@@ -180,13 +180,9 @@ def test_scores_that_are_replayed_have_the_same_bits(
     assert len(replayed._compare._recordings) == 3, "passes of 64 images under a class, the last of 57, and of 5"
 
 
-def test_without_a_compiler_a_compiled_scorer_says_so(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_a_compiled_scorer_says_so(tiny: Make) -> None:
     run, training = tiny()
-    torch._dynamo.reset()
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/no/such/compiler",))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what another test compiled would do
     fit_density(run, training.networks, training.data)
     scorer = Scorer.of(run.config, training.networks, run.classes, compiled=True)
     with pytest.raises(InputError, match=r"the scorer does not compile here: .*No working C\+\+ compiler"):
