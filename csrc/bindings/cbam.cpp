@@ -379,6 +379,86 @@ TwelveTensors cbam_backward_cpu(
                          norm_weight, norm_bias, mean, var);
 }
 
+// ---- double backward ----------------------------------------------------------------------------------------------
+
+// [N, 2, C] of two [N, C], zeros for one that is not there.
+std::vector<float> side_by_side(const CbamShape& s, const Optional& first, const Optional& second) {
+  std::vector<float> both(s.n * 2 * s.c);
+  for (const auto& [i, t] : {std::pair(0, first), std::pair(1, second)}) {
+    for (int64_t n = 0; t && n < s.n; ++n) {
+      std::copy_n(t->const_data_ptr<float>() + n * s.c, s.c, both.data() + (2 * n + i) * s.c);
+    }
+  }
+  return both;
+}
+
+// The i-th [N, C] of [N, 2, C], in the dtype of `like`; empty where that was not given.
+Tensor one_of(const CbamShape& s, const float* both, int64_t i, const Optional& like, const Tensor& x) {
+  if (!like) return new_floats(x, {0});
+  const Tensor one = new_floats(x, {s.n, s.c});
+  for (int64_t n = 0; n < s.n; ++n) {
+    std::copy_n(both + (2 * n + i) * s.c, s.c, one.mutable_data_ptr<float>() + n * s.c);
+  }
+  return like->scalar_type() == ScalarType::Float ? one : torch::stable::to(one, like->scalar_type());
+}
+
+using ElevenTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+ElevenTensors cbam_double_backward_cpu(
+    const Tensor& v_in, const Optional& v_average, const Optional& v_maximum, const Tensor& g_y_in, const Tensor& x_in,
+    const Optional& average, const Optional& maximum, const Tensor& reduce_weight, const Tensor& reduce_bias,
+    const Tensor& expand_weight, const Tensor& expand_bias, const Tensor& spatial_weight, const Tensor& norm_weight,
+    const Tensor& norm_bias, double eps, const Tensor& saved) {
+  const Given given(x_in, average, maximum, reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight,
+                    norm_weight, norm_bias, Optional(), Optional(), false, eps);
+  given.check_backward(g_y_in, x_in, saved);
+  const CbamShape& s = given.shape;
+  STD_TORCH_CHECK(same_sizes(v_in, x_in) && v_in.scalar_type() == x_in.scalar_type(), "v must be as x is");
+  const Tensor x = channels_last(x_in), g_y = channels_last(g_y_in), v = channels_last(v_in);
+  const Tensor g_g_y = empty_channels_last(x, s.c, s.h, s.w), g_x = empty_channels_last(x, s.c, s.h, s.w);
+  const int64_t taps = 2 * s.k * s.k;
+  std::vector<float> pooled = side_by_side(s, in_float32(v_average, x, {s.n, s.c}, "v_average"),
+                                           in_float32(v_maximum, x, {s.n, s.c}, "v_maximum"));
+  const auto floats = [](int64_t count) { return std::vector<float>(count); };
+  std::vector<float> g_pooled = floats(s.n * 2 * s.c), hidden = floats(s.n * s.r), g_logits = floats(s.n * 2 * s.c);
+  std::vector<float> g_hidden = floats(s.n * 4 * s.r), spatial = floats(s.n * taps), norm = floats(s.n * 2);
+  const Gradients of_weights = new_gradients(s, x, (bit(kMean) - 1) & ~(bit(kX) | bit(kAverage) | bit(kMaximum)));
+  const auto own = [&](Input input) { return of_weights[input].mutable_data_ptr<float>(); };
+
+  const CbamDoubleBackwardArgs args{
+      s, given.weights(), saved_in(given, const_cast<float*>(saved.const_data_ptr<float>())),
+      x.const_data_ptr(), g_y.const_data_ptr(), v.const_data_ptr(), g_g_y.mutable_data_ptr(), g_x.mutable_data_ptr(),
+      pooled.data(), g_pooled.data(), hidden.data(), g_logits.data(), g_hidden.data(), spatial.data(), norm.data(),
+      own(kReduceWeight), own(kReduceBias), own(kExpandWeight), own(kExpandBias), !given.average, !given.maximum};
+  share_out(s.n, s.c * given.pixels(), [&](int64_t begin, int64_t end) {
+    const auto scratch = aligned_floats(double_backward_floats(s));
+    RACCGAN_SELECT(cbam_double_backward)(args, scratch.get(), begin, end);
+  });
+  share_out(s.r + s.c, s.n * std::min(s.r, s.c), [&](int64_t begin, int64_t end) {
+    RACCGAN_SELECT(cbam_weights_double_back)(args, begin, end);
+  });
+  add_up(spatial.data(), s.n, taps, own(kSpatialWeight));
+  float of_norm[2];
+  add_up(norm.data(), s.n, 2, of_norm);
+  *own(kNormWeight) = of_norm[0];
+  *own(kNormBias) = of_norm[1];
+
+  const auto as = [&](Input input, const Tensor& t) {
+    return t.scalar_type() == ScalarType::Float ? of_weights[input] : torch::stable::to(of_weights[input], t.scalar_type());
+  };
+  return {g_g_y,
+          g_x,
+          one_of(s, g_pooled.data(), 0, average, x),
+          one_of(s, g_pooled.data(), 1, maximum, x),
+          as(kReduceWeight, reduce_weight),
+          as(kReduceBias, reduce_bias),
+          as(kExpandWeight, expand_weight),
+          as(kExpandBias, expand_bias),
+          as(kSpatialWeight, spatial_weight),
+          as(kNormWeight, norm_weight),
+          as(kNormBias, norm_bias)};
+}
+
 }  // namespace
 }  // namespace raccgan
 
@@ -394,9 +474,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
       " int wanted) -> (Tensor x, Tensor average, Tensor maximum, Tensor reduce_weight, Tensor reduce_bias,"
       " Tensor expand_weight, Tensor expand_bias, Tensor spatial_weight, Tensor norm_weight, Tensor norm_bias,"
       " Tensor mean, Tensor var)");
+  m.def(
+      "cbam_native_double_backward(Tensor v, Tensor? v_average, Tensor? v_maximum, Tensor g_y, Tensor x,"
+      " Tensor? average, Tensor? maximum, Tensor reduce_weight, Tensor reduce_bias, Tensor expand_weight,"
+      " Tensor expand_bias, Tensor spatial_weight, Tensor norm_weight, Tensor norm_bias, float eps, Tensor saved)"
+      " -> (Tensor g_y, Tensor x, Tensor average, Tensor maximum, Tensor reduce_weight, Tensor reduce_bias,"
+      " Tensor expand_weight, Tensor expand_bias, Tensor spatial_weight, Tensor norm_weight, Tensor norm_bias)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) {
   m.impl("cbam_native", TORCH_BOX(&raccgan::cbam_cpu));
   m.impl("cbam_native_backward", TORCH_BOX(&raccgan::cbam_backward_cpu));
+  m.impl("cbam_native_double_backward", TORCH_BOX(&raccgan::cbam_double_backward_cpu));
 }

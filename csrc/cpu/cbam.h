@@ -1,4 +1,5 @@
-// The CPU kernels of CBAM, one set a target; see targets.h. The mathematics is in cbam.cpp and cbam_backward.cpp.
+// The CPU kernels of CBAM, one set a target; see targets.h. The mathematics is in cbam.cpp,
+// cbam_backward.cpp and cbam_double_backward.cpp.
 //
 // A sample is [P, C] in memory, P = H * W pixels of C channels each, without gaps. Everything that is not as large as x
 // is float32, and so is the arithmetic.
@@ -92,6 +93,25 @@ struct CbamBackwardArgs {
   int64_t moments_stride;
 };
 
+// The derivatives of the backward pass in the direction v, for norm "instance"; see cbam_double_backward.cpp. What is by
+// sample is summed up for the weights afterwards.
+struct CbamDoubleBackwardArgs {
+  CbamShape shape;
+  CbamWeights weights;
+  CbamSaved saved;
+  const void *x, *g_y, *v;  // [N, P, C] each
+  void *g_g_y, *g_x;        // likewise, out
+  float* pooled;   // [N, 2, C], what v is to the average and to the max: given where those were, out otherwise
+  float* g_pooled;  // [N, 2, C], out
+  float* hidden;   // [N, R], the sum of both hidden layers in that direction
+  float* g_logits;  // [N, 2, C], to the argument of the channel gate's sigmoid, and in that direction
+  float* g_hidden;  // [N, 4, R], to the arguments of both hidden layers' ReLU, and in that direction
+  float* spatial;  // [N, 2, k, k], of the convolution's weights by sample, out
+  float* norm;     // [N, 2], of the norm's weight and bias by sample, out
+  float *g_reduce_weight, *g_reduce_bias, *g_expand_weight, *g_expand_bias;  // out
+  bool average, maximum;  // whether they came from x, as opposed to being given
+};
+
 static constexpr int64_t kCbamLanes = 16;  // of any target's vectors
 
 // A sample is cut into pieces of pixels, its planes into bands of rows, by the shape alone: never by threads or
@@ -104,10 +124,18 @@ static constexpr int64_t pieces(const CbamShape& s) { return (s.h * s.w + pixels
 static constexpr int64_t rows_a_band(const CbamShape& s) { return least(s.h, most(8, kCbamPiece / s.w)); }
 static constexpr int64_t bands(const CbamShape& s) { return (s.h + rows_a_band(s) - 1) / rows_a_band(s); }
 
-// float32 that a thread needs: a band of three planes and what surrounds it (cbam_planes.h), and weights.
-static constexpr int64_t scratch_floats(const CbamShape& s) {
-  const int64_t rows = rounded_up(rows_a_band(s), 4) + s.k - 1;
-  return 3 * rows * (rounded_up(s.w, 2 * kCbamLanes) + s.k - 1) + 2 * s.k * s.k;
+// A plane's band in scratch memory, with what surrounds it (cbam_planes.h).
+static constexpr int64_t band_floats(const CbamShape& s) {
+  return (rounded_up(rows_a_band(s), 4) + s.k - 1) * (rounded_up(s.w, 2 * kCbamLanes) + s.k - 1);
+}
+
+// float32 that a thread needs: a band of three planes, and weights.
+static constexpr int64_t scratch_floats(const CbamShape& s) { return 3 * band_floats(s) + 2 * s.k * s.k; }
+
+// The same for the second gradients of a sample: all that is as large as its channels or its pixels, a band of three
+// planes, and weights.
+static constexpr int64_t double_backward_floats(const CbamShape& s) {
+  return 7 * rounded_up(s.c, kCbamLanes) + 12 * rounded_up(s.h * s.w, kCbamLanes) + 3 * band_floats(s) + 4 * s.k * s.k;
 }
 
 // Each function does begin <= i < end of its tasks, which a caller may split over threads as it likes. Tasks are
@@ -130,6 +158,8 @@ static constexpr int64_t scratch_floats(const CbamShape& s) {
   void cbam_apply_back(const CbamBackwardArgs& args, int64_t begin, int64_t end);            /* by pieces */       \
   /* by rows of the MLP's weights: R of the first layer, then C of the second */                                   \
   void cbam_weights_back(const CbamBackwardArgs& args, int64_t begin, int64_t end);                                \
+  void cbam_double_backward(const CbamDoubleBackwardArgs& args, float* scratch, int64_t begin, int64_t end); /* by samples */ \
+  void cbam_weights_double_back(const CbamDoubleBackwardArgs& args, int64_t begin, int64_t end); /* by rows, likewise */ \
   }
 RACCGAN_FOR_EACH_TARGET(RACCGAN_DECLARE, )
 #undef RACCGAN_DECLARE

@@ -11,23 +11,13 @@
 // and of these three sweeps the last two again while a sample is in a cache.
 #include "cbam.h"
 
-#include "cbam_lanes.h"
-#include "cbam_planes.h"
+#include "cbam_gradients.h"
 
 namespace raccgan {
 namespace {
 
-// 1 where u is the max.
-inline Floats reaches(Floats u, Floats max) { return select((Words)(u == max), all(1.0f), Floats{}); }
-
 SpatialGate spatial_gate(const CbamBackwardArgs& args, int64_t n) {
   return {args.weights, args.saved.moments + n * args.moments_stride};
-}
-
-// sums[c] += v, or = v at the first pixel.
-template <class L>
-inline RACCGAN_INLINE void add_to(const L& lanes, float* sums, int64_t p, Floats v) {
-  lanes.template store<Float32>(sums, p == 0 ? v : v + lanes.template load<Float32>(sums));
 }
 
 template <class T, bool kChannels>
@@ -89,39 +79,6 @@ void score_gradient(const CbamBackwardArgs& args, int64_t n, int64_t row, float*
   });
 }
 
-// sums[j] = the sum over the band of d[row, column] in[row + i - k/2, column + j - k/2] for kTaps columns j.
-template <int kTaps>
-void correlate(const CbamShape& s, const Band& band, const float* d, const float* in, float* to) {
-  Floats sums[kTaps] = {};
-  for (int64_t row = 0; row < band.last - band.first; ++row) {
-    for_lanes(s.w, [&](auto lanes, int64_t column) RACCGAN_INLINE {
-      const Floats v = lanes.template load<Float32>(d + row * band.stride + column);
-#pragma GCC unroll 8
-      for (int j = 0; j < kTaps; ++j) {
-        sums[j] = multiply_add(v, load(in + row * band.stride + column + j), sums[j]);
-      }
-    });
-  }
-  for (int j = 0; j < kTaps; ++j) to[j] = static_cast<float>(sum_of_lanes(sums[j]));
-}
-
-// to[plane, i, j] over one band, from the band in scratch memory: of both planes, and of d with zeros around it.
-void correlate_planes(const CbamShape& s, const Band& band, const float* d, const float* planes, float* to) {
-  d += s.k / 2 * (band.stride + 1);
-  for (int plane = 0; plane < 2; ++plane) {
-    for (int64_t i = 0; i < s.k; ++i, to += s.k) {
-      const float* const in = planes + plane * band.size + i * band.stride;
-      if (s.k == 7) {
-        correlate<7>(s, band, d, in, to);
-      } else if (s.k == 3) {
-        correlate<3>(s, band, d, in, to);
-      } else {
-        for (int64_t j = 0; j < s.k; ++j) correlate<1>(s, band, d, in + j, to + j);
-      }
-    }
-  }
-}
-
 template <class T>
 void gather_back_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
   const CbamShape& s = args.shape;
@@ -173,17 +130,6 @@ void add_pieces(const CbamBackwardArgs& args, int64_t n) {
   });
 }
 
-// to[j] = the sum over i of matrix[i, j] vector[i].
-void transposed_product(const float* matrix, const float* vector, int64_t rows, int64_t columns, float* to) {
-  for_lanes(columns, [&](auto lanes, int64_t j) RACCGAN_INLINE {
-    Floats sum{};
-    for (int64_t i = 0; i < rows; ++i) {
-      sum = multiply_add(lanes.template load<Float32>(matrix + i * columns + j), all(vector[i]), sum);
-    }
-    lanes.template store<Float32>(to + j, sum);
-  });
-}
-
 template <class T>
 void apply_back_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
   const CbamShape& s = args.shape;
@@ -227,24 +173,6 @@ void apply_back_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-// to[j] = the sum over n of a[n] b[n, j], rows of a and b `a_stride` and `b_stride` apart.
-void outer_sum(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t n, int64_t columns,
-               bool add, float* to) {
-  for_lanes(columns, [&](auto lanes, int64_t j) RACCGAN_INLINE {
-    Floats sum = add ? lanes.template load<Float32>(to + j) : Floats{};
-    for (int64_t i = 0; i < n; ++i) {
-      sum = multiply_add(all(a[i * a_stride]), lanes.template load<Float32>(b + i * b_stride + j), sum);
-    }
-    lanes.template store<Float32>(to + j, sum);
-  });
-}
-
-float strided_sum(const float* v, int64_t stride, int64_t count) {
-  double sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += v[i * stride];
-  return static_cast<float>(sum);
-}
-
 }  // namespace
 
 namespace RACCGAN_TARGET {
@@ -279,9 +207,7 @@ void cbam_convolve_back(const CbamBackwardArgs& args, float* scratch, int64_t be
   const CbamShape& s = args.shape;
   const int64_t size = s.h * s.w, taps = s.k * s.k;
   float* const flipped = scratch;
-  for (int64_t i = 0; i < 2 * taps; ++i) {
-    flipped[i] = args.weights.spatial_weight[i / taps * taps + (taps - 1 - i % taps)];
-  }
+  flip(args.weights.spatial_weight, s.k, flipped);
   for (int64_t task = begin; task < end; ++task) {
     const Band band(s, task);
     float* const d = scratch + 2 * taps;

@@ -1,12 +1,13 @@
 """CBAM in compiled code: C++ on a CPU, CUDA C++ on a GPU. Three sweeps over x forward; only the first leaves the cache.
 
 The kernels are the forward pass and its gradients, all of them in one call (cbam.cpp and cbam_backward.cpp in csrc/cpu,
-.cu in csrc/cuda). Gradients of these gradients are the reference's: CBAM stands in a critic, where they are needed, by
-option only.
+.cu in csrc/cuda), and what a gradient penalty in a critic asks of these gradients (cbam_double_backward.cpp, on a CPU).
+Other gradients of gradients are the reference's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from raccgan.kernels.cbam.second_order import TENSORS, gradients_of_gradients
 
 _FORWARD = "raccgan::cbam_native"
 _BACKWARD = "raccgan::cbam_native_backward"
+_DOUBLE_BACKWARD = "raccgan::cbam_native_double_backward"
 # Settled once, at import, so that torch.compile sees constants.
 _MISSING = library.why_not()
 _CUDA = library.cuda()
@@ -55,7 +57,8 @@ def cbam(
         y in x's dtype, channels_last, with or without autocast. The same bits whatever the number of threads, like all
         gradients; another processor may round differently.
 
-    Gradients: every order, for every tensor; from the second order on by the reference in float32.
+    Gradients: every order, for every tensor. The second order is a kernel's on a CPU for norm "instance", where it is
+    of the gradients of x, average and maximum and not differentiated again; otherwise the reference's in float32.
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not match, or no compiled kernel (see :func:`can_run`).
@@ -136,17 +139,59 @@ def _backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
 
 
 def _save_backward(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[: 3 + TENSORS])
+    saved = inputs[-2]
+    ctx.save_for_backward(*inputs[: 3 + TENSORS], saved)
     ctx.set_materialize_grads(False)
     ctx.batch, ctx.eps, _, ctx.mask = inputs[3 + TENSORS :]
 
 
 def _backward_backward(ctx: _Context, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-    needed = [wanted(ctx, i, ctx.saved_tensors) for i in range(3 + TENSORS)]
-    found = gradients_of_gradients(ctx.saved_tensors, cotangents, ctx.mask, needed, batch=ctx.batch, eps=ctx.eps)
+    *inputs, saved = ctx.saved_tensors
+    needed = [wanted(ctx, i, inputs) for i in range(3 + TENSORS)]
+    if _of_a_penalty(inputs, cotangents, batch=ctx.batch):
+        found = _double_backward(inputs, cotangents, ctx.eps, saved, needed)
+    else:
+        found = gradients_of_gradients(inputs, cotangents, ctx.mask, needed, batch=ctx.batch, eps=ctx.eps)
     return *found, None, None, None, None
+
+
+# ---- the double backward op: the gradients of <v, gradient of x>, and of average's and maximum's where given ---------
+
+
+def _of_a_penalty(inputs: Sequence[Tensor | None], cotangents: Sequence[Tensor | None], *, batch: bool) -> bool:
+    """Whether the kernel computes these gradients of gradients."""
+    _, g_mean, g_var, x, *_, mean, _ = inputs
+    v, _, _, *of_weights = cotangents
+    alone = v is not None and all(t is None for t in (g_mean, g_var, mean, *of_weights))
+    return alone and x is not None and x.device.type == "cpu" and not batch and not torch.is_grad_enabled()
+
+
+def _double_backward(
+    inputs: Sequence[Tensor | None],
+    cotangents: Sequence[Tensor | None],
+    eps: float,
+    saved: Tensor | None,
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    g_y, _, _, x, *others, _, _ = inputs
+    assert x is not None
+    if g_y is None:
+        g_y = torch.zeros_like(x)
+    of_g_y, *of_others = torch.ops.raccgan.cbam_native_double_backward(*cotangents[:3], g_y, x, *others, eps, saved)
+    found = [of_g_y, None, None, *of_others, None, None]
+    return [one if need else None for one, need in zip(found, needed, strict=True)]
+
+
+def _double_backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
+    g_y, x, *others = inputs[3:-2]
+    return (
+        _channels_last(g_y),
+        _channels_last(x),
+        *(x.new_empty(0, dtype=torch.float32) if t is None else torch.empty_like(t).contiguous() for t in others),
+    )
 
 
 if _MISSING is None:
     register(_FORWARD, _forward_shapes, _forward_backward, _save_forward)
     register(_BACKWARD, _backward_shapes, _backward_backward, _save_backward)
+    torch.library.register_fake(_DOUBLE_BACKWARD)(_double_backward_shapes)

@@ -11,7 +11,7 @@ from torch import Tensor
 from raccgan.kernels import backend, library
 from raccgan.kernels.cbam import NORMS, native, reference
 from tests.kernels.capability import CAPABILITIES, said_under
-from tests.kernels.grid import FAMILIES, Inputs, leaves, relative_error, tensors
+from tests.kernels.grid import FAMILIES, Inputs, OwnOps, leaves, relative_error, tensors
 from tests.kernels.variations import LAYOUTS, laid_out, threads
 
 CHANNELS = (1, 3, 8, 16, 17, 40, 1000)
@@ -83,6 +83,90 @@ def test_every_capability_is_right_at_every_shape(capability: str, dtype: torch.
     )
 
 
+def of_a_penalty(run: Any, inputs: Inputs, g: Tensor | None = None) -> dict[str, Tensor]:
+    """As a critic's CBAM is differentiated twice: from y alone to x and what was pooled, and their squares."""
+    at = leaves(inputs)
+    g = (cotangent(inputs["x"]).to(inputs["x"].dtype) if g is None else g).requires_grad_()
+    pooled = [at[name] for name in ("x", "average", "maximum") if at[name] is not None]
+    first = torch.autograd.grad(run(*at.values())[0], pooled, g, create_graph=True)
+    squares = [d.to(torch.promote_types(d.dtype, torch.float32)).square().sum() for d in first]
+    found = torch.autograd.grad(squares[0] + 2 * sum(squares[1:]), [g, *tensors(at).values()])
+    return dict(zip(["g", *tensors(at)], found, strict=True))
+
+
+def largest_penalty_errors(dtype: torch.dtype, inputs: Inputs) -> dict[str, float]:
+    """Of each second gradient, against float64; relative, but absolute for a sum of one number."""
+    with OwnOps() as own:
+        got = of_a_penalty(native.cbam, as_dtype(inputs, dtype))
+    assert "raccgan::cbam_native_double_backward" in {op.name() for op, _ in own.calls}
+    errors = {}
+    for name, w in of_a_penalty(reference.cbam, inputs).items():
+        error = relative_error(got[name], w)
+        errors[name] = min(error, (got[name].double() - w).abs().max().item()) if w.numel() == 1 else error
+    return errors
+
+
+def check_penalty_at_every_shape(dtype: torch.dtype) -> None:
+    for i, c in enumerate(CHANNELS):
+        for j, (n, h, w) in enumerate(SIZES):
+            if h * w == 1:  # one score has no variance: what comes through its norm is rounding
+                continue
+            k = KERNEL_SIZES[(2 * i + j) % len(KERNEL_SIZES)]
+            errors = largest_penalty_errors(dtype, made((n, c, h, w), k=k, pooled=(i + j) % 2 == 1))
+            wrong = {name: error for name, error in errors.items() if not error < 5 * TOLERANCE[dtype]}
+            assert not wrong, f"{dtype} {(n, c, h, w)} {k}: {wrong}"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_every_capability_is_right_under_a_penalty(capability: str, dtype: torch.dtype) -> None:
+    said_under(
+        capability,
+        "import torch, tests.kernels.test_cbam_native as t\ntorch.set_num_threads(1)\n"
+        f"t.check_penalty_at_every_shape({dtype})",
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_and_threads_change_no_bit_of_a_penalty(layout: str) -> None:
+    inputs = as_dtype(made((5, 40, 37, 31), pooled=True), torch.float32)
+    x, g = (laid_out(t.float(), layout) for t in (inputs["x"], cotangent(inputs["x"])))
+    wanted = of_a_penalty(native.cbam, {**inputs, "x": x.contiguous()}, g.contiguous())
+    for count in (1, 2, 3):
+        with threads(count):
+            got = of_a_penalty(native.cbam, {**inputs, "x": x}, g.detach())
+        assert all(torch.equal(got[name], value) for name, value in wanted.items()), f"{count} threads"
+
+
+@pytest.mark.parametrize("pooled", ["average", "maximum"])
+def test_one_of_the_two_may_be_given_under_a_penalty(pooled: str) -> None:
+    inputs = made((2, 17, 5, 6), pooled=True)
+    inputs[pooled] = None
+    errors = largest_penalty_errors(torch.float32, inputs)
+    assert all(error < 5 * TOLERANCE[torch.float32] for error in errors.values()), errors
+
+
+@pytest.mark.parametrize("case", ["batch", "moments", "weights", "third"])
+def test_what_the_penaltys_kernel_does_not_compute_the_reference_does(case: str) -> None:
+    """A norm that couples samples, gradients of the moments or of a weight's gradient, and a third order."""
+    inputs = made((3, 5, 4, 6), "batch" if case == "batch" else "instance")
+
+    def gradients(run: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        at = leaves(as_dtype(inputs, dtype))
+        y, mean, _ = run(*at.values())
+        value = y.square().sum() + (mean.square().sum() if case == "moments" else 0)
+        of = [at["x"], at["expand_weight"]] if case == "weights" else [at["x"]]
+        for _ in range(2 if case == "third" else 1):
+            value = sum(d.square().sum() for d in torch.autograd.grad(value, of, create_graph=True))
+        return torch.autograd.grad(value, list(tensors(at).values()), create_graph=case == "third")
+
+    with OwnOps() as own:
+        got = gradients(native.cbam, torch.float32)
+    assert "raccgan::cbam_native_double_backward" not in {op.name() for op, _ in own.calls}
+    for one, wanted in zip(got, gradients(reference.cbam, torch.float64), strict=True):
+        assert relative_error(one, wanted) < 1e-3
+
+
 def all_results(inputs: Inputs, layout: str = "contiguous") -> list[Tensor]:
     at = leaves({**inputs, "x": laid_out(inputs["x"], layout)})
     y, mean, var = native.cbam(*at.values())
@@ -121,9 +205,7 @@ def test_threads_change_no_bit(shape: tuple[int, int, int, int], norm: str) -> N
     assert all(torch.equal(a, b) for other in results for a, b in zip(other, results[0], strict=True))
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("c", [5, 16, 33])
-def test_ties_in_both_maxima_share_the_gradient(c: int, dtype: torch.dtype) -> None:
+def tied(c: int) -> Inputs:
     """Equal channels of equal weights, and few values: many pixels reach the max, and in each many channels."""
     inputs = made((2, c, 9, 21), "instance")
     inputs["x"] = inputs["x"][:, :1].relu().round().expand(-1, c, -1, -1).contiguous()
@@ -132,8 +214,21 @@ def test_ties_in_both_maxima_share_the_gradient(c: int, dtype: torch.dtype) -> N
         inputs[name] = first.expand_as(inputs[name]).contiguous()
     # Weights that are all alike add up, and a gate at 1 has a gradient that float32 cannot tell from 0.
     inputs["reduce_weight"] /= 4 * c
-    errors = largest_errors(dtype, inputs)
+    return inputs
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("c", [5, 16, 33])
+def test_ties_in_both_maxima_share_the_gradient(c: int, dtype: torch.dtype) -> None:
+    errors = largest_errors(dtype, tied(c))
     assert all(error < TOLERANCE[dtype] for error in errors.values()), errors
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("c", [5, 16, 33])
+def test_ties_share_under_a_penalty(c: int, dtype: torch.dtype) -> None:
+    errors = largest_penalty_errors(dtype, tied(c))
+    assert all(error < 5 * TOLERANCE[dtype] for error in errors.values()), errors
 
 
 @pytest.mark.parametrize("pooled", ["average", "maximum"])
@@ -174,6 +269,13 @@ def test_what_the_op_refuses() -> None:
             torch.ops.raccgan.cbam_native(
                 *(v for n, v in (good | changed).items() if n not in ("norm", "eps")), False, 1e-5
             )
+    y, _, _, saved = torch.ops.raccgan.cbam_native(
+        *(v for n, v in good.items() if n not in ("norm", "mean", "var", "eps")), None, None, False, 1e-5
+    )
+    weights = [v for n, v in good.items() if n not in ("x", "norm", "mean", "var", "eps")]
+    for v, g_y, message in [(x.bfloat16(), y, "v must be as x is"), (x, y[:1], "g_y must be as x is")]:
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.raccgan.cbam_native_double_backward(v, None, None, g_y, x, *weights, 1e-5, saved)
     assert "float64" in str(native.can_run(backend.Call(x.device, torch.float64, tuple(x.shape))))
     assert "meta" in str(native.can_run(backend.Call(torch.device("meta"), x.dtype, tuple(x.shape))))
 

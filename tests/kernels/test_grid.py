@@ -57,11 +57,11 @@ def second_order(family: Family, implementation: str, inputs: Inputs) -> dict[st
 
 
 def through_penalty(family: Family, implementation: str, inputs: Inputs) -> dict[str, Tensor]:
-    """Gradients of WGAN-GP's penalty: of the squared norm of the gradient with respect to the first tensor alone."""
+    """Gradients of WGAN-GP's penalty: of the squared norm of one gradient, the first output's of the first tensor."""
     made = leaves(inputs)
-    outputs = tuple(output + output.square() for output in family.run(implementation, made))
+    output = family.run(implementation, made)[0]
     x = next(iter(tensors(made)))
-    first = _gradients(_weighed(outputs), {x: made[x]}, create_graph=True)[0]
+    first = _gradients(_weighed((output + output.square(),)), {x: made[x]}, create_graph=True)[0]
     penalty = first.to(torch.promote_types(first.dtype, torch.float32)).square().sum()
     return dict(zip(tensors(made), _gradients(penalty, made), strict=True))
 
