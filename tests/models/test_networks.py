@@ -164,4 +164,5 @@ def test_frozen_networks_are_the_same_functions_and_leave_the_originals_alone() 
             torch.testing.assert_close(copied(*inputs), wanted, rtol=1e-4, atol=1e-5)
         halves = frozen(network, torch.bfloat16)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            torch.testing.assert_close(halves(*inputs), network(*inputs), rtol=0.05, atol=0.05)
+            error, plain = ((one(*inputs) - wanted).abs().max() for one in (halves, network))
+        assert 0 < error <= 3 * plain + 0.01
