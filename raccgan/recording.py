@@ -26,6 +26,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from raccgan import compiling
 from raccgan.errors import InputError
+from raccgan.straightline import straight_line
 
 Terms = dict[str, Tensor]
 """What is reported of a step: scalars without graph, by name."""
@@ -101,7 +102,7 @@ class Recording:
         graph = _recorded(self._differentiated, inputs, _COMPILED_OTHERWISE if self._compiled else None)
         self._restore(before)  # counts of batches move even then: make_fx takes a scalar for a constant
         if not self._compiled:
-            return graph
+            return straight_line(graph)
         replay = compiling.compiled(graph, "the training step", dynamic=False)
         wanted = self._differentiated(*inputs)
         self._restore(before)
@@ -144,7 +145,9 @@ class Replayed:
                 return self._function(*inputs)
             # Not in inference mode, in which PyTorch records upsampling as the gathering of each pixel.
             with self._one_at_a_time, torch.inference_mode(False), torch.no_grad():
-                replay = self._recordings.get(like) or _recorded(self._function, inputs)
+                replay = self._recordings.get(like)
+                if replay is None:
+                    replay = straight_line(_recorded(self._function, inputs), constant=True)
                 self._recordings[like] = replay
         return replay(*inputs)
 

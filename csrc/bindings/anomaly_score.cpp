@@ -71,13 +71,13 @@ struct AnomalyScore {
       const bool fits = x.size(1) > 0 && x.size(1) <= max_channels_last;
       channels_last = fits && has_layout(x, true) && has_layout(x_hat, true);
       if (!channels_last) {
-        x = torch::stable::contiguous(x);
-        x_hat = torch::stable::contiguous(x_hat);
+        x = dense(x);
+        x_hat = dense(x_hat);
       }
     }
     if (f && !(same_strides(*f, *f_hat) && dense_sample(*f))) {
-      f = torch::stable::contiguous(*f);
-      f_hat = torch::stable::contiguous(*f_hat);
+      f = dense(*f);
+      f_hat = dense(*f_hat);
     }
     residual = empty_float(x, {x.size(0)});
     feature = empty_float(x, {x.size(0)});

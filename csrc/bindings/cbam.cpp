@@ -104,8 +104,8 @@ void by_bands_with_scratch(const Kernel& kernel, const Args& args, int64_t first
 class ChannelsLast {
  public:
   ChannelsLast(const CbamShape& shape, const Tensor& t, int64_t group) : shape_(shape), tensor_(t) {
-    if (strided_as({shape.c * shape.h * shape.w, 1, shape.w * shape.c, shape.c})) return;
-    if (!t.is_contiguous()) tensor_ = torch::stable::contiguous(t);
+    if (is_channels_last(t)) return;
+    tensor_ = dense(t);
     copy_.emplace(empty_channels_last(t, std::min(group, shape.n), shape.c, shape.h, shape.w));
   }
 
@@ -120,13 +120,6 @@ class ChannelsLast {
   }
 
  private:
-  bool strided_as(const std::vector<int64_t>& strides) const {
-    for (int64_t d = 0; d < 4; ++d) {
-      if (tensor_.size(d) != 1 && tensor_.stride(d) != strides[d]) return false;
-    }
-    return true;
-  }
-
   CbamShape shape_;
   Tensor tensor_;
   Optional copy_;
@@ -399,7 +392,7 @@ Tensor one_of(const CbamShape& s, const float* both, int64_t i, const Optional& 
   for (int64_t n = 0; n < s.n; ++n) {
     std::copy_n(both + (2 * n + i) * s.c, s.c, one.mutable_data_ptr<float>() + n * s.c);
   }
-  return like->scalar_type() == ScalarType::Float ? one : torch::stable::to(one, like->scalar_type());
+  return as_dtype(one, like->scalar_type());
 }
 
 using ElevenTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -443,9 +436,7 @@ ElevenTensors cbam_double_backward_cpu(
   *own(kNormWeight) = of_norm[0];
   *own(kNormBias) = of_norm[1];
 
-  const auto as = [&](Input input, const Tensor& t) {
-    return t.scalar_type() == ScalarType::Float ? of_weights[input] : torch::stable::to(of_weights[input], t.scalar_type());
-  };
+  const auto as = [&](Input input, const Tensor& t) { return as_dtype(of_weights[input], t.scalar_type()); };
   return {g_g_y,
           g_x,
           one_of(s, g_pooled.data(), 0, average, x),

@@ -18,8 +18,7 @@ inline Tensor in_float32(const Tensor& t, const Tensor& x, const std::vector<int
   const auto actual = t.sizes();
   STD_TORCH_CHECK(std::equal(actual.begin(), actual.end(), sizes.begin(), sizes.end()), name, " has the wrong shape");
   STD_TORCH_CHECK(t.device() == x.device(), name, " must be on x's device");
-  const Tensor wide = t.scalar_type() == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float);
-  return wide.is_contiguous() ? wide : torch::stable::contiguous(wide);
+  return dense(as_dtype(t, ScalarType::Float));
 }
 
 inline Optional in_float32(const Optional& t, const Tensor& x, const std::vector<int64_t>& sizes, const char* name) {
@@ -118,9 +117,7 @@ inline TwelveTensors in_their_dtypes(const Gradients& g, const Optional& average
                                      const Tensor& expand_weight, const Tensor& expand_bias,
                                      const Tensor& spatial_weight, const Tensor& norm_weight, const Tensor& norm_bias,
                                      const Optional& mean, const Optional& var) {
-  const auto as = [&](int i, const Tensor& t) {
-    return t.scalar_type() == ScalarType::Float ? g[i] : torch::stable::to(g[i], t.scalar_type());
-  };
+  const auto as = [&](int i, const Tensor& t) { return as_dtype(g[i], t.scalar_type()); };
   const auto as_given = [&](int i, const Optional& t) { return t ? as(i, *t) : g[i]; };
   return {g[kX],
           as_given(kAverage, average),

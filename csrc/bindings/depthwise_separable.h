@@ -73,9 +73,7 @@ struct DepthwiseCall {
  private:
   Tensor nothing() const { return torch::stable::new_empty(x, {0}); }
 
-  static Tensor as_float(const Tensor& t) {
-    return torch::stable::contiguous(torch::stable::to(t, ScalarType::Float));
-  }
+  static Tensor as_float(const Tensor& t) { return dense(as_dtype(t, ScalarType::Float)); }
 
   Tensor same_kind(const Tensor& t, const char* what) const {
     STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), what, " and x must be of one dtype");

@@ -24,14 +24,14 @@ struct Call : DepthwiseCall<cuda::DepthwiseLayer> {
   // What the matrix product takes, as the kernel reads it.
   Tensor matrix(const Tensor& pointwise) const {
     STD_TORCH_CHECK(pointwise.dim() == 2 && pointwise.size(1) == layer.c, "pointwise must be [D, C]");
-    return torch::stable::contiguous(of_x(pointwise, "pointwise"));
+    return dense(of_x(pointwise, "pointwise"));
   }
   std::optional<Tensor> bias(const std::optional<Tensor>& t, int64_t d) const {
     if (!t) return std::nullopt;
     STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == d && t->scalar_type() == ScalarType::Float,
                     "bias must be [D] of float32");
     STD_TORCH_CHECK(t->device() == x.device(), "bias and x must be on one device");
-    return torch::stable::contiguous(*t);
+    return dense(*t);
   }
   std::optional<Tensor> residual(const std::optional<Tensor>& t, int64_t d) const {
     if (!t) return std::nullopt;

@@ -50,8 +50,8 @@ Tensor moments_backward_cpu(const Tensor& grad_mean_in, const Tensor& grad_var_i
   }
   const Tensor grad = empty_channels_last(x, x.size(1), x.size(2), x.size(3));
   if (x.numel() == 0) return grad;
-  const Tensor grad_mean = torch::stable::contiguous(grad_mean_in), grad_var = torch::stable::contiguous(grad_var_in);
-  const Tensor mean = torch::stable::contiguous(mean_in);
+  const Tensor grad_mean = dense(grad_mean_in), grad_var = dense(grad_var_in);
+  const Tensor mean = dense(mean_in);
   std::vector<float> slope(c), constant(c);
   for (int64_t i = 0; i < c; ++i) {
     slope[i] = static_cast<float>(2.0 * grad_var.const_data_ptr<float>()[i] / m);

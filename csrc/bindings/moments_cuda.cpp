@@ -53,8 +53,8 @@ Tensor moments_backward_cuda(const Tensor& grad_mean, const Tensor& grad_var, co
   }
   const Tensor grad = empty_channels_last(x, x.size(1), x.size(2), x.size(3));
   if (x.numel() == 0) return grad;
-  const Tensor by_mean = torch::stable::contiguous(grad_mean), by_var = torch::stable::contiguous(grad_var);
-  const Tensor centre = torch::stable::contiguous(mean);
+  const Tensor by_mean = dense(grad_mean), by_var = dense(grad_var);
+  const Tensor centre = dense(mean);
   check_launch(cuda::moments_backward(of.runs, by_mean.const_data_ptr<float>(), by_var.const_data_ptr<float>(),
                                       centre.const_data_ptr<float>(), grad.mutable_data_ptr(), device.index(),
                                       device.stream()),

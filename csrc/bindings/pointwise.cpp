@@ -14,7 +14,7 @@ constexpr int64_t kMultiplyAddsAnElement = 32;
 Tensor matrix(const Tensor& w) {
   STD_TORCH_CHECK(w.dim() == 4 && w.size(2) == 1 && w.size(3) == 1, "w must be [D, C, 1, 1]");
   STD_TORCH_CHECK(w.scalar_type() == ScalarType::Float, "w must be float32");
-  return torch::stable::contiguous(w);
+  return dense(w);
 }
 
 // Before packed weights: what they were packed of, and for whom. As long as a line of the cache, which what follows is

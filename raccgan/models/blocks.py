@@ -149,10 +149,17 @@ class BatchNorm(nn.BatchNorm2d):
         """[N, C, H, W] to the same."""
         if not self.training or ranks.world() == 1:
             return super().forward(x)
+        scale, shift = self.scale_and_shift(x)
+        return (x * scale[0, :, None, None] + shift[0, :, None, None]).to(x.dtype)
+
+    def scale_and_shift(self, x: Tensor) -> Affine:
+        """What it does to x [N, C, H, W], [N, C] each."""
         mean, var = _moments(self, x)
-        self.num_batches_tracked.add_(1)
+        if self.training:
+            self.num_batches_tracked.add_(1)
         scale = self.weight * torch.rsqrt(var + self.eps)
-        return (x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
+        shift = self.bias - mean * scale
+        return scale.expand(len(x), -1), shift.expand(len(x), -1)
 
 
 def _moments(norm: ConditionalBatchNorm | BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:

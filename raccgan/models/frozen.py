@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from raccgan.kernels.depthwise_separable import depthwise_separable, packed, pointwise
-from raccgan.models.blocks import CBAM, Affine, ConditionalBatchNorm, DepthwiseSeparable, Pointwise, ResidualDown
+from raccgan.models.blocks import (
+    CBAM,
+    Affine,
+    BatchNorm,
+    ConditionalBatchNorm,
+    DepthwiseSeparable,
+    Pointwise,
+    ResidualDown,
+)
 from raccgan.models.encoder import Encoder
 from raccgan.models.generator import Generator
 
@@ -50,6 +58,8 @@ def _fix(module: nn.Module, dtype: torch.dtype) -> None:
     for name, child in list(module.named_children()):
         if isinstance(child, ConditionalBatchNorm):
             setattr(module, name, FixedConditionalNorm(child))
+        elif isinstance(child, BatchNorm):
+            setattr(module, name, FixedNorm(child))
         elif isinstance(child, DepthwiseSeparable):
             kind = FixedSkip if child.depthwise.kernel_size == (1, 1) else FixedSeparable
             setattr(module, name, kind(child, dtype))
@@ -163,6 +173,29 @@ class FixedLinear(nn.Module):
         """[N, C] to [N, D]."""
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.to(self.weight.dtype), self.weight, self.bias).to(self.dtype)
+
+
+class FixedNorm(nn.Module):
+    """A batch norm, whose scale and shift are constants."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, norm: BatchNorm) -> None:
+        super().__init__()
+        self.norm = norm
+        scale, shift = norm.scale_and_shift(norm.running_mean[None])
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to the same."""
+        normalised: Tensor = self.norm(x)
+        return normalised
+
+    def scale_and_shift(self, x: Tensor) -> Affine:
+        """[N, C] each, whatever x is."""
+        return self.scale.expand(len(x), -1), self.shift.expand(len(x), -1)
 
 
 class FixedConditionalNorm(nn.Module):

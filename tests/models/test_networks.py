@@ -12,6 +12,7 @@ from raccgan.models.discriminator import Discriminator
 from raccgan.models.encoder import Encoder
 from raccgan.models.frozen import frozen
 from raccgan.models.generator import Generator
+from tests.kernels.grid import OwnOps
 
 AT_32 = (256, 256, 128, 64)  # 4-4-2-1 times 64
 AT_128 = tuple(96 * m for m in (16, 16, 8, 4, 2, 1))
@@ -166,3 +167,26 @@ def test_frozen_networks_are_the_same_functions_and_leave_the_originals_alone() 
         with torch.autocast("cpu", dtype=torch.bfloat16):
             error, plain = ((one(*inputs) - wanted).abs().max() for one in (halves, network))
         assert 0 < error <= 3 * plain + 0.01
+
+
+@pytest.mark.parametrize("image_channels", [1, 3])
+def test_a_head_of_one_channel_is_a_depthwise_convolution(image_channels: int) -> None:
+    """Where no gradient is recorded, in training and in evaluation, with the running moments moved alike."""
+    shared = {"widths": (8, 6), "classes": 2, "image_channels": image_channels, "latent": 12}
+    plain, fused = (Generator(kernels=name, **shared).train() for name in ("reference", "fused"))
+    nn.init.normal_(plain.head.bias, std=0.3)
+    nn.init.normal_(plain.norm.weight, std=2.0)
+    fused.load_state_dict(plain.state_dict())
+    z, y = torch.randn(3, 12), torch.tensor([0, 1, 1])
+    for train in (True, False):
+        plain.train(train)
+        fused.train(train)
+        with torch.no_grad(), OwnOps() as own:
+            got = fused(z, y)
+        with torch.no_grad():
+            torch.testing.assert_close(got, plain(z, y), rtol=1e-4, atol=1e-5)
+        separable = [args for op, args in own.calls if op.name() == "raccgan::depthwise_separable_native"]
+        to_one_channel = [args for args in separable if args[3].shape[0] == 1]
+        assert len(to_one_channel) == (1 if separable and image_channels == 1 else 0)
+    for name, wanted in plain.norm.state_dict().items():
+        torch.testing.assert_close(fused.norm.state_dict()[name], wanted, rtol=1e-4, atol=1e-5)
