@@ -107,7 +107,7 @@ def test_parts_are_found_however_they_lie_and_maps_lie_over_them(tmp_path: Path)
     turned = np.asarray(Image.fromarray(whole).transpose(Image.Transpose.ROTATE_90))
     Image.fromarray(whole).save(tmp_path / "whole.png")
     upright, other, file = detector.score([whole, turned, tmp_path / "whole.png"])
-    assert file.score == pytest.approx(upright.score, rel=1e-5)  # by its place in the batch, as above
+    assert file.score == pytest.approx(upright.score, rel=1e-4)  # by its place in the batch, as above
     assert upright.image is not None
     assert other.image is not None
     assert np.abs(upright.image - other.image).mean() < 0.03  # what the model sees is the same
