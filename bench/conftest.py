@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("bench", "benchmarks of raccgan")
     group.addoption("--full", action="store_true", help="every case, not only the representative ones")
     group.addoption("--save-results", action="store_true", help="write bench/results/<device>.csv, .png and .txt")
+    group.addoption("--save-as", default="", metavar="NAME", help="the same, of some cases, as <device>-NAME")
     group.addoption(
         "--threads", type=int, default=_THREADS,
         help="of PyTorch on the CPU (default: %(default)s); 1 on a machine that is not quiet, it then counts the "
@@ -115,9 +116,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
             ceilings = stash[_CEILINGS][device] = stash[_CEILINGS][device].at_best(measure_ceilings(device))
             judged = results.judge((row for row in stash[_ROWS] if row.device == device), ceilings)
             stash[_JUDGED][device] = judged
-            if config.getoption("save_results"):
+            name = config.getoption("save_as")
+            if name or config.getoption("save_results"):
                 folder = Path(__file__).parent / "results"
-                stash[_SAVED].append(results.save(folder, device, judged, ceilings, run))
+                stash[_SAVED].append(results.save(folder, name, device, judged, ceilings, run))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("results", nargs="*", type=Path, help="CSV files, each with its .txt beside it (default: all)")
     files = parser.parse_args(arguments).results or sorted(RESULTS.glob("*.csv"))
     try:
-        tables = [table_of(file) for file in files]
+        tables = [table for table in map(table_of, files) if table.rows]
         write_text(measured.SHIPPED, written(tables))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

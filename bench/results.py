@@ -177,11 +177,14 @@ class Run:
     kept: bool  # whether freed memory stayed with the process
 
 
-def save(folder: Path, device: str, judged: Sequence[Judged], ceilings: Ceilings, run: Run) -> Path:
-    """Write <device>.csv, .txt and .png, the device's name as in :func:`bench.machine.slug`; returns the CSV's path."""
+def save(folder: Path, name: str, device: str, judged: Sequence[Judged], ceilings: Ceilings, run: Run) -> Path:
+    """Write <device>.csv, .txt and .png, or <device>-<name>; returns the CSV's path.
+
+    The device's name is as in :func:`bench.machine.slug`.
+    """
     from bench.picture import draw
 
-    stem = folder / machine.slug(device)
+    stem = folder / "-".join(filter(None, (machine.slug(device), name)))
     write_csv(stem.with_suffix(".csv"), COLUMNS, [j.cells() for j in judged])
     write_text(stem.with_suffix(".txt"), "\n".join(_circumstances(device, judged, ceilings, run)) + "\n")
     draw(stem.with_suffix(".png"), judged, title=f"{machine.model(device)}, {_threads()}")

@@ -39,6 +39,8 @@ OFTEN = 200
 
 _Decompositions = Mapping[OpOverload, Callable[..., Any]]
 
+_Layout = tuple[torch.Size, tuple[int, ...]]
+
 _Found = tuple[Terms, list[Tensor | None]]
 """The terms, and a gradient for each weight that the loss depends on."""
 
@@ -75,7 +77,7 @@ class Recording:
         """
         self._objective, self._weights, self._compiled, self._rounded = objective, weights, compiled, rounded
         self._buffers = [buffer for network in networks for buffer in network.buffers()]
-        self._like: list[tuple[torch.Size, tuple[int, ...]]] = []
+        self._like: list[_Layout] = []
         self._replay: Callable[..., _Found] | None = None
 
     def __call__(self, *inputs: Tensor) -> Terms:
@@ -86,7 +88,7 @@ class Recording:
                 a tensor's value.
             InputError: at the first call, it does not compile here or the result computes something else.
         """
-        like = [(t.shape, t.stride()) for t in inputs]
+        like = [_layout(t) for t in inputs]
         if self._replay is None:
             self._replay, self._like = self._record(inputs), like
         elif like != self._like:
@@ -99,8 +101,10 @@ class Recording:
 
     def _record(self, inputs: Sequence[Tensor]) -> Callable[..., _Found]:
         before = [buffer.clone() for buffer in self._buffers]
-        graph = _recorded(self._differentiated, inputs, _COMPILED_OTHERWISE if self._compiled else None)
-        self._restore(before)  # counts of batches move even then: make_fx takes a scalar for a constant
+        try:
+            graph = _recorded(self._differentiated, inputs, _COMPILED_OTHERWISE if self._compiled else None)
+        finally:
+            self._restore(before)  # counts of batches move even then: make_fx takes a scalar for a constant
         if not self._compiled:
             return straight_line(graph)
         replay = compiling.compiled(graph, "the training step", dynamic=False)
@@ -137,7 +141,7 @@ class Replayed:
         self._one_at_a_time = Lock()
 
     def __call__(self, *inputs: Tensor) -> Any:
-        like = tuple((t.shape, t.stride(), t.dtype) for t in inputs)
+        like = tuple((*_layout(t), t.dtype) for t in inputs)
         replay = self._recordings.get(like)
         if replay is None:
             self._calls[like] += 1
@@ -150,6 +154,11 @@ class Replayed:
                     replay = straight_line(_recorded(self._function, inputs), constant=True)
                 self._recordings[like] = replay
         return replay(*inputs)
+
+
+def _layout(t: Tensor) -> _Layout:
+    """Shape and strides, but for dimensions of size 1, whose stride says nothing: a grey image has two that are one."""
+    return t.shape, tuple(stride if size > 1 else 0 for size, stride in zip(t.shape, t.stride(), strict=True))
 
 
 def _recorded(
@@ -201,10 +210,12 @@ def _require_alike(got: _Found, wanted: _Found, *, rounded: bool) -> None:
     Raises:
         InputError: another value of a term, or other gradients, than autograd's, where those are finite.
     """
-    scale = 0.3 if rounded else 0.1  # what rounding alone makes of a new network's penalty, and of its gradients
+    # What rounding alone makes of a new network's penalty: with four seeds at 32 px eager PyTorch's in bfloat16 was 0.9 to
+    # 1.6 times float32's, and ours 0.7 to 1.5 times. Two that are right may be a factor of three apart.
+    scale = 2.0 if rounded else 0.1
     for name, term in wanted[0].items():
         right, found = term.item(), got[0][name].item()
-        if math.isfinite(right) and not abs(found - right) <= scale * max(1.0, abs(right)):  # false for NaN
+        if math.isfinite(right) and not abs(found - right) <= scale * max(1.0, min(abs(right), abs(found))):  # NaN: not
             raise InputError(f"{_WRONG}: {name} {found:.4g}, not {right:.4g}; {_INSTEAD}")
     ours, theirs = (torch.cat([g.flatten() for g in one[1] if g is not None]) for one in (got, wanted))
     if not rounded and theirs.isfinite().all() and not (ours - theirs).norm() <= scale * theirs.norm():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def test_a_compiled_step_is_the_step_up_to_rounding(tiny: Make) -> None:
             torch.testing.assert_close(value, other, rtol=1e-2, atol=1e-3, msg=f"{name}.{key}")
 
 
-def squares(model: nn.Linear) -> recording.Objective:
+def squares(model: nn.Module) -> recording.Objective:
     def objective(x: Tensor) -> tuple[Tensor, Terms]:
         loss = model(x).square().mean()
         return loss, {"loss": loss.detach()}
@@ -145,6 +146,15 @@ def test_what_depends_on_a_value_is_refused(read: Callable[[Tensor], Any]) -> No
         Recording(objective, list(model.parameters()), [model])(torch.randn(5, 3))
 
 
+def test_a_grey_image_has_one_memory_format() -> None:
+    model = nn.Conv2d(1, 2, 3)
+    recorded = Recording(squares(model), list(model.parameters()), [model])
+    x = torch.randn(2, 1, 5, 5)
+    other = x.clone(memory_format=torch.channels_last)
+    assert x.stride() != other.stride()
+    assert torch.equal(recorded(x)["loss"], recorded(other)["loss"])
+
+
 def test_gradients_have_memory_of_their_own() -> None:
     """Also two that are equal, and one that is an input: backward copies them, and clipping scales them in place."""
     first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
@@ -169,8 +179,9 @@ def test_a_loss_that_is_not_finite_is_not_the_compilers_fault(monkeypatch: pytes
     assert terms["loss"].isnan()
 
 
-@pytest.mark.parametrize(("term", "gradient"), [(2.0, 1.0), (float("nan"), 1.0), (1.0, 0.5), (1.0, float("nan"))])
-def test_what_is_compiled_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch, term: float, gradient: float) -> None:
+def miscompile(monkeypatch: pytest.MonkeyPatch, term: float, gradient: float) -> None:
+    """Have what torch.compile makes return other terms and gradients, by these factors."""
+
     def wrong(graph: Callable[..., Any], what: str, **options: Any) -> Callable[..., Any]:
         def run(*inputs: Tensor) -> Any:
             terms, gradients = graph(*inputs)
@@ -179,10 +190,28 @@ def test_what_is_compiled_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch, te
         return run
 
     monkeypatch.setattr(compiling, "compiled", wrong)
+
+
+@pytest.mark.parametrize(("term", "gradient"), [(2.0, 1.0), (float("nan"), 1.0), (1.0, 0.5), (1.0, float("nan"))])
+def test_what_is_compiled_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch, term: float, gradient: float) -> None:
+    miscompile(monkeypatch, term, gradient)
     model = nn.Linear(3, 2)
     recorded = Recording(squares(model), list(model.parameters()), [model], compiled=True)
     with pytest.raises(InputError, match=r"torch\.compile computes something else than the training step: (loss|grad)"):
         recorded(10 * torch.randn(5, 3))
+
+
+@pytest.mark.parametrize(
+    ("term", "fails"), [(2.5, False), (0.4, False), (4.0, True), (0.2, True), (float("inf"), True)]
+)
+def test_in_bfloat16_only_what_no_rounding_explains_is_refused(
+    monkeypatch: pytest.MonkeyPatch, term: float, fails: bool
+) -> None:
+    miscompile(monkeypatch, term, 1.0)
+    model = nn.Linear(3, 2)
+    recorded = Recording(squares(model), list(model.parameters()), [model], compiled=True, rounded=True)
+    with pytest.raises(InputError) if fails else nullcontext():
+        recorded(50 * torch.ones(5, 3))
 
 
 @pytest.mark.usefixtures("no_compiler")

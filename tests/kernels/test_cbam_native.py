@@ -250,6 +250,15 @@ def test_no_samples(norm: str) -> None:
     assert not any(g.nan_to_num().any() for g in gradients[1:5]), "of the MLP"
 
 
+def test_no_samples_under_a_penalty() -> None:
+    inputs = as_dtype(made((0, 4, 3, 3)), torch.float32)
+    found = of_a_penalty(native.cbam, inputs)
+    assert {name: t.shape for name, t in found.items() if name != "g"} == {
+        n: t.shape for n, t in tensors(inputs).items()
+    }
+    assert not any(t.any() for t in found.values())
+
+
 def test_what_the_op_refuses() -> None:
     good = as_dtype(made((2, 4, 3, 3), "fixed", pooled=True), torch.float32)
     x = good["x"]
