@@ -210,8 +210,8 @@ def _require_alike(got: _Found, wanted: _Found, *, rounded: bool) -> None:
     Raises:
         InputError: another value of a term, or other gradients, than autograd's, where those are finite.
     """
-    # What rounding alone makes of a new network's penalty: in bfloat16, with four seeds at 32 px, eager PyTorch's was 0.9
-    # to 1.6 times float32's, and ours 0.7 to 1.5 times. Two that are right may be a factor of three apart.
+    # What rounding alone makes of a new network's penalty: in bfloat16, with four seeds at 32 px, eager PyTorch's was
+    # 0.9 to 1.6 times float32's, and ours 0.7 to 1.5 times. Two that are right may be a factor of three apart.
     scale = 2.0 if rounded else 0.1
     for name, term in wanted[0].items():
         right, found = term.item(), got[0][name].item()
