@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("results", nargs="*", type=Path, help="CSV files, each with its .txt beside it (default: all)")
     files = parser.parse_args(arguments).results or sorted(RESULTS.glob("*.csv"))
     try:
-        tables = [table for table in map(table_of, files) if table.rows]
+        tables = tables_of(files)
         write_text(measured.SHIPPED, written(tables))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -40,6 +40,11 @@ def main(arguments: Sequence[str]) -> int:
     for table in tables:
         print(f"{table.name}: {len(table.rows)} classes")
     return 0
+
+
+def tables_of(files: Iterable[Path]) -> list[Table]:
+    """Those of the files that have measurements of single ops."""
+    return [table for table in map(table_of, files) if table.rows]
 
 
 def table_of(file: Path) -> Table:

@@ -134,7 +134,7 @@ def _parser() -> options.Parser:
         "--compile",
         action="store_true",
         help="score through torch.compile: twenty seconds more at first, then about as fast as what is otherwise "
-        "recorded after 200 passes, large images up to a twentieth faster; needs a C++ compiler",
+        "recorded after 200 passes; needs a C++ compiler",
     )
     return parser
 

@@ -113,7 +113,7 @@ def test_the_command_turns_results_into_the_table(shipped: Path, tmp_path: Path)
 
 
 def test_the_table_that_is_shipped_is_what_the_command_makes() -> None:
-    tables = [command.table_of(file) for file in sorted(command.RESULTS.glob("*.csv"))]
+    tables = command.tables_of(sorted(command.RESULTS.glob("*.csv")))
     assert measured.SHIPPED.read_text("utf-8") == command.written(tables)
     assert measured.read(measured.SHIPPED) == tables
 
