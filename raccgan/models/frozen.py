@@ -2,8 +2,8 @@
 
 Spectrally normalised weights stand as they are, a depthwise bias is part of the pointwise one, a 1 x 1 convolution is
 one matrix, a conditional norm one product, and an embedding of classes is part of what multiplies it. Weights of
-pointwise convolutions are in the order in which the kernels multiply by them, and linear layers compute in float32 under
-autocast too. All of it is the same function up to rounding.
+pointwise convolutions are in the order in which the kernels multiply by them, and linear layers compute in float32,
+under autocast too. All of it is the same function up to rounding.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def frozen(network: Network, dtype: torch.dtype = torch.float32) -> Network:
     """A copy for inference, in eval mode and without gradients. Its weights must not be changed.
 
     Args:
-        dtype: what it computes in: float32, or bfloat16 in autocast, whose rounding of convolutions' weights is done once
-            too.
+        dtype: what it computes in: float32, or bfloat16 in autocast, whose rounding of a convolution's weights is done
+            once too.
     """
     copied = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(copied.modules()):
