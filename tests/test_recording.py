@@ -98,7 +98,7 @@ def test_in_bfloat16_a_recorded_step_is_the_step_up_to_rounding(tiny: Make) -> N
 
 def test_a_compiled_step_is_the_step_up_to_rounding(tiny: Make) -> None:
     """With odd widths, and two threads, for which torch.compile makes other code than for one."""
-    settings = {"base_width": 5, "attention_encoder": "all"}
+    settings = {"base_width": 5, "attention_encoder": "all", "attention_discriminator": "all"}
     torch._dynamo.reset()
     torch.set_num_threads(2)
     try:
