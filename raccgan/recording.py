@@ -107,6 +107,7 @@ class Recording:
             self._restore(before)  # counts of batches move even then: make_fx takes a scalar for a constant
         if not self._compiled:
             return straight_line(graph)
+        graph.recompile()  # torch.fx's own function, which nothing else runs
         replay = compiling.compiled(graph, "the training step", dynamic=False)
         wanted = self._differentiated(*inputs)
         self._restore(before)
@@ -182,7 +183,6 @@ def _recorded(
     except GuardOnDataDependentSymNode as error:
         raise ValueError("what decides by a tensor's value cannot be recorded: replayed, it would not ask") from error
     graph.graph.eliminate_dead_code()
-    graph.recompile()
     return graph
 
 

@@ -374,30 +374,10 @@ TwelveTensors cbam_backward_cpu(
 
 // ---- double backward ----------------------------------------------------------------------------------------------
 
-// [N, 2, C] of two [N, C], zeros for one that is not there.
-std::vector<float> side_by_side(const CbamShape& s, const Optional& first, const Optional& second) {
-  std::vector<float> both(s.n * 2 * s.c);
-  for (const auto& [i, t] : {std::pair(0, first), std::pair(1, second)}) {
-    for (int64_t n = 0; t && n < s.n; ++n) {
-      std::copy_n(t->const_data_ptr<float>() + n * s.c, s.c, both.data() + (2 * n + i) * s.c);
-    }
-  }
-  return both;
-}
+// g_y's gradient, then those of x to var as the backward op returns them; mean and var have none.
+using ThirteenTensors = decltype(std::tuple_cat(std::tuple<Tensor>(), TwelveTensors()));
 
-// The i-th [N, C] of [N, 2, C], in the dtype of `like`; empty where that was not given.
-Tensor one_of(const CbamShape& s, const float* both, int64_t i, const Optional& like, const Tensor& x) {
-  if (!like) return new_floats(x, {0});
-  const Tensor one = new_floats(x, {s.n, s.c});
-  for (int64_t n = 0; n < s.n; ++n) {
-    std::copy_n(both + (2 * n + i) * s.c, s.c, one.mutable_data_ptr<float>() + n * s.c);
-  }
-  return as_dtype(one, like->scalar_type());
-}
-
-using ElevenTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-ElevenTensors cbam_double_backward_cpu(
+ThirteenTensors cbam_double_backward_cpu(
     const Tensor& v_in, const Optional& v_average, const Optional& v_maximum, const Tensor& g_y_in, const Tensor& x_in,
     const Optional& average, const Optional& maximum, const Tensor& reduce_weight, const Tensor& reduce_bias,
     const Tensor& expand_weight, const Tensor& expand_bias, const Tensor& spatial_weight, const Tensor& norm_weight,
@@ -408,20 +388,30 @@ ElevenTensors cbam_double_backward_cpu(
   const CbamShape& s = given.shape;
   STD_TORCH_CHECK(same_sizes(v_in, x_in) && v_in.scalar_type() == x_in.scalar_type(), "v must be as x is");
   const Tensor x = channels_last(x_in), g_y = channels_last(g_y_in), v = channels_last(v_in);
-  const Tensor g_g_y = empty_channels_last(x, s.c, s.h, s.w), g_x = empty_channels_last(x, s.c, s.h, s.w);
-  const int64_t taps = 2 * s.k * s.k;
-  std::vector<float> pooled = side_by_side(s, in_float32(v_average, x, {s.n, s.c}, "v_average"),
-                                           in_float32(v_maximum, x, {s.n, s.c}, "v_maximum"));
-  const auto floats = [](int64_t count) { return std::vector<float>(count); };
-  std::vector<float> g_pooled = floats(s.n * 2 * s.c), hidden = floats(s.n * s.r), g_logits = floats(s.n * 2 * s.c);
-  std::vector<float> g_hidden = floats(s.n * 4 * s.r), spatial = floats(s.n * taps), norm = floats(s.n * 2);
-  const Gradients of_weights = new_gradients(s, x, (bit(kMean) - 1) & ~(bit(kX) | bit(kAverage) | bit(kMaximum)));
-  const auto own = [&](Input input) { return of_weights[input].mutable_data_ptr<float>(); };
+  const Tensor g_g_y = empty_channels_last(x, s.c, s.h, s.w);
+  const int64_t taps = 2 * s.k * s.k, nc = s.n * s.c;
+  const Gradients g = new_gradients(s, x, bit(kMean) - 1);
+  const auto own = [&](Input input) { return g[input].mutable_data_ptr<float>(); };
+  Work work(4 * nc + 5 * s.n * s.r + s.n * (taps + 2));
+  // What v is to what was pooled: zero where that was given and nothing came back to it.
+  const auto direction = [&](const Optional& v, const char* name) {
+    float* const to = work.next(nc);
+    if (v) {
+      std::copy_n(in_float32(*v, x, {s.n, s.c}, name).const_data_ptr<float>(), nc, to);
+    } else {
+      std::fill_n(to, nc, 0.0f);
+    }
+    return to;
+  };
+  float *const by_average = direction(v_average, "v_average"), *const by_maximum = direction(v_maximum, "v_maximum");
+  float *const hidden = work.next(s.n * s.r), *const g_hidden = work.next(4 * s.n * s.r);
+  float* const g_logits = work.next(2 * nc);
+  float *const spatial = work.next(s.n * taps), *const norm = work.next(s.n * 2);
 
   const CbamDoubleBackwardArgs args{
       s, given.weights(), saved_in(given, const_cast<float*>(saved.const_data_ptr<float>())),
-      x.const_data_ptr(), g_y.const_data_ptr(), v.const_data_ptr(), g_g_y.mutable_data_ptr(), g_x.mutable_data_ptr(),
-      pooled.data(), g_pooled.data(), hidden.data(), g_logits.data(), g_hidden.data(), spatial.data(), norm.data(),
+      x.const_data_ptr(), g_y.const_data_ptr(), v.const_data_ptr(), g_g_y.mutable_data_ptr(), g[kX].mutable_data_ptr(),
+      by_average, by_maximum, own(kAverage), own(kMaximum), hidden, g_logits, g_hidden, spatial, norm,
       own(kReduceWeight), own(kReduceBias), own(kExpandWeight), own(kExpandBias), !given.average, !given.maximum};
   share_out(s.n, s.c * given.pixels(), [&](int64_t begin, int64_t end) {
     const auto scratch = aligned_floats(double_backward_floats(s));
@@ -430,24 +420,15 @@ ElevenTensors cbam_double_backward_cpu(
   share_out(s.r + s.c, s.n * std::min(s.r, s.c), [&](int64_t begin, int64_t end) {
     RACCGAN_SELECT(cbam_weights_double_back)(args, begin, end);
   });
-  add_up(spatial.data(), s.n, taps, own(kSpatialWeight));
+  add_up(spatial, s.n, taps, own(kSpatialWeight));
   float of_norm[2];
-  add_up(norm.data(), s.n, 2, of_norm);
+  add_up(norm, s.n, 2, of_norm);
   *own(kNormWeight) = of_norm[0];
   *own(kNormBias) = of_norm[1];
 
-  const auto as = [&](Input input, const Tensor& t) { return as_dtype(of_weights[input], t.scalar_type()); };
-  return {g_g_y,
-          g_x,
-          one_of(s, g_pooled.data(), 0, average, x),
-          one_of(s, g_pooled.data(), 1, maximum, x),
-          as(kReduceWeight, reduce_weight),
-          as(kReduceBias, reduce_bias),
-          as(kExpandWeight, expand_weight),
-          as(kExpandBias, expand_bias),
-          as(kSpatialWeight, spatial_weight),
-          as(kNormWeight, norm_weight),
-          as(kNormBias, norm_bias)};
+  return std::tuple_cat(std::make_tuple(g_g_y),
+                        in_their_dtypes(g, average, maximum, reduce_weight, reduce_bias, expand_weight, expand_bias,
+                                        spatial_weight, norm_weight, norm_bias, std::nullopt, std::nullopt));
 }
 
 }  // namespace
@@ -470,7 +451,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
       " Tensor? average, Tensor? maximum, Tensor reduce_weight, Tensor reduce_bias, Tensor expand_weight,"
       " Tensor expand_bias, Tensor spatial_weight, Tensor norm_weight, Tensor norm_bias, float eps, Tensor saved)"
       " -> (Tensor g_y, Tensor x, Tensor average, Tensor maximum, Tensor reduce_weight, Tensor reduce_bias,"
-      " Tensor expand_weight, Tensor expand_bias, Tensor spatial_weight, Tensor norm_weight, Tensor norm_bias)");
+      " Tensor expand_weight, Tensor expand_bias, Tensor spatial_weight, Tensor norm_weight, Tensor norm_bias,"
+      " Tensor mean, Tensor var)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) {

@@ -101,8 +101,8 @@ struct CbamDoubleBackwardArgs {
   CbamSaved saved;
   const void *x, *g_y, *v;  // [N, P, C] each
   void *g_g_y, *g_x;        // likewise, out
-  float* pooled;   // [N, 2, C], what v is to the average and to the max: given where those were, out otherwise
-  float* g_pooled;  // [N, 2, C], out
+  float *v_average, *v_maximum;  // [N, C] each, what v is to them: given where they were, out otherwise
+  float *g_average, *g_maximum;  // [N, C] each, out
   float* hidden;   // [N, R], the sum of both hidden layers in that direction
   float* g_logits;  // [N, 2, C], to the argument of the channel gate's sigmoid, and in that direction
   float* g_hidden;  // [N, 4, R], to the arguments of both hidden layers' ReLU, and in that direction

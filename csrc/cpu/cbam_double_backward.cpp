@@ -109,7 +109,7 @@ class Sample {
         sums[2] += select(is_max, all(1.0f), Floats{});
       }
     });
-    float *const average = row(args_.pooled, 2 * s_.c), *const max = average + s_.c;
+    float *const average = row(args_.v_average, s_.c), *const max = row(args_.v_maximum, s_.c);
     for (int64_t c = 0; c < s_.c; ++c) {
       if (args_.average) average[c] = sums_[c] / static_cast<float>(size_);
       if (args_.maximum) max[c] = sums_[s_.c + c] / tied_[c];
@@ -120,9 +120,9 @@ class Sample {
     const CbamWeights& w = args_.weights;
     const float* const before = row(args_.saved.hidden, 3 * s_.r);
     float* const hidden = row(args_.hidden, s_.r);
+    const float* const pooled[2] = {row(args_.v_average, s_.c), row(args_.v_maximum, s_.c)};
     for (int i = 0; i < 2; ++i) {
-      const float* const pooled = row(args_.pooled, 2 * s_.c) + i * s_.c;
-      matrix_product(w.reduce_weight, pooled, s_.r, s_.c, [&](auto lanes, int64_t r, Floats sum) {
+      matrix_product(w.reduce_weight, pooled[i], s_.r, s_.c, [&](auto lanes, int64_t r, Floats sum) {
         const Words passes = (Words)(lanes.template load<Float32>(before + i * s_.r + r) > 0);
         const Floats other = i == 0 ? Floats{} : lanes.template load<Float32>(hidden + r);
         lanes.template store<Float32>(hidden + r, other + select(passes, sum, Floats{}));
@@ -310,7 +310,6 @@ class Sample {
     });
     const float* const before = row(args_.saved.hidden, 3 * s_.r);
     float* const hidden = row(args_.g_hidden, 4 * s_.r);
-    float* const pooled = row(args_.g_pooled, 2 * s_.c);
     for (int i = 0; i < 2; ++i) {  // the gradient, then its derivative
       float* const here = hidden + 2 * i * s_.r;
       transposed_product(w.expand_weight, logits + i * s_.c, s_.c, s_.r, here);
@@ -320,26 +319,26 @@ class Sample {
         here[s_.r + r] = before[s_.r + r] > 0 ? g : 0;
       }
     }
-    for (int i = 0; i < 2; ++i) {
-      transposed_product(w.reduce_weight, hidden + (2 + i) * s_.r, s_.r, s_.c, pooled + i * s_.c);
-    }
+    transposed_product(w.reduce_weight, hidden + 2 * s_.r, s_.r, s_.c, row(args_.g_average, s_.c));
+    transposed_product(w.reduce_weight, hidden + 3 * s_.r, s_.r, s_.c, row(args_.g_maximum, s_.c));
   }
 
   void apply_back() {
     const Stored *const x = of(args_.x), *const g_y = of(args_.g_y);
     Stored* const g_x = of(args_.g_x);
     const float *const gate = row(args_.saved.gate, s_.c), *const largest = row(args_.saved.planes, 2 * size_);
-    const float *const maximum = row(args_.saved.maximum, s_.c), *const pooled = row(args_.g_pooled, 2 * s_.c);
+    const float* const maximum = row(args_.saved.maximum, s_.c);
+    const float *const g_average = row(args_.g_average, s_.c), *const g_maximum = row(args_.g_maximum, s_.c);
     const float over = 1.0f / static_cast<float>(size_);
     for_pixels(0, size_, [&](int64_t p, auto pixels) RACCGAN_INLINE {
       for_lanes(s_.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
         const Floats channel = lanes.template load<Float32>(gate + c), max = lanes.template load<Float32>(maximum + c);
         const Floats channel_dot = lanes.template load<Float32>(gate_dot_ + c);
         Floats from_average{}, from_max{};
-        if (args_.average) from_average = lanes.template load<Float32>(pooled + c) * over;
+        if (args_.average) from_average = lanes.template load<Float32>(g_average + c) * over;
         if (args_.maximum) {
           const Floats ties = lanes.keep(lanes.template load<Float32>(tied_ + c), all(1.0f));
-          from_max = lanes.template load<Float32>(pooled + s_.c + c) / ties;
+          from_max = lanes.template load<Float32>(g_maximum + c) / ties;
         }
 #pragma GCC unroll 4
         for (int i = 0; i < pixels.count; ++i) {
@@ -398,8 +397,8 @@ void cbam_weights_double_back(const CbamDoubleBackwardArgs& args, int64_t begin,
       const float* const flow_dot = flow + 2 * s.r;
       outer_sum(flow_dot, 4 * s.r, args.saved.average, s.c, s.n, s.c, false, to);
       outer_sum(flow_dot + s.r, 4 * s.r, args.saved.maximum, s.c, s.n, s.c, true, to);
-      outer_sum(flow, 4 * s.r, args.pooled, 2 * s.c, s.n, s.c, true, to);
-      outer_sum(flow + s.r, 4 * s.r, args.pooled + s.c, 2 * s.c, s.n, s.c, true, to);
+      outer_sum(flow, 4 * s.r, args.v_average, s.c, s.n, s.c, true, to);
+      outer_sum(flow + s.r, 4 * s.r, args.v_maximum, s.c, s.n, s.c, true, to);
       args.g_reduce_bias[row] = strided_sum(flow_dot, 4 * s.r, s.n) + strided_sum(flow_dot + s.r, 4 * s.r, s.n);
     } else {
       const int64_t c = row - s.r;

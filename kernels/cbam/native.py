@@ -178,17 +178,20 @@ def _double_backward(
     if g_y is None:
         g_y = torch.zeros_like(x)
     of_g_y, *of_others = torch.ops.raccgan.cbam_native_double_backward(*cotangents[:3], g_y, x, *others, eps, saved)
-    found = [of_g_y, None, None, *of_others, None, None]
+    found = [of_g_y, None, None, *of_others]
     return [one if need else None for one, need in zip(found, needed, strict=True)]
 
 
 def _double_backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
-    g_y, x, *others = inputs[3:-2]
-    return (
-        _channels_last(g_y),
-        _channels_last(x),
-        *(x.new_empty(0, dtype=torch.float32) if t is None else torch.empty_like(t).contiguous() for t in others),
-    )
+    g_y, x, average, maximum, *weights = inputs[3:-2]
+    n, c = x.shape[:2]
+
+    def pooled(given: Tensor | None) -> Tensor:
+        return x.new_empty((n, c), dtype=torch.float32 if given is None else given.dtype)
+
+    alike = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in weights)
+    mean, var = (x.new_empty(0, dtype=torch.float32) for _ in range(2))
+    return _channels_last(g_y), _channels_last(x), pooled(average), pooled(maximum), *alike, mean, var
 
 
 if _MISSING is None:
