@@ -8,6 +8,12 @@
 namespace raccgan {
 namespace {
 
+AlignedFloats zeros(int64_t count) {
+  AlignedFloats memory = aligned_floats(count);
+  std::fill_n(memory.get(), count, 0.0f);
+  return memory;
+}
+
 struct Call : DepthwiseCall<DepthwiseLayer> {
   AlignedFloats packed;
 
@@ -18,14 +24,20 @@ struct Call : DepthwiseCall<DepthwiseLayer> {
     RACCGAN_SELECT(pack_weights)(layer, w.const_data_ptr<float>(), packed.get());
   }
 
+  // The same layer for samples first <= n < first + count alone.
+  DepthwiseLayer samples(int64_t first, int64_t count) const {
+    DepthwiseLayer some = layer;
+    some.n = count;
+    if (some.scale != nullptr) some.scale += first * some.c, some.shift += first * some.c;
+    return some;
+  }
+
   // Runs pass(scratch, begin, end) over the tasks, with so many floats of scratch memory for each thread.
   template <class Pass>
   void run(int64_t floats, const Pass& pass) const {
     const int64_t tasks = RACCGAN_SELECT(tasks)(layer);
     share_out(tasks, x.numel() / tasks * layer.k, [&](int64_t begin, int64_t end) {
-      const auto memory = aligned_floats(floats);
-      std::fill_n(memory.get(), floats, 0.0f);
-      pass(memory.get(), begin, end);
+      pass(zeros(floats).get(), begin, end);
     });
   }
 
@@ -65,6 +77,43 @@ Tensor depthwise_cpu(const Tensor& x, const Tensor& w, const std::optional<Tenso
   return convolve(Call(x, w, scale, shift, upsample, pool, rectify_first, normalise, rectify, eps), std::nullopt);
 }
 
+// Samples that fill a vector of a depthwise pass, for any target.
+int64_t samples_together(const DepthwiseLayer& layer) {
+  return layer.c < kMostLanes ? kMostLanes / layer.c : 1;
+}
+
+// Whether each thread is to take whole samples through both convolutions. A few pixels are in the cache anyhow, and
+// packing wants some rows to pay; and threads must have about the same number of samples. Either way has the same bits.
+bool by_samples(const DepthwiseLayer& layer) {
+  if (layer.c == 0 || layer.out(layer.h) * layer.out(layer.w) < kRowsATask) return false;
+  const int64_t groups = layer.n / samples_together(layer), threads = torch::stable::get_num_threads();
+  return groups > 1 && (groups % threads == 0 || groups >= 4 * threads);
+}
+
+// What the depthwise convolution makes of some samples is the left operand of the product while it is in the cache.
+Tensor convolve_by_samples(const Call& call, const std::optional<Tensor>& bias, PointwiseCall pointwise) {
+  const DepthwiseLayer& layer = call.layer;
+  const int64_t together = samples_together(layer), groups = rounded_up(layer.n, together) / together;
+  const int64_t pixels = layer.out(layer.h) * layer.out(layer.w), size = size_of(layer.dtype);
+  const auto forward = RACCGAN_SELECT(forward);
+  const auto tasks = RACCGAN_SELECT(tasks);
+  const char* const x = static_cast<const char*>(call.x.const_data_ptr());
+  pointwise.pack();
+  share_out(groups, call.x.numel() / groups * layer.k, [&](int64_t begin, int64_t end) {
+    const AlignedFloats scratch = zeros(RACCGAN_SELECT(forward_scratch)(layer));
+    const AlignedFloats u = aligned_floats(rounded_up(together * pixels * layer.c * size, 4) / 4);
+    const AlignedFloats product_scratch = aligned_floats(RACCGAN_SELECT(product_scratch)(pointwise.args));
+    for (int64_t first = begin * together; first < least(layer.n, end * together); first += together) {
+      const DepthwiseLayer some = call.samples(first, least(together, layer.n - first));
+      const void* const from = x + first * layer.h * layer.w * layer.c * size;
+      forward({some, from, call.packed.get(), bias ? bias->const_data_ptr<float>() : nullptr, u.get()},
+              scratch.get(), 0, tasks(some));
+      pointwise.rows(first * pixels, some.n * pixels, u.get(), product_scratch.get());
+    }
+  });
+  return pointwise.y;
+}
+
 Tensor depthwise_separable_cpu(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias_in,
                                const Tensor& pointwise, const std::optional<Tensor>& pointwise_bias,
                                const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
@@ -74,7 +123,10 @@ Tensor depthwise_separable_cpu(const Tensor& x, const Tensor& w, const std::opti
   const Call call(x, w, scale, shift, upsample, pool, rectify_first, normalise, rectify, eps);
   std::optional<Tensor> bias;
   if (bias_in) bias = floats(*bias_in, call.layer.c, "the depthwise bias must be float32 [C]");
-  return pointwise_cpu(convolve(call, bias), pointwise, pointwise_bias, residual, packed);
+  if (!by_samples(call.layer)) return pointwise_cpu(convolve(call, bias), pointwise, pointwise_bias, residual, packed);
+  const int64_t rows = call.layer.out(call.layer.h), columns = call.layer.out(call.layer.w);
+  return convolve_by_samples(
+      call, bias, {call.x, call.layer.c, rows, columns, pointwise, pointwise_bias, residual, packed});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_backward_cpu(

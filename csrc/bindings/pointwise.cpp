@@ -1,7 +1,6 @@
 // The bindings of a pointwise convolution and of its two gradients.
 #include <tuple>
 
-#include "../cpu/pointwise.h"
 #include "pointwise.h"
 
 namespace raccgan {
@@ -121,24 +120,48 @@ std::tuple<Tensor, Tensor> pointwise_product_cpu(const Tensor& x_in, const Tenso
 
 }  // namespace
 
-Tensor pointwise_cpu(const Tensor& x_in, const Tensor& w_in, const std::optional<Tensor>& bias_in,
-                     const std::optional<Tensor>& residual_in, const std::optional<Tensor>& packed) {
-  const Tensor x = image(x_in, "x"), w = matrix(w_in), y = like(x, w.size(0));
-  STD_TORCH_CHECK(x.size(1) == w.size(1), "x must have as many channels as w has columns, ", w.size(1));
-  std::optional<Tensor> bias, residual;
+PointwiseCall::PointwiseCall(const Tensor& like, int64_t c, int64_t h, int64_t v, const Tensor& w_in,
+                             const std::optional<Tensor>& bias_in, const std::optional<Tensor>& residual_in,
+                             const std::optional<Tensor>& packed)
+    : w(matrix(w_in)), y(empty_channels_last(like, w.size(0), h, v)) {
+  STD_TORCH_CHECK(c == w.size(1), "x must have as many channels as w has columns, ", w.size(1));
   if (bias_in) bias = floats(*bias_in, w.size(0), "the bias must be float32 [D]");
   if (residual_in) {
     STD_TORCH_CHECK(residual_in->dim() == 4 && same_sizes(*residual_in, y), "the residual must be [N, D, H, W]");
-    STD_TORCH_CHECK(residual_in->scalar_type() == x.scalar_type(), "x and the residual must be of one dtype");
+    STD_TORCH_CHECK(residual_in->scalar_type() == y.scalar_type(), "x and the residual must be of one dtype");
     residual = channels_last(*residual_in);
   }
-  ProductArgs args = product_with(w, pixels(x), dtype_of(x, "x"));
-  args.a = x.const_data_ptr(), args.out = y.mutable_data_ptr();
+  args = product_with(w, pixels(y), dtype_of(y, "x"));
+  args.out = y.mutable_data_ptr();
   args.packed = packed ? panels_in(*packed, args) : nullptr;
   args.bias = bias ? bias->const_data_ptr<float>() : nullptr;
   args.residual = residual ? residual->const_data_ptr() : nullptr;
-  multiply(args);
-  return y;
+}
+
+void PointwiseCall::pack() {
+  const int64_t floats = RACCGAN_SELECT(packed_factor)(args);
+  if (args.packed != nullptr || floats == 0) return;
+  panels_ = aligned_floats(floats);
+  RACCGAN_SELECT(pack_factor)(args, panels_.get());
+  args.packed = panels_.get();
+}
+
+void PointwiseCall::rows(int64_t first, int64_t count, const void* a, float* scratch) const {
+  const int64_t offset = first * args.n * size_of(args.dtype);
+  ProductArgs some = args;
+  some.m = count, some.a = a;
+  some.out = static_cast<char*>(args.out) + offset;
+  if (args.residual != nullptr) some.residual = static_cast<const char*>(args.residual) + offset;
+  RACCGAN_SELECT(product)(some, scratch, 0, RACCGAN_SELECT(product_tasks)(some));
+}
+
+Tensor pointwise_cpu(const Tensor& x_in, const Tensor& w, const std::optional<Tensor>& bias,
+                     const std::optional<Tensor>& residual, const std::optional<Tensor>& packed) {
+  const Tensor x = image(x_in, "x");
+  PointwiseCall call(x, x.size(1), x.size(2), x.size(3), w, bias, residual, packed);
+  call.args.a = x.const_data_ptr();
+  multiply(call.args);
+  return call.y;
 }
 
 }  // namespace raccgan
