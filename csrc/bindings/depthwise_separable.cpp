@@ -63,10 +63,11 @@ struct Call : DepthwiseCall<DepthwiseLayer> {
 Tensor convolve(const Call& call, const std::optional<Tensor>& bias) {
   const Tensor y = call.new_y(true);
   if (y.numel() == 0) return y;
+  const int64_t rows = call.layer.out(call.layer.h);
   const ForwardArgs args{call.layer, call.x.const_data_ptr(), call.packed.get(),
-                         bias ? bias->const_data_ptr<float>() : nullptr, y.mutable_data_ptr()};
+                         bias ? bias->const_data_ptr<float>() : nullptr, 0, rows, y.mutable_data_ptr()};
   const auto forward = RACCGAN_SELECT(forward);
-  call.run(RACCGAN_SELECT(forward_scratch)(call.layer),
+  call.run(RACCGAN_SELECT(forward_scratch)(call.layer, rows),
            [&](float* scratch, int64_t begin, int64_t end) { forward(args, scratch, begin, end); });
   return y;
 }
@@ -77,38 +78,55 @@ Tensor depthwise_cpu(const Tensor& x, const Tensor& w, const std::optional<Tenso
   return convolve(Call(x, w, scale, shift, upsample, pool, rectify_first, normalise, rectify, eps), std::nullopt);
 }
 
-// Samples that fill a vector of a depthwise pass, for any target.
-int64_t samples_together(const DepthwiseLayer& layer) {
-  return layer.c < kMostLanes ? kMostLanes / layer.c : 1;
+// How a batch is cut into parts that threads take through both convolutions.
+struct Cut {
+  int64_t together;  // samples of a part: as many as fill a vector of a depthwise pass, for any target
+  int64_t bands;     // of rows of y, for a part each
+  int64_t parts;     // none where it does not pay
+};
+
+// Whatever the cut, the bits are the same, so that it may depend on the number of threads.
+Cut cut_of(const DepthwiseLayer& layer) {
+  constexpr int64_t kNear = 1 << 18;  // bytes that stay in the second-level cache, beside what makes them
+  constexpr int64_t kPixels = 4 * kRowsATask;  // that pay for reading all pointwise weights
+  const int64_t rows = layer.out(layer.h), columns = layer.out(layer.w), threads = torch::stable::get_num_threads();
+  if (layer.n * layer.c * rows * columns == 0) return {};
+  Cut cut{layer.c < kMostLanes && layer.n > 1 ? kMostLanes / layer.c : 1, 1, 0};
+  const int64_t groups = rounded_up(layer.n, cut.together) / cut.together;
+  if (cut.together == 1 && !layer.normalise) {  // a norm looks at all rows first
+    const int64_t paying = rounded_up(kPixels, columns) / columns;
+    const int64_t near = most(paying, kNear / (columns * layer.c * size_of(layer.dtype)));
+    cut.bands = rounded_up(rows, near) / near;
+    if (groups * cut.bands < 16 * threads && groups % threads != 0) cut.bands = rounded_up(cut.bands, threads);
+  }
+  const int64_t parts = groups * cut.bands;
+  const bool even = parts >= 4 * threads || (parts % threads == 0 && layer.n % cut.together == 0);
+  if (even && rows / cut.bands * columns >= kRowsATask) cut.parts = parts;
+  return cut;
 }
 
-// Whether each thread is to take whole samples through both convolutions. A few pixels are in the cache anyhow, and
-// packing wants some rows to pay; and threads must have about the same number of samples. Either way has the same bits.
-bool by_samples(const DepthwiseLayer& layer) {
-  if (layer.c == 0 || layer.out(layer.h) * layer.out(layer.w) < kRowsATask) return false;
-  const int64_t groups = layer.n / samples_together(layer), threads = torch::stable::get_num_threads();
-  return groups > 1 && (groups % threads == 0 || groups >= 4 * threads);
-}
-
-// What the depthwise convolution makes of some samples is the left operand of the product while it is in the cache.
-Tensor convolve_by_samples(const Call& call, const std::optional<Tensor>& bias, PointwiseCall pointwise) {
+// What the depthwise convolution makes is the left operand of the product while it is in the cache.
+Tensor convolve_by_parts(const Call& call, const Cut& cut, const std::optional<Tensor>& bias, PointwiseCall pointwise) {
   const DepthwiseLayer& layer = call.layer;
-  const int64_t together = samples_together(layer), groups = rounded_up(layer.n, together) / together;
-  const int64_t pixels = layer.out(layer.h) * layer.out(layer.w), size = size_of(layer.dtype);
+  const int64_t rows = layer.out(layer.h), columns = layer.out(layer.w), size = size_of(layer.dtype);
+  const int64_t most_rows = rounded_up(rows, cut.bands) / cut.bands;
   const auto forward = RACCGAN_SELECT(forward);
   const auto tasks = RACCGAN_SELECT(tasks);
   const char* const x = static_cast<const char*>(call.x.const_data_ptr());
   pointwise.pack();
-  share_out(groups, call.x.numel() / groups * layer.k, [&](int64_t begin, int64_t end) {
-    const AlignedFloats scratch = zeros(RACCGAN_SELECT(forward_scratch)(layer));
-    const AlignedFloats u = aligned_floats(rounded_up(together * pixels * layer.c * size, 4) / 4);
+  share_out(cut.parts, call.x.numel() / cut.parts * layer.k, [&](int64_t begin, int64_t end) {
+    const AlignedFloats scratch = zeros(RACCGAN_SELECT(forward_scratch)(layer, most_rows));
+    const AlignedFloats u = aligned_floats(rounded_up(cut.together * most_rows * columns * layer.c * size, 4) / 4);
     const AlignedFloats product_scratch = aligned_floats(RACCGAN_SELECT(product_scratch)(pointwise.args));
-    for (int64_t first = begin * together; first < least(layer.n, end * together); first += together) {
-      const DepthwiseLayer some = call.samples(first, least(together, layer.n - first));
-      const void* const from = x + first * layer.h * layer.w * layer.c * size;
-      forward({some, from, call.packed.get(), bias ? bias->const_data_ptr<float>() : nullptr, u.get()},
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t sample = part / cut.bands * cut.together, band = part % cut.bands;
+      const int64_t first = rows * band / cut.bands, last = rows * (band + 1) / cut.bands;
+      const DepthwiseLayer some = call.samples(sample, least(cut.together, layer.n - sample));
+      const void* const from = x + sample * layer.h * layer.w * layer.c * size;
+      forward({some, from, call.packed.get(), bias ? bias->const_data_ptr<float>() : nullptr, first, last, u.get()},
               scratch.get(), 0, tasks(some));
-      pointwise.rows(first * pixels, some.n * pixels, u.get(), product_scratch.get());
+      pointwise.rows((sample * rows + first) * columns, some.n * (last - first) * columns, u.get(),
+                     product_scratch.get());
     }
   });
   return pointwise.y;
@@ -123,10 +141,11 @@ Tensor depthwise_separable_cpu(const Tensor& x, const Tensor& w, const std::opti
   const Call call(x, w, scale, shift, upsample, pool, rectify_first, normalise, rectify, eps);
   std::optional<Tensor> bias;
   if (bias_in) bias = floats(*bias_in, call.layer.c, "the depthwise bias must be float32 [C]");
-  if (!by_samples(call.layer)) return pointwise_cpu(convolve(call, bias), pointwise, pointwise_bias, residual, packed);
+  const Cut cut = cut_of(call.layer);
+  if (cut.parts == 0) return pointwise_cpu(convolve(call, bias), pointwise, pointwise_bias, residual, packed);
   const int64_t rows = call.layer.out(call.layer.h), columns = call.layer.out(call.layer.w);
-  return convolve_by_samples(
-      call, bias, {call.x, call.layer.c, rows, columns, pointwise, pointwise_bias, residual, packed});
+  return convolve_by_parts(
+      call, cut, bias, {call.x, call.layer.c, rows, columns, pointwise, pointwise_bias, residual, packed});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_backward_cpu(

@@ -217,14 +217,35 @@ inline __attribute__((always_inline)) void map_plane(const Plane& from, const Pl
   }
 }
 
-// tensor = L from + bias.
+// Some rows of y, first <= row < last, and of x what they are made of: if its row `from` were row 0, y's row h would be
+// row h - shift.
+struct Band {
+  int64_t first, last, from, until, shift;
+};
+
+Band band_of(const DepthwiseLayer& s, int64_t first, int64_t last) {
+  const int64_t p = s.k / 2;
+  if (s.resize == Resize::kUp) {
+    const int64_t from = most(0, first - p) / 2;
+    return {first, last, from, least(s.h, (last - 1 + p) / 2 + 1), 2 * from};
+  }
+  if (s.resize == Resize::kDown) {
+    const int64_t from = most(0, 2 * first - p) / 2 * 2;
+    return {first, last, from, least(s.h, 2 * last + p), from / 2};
+  }
+  return {first, last, most(0, first - p), least(s.h, last + p), most(0, first - p)};
+}
+
+Band all_rows(const DepthwiseLayer& s) { return {0, s.out(s.h), 0, s.h, 0}; }
+
+// tensor = L from + bias, for a band.
 template <class T>
-void write_convolved(const Worker& a, const Plane& from, Floats bias, void* tensor, float* row) {
-  const int64_t rows = a.s.out(a.s.h), columns = a.s.out(a.s.w);
-  const View<T> view(tensor, rows, columns, a.s.c, a.l);
-  for (int64_t h = 0; h < rows; ++h) {
-    a.convolution.row(from, h, columns, a.weights, row);
-    view.write(h, [&](int64_t i) __attribute__((always_inline)) { return load(row + i * kWidth) + bias; });
+void write_convolved(const Worker& a, const Band& band, const Plane& from, Floats bias, void* tensor, float* row) {
+  const int64_t columns = a.s.out(a.s.w);
+  const View<T> view(tensor, band.last - band.first, columns, a.s.c, a.l);
+  for (int64_t h = band.first; h < band.last; ++h) {
+    a.convolution.row(from, h - band.shift, columns, a.weights, row);
+    view.write(h - band.first, [&](int64_t i) __attribute__((always_inline)) { return load(row + i * kWidth) + bias; });
   }
 }
 
@@ -240,36 +261,37 @@ int64_t totals_floats(const DepthwiseLayer& s) { return taps(s) * taps(s) * kWid
 // One row of the widest tensor, with room for what fills up its last tile.
 int64_t row_floats(const DepthwiseLayer& s) { return 2 * (most(s.w, s.out(s.w)) + 2 * kTile) * kWidth; }
 
-// A row and so many planes like x. The last tile of the last plane may read on.
-int64_t scratch_floats(const DepthwiseLayer& s, int64_t planes) {
-  return row_floats(s) + planes * plane_floats(s.h, s.w) + 2 * kBorder * kWidth;
+// A row and so many planes of some of x's rows. The last tile of the last plane may read on.
+int64_t scratch_floats(const DepthwiseLayer& s, int64_t planes, int64_t rows) {
+  return row_floats(s) + planes * plane_floats(rows, s.w) + 2 * kBorder * kWidth;
 }
 
 // The same with a plane like y, and totals.
 int64_t gradient_scratch_floats(const DepthwiseLayer& s, int64_t planes) {
-  return totals_floats(s) + scratch_floats(s, planes) + plane_floats(s.out(s.h), s.out(s.w));
+  return totals_floats(s) + scratch_floats(s, planes, s.h) + plane_floats(s.out(s.h), s.out(s.w));
 }
 
 template <class T>
 void forward_lanes(const ForwardArgs& args, const Worker& a) {
   const DepthwiseLayer& s = a.s;
   float *const row = a.scratch, *scratch = row + row_floats(s);
-  const Plane activated = take_plane(scratch, s.h, s.w);
+  const Band band = band_of(s, args.first, args.last);
+  const Plane activated = take_plane(scratch, band.until - band.from, s.w);
   // Without a norm the activation needs no look at the whole plane first.
   const Norm norm = s.normalise ? read_normalised<T>(a, args.x, activated) : finish(a, Floats{}, broadcast(1));
   if (s.normalise) {
     map_plane(activated, activated, [&](Floats h) __attribute__((always_inline)) { return a.activated(norm, h); });
   } else {
     const View<T> view(args.x, s.h, s.w, s.c, a.l);
-    for (int64_t h = 0; h < s.h; ++h) {
-      float* const to = activated.at(h, 0);
+    for (int64_t h = band.from; h < band.until; ++h) {
+      float* const to = activated.at(h - band.from, 0);
       view.read(h, [&](int64_t i, Floats v) __attribute__((always_inline)) {
         store(to + i * kWidth, a.activated(norm, s.rectify_first ? relu(v) : v));
       });
     }
   }
   const float* const bias = args.bias == nullptr ? nullptr : args.bias + a.l.channel;
-  write_convolved<T>(a, activated, bias ? load_lanes<Float32>(bias, a.l, 0) : Floats{}, args.y, row);
+  write_convolved<T>(a, band, activated, bias ? load_lanes<Float32>(bias, a.l, 0) : Floats{}, args.y, row);
 }
 
 template <class T>
@@ -370,7 +392,7 @@ void double_backward_lanes(const DoubleBackwardArgs& args, const Worker& a, floa
     tq_sum += row_tq;
     scale_sum += row_scale;
   }
-  if (args.grad_g != nullptr) write_convolved<T>(a, passed, Floats{}, args.grad_g, row);
+  if (args.grad_g != nullptr) write_convolved<T>(a, all_rows(s), passed, Floats{}, args.grad_g, row);
   if (args.partial_w != nullptr) correlate_planes(a, passed, g, totals);
   if (args.grad_scale != nullptr) store_parameter(args.grad_scale, scale_sum, a.l, s.c);
   if (args.grad_x == nullptr) return;
@@ -435,7 +457,10 @@ void pack_weights(const DepthwiseLayer& layer, const float* w, float* packed) {
 
 int64_t tasks(const DepthwiseLayer& layer) { return pieces(layer) * channel_blocks(layer.c); }
 
-int64_t forward_scratch(const DepthwiseLayer& layer) { return scratch_floats(layer, 1); }
+int64_t forward_scratch(const DepthwiseLayer& layer, int64_t rows) {
+  const int64_t alone = layer.resize == Resize::kDown ? 2 * rows : rows;
+  return scratch_floats(layer, 1, least(layer.h, alone + layer.k + 1));
+}
 int64_t backward_scratch(const DepthwiseLayer& layer) { return gradient_scratch_floats(layer, 3); }
 int64_t double_backward_scratch(const DepthwiseLayer& layer) { return gradient_scratch_floats(layer, 4); }
 

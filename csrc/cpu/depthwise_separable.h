@@ -38,7 +38,8 @@ struct ForwardArgs {
   const void* x;
   const float* packed;  // the weights as pack_weights lays them out
   const float* bias;    // [C], added to y, or null
-  void* y;              // out
+  int64_t first, last;  // which rows of each sample's y are made: first <= row < last; all, where x is normalised
+  void* y;              // out; those rows
 };
 
 // Gradients for the gradient g of y. Null where not wanted.
@@ -80,7 +81,7 @@ static constexpr int64_t pieces(const DepthwiseLayer& s) {
   int64_t packed_floats(const DepthwiseLayer& layer);                                                     \
   void pack_weights(const DepthwiseLayer& layer, const float* w, float* packed);                          \
   int64_t tasks(const DepthwiseLayer& layer);                                                             \
-  int64_t forward_scratch(const DepthwiseLayer& layer);                                                   \
+  int64_t forward_scratch(const DepthwiseLayer& layer, int64_t rows);                                     \
   int64_t backward_scratch(const DepthwiseLayer& layer);                                                  \
   int64_t double_backward_scratch(const DepthwiseLayer& layer);                                           \
   void forward(const ForwardArgs& args, float* scratch, int64_t begin, int64_t end);                      \

@@ -8,12 +8,12 @@ convolution, and again through their first and their second derivative: a gradie
 forty of PyTorch's operations. There are no statistics of y from an epilogue: an instance norm takes its own from the x
 that it reads anyway, and the two sweeps that are left, moments and CBAM's pooling, are 1% of a training step at 32 px.
 
-Where no gradient is recorded one op on a CPU does both, and adds the depthwise bias as it writes u. Of a batch each
-thread takes whole samples through both, so that u is the product's left operand while it is in the cache, and never
-travels: in one run on two cores of an AMD EPYC, scores of 16 images took 0.86 (32 px) and 0.95 (128 px) of the time, in
-bfloat16 0.88 and 0.93. Not in training, where u is kept for the gradient of the pointwise weights: then it took 0.98 to
-1.02 of the time. On a GPU one kernel makes y of x where :func:`native_fused.fuses`; elsewhere the product there is
-PyTorch's.
+Where no gradient is recorded one op on a CPU does both, and adds the depthwise bias as it writes u. Each thread takes
+parts of the batch through both, so that a tile of u is the product's left operand while it is in the cache, and never
+travels. Within one run on two cores of an AMD EPYC, 16 images' scores took 0.91 (32 px) and 0.94 (128 px) of the time,
+in bfloat16 0.95 and 0.95, one image's 0.97 to 0.98. Not in training, where u is kept for the gradient of the pointwise
+weights: cut by samples, the same layers took 0.98 to 1.02 of the time. On a GPU one kernel makes y of x where
+:func:`native_fused.fuses`; elsewhere the product there is PyTorch's.
 """
 
 from __future__ import annotations

@@ -157,26 +157,26 @@ def test_without_gradients_it_is_one_call(c: int, resizing: tuple[int, int], dty
 
 @pytest.mark.parametrize("dtype", native_pointwise.DTYPES, ids=str)
 @pytest.mark.parametrize("resizing", RESIZINGS)
-@pytest.mark.parametrize(("n", "c", "d"), [(5, 40, 33), (5, 17, 3), (33, 1, 9), (16, 3, 5)])
-def test_whole_samples_for_a_thread_change_no_bit(
-    n: int, c: int, d: int, resizing: tuple[int, int], dtype: torch.dtype
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize(("n", "c", "d"), [(1, 40, 33), (5, 17, 3), (33, 1, 9), (16, 3, 5)])
+def test_how_threads_cut_the_one_call_changes_no_bit(
+    n: int, c: int, d: int, normalise: bool, resizing: tuple[int, int], dtype: torch.dtype
 ) -> None:
-    """One thread takes whole samples of any of these batches, and two or three do not; with weights packed, and not."""
+    """By samples, by bands of their rows, or one convolution after the other; and with weights packed before or not."""
     upsample, pool = resizing
-    x, w, scale, shift = (t.to(dtype) for t in made(n, c, 17, 18, 3, affine=True) if t is not None)
+    x, w, scale, shift = (t.to(dtype) for t in made(n, c, 17, 18, 5, affine=True) if t is not None)
     draw = torch.Generator().manual_seed(3)
     p, residual = torch.randn(d, c, 1, 1, generator=draw), torch.randn(n, d, 17, 18, generator=draw).to(dtype)
     biases = torch.randn(c, generator=draw), torch.randn(d, generator=draw)
     around = (scale, shift, rewritten.resized(residual, upsample, pool))
-    options = (upsample, pool, False, True, True, 1e-5)
+    options = (upsample, pool, False, normalise, True, 1e-5)
     results = []
-    for count, packed in itertools.product((1, 2, 3), (None, native_pointwise.packed(p, dtype))):
+    for count, packed in itertools.product((1, 2, 3, 7), (None, native_pointwise.packed(p, dtype))):
         with threads(count):
-            results.append(
-                torch.ops.raccgan.depthwise_separable_native(
-                    x, w.float(), biases[0], p, biases[1], *around, packed, *options
-                )
+            y = torch.ops.raccgan.depthwise_separable_native(
+                x, w.float(), biases[0], p, biases[1], *around, packed, *options
             )
+        results.append(y)
     u = torch.ops.raccgan.depthwise_native(x, w.float(), scale, shift, *options) + biases[0].to(dtype).view(-1, 1, 1)
     wanted = native_pointwise.pointwise(u, p, biases[1], around[2])
     assert relative_error(results[0], wanted) < 4 * torch.finfo(dtype).eps
