@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
 from raccgan.config import attention_blocks
+from raccgan.kernels import library
 from raccgan.models.blocks import CBAM
 from raccgan.models.discriminator import Discriminator
 from raccgan.models.encoder import Encoder
@@ -170,23 +173,31 @@ def test_frozen_networks_are_the_same_functions_and_leave_the_originals_alone() 
 
 
 @pytest.mark.parametrize("image_channels", [1, 3])
-def test_a_head_of_one_channel_is_a_depthwise_convolution(image_channels: int) -> None:
-    """Where no gradient is recorded, in training and in evaluation, with the running moments moved alike."""
+def test_the_generators_head_is_depthwise_separable(image_channels: int) -> None:
+    """In training and in evaluation, with and without gradients, and with the running moments moved alike."""
     shared = {"widths": (8, 6), "classes": 2, "image_channels": image_channels, "latent": 12}
     plain, fused = (Generator(kernels=name, **shared).train() for name in ("reference", "fused"))
     nn.init.normal_(plain.head.bias, std=0.3)
     nn.init.normal_(plain.norm.weight, std=2.0)
     fused.load_state_dict(plain.state_dict())
     z, y = torch.randn(3, 12), torch.tensor([0, 1, 1])
-    for train in (True, False):
+    tight = {"rtol": 1e-4, "atol": 1e-5}
+    for train, recorded in itertools.product((True, False), (True, False)):
         plain.train(train)
         fused.train(train)
-        with torch.no_grad(), OwnOps() as own:
+        with torch.set_grad_enabled(recorded), OwnOps() as own:
             got = fused(z, y)
-        with torch.no_grad():
-            torch.testing.assert_close(got, plain(z, y), rtol=1e-4, atol=1e-5)
-        separable = [args for op, args in own.calls if op.name() == "raccgan::depthwise_separable_native"]
-        to_one_channel = [args for args in separable if args[3].shape[0] == 1]
-        assert len(to_one_channel) == (1 if separable and image_channels == 1 else 0)
+        with torch.set_grad_enabled(recorded):
+            wanted = plain(z, y)
+        depthwise = [name for name in own.names if "depthwise" in name]
+        assert len(depthwise) == (0 if library.path() is None else 3 if image_channels == 1 else 4)  # a block has two
+        torch.testing.assert_close(got, wanted, **tight)
+        if recorded:
+            g = torch.randn_like(got)
+            ours, theirs = (
+                torch.autograd.grad(image, net.parameters(), g) for image, net in ((got, fused), (wanted, plain))
+            )
+            for (name, _), found, right in zip(plain.named_parameters(), ours, theirs, strict=True):
+                torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-4, msg=name)
     for name, wanted in plain.norm.state_dict().items():
-        torch.testing.assert_close(fused.norm.state_dict()[name], wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(fused.norm.state_dict()[name], wanted, **tight)

@@ -1,0 +1,58 @@
+"""The end of a generator: a convolution to an image's few channels, by the kernels of this package."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from raccgan.kernels.depthwise_separable import depthwise_separable
+
+
+class FewChannels(nn.Module):
+    """relu(x * scale + shift), convolved 3 x 3 to D channels, as depthwise-separable convolutions by constants.
+
+    To one channel it is a depthwise convolution, summed over the channels. To more, a pixel is multiplied by all nine
+    taps in one matrix product, whose 9 D results a second convolution moves to their places and adds up.
+
+    On two cores of an AMD EPYC an image of 96 x 128 x 128 to 3 channels took 0.4 to 0.6 of the time of PyTorch's norm,
+    ReLU and convolution, and 64 x 32 x 32 to one channel 0.2 to 0.3; with gradients 0.86 to 0.99, and 0.55 to 0.7.
+    """
+
+    sums: Tensor
+    here: Tensor
+    places: Tensor
+
+    def __init__(self, channels: int, image_channels: int, kernels: str) -> None:
+        super().__init__()
+        self.image_channels, self.kernels = image_channels, kernels
+        if image_channels == 1:
+            constants = {"sums": torch.ones(1, channels, 1, 1)}
+        else:
+            here = torch.zeros(channels, 1, 3, 3)
+            here[:, :, 1, 1] = 1
+            places = torch.eye(9).view(9, 1, 1, 3, 3).expand(-1, image_channels, -1, -1, -1).flatten(0, 1)
+            sums = torch.eye(image_channels).repeat(1, 9).view(image_channels, -1, 1, 1)
+            constants = {"here": here, "places": places.contiguous(), "sums": sums}
+        for name, constant in constants.items():
+            self.register_buffer(name, constant, persistent=False)
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[N, C, H, W] to [N, D, H, W].
+
+        Args:
+            scale, shift: [N, C] each.
+            weight: [D, C, 3, 3].
+            bias: [D], or None.
+
+        Gradients: every order, for all tensors.
+        """
+        if self.image_channels == 1:
+            return depthwise_separable(
+                x, weight.transpose(0, 1), None, self.sums, bias,
+                scale=scale, shift=shift, activation="relu", kernels=self.kernels,
+            )  # fmt: skip
+        taps = weight.permute(2, 3, 0, 1).reshape(-1, weight.shape[1], 1, 1)
+        of_taps = depthwise_separable(
+            x, self.here, None, taps, None, scale=scale, shift=shift, activation="relu", kernels=self.kernels
+        )
+        return depthwise_separable(of_taps, self.places, None, self.sums, bias, kernels=self.kernels)
