@@ -62,6 +62,7 @@ class Encoder(nn.Module):
         self.embedding = nn.Embedding(classes, embedding if film else size)
         self.class_term = nn.Linear(embedding, latent, bias=False) if film else None
         self.output = output
+        self.kernels = kernels
         initialise(self)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:

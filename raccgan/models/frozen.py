@@ -67,13 +67,22 @@ def _fix(module: nn.Module, dtype: torch.dtype) -> None:
         elif isinstance(child, Pointwise):
             setattr(module, name, FixedPointwise(child.weight, child.bias, child.kernels, dtype))
         elif isinstance(child, nn.Linear):
-            # The generator's makes features, the others conditions and latents.
-            halves = dtype == torch.bfloat16 and isinstance(module, Generator)
-            setattr(module, name, FixedLinear(child.weight, child.bias, dtype if halves else child.weight.dtype))
+            setattr(module, name, _fixed_linear(child, module, dtype))
         elif isinstance(child, nn.Conv2d) and dtype == torch.bfloat16:  # as autocast does anew in every call
             child.to(dtype)
         elif not isinstance(child, CBAM):  # whose weights its kernels take in float32
             _fix(child, dtype)
+
+
+def _fixed_linear(linear: nn.Linear, module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """What stands in the place of a module's linear layer."""
+    if isinstance(module, Encoder) and linear is module.linear:
+        features = FixedFeatures(linear, module.kernels, dtype)
+        if features.packed is not None:
+            return features
+    # The generator's makes features, the others conditions and latents.
+    halves = dtype == torch.bfloat16 and isinstance(module, Generator)
+    return FixedLinear(linear.weight, linear.bias, dtype if halves else linear.weight.dtype)
 
 
 def _know_classes(network: nn.Module) -> None:
@@ -113,6 +122,21 @@ class FixedPointwise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, D, H, W]."""
         return pointwise(x, self.weight, self.bias, kernels=self.kernels, packed=self.packed)
+
+
+class FixedFeatures(FixedPointwise):
+    """A linear layer of many features, as a 1 x 1 convolution of one pixel.
+
+    It reads more weights than any other layer. Of 24576 features it takes 0.4 to 0.6 of the time of PyTorch's, in
+    bfloat16 0.3 of the time of PyTorch's in float32.
+    """
+
+    def __init__(self, linear: nn.Linear, kernels: str, dtype: torch.dtype) -> None:
+        super().__init__(linear.weight[:, :, None, None], linear.bias, kernels, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C] to [N, D]."""
+        return super().forward(x[:, :, None, None]).flatten(1)
 
 
 class FixedSkip(FixedPointwise):
