@@ -11,7 +11,9 @@
 2. Pointwise convolution likewise: P(x, W), its transpose T(g, W), and the product of x and g over all pixels. Eager
    PyTorch differentiates that product by a convolution whose kernel is as large as the image.
 3. Pointwise and average pool commute, biases included: pooling first leaves a quarter of the matrix product.
-4. A 1 x 1 depthwise convolution folds into the pointwise one: W = Wp diag(wd), b = bp + Wp bd. Of any other one the
+4. Average pool and its transpose are a closed family too. PyTorch's own gives x a second gradient, of zeros in NCHW, and
+   what is added to them is in NCHW from there on.
+5. A 1 x 1 depthwise convolution folds into the pointwise one: W = Wp diag(wd), b = bp + Wp bd. Of any other one the
    bias does, unless the image is so small that adding it there is less work.
 """
 
@@ -91,7 +93,15 @@ def _few(x: Tensor, w: Tensor) -> bool:
 def resized(x: Tensor, upsample: int, pool: int) -> Tensor:
     if upsample > 1:
         x = F.interpolate(x, scale_factor=upsample, mode="nearest")
-    return F.avg_pool2d(x, pool) if pool > 1 else x
+    return average_pool(x, pool) if pool > 1 else x
+
+
+def average_pool(x: Tensor, size: int) -> Tensor:
+    """The mean of size x size pixels each, [N, C, H // size, W // size]. Any order of derivative."""
+    if not torch.is_grad_enabled():
+        return F.avg_pool2d(x, size)
+    y: Tensor = AveragePool.apply(x, size)
+    return y
 
 
 def depthwise(x: Tensor, w: Tensor) -> Tensor:
@@ -115,6 +125,35 @@ def in_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t.to(dtype) for t in tensors)
+
+
+class AveragePool(torch.autograd.Function):
+    """A(x)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: int) -> Tensor:
+        ctx.sizes, ctx.size = x.shape[2:], size
+        return F.avg_pool2d(x, size)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return AveragePoolTransposed.apply(g, *ctx.sizes, ctx.size), None
+
+
+class AveragePoolTransposed(torch.autograd.Function):
+    """A's gradient in x [N, C, H, W]."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, h: int, v: int, size: int) -> Tensor:
+        ctx.size = size
+        # avg_pool2d_backward reads only its shape and memory format
+        x = torch.empty((*g.shape[:2], h, v), dtype=g.dtype, device=g.device, memory_format=torch.channels_last)
+        grad: Tensor = torch.ops.aten.avg_pool2d_backward(g, x, [size] * 2, [size] * 2, [0, 0], False, True, None)
+        return grad
+
+    @staticmethod
+    def backward(ctx: Any, t: Tensor) -> tuple[Tensor, None, None, None]:
+        return AveragePool.apply(t, ctx.size), None, None, None
 
 
 class Depthwise(torch.autograd.Function):

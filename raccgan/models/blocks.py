@@ -93,6 +93,29 @@ class Dense(nn.Module):
         return x if residual is None else x + residual
 
 
+def flattened(x: Tensor) -> Tensor:
+    """[N, C, H, W] to [N, C * H * W], whose gradient comes back in channels_last.
+
+    That is one copy. In NCHW, as PyTorch's comes back, all who read it make one each, or walk slowly through two memory
+    formats side by side. Any order of derivative.
+    """
+    if not torch.is_grad_enabled():
+        return x.flatten(1)
+    y: Tensor = _Flatten.apply(x)
+    return y
+
+
+class _Flatten(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        return x.flatten(1)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g.reshape(ctx.shape).contiguous(memory_format=torch.channels_last)
+
+
 def convolution(
     kind: str, channels: int, out_channels: int, kernel_size: int, kernels: str
 ) -> DepthwiseSeparable | Dense:

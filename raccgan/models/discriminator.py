@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from raccgan.config import attention_blocks
-from raccgan.models.blocks import ResidualDown, initialise
+from raccgan.models.blocks import ResidualDown, flattened, initialise
 
 HEADS = ("sum", "flatten")
 
@@ -57,6 +57,6 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Critic values [N] of images x [N, C, H, W] in [-1, 1] as members of the classes y [N] (int64)."""
         f = self.features(x)
-        h = f.flatten(1) if self.head == "flatten" else f.sum(dim=(2, 3))
+        h = flattened(f) if self.head == "flatten" else f.sum(dim=(2, 3))
         value: Tensor = self.linear(h).squeeze(1) + (self.embedding(y) * h).sum(dim=1)
         return value

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raccgan.config import attention_blocks
-from raccgan.models.blocks import ResidualDown, initialise
+from raccgan.models.blocks import ResidualDown, flattened, initialise
 
 CONDITIONINGS = ("film", "scalar")
 LATENTS = ("linear", "tanh")
@@ -89,7 +89,7 @@ class Encoder(nn.Module):
 
     def _latent(self, h: Tensor, y: Tensor) -> Tensor:
         condition = self.embedding(y)
-        h = F.relu(h).flatten(1)
+        h = flattened(F.relu(h))
         z: Tensor = self.linear(h)
         if self.class_term is not None:
             z = z + self.class_term(condition)

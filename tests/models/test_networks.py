@@ -10,7 +10,7 @@ from torch import nn
 
 from raccgan.config import attention_blocks
 from raccgan.kernels import library
-from raccgan.models.blocks import CBAM
+from raccgan.models.blocks import CBAM, flattened
 from raccgan.models.discriminator import Discriminator
 from raccgan.models.encoder import Encoder
 from raccgan.models.frozen import frozen
@@ -170,6 +170,16 @@ def test_frozen_networks_are_the_same_functions_and_leave_the_originals_alone() 
         with torch.autocast("cpu", dtype=torch.bfloat16):
             error, plain = ((one(*inputs) - wanted).abs().max() for one in (halves, network))
         assert 0 < error <= 3 * plain + 0.01
+
+
+def test_the_gradient_of_flattened_features_is_channels_last() -> None:
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = flattened(x)
+    assert torch.equal(y, x.flatten(1))
+    (g,) = torch.autograd.grad(y, x, torch.randn_like(y))
+    assert g.is_contiguous(memory_format=torch.channels_last)
+    assert torch.autograd.gradcheck(flattened, x)
+    assert torch.autograd.gradgradcheck(flattened, x)
 
 
 @pytest.mark.parametrize("image_channels", [1, 3])
