@@ -11,7 +11,7 @@
 2. Pointwise convolution likewise: P(x, W), its transpose T(g, W), and the product of x and g over all pixels. Eager
    PyTorch differentiates that product by a convolution whose kernel is as large as the image.
 3. Pointwise and average pool commute, biases included: pooling first leaves a quarter of the matrix product.
-4. Average pool and its transpose are a closed family too. PyTorch's own gives x a second gradient of zeros, in NCHW, and
+4. Average pool and its transpose are a closed family too. PyTorch's gives x a second gradient of zeros, in NCHW, and
    what is added to them is in NCHW from there on.
 5. A 1 x 1 depthwise convolution folds into the pointwise one: W = Wp diag(wd), b = bp + Wp bd. Of any other one the
    bias does, unless the image is so small that adding it there is less work.

@@ -19,7 +19,7 @@ def test_it_is_pytorchs_pool_and_so_are_its_gradients(shape: tuple[int, ...]) ->
         results.append((y, g))
     for ours, theirs in zip(*results, strict=True):
         assert torch.equal(ours, theirs)
-        assert ours.is_contiguous(memory_format=torch.channels_last)
+        assert ours.is_contiguous(memory_format=torch.channels_last) or ours.numel() == 0
     assert torch.autograd.gradcheck(average_pool, (x, 2))
     assert torch.autograd.gradgradcheck(average_pool, (x, 2))
 
