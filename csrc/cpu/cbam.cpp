@@ -6,7 +6,7 @@
 //     y[n, p, c]   = x[n, p, c] gate[n, c] sigmoid(scale s[n, p] + shift)
 //
 // Three sweeps over x, of which the caller runs the second and the third while a sample is in a cache, wherever the
-// norm couples no samples. A sweep goes over a few pixels at a time, all their channels, as they lie in memory.
+// norm couples no samples. A sweep goes over the pixels as they lie in memory, with all of their channels or many.
 #include "cbam.h"
 
 #include "cbam_lanes.h"
@@ -45,6 +45,40 @@ void to_channels_last_as(const CbamShape& s, const void* from_tensor, void* to_t
 
 // ---- channel gate -------------------------------------------------------------------------------------------------
 
+constexpr int kPooled = kManyRegisters ? 8 : 4;  // vectors whose sums and maxima stay in registers
+
+// Sums and maxima over `count` pixels of kCount vectors of channels. Pixel after pixel, as they lie in memory.
+template <class T, int kCount, class Lanes>
+void pool_vectors(const Lanes& lanes, const typename T::Stored* x, int64_t c, int64_t count, float* sums,
+                  float* maxima) {
+  Floats sum[kCount] = {}, max[kCount];
+#pragma GCC unroll 8
+  for (int v = 0; v < kCount; ++v) max[v] = all(-__builtin_inff());
+  for (const auto* const end = x + count * c; x < end; x += c) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kCount; ++v) {
+      __builtin_prefetch(x + v * kWidth + 2 * kAhead, 0, 2);  // into the second-level cache
+      const Floats u = lanes.template load<T>(x + v * kWidth);
+      sum[v] += u;
+      max[v] = larger(max[v], u);
+    }
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < kCount; ++v) {
+    lanes.template store<Float32>(sums + v * kWidth, sum[v]);
+    lanes.template store<Float32>(maxima + v * kWidth, max[v]);
+  }
+}
+
+// The same of all `vectors` whole vectors there are, at most kCount.
+template <class T, int kCount = kPooled>
+void pool_whole(int64_t vectors, const typename T::Stored* x, int64_t c, int64_t count, float* sums, float* maxima) {
+  if constexpr (kCount > 0) {
+    if (vectors < kCount) return pool_whole<T, kCount - 1>(vectors, x, c, count, sums, maxima);
+    pool_vectors<T, kCount>(Whole{}, x, c, count, sums, maxima);
+  }
+}
+
 template <class T>
 void pool_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
   const CbamShape& s = args.shape;
@@ -53,25 +87,12 @@ void pool_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
     const auto* const x = piece.of<T>(s, args.x);
     float* const sums = args.pooled + task * 2 * s.c;
     float* const maxima = sums + s.c;
-    for_pixels(0, piece.count(), [&](int64_t p, auto pixels) RACCGAN_INLINE {
-      for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
-        Floats sum{}, max = all(-__builtin_inff());
-#pragma GCC unroll 4
-        for (int i = 0; i < pixels.count; ++i) {
-          const auto* const from = x + (p + i) * s.c + c;
-          __builtin_prefetch(from + 2 * kAhead, 0, 2);  // into the second-level cache
-          const Floats v = lanes.template load<T>(from);
-          sum += v;
-          max = larger(max, v);
-        }
-        if (p > 0) {
-          sum += lanes.template load<Float32>(sums + c);
-          max = larger(max, lanes.template load<Float32>(maxima + c));
-        }
-        lanes.template store<Float32>(sums + c, sum);
-        lanes.template store<Float32>(maxima + c, max);
-      });
-    });
+    const int64_t whole = s.c / kWidth, rest = whole * kWidth;
+    for (int64_t v = 0; v < whole; v += kPooled) {
+      const int64_t at = v * kWidth;
+      pool_whole<T>(least(kPooled, whole - v), x + at, s.c, piece.count(), sums + at, maxima + at);
+    }
+    if (rest < s.c) pool_vectors<T, 1>(Rest{s.c - rest}, x + rest, s.c, piece.count(), sums + rest, maxima + rest);
   }
 }
 
@@ -183,18 +204,16 @@ void apply_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
     float spatial[kCbamPiece];
     SpatialGate(args.weights, args.saved.moments + piece.sample * args.moments_stride)
         .of(args.saved.scores + piece.in_plane(s), piece.count(), spatial);
-    for_pixels(0, piece.count(), [&](int64_t p, auto pixels) RACCGAN_INLINE {
+    for (int64_t p = 0; p < piece.count(); ++p) {
+      const Floats here = all(spatial[p]);
       for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
+        const int64_t at = p * s.c + c;
+        __builtin_prefetch(x + at + kAhead);
+        __builtin_prefetch(y + at + kAhead, 1);
         const Floats g = lanes.template load<Float32>(gate + c);
-#pragma GCC unroll 4
-        for (int i = 0; i < pixels.count; ++i) {
-          const int64_t at = (p + i) * s.c + c;
-          __builtin_prefetch(x + at + kAhead);
-          __builtin_prefetch(y + at + kAhead, 1);
-          lanes.template store<T>(y + at, lanes.template load<T>(x + at) * g * spatial[p + i]);
-        }
+        lanes.template store<T>(y + at, lanes.template load<T>(x + at) * g * here);
       });
-    });
+    }
   }
 }
 
