@@ -6,7 +6,7 @@
 All of u is a function of one sample's channel, so a channel stays in the cache through norm, activation, resizing and
 convolution, and again through their first and their second derivative: a gradient penalty is one pass more, not some
 forty of PyTorch's operations. There are no statistics of y from an epilogue: an instance norm takes its own from the x
-that it reads anyway, and the two sweeps that are left, moments and CBAM's pooling, are 1% of a training step at 32 px.
+that it reads anyway, and the two sweeps left, moments and CBAM's pooling, are 1.6% of a training step at 32 px.
 
 Where no gradient is recorded one op on a CPU does both, and adds the depthwise bias as it writes u. Each thread takes
 parts of the batch through both, so that a tile of u is the product's left operand while it is in the cache, and never
