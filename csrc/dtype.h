@@ -7,6 +7,6 @@ namespace raccgan {
 
 enum class Dtype : int32_t { kFloat32, kBFloat16, kFloat16 };
 
-inline constexpr int64_t size_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
+static constexpr int64_t size_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
 
 }  // namespace raccgan

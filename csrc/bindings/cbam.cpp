@@ -50,7 +50,7 @@ template <class Samples>
 void for_groups(const Given& given, int64_t tensors, const Samples& do_samples) {
   constexpr int64_t kBytes = 1 << 19;  // of a second-level cache
   const CbamShape& s = given.shape;
-  const int64_t elements = s.c * given.pixels(), bytes = elements * (s.dtype == Dtype::kFloat32 ? 4 : 2) * tensors;
+  const int64_t elements = s.c * given.pixels(), bytes = elements * size_of(s.dtype) * tensors;
   const int64_t threads = torch::stable::get_num_threads();
   if (bytes <= kBytes && s.n >= threads) {
     share_out(s.n, elements, [&](int64_t begin, int64_t end) { do_samples(begin, end, 1); });

@@ -106,7 +106,7 @@ Cut cut_of(const DepthwiseLayer& layer) {
 }
 
 // What the depthwise convolution makes is the left operand of the product while it is in the cache.
-Tensor convolve_by_parts(const Call& call, const Cut& cut, const std::optional<Tensor>& bias, PointwiseCall pointwise) {
+void convolve_by_parts(const Call& call, const Cut& cut, const std::optional<Tensor>& bias, PointwiseCall& pointwise) {
   const DepthwiseLayer& layer = call.layer;
   const int64_t rows = layer.out(layer.h), columns = layer.out(layer.w), size = size_of(layer.dtype);
   const int64_t most_rows = rounded_up(rows, cut.bands) / cut.bands;
@@ -129,7 +129,6 @@ Tensor convolve_by_parts(const Call& call, const Cut& cut, const std::optional<T
                      product_scratch.get());
     }
   });
-  return pointwise.y;
 }
 
 Tensor depthwise_separable_cpu(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias_in,
@@ -141,11 +140,11 @@ Tensor depthwise_separable_cpu(const Tensor& x, const Tensor& w, const std::opti
   const Call call(x, w, scale, shift, upsample, pool, rectify_first, normalise, rectify, eps);
   std::optional<Tensor> bias;
   if (bias_in) bias = floats(*bias_in, call.layer.c, "the depthwise bias must be float32 [C]");
-  const Cut cut = cut_of(call.layer);
-  if (cut.parts == 0) return pointwise_cpu(convolve(call, bias), pointwise, pointwise_bias, residual, packed);
   const int64_t rows = call.layer.out(call.layer.h), columns = call.layer.out(call.layer.w);
-  return convolve_by_parts(
-      call, cut, bias, {call.x, call.layer.c, rows, columns, pointwise, pointwise_bias, residual, packed});
+  PointwiseCall product(call.x, call.layer.c, rows, columns, pointwise, pointwise_bias, residual, packed);
+  const Cut cut = cut_of(call.layer);
+  cut.parts == 0 ? product.all(convolve(call, bias)) : convolve_by_parts(call, cut, bias, product);
+  return product.y;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_backward_cpu(

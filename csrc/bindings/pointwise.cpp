@@ -118,6 +118,14 @@ std::tuple<Tensor, Tensor> pointwise_product_cpu(const Tensor& x_in, const Tenso
   return {w, sums};
 }
 
+Tensor pointwise_cpu(const Tensor& x_in, const Tensor& w, const std::optional<Tensor>& bias,
+                     const std::optional<Tensor>& residual, const std::optional<Tensor>& packed) {
+  const Tensor x = image(x_in, "x");
+  PointwiseCall call(x, x.size(1), x.size(2), x.size(3), w, bias, residual, packed);
+  call.all(x);
+  return call.y;
+}
+
 }  // namespace
 
 PointwiseCall::PointwiseCall(const Tensor& like, int64_t c, int64_t h, int64_t v, const Tensor& w_in,
@@ -146,6 +154,11 @@ void PointwiseCall::pack() {
   args.packed = panels_.get();
 }
 
+void PointwiseCall::all(const Tensor& x) {
+  args.a = x.const_data_ptr();
+  multiply(args);
+}
+
 void PointwiseCall::rows(int64_t first, int64_t count, const void* a, float* scratch) const {
   const int64_t offset = first * args.n * size_of(args.dtype);
   ProductArgs some = args;
@@ -153,15 +166,6 @@ void PointwiseCall::rows(int64_t first, int64_t count, const void* a, float* scr
   some.out = static_cast<char*>(args.out) + offset;
   if (args.residual != nullptr) some.residual = static_cast<const char*>(args.residual) + offset;
   RACCGAN_SELECT(product)(some, scratch, 0, RACCGAN_SELECT(product_tasks)(some));
-}
-
-Tensor pointwise_cpu(const Tensor& x_in, const Tensor& w, const std::optional<Tensor>& bias,
-                     const std::optional<Tensor>& residual, const std::optional<Tensor>& packed) {
-  const Tensor x = image(x_in, "x");
-  PointwiseCall call(x, x.size(1), x.size(2), x.size(3), w, bias, residual, packed);
-  call.args.a = x.const_data_ptr();
-  multiply(call.args);
-  return call.y;
 }
 
 }  // namespace raccgan

@@ -22,14 +22,14 @@ struct PointwiseCall {
   // For calls with a part of the rows each: packs w for all of them, where that is not done.
   void pack();
 
+  // Computes all of y for x.
+  void all(const Tensor& x);
+
   // Computes rows first <= m < first + count, for which x is at a; scratch: product_scratch(args) floats.
   void rows(int64_t first, int64_t count, const void* a, float* scratch) const;
 
  private:
   AlignedFloats panels_;
 };
-
-Tensor pointwise_cpu(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias,
-                     const std::optional<Tensor>& residual, const std::optional<Tensor>& packed);
 
 }  // namespace raccgan

@@ -236,8 +236,6 @@ Band band_of(const DepthwiseLayer& s, int64_t first, int64_t last) {
   return {first, last, most(0, first - p), least(s.h, last + p), most(0, first - p)};
 }
 
-Band all_rows(const DepthwiseLayer& s) { return {0, s.out(s.h), 0, s.h, 0}; }
-
 // tensor = L from + bias, for a band.
 template <class T>
 void write_convolved(const Worker& a, const Band& band, const Plane& from, Floats bias, void* tensor, float* row) {
@@ -392,7 +390,7 @@ void double_backward_lanes(const DoubleBackwardArgs& args, const Worker& a, floa
     tq_sum += row_tq;
     scale_sum += row_scale;
   }
-  if (args.grad_g != nullptr) write_convolved<T>(a, all_rows(s), passed, Floats{}, args.grad_g, row);
+  if (args.grad_g != nullptr) write_convolved<T>(a, band_of(s, 0, s.out(s.h)), passed, Floats{}, args.grad_g, row);
   if (args.partial_w != nullptr) correlate_planes(a, passed, g, totals);
   if (args.grad_scale != nullptr) store_parameter(args.grad_scale, scale_sum, a.l, s.c);
   if (args.grad_x == nullptr) return;

@@ -23,7 +23,7 @@ inline int64_t samples_a_group(const CbamShape& s, int64_t tensors) {
 #else
   constexpr int64_t kBytes = 16 << 20;
 #endif
-  const int64_t bytes = s.c * s.pixels() * (s.dtype == Dtype::kFloat32 ? 4 : 2) * tensors;
+  const int64_t bytes = s.c * s.pixels() * size_of(s.dtype) * tensors;
   return bytes < kBytes ? kBytes / bytes : 1;
 }
 
