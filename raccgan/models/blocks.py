@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -17,6 +16,7 @@ from raccgan import ranks, reductions
 from raccgan.kernels.cbam import CBAMResult, cbam
 from raccgan.kernels.depthwise_separable import depthwise_separable, pointwise
 from raccgan.kernels.depthwise_separable.reference import activated
+from raccgan.kernels.depthwise_separable.rewritten import resized
 from raccgan.kernels.moments import moments
 
 CONVOLUTIONS = ("depthwise-separable", "dense")
@@ -85,11 +85,7 @@ class Dense(nn.Module):
     ) -> Tensor:
         scale, shift = affine if affine is not None else (None, None)
         x = activated(x, preactivation, norm, 1e-5, scale, shift, activation)
-        if upsample > 1:
-            x = F.interpolate(x, scale_factor=upsample, mode="nearest")
-        x = self.convolution(x)
-        if pool > 1:
-            x = F.avg_pool2d(x, pool)
+        x = resized(self.convolution(resized(x, upsample, 1)), 1, pool)
         return x if residual is None else x + residual
 
 
