@@ -2,8 +2,8 @@
 
 Spectrally normalised weights stand as they are, a depthwise bias is part of the pointwise one, a 1 x 1 convolution is
 one matrix, a conditional norm one product, and an embedding of classes is part of what multiplies it. Weights of
-pointwise convolutions are in the order in which the kernels multiply by them, and linear layers compute in float32,
-under autocast too. All of it is the same function up to rounding.
+pointwise convolutions, and of an encoder's features, are in the order in which the kernels multiply by them; other
+linear layers compute in float32, under autocast too. All of it is the same function up to rounding.
 """
 
 from __future__ import annotations
