@@ -41,12 +41,11 @@ __global__ void __launch_bounds__(kThreads) pool(Tiling t, const void* tensor, f
       maxima[i] = fmaxf(maxima[i], v[i]);
     }
   }
-  add_rows(at, sums);
-  max_rows(at, maxima);
-  if (at.row != 0 || !at.active) return;
-  float* const to = partial + (at.run * t.pieces + at.piece) * 2 * t.channels + at.channel;
-  store_row(to, sums);
-  store_row(to + t.channels, maxima);
+  const float sum = add_rows(at, sums), maximum = max_rows(at, maxima);
+  if (!at.owns(t)) return;
+  float* const to = partial + (at.run * t.pieces + at.piece) * 2 * t.channels + at.column();
+  to[0] = sum;
+  to[t.channels] = maximum;
 }
 
 // A sample's average and maximum, given or from its pieces.
@@ -125,10 +124,13 @@ __global__ void __launch_bounds__(kThreads) gather(CbamForwardArgs args, Range r
 }
 
 // Scores of a piece of a sample, and their mean and sum of squared deviations, partial [N, pieces, 2].
+template <int kSize>
 __global__ void __launch_bounds__(kThreads) find_scores(CbamForwardArgs args, Range range, double* partial) {
   __shared__ double shared[kThreads];
   const CbamShape& s = args.shape;
-  const int64_t pixels = s.h * s.w, pieces = ceiling(pixels, kPiece);
+  const float* const weights = plane_weights<kSize>(args.weights.spatial_weight);
+  const int64_t pixels = s.h * s.w;
+  const unsigned pieces = static_cast<unsigned>(ceiling(pixels, kPiece));
   const int64_t n = range.first + blockIdx.x / pieces, piece = blockIdx.x % pieces;
   const int64_t pixel = piece * kPiece + threadIdx.x;
   const bool there = pixel < pixels;
@@ -136,8 +138,8 @@ __global__ void __launch_bounds__(kThreads) find_scores(CbamForwardArgs args, Ra
   float score = 0.0f;
   if (there) {
     for (int plane = 0; plane < 2; ++plane) {
-      score += convolve_at(args.saved.planes + (2 * n + plane) * pixels, args.weights.spatial_weight + plane * s.k * s.k,
-                           s.h, s.w, static_cast<int>(s.k), false, pixel / s.w, pixel % s.w);
+      const float* const values = args.saved.planes + (2 * n + plane) * pixels;
+      score += convolve_at<kSize, false>(s, values, weights + plane * s.k * s.k, pixel);
     }
     args.saved.scores[n * pixels + pixel] = score;
   }
@@ -221,6 +223,7 @@ const char* cbam_forward(const CbamForwardArgs& args, float* scratch, int device
   float* const pooled = scratch + s.n * pieces * 4;
   const bool fixed = args.given.mean != nullptr, shared = fixed || args.batch, coupled = args.batch && !fixed;
   Queue queue(device, stream);
+  queue.take(too_large(s));
   for_vectors(s.dtype, s.c, [&](auto element, auto vector) {
     using T = decltype(element);
     constexpr int V = decltype(vector)::width;
@@ -234,7 +237,9 @@ const char* cbam_forward(const CbamForwardArgs& args, float* scratch, int device
       if (pools(args)) queue(pool<T, V>, t.blocks(), kThreads, t, args.x, pooled);
       queue(find_gate, range.count, kThreads, args, range, pools(args) ? pieces : 0, pooled);
       queue(gather<T, V>, blocks_of_pixels(s, range, group), kThreads, args, range, group);
-      queue(find_scores, range.count * pieces, kThreads, args, range, partial);
+      for_plane_size(s.k, [&](auto size) {
+        queue(find_scores<decltype(size)::value>, range.count * pieces, kThreads, args, range, partial);
+      });
       if (coupled) return;
       queue(join_moments, fixed ? 1 : range.count, kThreads, args, range, 1, partial);
       apply_to(range);

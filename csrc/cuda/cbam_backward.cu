@@ -177,35 +177,48 @@ __global__ void __launch_bounds__(kThreads) find_d_scores(Arguments args, Range 
 }
 
 // e_max and e_mean.
+template <int kSize>
 __global__ void __launch_bounds__(kThreads) convolve_back(Arguments args, Range range) {
   const CbamShape& s = args.pass.shape;
+  const float* const weights = plane_weights<kSize>(args.pass.weights.spatial_weight);
   const SharedPixel at(s, range, 1);
   if (!at.there) return;
   const float* const d = args.work.d_scores + at.n * s.h * s.w;
   const float over[2] = {args.work.ties[at.at], static_cast<float>(s.c)};
   for (int plane = 0; plane < 2; ++plane) {
-    const float* const weights = args.pass.weights.spatial_weight + plane * s.k * s.k;
-    const float e = convolve_at(d, weights, s.h, s.w, static_cast<int>(s.k), true, at.pixel / s.w, at.pixel % s.w);
+    const float e = convolve_at<kSize, true>(s, d, weights + plane * s.k * s.k, at.pixel);
     args.work.planes[at.in_plane(s, plane)] = e / over[plane];
   }
 }
 
-// The gradient of spatial_weight from a sample: work.spatial [N, 2, k, k]. A block has a tap of a sample.
+constexpr int kTaps = 8;  // of a row of the spatial gate's weights, a block
+
+// The gradient of spatial_weight from a sample: work.spatial [N, 2, k, k]. A block has kTaps of a row of taps.
 __global__ void __launch_bounds__(kThreads) correlate_planes(Arguments args, Range range) {
   __shared__ double shared[kThreads];
   const CbamShape& s = args.pass.shape;
-  const int64_t taps = 2 * s.k * s.k, pixels = s.h * s.w;
-  const int64_t n = range.first + blockIdx.x / taps, tap = blockIdx.x % taps;
-  const int64_t down = tap / s.k % s.k - s.k / 2, across = tap % s.k - s.k / 2;
+  const int k = static_cast<int>(s.k), h = static_cast<int>(s.h), w = static_cast<int>(s.w), pixels = h * w;
+  const unsigned parts = (k + kTaps - 1) / kTaps, rows = 2 * k;
+  const int first = static_cast<int>(blockIdx.x % parts) * kTaps, row = static_cast<int>(blockIdx.x / parts % rows);
+  const int64_t n = range.first + blockIdx.x / parts / rows;
   const float* const d = args.work.d_scores + n * pixels;
-  const float* const plane = args.pass.saved.planes + (2 * n + tap / (s.k * s.k)) * pixels;
-  float sum = 0.0f;
-  for (int64_t p = threadIdx.x; p < pixels; p += kThreads) {
-    const int64_t row = p / s.w + down, column = p % s.w + across;
-    if (row >= 0 && row < s.h && column >= 0 && column < s.w) sum = fmaf(d[p], plane[row * s.w + column], sum);
+  const float* const plane = args.pass.saved.planes + (2 * n + row / k) * pixels;
+  float sums[kTaps] = {};
+  for (int p = threadIdx.x; p < pixels; p += kThreads) {
+    const int y = p / w + row % k - k / 2, x = p % w + first - k / 2;
+    if (y < 0 || y >= h) continue;
+    const float* const from = plane + static_cast<int64_t>(y) * w + x;
+    const float by = d[p];
+#pragma unroll
+    for (int i = 0; i < kTaps; ++i) {
+      if (first + i < k && x + i >= 0 && x + i < w) sums[i] = fmaf(by, from[i], sums[i]);
+    }
   }
-  const double total = add_block(sum, shared);
-  if (threadIdx.x == 0) args.work.spatial[n * taps + tap] = static_cast<float>(total);
+#pragma unroll
+  for (int i = 0; i < kTaps; ++i) {
+    const double sum = add_block(sums[i], shared);
+    if (threadIdx.x == 0 && first + i < k) args.work.spatial[(n * rows + row) * k + first + i] = static_cast<float>(sum);
+  }
 }
 
 __global__ void __launch_bounds__(kThreads) finish_spatial(Arguments args) {
@@ -266,12 +279,11 @@ __global__ void __launch_bounds__(kThreads) sum_channels(Arguments args, Tiling 
       tied[i] += v[i] == maximum[i] ? 1.0f : 0.0f;
     }
   }
-  add_rows(at, d_gate);
-  add_rows(at, tied);
-  if (at.row != 0 || !at.active) return;
-  float* const to = args.work.sums + (at.run * t.pieces + at.piece) * 2 * t.channels + at.channel;
-  store_row(to, d_gate);
-  store_row(to + t.channels, tied);
+  const float sum = add_rows(at, d_gate), pixels_tied = add_rows(at, tied);
+  if (!at.owns(t)) return;
+  float* const to = args.work.sums + (at.run * t.pieces + at.piece) * 2 * t.channels + at.column();
+  to[0] = sum;
+  to[t.channels] = pixels_tied;
 }
 
 // A block has a sample.
@@ -399,11 +411,15 @@ void run(Queue& queue, const Arguments& args) {
   const auto through_the_norm = [&](const Range& range) {
     const int64_t blocks = blocks_of_pixels(s, range, 1);
     if (channels || pass.g_spatial_weight) queue(find_d_scores, blocks, kThreads, args, range);
-    if (pass.g_spatial_weight) queue(correlate_planes, range.count * taps, kThreads, args, range);
+    if (pass.g_spatial_weight) {
+      queue(correlate_planes, range.count * 2 * s.k * ceiling(s.k, kTaps), kThreads, args, range);
+    }
     if (!channels) return;
     Tiling t(range.count, s.pixels(), s.c, kPiece, V);
     t.start = range.first;
-    queue(convolve_back, blocks, kThreads, args, range);
+    for_plane_size(s.k, [&](auto size) {
+      queue(convolve_back<decltype(size)::value>, blocks, kThreads, args, range);
+    });
     queue(sum_channels<T, V>, t.blocks(), kThreads, args, t);
     queue(gate_back, range.count, kThreads, args, range);
     if (pass.g_x) queue(apply_back<T, V>, t.blocks(), kThreads, args, t);
@@ -432,6 +448,7 @@ int64_t cbam_backward_floats(const CbamBackwardArgs& args) { return Work(args.sh
 
 const char* cbam_backward(const CbamBackwardArgs& args, float* scratch, int device, void* stream) {
   Queue queue(device, stream);
+  queue.take(too_large(args.shape));
   const Arguments all{args, Work(args.shape, scratch), args.batch || args.given.mean};
   for_vectors(args.shape.dtype, args.shape.c, [&](auto element, auto vector) {
     run<decltype(element), decltype(vector)::width>(queue, all);

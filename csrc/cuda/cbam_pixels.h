@@ -4,6 +4,8 @@
 #include "cbam.h"
 #include "columns.h"
 
+#include <type_traits>
+
 namespace raccgan {
 namespace cuda {
 namespace {
@@ -71,12 +73,12 @@ struct SharedPixel {
   bool there;  // threads that are not take part in shuffles alone
 
   __device__ SharedPixel(const CbamShape& s, const Range& range, int group) : member(threadIdx.x % group) {
-    const int64_t pixels = s.h * s.w;
-    const int64_t i = static_cast<int64_t>(blockIdx.x) * (kThreads / group) + threadIdx.x / group;
-    there = i < range.count * pixels;
-    at = range.first * pixels + (there ? i : 0);
-    n = at / pixels;
-    pixel = at % pixels;
+    const unsigned pixels = static_cast<unsigned>(s.h * s.w);  // 32 bits hold those of a range, see too_large
+    const unsigned i = blockIdx.x * (kThreads / group) + threadIdx.x / group;
+    there = i < range.count * s.h * s.w;
+    pixel = there ? i % pixels : 0;
+    n = range.first + (there ? i / pixels : 0);
+    at = n * s.h * s.w + pixel;
   }
 
   __device__ int64_t in_plane(const CbamShape& s, int plane) const { return (2 * n + plane) * s.h * s.w + pixel; }
@@ -94,21 +96,50 @@ inline __device__ float max_over_group(float v, int group) {
 
 // ---- planes ------------------------------------------------------------------------------------------------------
 
-// The sum over i and j of weights[i, j] plane[row + i - k/2, column + j - k/2], or, where `flipped`, with the weights
+// run(k) with the size of the spatial gate's convolution as a constant where it is the usual one, else with 0: known, a
+// pixel takes a fifth of the instructions.
+template <class Run>
+void for_plane_size(int64_t k, const Run& run) {
+  k == 7 ? run(std::integral_constant<int, 7>{}) : run(std::integral_constant<int, 0>{});
+}
+
+// The weights of both planes where the block has them at hand. Every thread of the block calls it.
+template <int kSize>
+__device__ const float* plane_weights(const float* weights) {
+  if constexpr (kSize == 0) {
+    return weights;
+  } else {
+    __shared__ float shared[2 * kSize * kSize];
+    for (int i = threadIdx.x; i < 2 * kSize * kSize; i += kThreads) shared[i] = weights[i];
+    __syncthreads();
+    return shared;
+  }
+}
+
+// The sum over i and j of weights[i, j] plane[row + i - k/2, column + j - k/2], or, where `kFlipped`, with the weights
 // turned around: the transpose.
-inline __device__ float convolve_at(const float* plane, const float* weights, int64_t h, int64_t w, int k, bool flipped,
-                             int64_t row, int64_t column) {
+template <int kSize, bool kFlipped>
+__device__ float convolve_at(const CbamShape& s, const float* plane, const float* weights, int64_t pixel) {
+  const int h = static_cast<int>(s.h), w = static_cast<int>(s.w), k = kSize > 0 ? kSize : static_cast<int>(s.k);
+  const int row = static_cast<int>(pixel) / w, first = static_cast<int>(pixel) % w - k / 2;
   float sum = 0.0f;
+#pragma unroll 1
   for (int i = 0; i < k; ++i) {
-    const int64_t y = row + i - k / 2;
+    const int y = row + i - k / 2;
     if (y < 0 || y >= h) continue;
+    const float* const from = plane + static_cast<int64_t>(y) * w + first;
+#pragma unroll
     for (int j = 0; j < k; ++j) {
-      const int64_t x = column + j - k / 2;
-      const int tap = i * k + j;
-      if (x >= 0 && x < w) sum = fmaf(weights[flipped ? k * k - 1 - tap : tap], plane[y * w + x], sum);
+      const int tap = kFlipped ? (k - i) * k - 1 - j : i * k + j;
+      if (first + j >= 0 && first + j < w) sum = fmaf(weights[tap], from[j], sum);
     }
   }
   return sum;
+}
+
+// A pixel's place in an image is counted in 32 bits.
+inline const char* too_large(const CbamShape& s) {
+  return s.pixels() <= INT32_MAX ? nullptr : "an image has 2^31 pixels or more";
 }
 
 }  // namespace

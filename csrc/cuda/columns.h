@@ -44,17 +44,25 @@ struct Columns {
   bool active;  // threads that are not share in barriers alone
 
   __device__ explicit Columns(const Tiling& t) {
-    const int64_t chunk = blockIdx.x % t.chunks, rest = blockIdx.x / t.chunks;
-    run = t.start + rest / t.pieces;
-    piece = rest % t.pieces;
+    // A division of 64 bits is some hundred instructions; a grid's sizes have 32.
+    const unsigned chunks = static_cast<unsigned>(t.chunks), pieces = static_cast<unsigned>(t.pieces);
+    const unsigned chunk = blockIdx.x % chunks, rest = blockIdx.x / chunks;
+    run = t.start + rest / pieces;
+    piece = rest % pieces;
     lanes = t.lanes;
     rows = kThreads / lanes;
     row = threadIdx.x / lanes;
-    channel = (chunk * lanes + threadIdx.x % lanes) * V;
+    channel = static_cast<int64_t>(chunk * lanes + threadIdx.x % lanes) * V;
     active = row < rows && channel < t.channels;
     first = piece * t.piece + row;
     last = !active ? 0 : (piece + 1) * t.piece < t.pixels ? (piece + 1) * t.piece : t.pixels;
     step = rows * t.channels;
+  }
+
+  // The channel whose sum over all rows ends up with this thread, if it owns one.
+  __device__ int64_t column() const { return channel - threadIdx.x % lanes * V + threadIdx.x; }
+  __device__ bool owns(const Tiling& t) const {
+    return static_cast<int>(threadIdx.x) < lanes * V && column() < t.channels;
   }
 
   // In [runs, C], and at a pixel in [runs, pixels, C].
@@ -62,36 +70,30 @@ struct Columns {
   __device__ int64_t at(const Tiling& t, int64_t pixel) const { return (run * t.pixels + pixel) * t.channels + channel; }
 };
 
-// Sums over the rows of a block, in float64 and in a fixed order, valid in row 0. Every thread of the block calls it.
-template <int V>
-__device__ void add_rows(const Columns<V>& at, float (&sums)[V]) {
-  __shared__ float shared[kThreads * V];
+// What the threads have of V channels each, combined over the rows of a block in a fixed order: a thread gets that of its
+// column, if it owns one. Every thread of the block calls it.
+template <class Wide, int V, class Combine>
+__device__ float over_rows(const Columns<V>& at, const float (&values)[V], const Combine& combine) {
+  alignas(16) __shared__ float shared[kThreads * V];
   __syncthreads();
-#pragma unroll
-  for (int i = 0; i < V; ++i) shared[i * kThreads + threadIdx.x] = sums[i];
+  store_floats(shared + threadIdx.x * V, values);
   __syncthreads();
-  if (at.row != 0) return;
-#pragma unroll
-  for (int i = 0; i < V; ++i) {
-    double sum = sums[i];
-    for (int row = 1; row < at.rows; ++row) sum += shared[i * kThreads + row * at.lanes + threadIdx.x];
-    sums[i] = static_cast<float>(sum);
-  }
+  if (static_cast<int>(threadIdx.x) >= at.lanes * V) return 0.0f;
+  const float* const from = shared + threadIdx.x;
+  Wide result = *from;
+#pragma unroll 4
+  for (int row = 1; row < at.rows; ++row) result = combine(result, from[row * at.lanes * V]);
+  return static_cast<float>(result);
 }
 
-// The largest of the rows of a block, likewise.
 template <int V>
-__device__ void max_rows(const Columns<V>& at, float (&maxima)[V]) {
-  __shared__ float shared[kThreads * V];
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < V; ++i) shared[i * kThreads + threadIdx.x] = maxima[i];
-  __syncthreads();
-  if (at.row != 0) return;
-  for (int row = 1; row < at.rows; ++row) {
-#pragma unroll
-    for (int i = 0; i < V; ++i) maxima[i] = fmaxf(maxima[i], shared[i * kThreads + row * at.lanes + threadIdx.x]);
-  }
+__device__ float add_rows(const Columns<V>& at, const float (&values)[V]) {
+  return over_rows<double>(at, values, [](double a, float b) { return a + b; });
+}
+
+template <int V>
+__device__ float max_rows(const Columns<V>& at, const float (&values)[V]) {
+  return over_rows<float>(at, values, [](float a, float b) { return fmaxf(a, b); });
 }
 
 // The sum over a block of what its threads have, in a fixed order, the same for all of them. `shared` has room for one
@@ -131,7 +133,7 @@ __device__ void store_row(float* to, const float (&from)[V]) {
 }
 
 // PyTorch's ReLU: NaN stays NaN.
-inline __device__ float relu(float v) { return v < 0.0f ? 0.0f : v; }
+inline __device__ float relu(float v) { return larger(v, 0.0f); }
 
 // ---- host --------------------------------------------------------------------------------------------------------
 

@@ -18,17 +18,14 @@ struct Norm {
   const float *t_mean, *tz_mean;  // of t and of t z, for the double backward
 };
 
-enum class Reading : int32_t { kGiven, kActivated, kTangent };  // data itself; a; s
-
 struct Image {
-  Reading reading;
   const void *data, *t;
   int64_t rows, columns;
 };
 
 // a = relu((h - centre) slope + offset), s = [a > 0] (slope t + by_value (h - centre) + constant), z = (h - centre) root,
 // for a block's 32 channels of a sample.
-struct Coefficients {
+struct alignas(16) Coefficients {
   float centre[kWarp], root[kWarp], slope[kWarp], offset[kWarp], by_value[kWarp], constant[kWarp];
 };
 
@@ -46,56 +43,171 @@ __device__ void find(const DepthwiseLayer& s, const Norm& norm, int64_t n, int64
   by.constant[lane] = tangent ? -by.slope[lane] * norm.t_mean[at] : 0.0f;
 }
 
-// V channels of the block's from `lane` on, at a place in memory.
+// The window of an image that a tile needs, from a pixel on that may lie before the image, as a thread reads V channels.
 template <class T, int V>
-__device__ void read(const DepthwiseLayer& s, const Image& image, const Coefficients& by, int lane, int64_t at,
-                     float (&v)[V]) {
-  load<T, V>(static_cast<const typename T::Stored*>(image.data) + at, v);
-  if (image.reading == Reading::kGiven) return;
+struct Window {
+  const typename T::Stored *data, *first;
+
+  __device__ Window(const void* data, int64_t first)
+      : data(static_cast<const typename T::Stored*>(data)), first(this->data + first) {}
+
+  // Outside of the image something else of it, so that no load waits for a branch.
+  __device__ Packed<T, V> fetch(bool inside, unsigned offset) const {
+    return cuda::fetch<T, V>(inside ? first + offset : data);
+  }
+};
+
+// How V channels of the block's from `lane` on are read: an image itself, a, or s. `fetch` begins, `finish` applies what
+// stands before the convolution.
+template <class T, int V>
+struct Given {
+  using Raw = Packed<T, V>;
+  Window<T, V> window;
+
+  __device__ Given(const DepthwiseLayer&, const Image& image, int64_t first, const Coefficients&, int)
+      : window(image.data, first) {}
+
+  __device__ Raw fetch(bool inside, unsigned offset) const { return window.fetch(inside, offset); }
+  __device__ void finish(const Raw& raw, float (&v)[V]) const { widen<T>(raw, v); }
+};
+
+// Keeps its coefficients in registers, as it has many pixels to read.
+template <class T, int V>
+struct Activated {
+  using Raw = Packed<T, V>;
+  Window<T, V> window;
+  float first, second;  // what the two ReLUs let through is not below these
   float centre[V], slope[V], offset[V];
-  load_floats(by.centre + lane, centre);
-  load_floats(by.slope + lane, slope);
-  load_floats(by.offset + lane, offset);
-  if (image.reading == Reading::kActivated) {
+
+  __device__ Activated(const DepthwiseLayer& s, const Image& image, int64_t first_pixel, const Coefficients& by, int lane)
+      : window(image.data, first_pixel),
+        first(s.rectify_first ? 0.0f : -INFINITY),
+        second(s.rectify ? 0.0f : -INFINITY) {
+    load_floats(by.centre + lane, centre);
+    load_floats(by.slope + lane, slope);
+    load_floats(by.offset + lane, offset);
+  }
+
+  __device__ Raw fetch(bool inside, unsigned offset) const { return window.fetch(inside, offset); }
+  __device__ void finish(const Raw& raw, float (&v)[V]) const {
+    widen<T>(raw, v);
+#pragma unroll
+    for (int i = 0; i < V; ++i) v[i] = larger(fmaf(larger(v[i], first) - centre[i], slope[i], offset[i]), second);
+  }
+};
+
+// Reads its coefficients each time: they would take the registers of what is summed.
+template <class T, int V>
+struct Tangent {
+  struct Raw {
+    Packed<T, V> x, t;
+  };
+  Window<T, V> x, t;
+  bool rectify_first, rectify;
+  const Coefficients& by;
+  int lane;
+
+  __device__ Tangent(const DepthwiseLayer& s, const Image& image, int64_t first, const Coefficients& by, int lane)
+      : x(image.data, first),
+        t(image.t, first),
+        rectify_first(s.rectify_first),
+        rectify(s.rectify),
+        by(by),
+        lane(lane) {}
+
+  __device__ Raw fetch(bool inside, unsigned offset) const { return {x.fetch(inside, offset), t.fetch(inside, offset)}; }
+  __device__ void finish(const Raw& raw, float (&v)[V]) const {
+    float h[V], centre[V], slope[V], offset[V], by_value[V], constant[V];
+    widen<T>(raw.x, h);
+    widen<T>(raw.t, v);
+    load_floats(by.centre + lane, centre);
+    load_floats(by.slope + lane, slope);
+    load_floats(by.offset + lane, offset);
+    load_floats(by.by_value + lane, by_value);
+    load_floats(by.constant + lane, constant);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      const float d = (s.rectify_first ? relu(v[i]) : v[i]) - centre[i];
-      v[i] = fmaf(d, slope[i], offset[i]);
-      if (s.rectify) v[i] = relu(v[i]);
+      const float d = (rectify_first ? relu(h[i]) : h[i]) - centre[i];
+      const float from_t = rectify_first && !(h[i] > 0.0f) ? 0.0f : v[i];
+      const float u = fmaf(from_t, slope[i], fmaf(d, by_value[i], constant[i]));
+      v[i] = rectify && !(fmaf(d, slope[i], offset[i]) > 0.0f) ? 0.0f : u;
     }
-    return;
   }
-  float t[V], by_value[V], constant[V];
-  load<T, V>(static_cast<const typename T::Stored*>(image.t) + at, t);
-  load_floats(by.by_value + lane, by_value);
-  load_floats(by.constant + lane, constant);
+};
+
+// 32 channels from `chunk` of sample n, the pixels [kRows][kColumns] from (row, column) on, zero outside of the image. A
+// thread has kLoads loads on their way before it waits for the first one. It steps from pixel to pixel by sums of 32
+// bits: such arithmetic would be more than that of the values.
+template <template <class, int> class Reader, class T, int V, int kRows, int kColumns, int kBlock, int kLoads>
+__device__ void fill_by(const DepthwiseLayer& s, const Image& image, const Coefficients& by, int64_t n, int64_t chunk,
+                        int first_row, int first_column, float* tile) {
+  using Raw = typename Reader<T, V>::Raw;
+  constexpr int kLanes = kWarp / V, kEach = kBlock / kLanes, kAhead = kLoads * sizeof(Packed<T, V>) / sizeof(Raw);
+  const int lane = threadIdx.x % kLanes * V;
+  const int64_t channel = chunk * kWarp + lane, pixel = (n * image.rows + first_row) * image.columns + first_column;
+  const Reader<T, V> reader(s, image, pixel * s.c + channel, by, lane);
+  const unsigned rows = channel < s.c ? static_cast<unsigned>(image.rows) : 0;  // none of a channel that is not there
+  const unsigned columns = static_cast<unsigned>(image.columns), step = static_cast<unsigned>(s.c);
+  int row = threadIdx.x / kLanes / kColumns, column = threadIdx.x / kLanes % kColumns;
+  tile += threadIdx.x / kLanes * kWarp + lane;
+#pragma unroll 1
+  while (row < kRows) {
+    Raw raw[kAhead];
+    bool inside[kAhead], wanted[kAhead];
 #pragma unroll
-  for (int i = 0; i < V; ++i) {
-    const float d = (s.rectify_first ? relu(v[i]) : v[i]) - centre[i];
-    const float from_t = s.rectify_first && !(v[i] > 0.0f) ? 0.0f : t[i];
-    const float u = fmaf(from_t, slope[i], fmaf(d, by_value[i], constant[i]));
-    v[i] = s.rectify && !(fmaf(d, slope[i], offset[i]) > 0.0f) ? 0.0f : u;
+    for (int i = 0; i < kAhead; ++i) {
+      wanted[i] = row < kRows;
+      inside[i] = wanted[i] && static_cast<unsigned>(first_row + row) < rows &&
+                  static_cast<unsigned>(first_column + column) < columns;
+      raw[i] = reader.fetch(inside[i], (row * columns + column) * step);
+      row += kEach / kColumns;
+      column += kEach % kColumns;
+      if (column >= kColumns) column -= kColumns, ++row;
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i, tile += kEach * kWarp) {
+      float v[V] = {};
+      if (inside[i]) reader.finish(raw[i], v);
+      if (wanted[i]) store_floats(tile, v);
+    }
   }
 }
 
-// 32 channels from `chunk` of sample n, the pixels [kRows][kColumns] from (row, column) on, zero outside of the image.
-template <class T, int V, int kRows, int kColumns, int kBlock>
-__device__ void fill(const DepthwiseLayer& s, const Image& image, const Coefficients& by, int64_t n, int64_t chunk,
-                     int64_t first_row, int64_t first_column, float* tile) {
-  constexpr int kLanes = kWarp / V;
-  const int lane = threadIdx.x % kLanes * V;
-  const int64_t channel = chunk * kWarp + lane;
-  const bool there = channel < s.c;
-#pragma unroll 2
-  for (int i = threadIdx.x / kLanes; i < kRows * kColumns; i += kBlock / kLanes) {
-    const int64_t row = first_row + i / kColumns, column = first_column + i % kColumns;
-    float v[V] = {};
-    if (there && row >= 0 && row < image.rows && column >= 0 && column < image.columns) {
-      read<T, V>(s, image, by, lane, ((n * image.rows + row) * image.columns + column) * s.c + channel, v);
-    }
-    store_floats(tile + i * kWarp + lane, v);
+// `wide`: whether the image allows 16-byte loads.
+template <template <class, int> class Reader, class T, int kRows, int kColumns, int kBlock, int kLoads>
+__device__ void fill(const DepthwiseLayer& s, const Image& image, bool wide, const Coefficients& by, int64_t n,
+                     int64_t chunk, int first_row, int first_column, float* tile) {
+  if (wide) {
+    fill_by<Reader, T, kVector<T>, kRows, kColumns, kBlock, kLoads>(s, image, by, n, chunk, first_row, first_column, tile);
+  } else {
+    fill_by<Reader, T, 1, kRows, kColumns, kBlock, kLoads>(s, image, by, n, chunk, first_row, first_column, tile);
   }
 }
+
+// ---- what a block convolves --------------------------------------------------------------------------------------
+
+template <class Shape>
+struct Operands {
+  alignas(16) float tile[Shape::kRows * Shape::kColumns * kWarp];
+  float weights[Shape::kTaps * Shape::kTaps * kWarp];
+  Coefficients by;
+
+  // The tile of results (row, column) of 32 channels of a sample, and the weights [taps, taps, C] that `pack` made.
+  template <template <class, int> class Reader, class T>
+  __device__ void load(const DepthwiseLayer& s, const Norm& norm, const Image& image, bool wide, const float* packed,
+                       int64_t n, int64_t chunk, int row, int column) {
+    constexpr int kBlock = Shape::kWarps * kWarp;
+    const int64_t channel = chunk * kWarp + threadIdx.x % kWarp;
+    find(s, norm, n, chunk, by);
+    for (int i = threadIdx.x; i < Shape::kTaps * Shape::kTaps * kWarp; i += kBlock) {
+      weights[i] = channel < s.c ? packed[i / kWarp * s.c + channel] : 0.0f;
+    }
+    __syncthreads();
+    fill<Reader, T, Shape::kRows, Shape::kColumns, kBlock, 4>(s, image, wide, by, n, chunk, Shape::first(row),
+                                                   Shape::first(column), tile);
+    __syncthreads();
+  }
+};
 
 // ---- weights -----------------------------------------------------------------------------------------------------
 
@@ -132,14 +244,21 @@ inline Form form_of(Resize resize, bool transposed) {
   return (resize == Resize::kUp) != transposed ? Form::kUp : Form::kDown;
 }
 
-// Tiles of a sample's results.
-inline int64_t tiles(Form form, int64_t rows, int64_t columns) {
-  static_assert(Tile<3, Form::kPlain>::kWarps == Tile<3, Form::kUp>::kWarps);
-  static_assert(Tile<3, Form::kPlain>::kStrip == Tile<3, Form::kUp>::kStrip);
-  using Down = Tile<3, Form::kDown>;
-  using Other = Tile<3, Form::kPlain>;
-  if (form == Form::kDown) return ceiling(rows, Down::kWarps) * ceiling(columns, Down::kStrip);
-  return ceiling(rows, Other::kWarps) * ceiling(columns, Other::kStrip);
+// Tiles of a sample's results: Block<K, form> is a Tile, as high and as wide for every K.
+template <template <int, Form> class Block>
+int64_t tiles(Form form, int64_t rows, int64_t columns) {
+  const auto of = [&](auto shape) {
+    using Shape = decltype(shape);
+    return ceiling(rows, Shape::kHigh) * ceiling(columns, Shape::kStrip);
+  };
+  if (form == Form::kDown) return of(Block<3, Form::kDown>{});
+  return form == Form::kUp ? of(Block<3, Form::kUp>{}) : of(Block<3, Form::kPlain>{});
+}
+
+// A row's place in an image and a value's in a window of it are counted in 32 bits.
+inline const char* too_large(const DepthwiseLayer& s) {
+  const bool fits = s.h < INT64_C(1) << 29 && s.w * s.c < INT64_C(1) << 24;
+  return fits ? nullptr : "an image has 2^29 rows or more, or rows of 2^24 values or more";
 }
 
 // The pixels of each sample's channel, whose moments are the norm's.

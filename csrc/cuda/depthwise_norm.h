@@ -33,12 +33,11 @@ __global__ void __launch_bounds__(kThreads) sum_tangent(DepthwiseLayer s, Norm n
       with_z[i] = fmaf(v[i], ((s.rectify_first ? relu(h[i]) : h[i]) - mean[i]) * root[i], with_z[i]);
     }
   }
-  add_rows(at, sums);
-  add_rows(at, with_z);
-  if (at.row != 0 || !at.active) return;
-  float* const to = partial + (at.run * tiling.pieces + at.piece) * 2 * s.c + at.channel;
-  store_row(to, sums);
-  store_row(to + s.c, with_z);
+  const float sum = add_rows(at, sums), sum_with_z = add_rows(at, with_z);
+  if (!at.owns(tiling)) return;
+  float* const to = partial + (at.run * tiling.pieces + at.piece) * 2 * s.c + at.column();
+  to[0] = sum;
+  to[s.c] = sum_with_z;
 }
 
 // to[i, n, c] = factor times the sum over the pieces of partial [N, pieces, values, C], for each of the values. A block

@@ -31,99 +31,115 @@ struct ConvolveArgs {
   DepthwiseLayer layer;
   Norm norm;
   Image in;
-  bool wide;               // whether every tensor allows 16-byte loads
+  bool wide;              // whether every tensor allows 16-byte loads
   const float* packed;
   int64_t rows, columns;  // of the result
-  void* result;            // the convolution; with x: slope q, the gradient without the norm. Or null
+  void* result;            // the convolution, or slope q: the gradient without the norm. Or null
   const void *x, *t;       // where the result is the gradient of a; t or null
   float* q;                // q as it is, or null
   float* partial;          // [N, tiles, kSums, C]
 };
 
-// Multiplies a strip of the gradient of a by [a > 0], writes it and adds it up.
+template <int K, Form kForm>
+using Block = Tile<K, kForm, kForm == Form::kDown ? 4 : 8>;
+
+// Multiplies a strip of the gradient of a by [a > 0], writes it, and adds up q, q (h - centre) and q t.
 template <class T, int kStrip>
-__device__ void pass_back(const ConvolveArgs& args, const Coefficients& by, int64_t n, int64_t channel, int64_t row,
-                          int64_t column, const float (&strip)[kStrip], double (&sums)[kSums]) {
+__device__ void pass_back(const ConvolveArgs& args, const Coefficients& by, int64_t n, int64_t channel, int row,
+                          int column, const float (&strip)[kStrip], float (&sums)[kSums]) {
   const DepthwiseLayer& s = args.layer;
   if (row >= args.rows || channel >= s.c) return;
-  const int lane = threadIdx.x % kWarp;
-  const float centre = by.centre[lane], root = by.root[lane], slope = by.slope[lane], offset = by.offset[lane];
-  float q_sum = 0.0f, qz_sum = 0.0f, qt_sum = 0.0f;
+  const int lane = threadIdx.x % kWarp, width = static_cast<int>(args.columns) - column;
+  const float centre = by.centre[lane], slope = by.slope[lane], offset = by.offset[lane];
+  const int64_t first = ((n * args.rows + row) * args.columns + column) * s.c + channel;
+  const int channels = static_cast<int>(s.c);
+  const auto* const x = static_cast<const typename T::Stored*>(args.x);
+  const auto* const t = static_cast<const typename T::Stored*>(args.t);
+  constexpr int kAhead = 4;  // loads before the first one is waited for
 #pragma unroll
-  for (int i = 0; i < kStrip; ++i) {
-    if (column + i >= args.columns) break;
-    const int64_t at = ((n * args.rows + row) * args.columns + column + i) * s.c + channel;
-    const float x = T::widen(static_cast<const typename T::Stored*>(args.x)[at]);
-    const bool first_passes = !s.rectify_first || x > 0.0f;
-    const float d = (s.rectify_first ? relu(x) : x) - centre;
-    const bool passes = !s.rectify || fmaf(d, slope, offset) > 0.0f;
-    const float q = passes ? strip[i] : 0.0f;
-    q_sum += q;
-    qz_sum = fmaf(q, d * root, qz_sum);
-    if (args.t && first_passes) qt_sum = fmaf(q, T::widen(static_cast<const typename T::Stored*>(args.t)[at]), qt_sum);
-    if (args.q) args.q[at] = q;
-    if (args.result) {
-      static_cast<typename T::Stored*>(args.result)[at] = T::narrow(first_passes ? slope * q : 0.0f);
+  for (int from = 0; from < kStrip; from += kAhead) {
+    typename T::Stored xs[kAhead], ts[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int64_t at = first + (from + i) * channels;
+      if (from + i < width) xs[i] = x[at];
+      if (from + i < width && t) ts[i] = t[at];
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (from + i >= width) return;
+      const float v = T::widen(xs[i]);
+      const bool first_passes = !s.rectify_first || v > 0.0f;
+      const float d = (s.rectify_first ? relu(v) : v) - centre;
+      const bool passes = !s.rectify || fmaf(d, slope, offset) > 0.0f;
+      const float q = passes ? strip[from + i] : 0.0f;
+      sums[0] += q;
+      sums[1] = fmaf(q, d, sums[1]);
+      if (t && first_passes) sums[2] = fmaf(q, T::widen(ts[i]), sums[2]);
+      const int64_t at = first + (from + i) * channels;
+      if (args.q) args.q[at] = q;
+      if (args.result) {
+        static_cast<typename T::Stored*>(args.result)[at] = T::narrow(first_passes ? slope * q : 0.0f);
+      }
     }
   }
-  sums[0] = q_sum;
-  sums[1] = qz_sum;
-  sums[2] = qt_sum;
 }
 
 template <class T, int kStrip>
-__device__ void write(const ConvolveArgs& args, int64_t n, int64_t channel, int64_t row, int64_t column,
+__device__ void write(const ConvolveArgs& args, int64_t n, int64_t channel, int row, int column,
                       const float (&strip)[kStrip]) {
   if (row >= args.rows || channel >= args.layer.c) return;
   auto* const to = static_cast<typename T::Stored*>(args.result) +
                    ((n * args.rows + row) * args.columns + column) * args.layer.c + channel;
+  const int width = static_cast<int>(args.columns) - column, channels = static_cast<int>(args.layer.c);
 #pragma unroll
   for (int i = 0; i < kStrip; ++i) {
-    if (column + i < args.columns) to[i * args.layer.c] = T::narrow(strip[i]);
+    if (i < width) to[i * channels] = T::narrow(strip[i]);
   }
 }
 
-template <class T, int K, Form kForm>
-__global__ void __launch_bounds__(Tile<K, kForm>::kWarps* kWarp) convolve(ConvolveArgs args) {
-  using Shape = Tile<K, kForm>;
-  constexpr int kBlock = Shape::kWarps * kWarp, kTaps = Shape::kTaps;
-  alignas(16) __shared__ float tile[Shape::kRows * Shape::kColumns * kWarp];
-  __shared__ float weights[kTaps * kTaps * kWarp];
-  alignas(16) __shared__ Coefficients by;
+template <template <class, int> class Reader>
+constexpr bool kBack = std::is_same_v<Reader<Float32, 1>, Given<Float32, 1>>;
+
+// So many blocks a multiprocessor as it has registers for without a spill.
+template <int K, Form kForm, bool kGradient>
+constexpr int kResident = (kGradient && kForm == Form::kUp ? 512 : 768) / (Block<K, kForm>::kWarps * kWarp);
+
+// L a or L s; or, by the reader of an image itself, L^T g and what follows from it.
+template <template <class, int> class Reader, class T, int K, Form kForm>
+__global__ void __launch_bounds__(Block<K, kForm>::kWarps* kWarp, kResident<K, kForm, kBack<Reader>>)
+    convolve(ConvolveArgs args) {
+  using Shape = Block<K, kForm>;
+  auto& shared = *static_cast<Operands<Shape>*>(launched_shared());
   const DepthwiseLayer& s = args.layer;
-  const int64_t chunks = ceiling(s.c, kWarp), across = ceiling(args.columns, Shape::kStrip);
-  const int64_t tiles = ceiling(args.rows, Shape::kWarps) * across;
-  const int64_t chunk = blockIdx.x % chunks, at = blockIdx.x / chunks % tiles, n = blockIdx.x / chunks / tiles;
-  const int64_t first_row = at / across * Shape::kWarps, column = at % across * Shape::kStrip;
+  // A division of 64 bits is some hundred instructions; a grid's sizes have 32.
+  const unsigned chunks = static_cast<unsigned>(ceiling(s.c, kWarp));
+  const unsigned across = static_cast<unsigned>(ceiling(args.columns, Shape::kStrip));
+  const unsigned tiles = static_cast<unsigned>(ceiling(args.rows, Shape::kHigh)) * across;
+  const unsigned chunk = blockIdx.x % chunks, at = blockIdx.x / chunks % tiles;
+  const int64_t n = blockIdx.x / chunks / tiles;
+  const int first_row = static_cast<int>(at / across) * Shape::kHigh;
+  const int column = static_cast<int>(at % across) * Shape::kStrip;
+  shared.template load<Reader, T>(s, args.norm, args.in, args.wide, args.packed, n, chunk, first_row, column);
+  float sums[kDeep][Shape::kStrip] = {};
+  convolve_rows<K, kForm, Shape>(shared.tile, shared.weights, sums);
 
   const int64_t channel = chunk * kWarp + threadIdx.x % kWarp;
-  find(s, args.norm, n, chunk, by);
-  for (int i = threadIdx.x; i < kTaps * kTaps * kWarp; i += kBlock) {
-    weights[i] = channel < s.c ? args.packed[i / kWarp * s.c + channel] : 0.0f;
-  }
-  __syncthreads();
-  const int64_t in_row = Shape::first(first_row), in_column = Shape::first(column);
-  if (args.wide) {
-    fill<T, kVector<T>, Shape::kRows, Shape::kColumns, kBlock>(s, args.in, by, n, chunk, in_row, in_column, tile);
-  } else {
-    fill<T, 1, Shape::kRows, Shape::kColumns, kBlock>(s, args.in, by, n, chunk, in_row, in_column, tile);
-  }
-  __syncthreads();
-  float strip[Shape::kStrip] = {};
-  convolve_row<K, kForm>(tile, weights, strip);
-
-  const int64_t row = first_row + threadIdx.x / kWarp;
-  if (!args.x) {
-    write<T>(args, n, channel, row, column, strip);
-    return;
-  }
-  double sums[kSums] = {};
-  pass_back<T>(args, by, n, channel, row, column, strip, sums);
+  const int row = first_row + threadIdx.x / kWarp * kDeep;
+  if constexpr (!kBack<Reader>) {
 #pragma unroll
-  for (int i = 0; i < kSums; ++i) {
-    const double sum = add_warps(sums[i], reinterpret_cast<double*>(tile), Shape::kWarps);
-    if (threadIdx.x < kWarp && channel < s.c) {
-      args.partial[((n * tiles + at) * kSums + i) * s.c + channel] = static_cast<float>(sum);
+    for (int o = 0; o < kDeep; ++o) write<T>(args, n, channel, row + o, column, sums[o]);
+  } else {
+    float totals[kSums] = {};
+#pragma unroll
+    for (int o = 0; o < kDeep; ++o) pass_back<T>(args, shared.by, n, channel, row + o, column, sums[o], totals);
+    totals[1] *= shared.by.root[threadIdx.x % kWarp];
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) {
+      const double sum = add_warps(totals[i], reinterpret_cast<double*>(shared.tile), Shape::kWarps);
+      if (threadIdx.x < kWarp && channel < s.c) {
+        args.partial[((n * tiles + at) * kSums + i) * s.c + channel] = static_cast<float>(sum);
+      }
     }
   }
 }
@@ -139,46 +155,55 @@ struct CorrelateArgs {
   float* partial;  // [pieces, taps, taps, C], out
 };
 
-template <class T, int V, int K, int kStep>
-__device__ void fill_pair(const CorrelateArgs& args, const Coefficients& by, int64_t n, int64_t chunk, int64_t row,
-                          int64_t column, float* small, float* large) {
-  using Shape = Pair<K, kStep>;
-  constexpr int kBlock = Shape::kWarps * kWarp;
-  fill<T, V, Shape::kRows, Shape::kStrip, kBlock>(args.layer, args.small, by, n, chunk, row, column, small);
-  fill<T, V, Shape::kLargeRows, Shape::kLargeColumns, kBlock>(args.layer, args.large, by, n, chunk,
-                                                              kStep * row - K / 2, kStep * column - K / 2, large);
-}
+template <class Shape>
+struct PairOperands {
+  alignas(16) float small[Shape::kRows * Shape::kStrip * kWarp];
+  alignas(16) float large[Shape::kLargeRows * Shape::kLargeColumns * kWarp];
+  Coefficients by;
+};
 
 // A block has a warp of channels and a piece: every `pieces`-th tile of the batch.
-template <class T, int K, int kStep>
+template <template <class, int> class Small, template <class, int> class Large, class T, int K, int kStep>
 __global__ void __launch_bounds__(Pair<K, kStep>::kWarps* kWarp, 2) correlate(CorrelateArgs args) {
   using Shape = Pair<K, kStep>;
-  alignas(16) __shared__ float small[Shape::kRows * Shape::kStrip * kWarp];
-  alignas(16) __shared__ float large[Shape::kLargeRows * Shape::kLargeColumns * kWarp];
-  alignas(16) __shared__ Coefficients by;
+  constexpr int kBlock = Shape::kWarps * kWarp, kTaps = Shape::kTaps;
+  auto& shared = *static_cast<PairOperands<Shape>*>(launched_shared());
   const DepthwiseLayer& s = args.layer;
   const int64_t chunks = ceiling(s.c, kWarp), chunk = blockIdx.x % chunks, piece = blockIdx.x / chunks;
   const int64_t across = ceiling(args.small.columns, Shape::kStrip);
   const int64_t tiles = ceiling(args.small.rows, Shape::kRows) * across;
-  float totals[Shape::kTaps] = {};
+  float totals[kTaps][kTaps] = {};
   for (int64_t i = piece; i < s.n * tiles; i += args.pieces) {
-    const int64_t n = i / tiles, row = i % tiles / across * Shape::kRows, column = i % across * Shape::kStrip;
+    const int64_t n = i / tiles;
+    const int row = static_cast<int>(i % tiles / across) * Shape::kRows;
+    const int column = static_cast<int>(i % across) * Shape::kStrip;
     __syncthreads();
-    find(s, args.norm, n, chunk, by);
+    find(s, args.norm, n, chunk, shared.by);
     __syncthreads();
-    if (args.wide) {
-      fill_pair<T, kVector<T>, K, kStep>(args, by, n, chunk, row, column, small, large);
-    } else {
-      fill_pair<T, 1, K, kStep>(args, by, n, chunk, row, column, small, large);
-    }
+    fill<Small, T, Shape::kRows, Shape::kStrip, kBlock, 2>(s, args.small, args.wide, shared.by, n, chunk, row, column,
+                                                        shared.small);
+    fill<Large, T, Shape::kLargeRows, Shape::kLargeColumns, kBlock, 2>(
+        s, args.large, args.wide, shared.by, n, chunk, kStep * row - K / 2, kStep * column - K / 2, shared.large);
     __syncthreads();
-    correlate_row<K, kStep>(small, large, totals);
+    correlate_rows<K, kStep>(shared.small, shared.large, totals);
   }
-  const int64_t channel = chunk * kWarp + threadIdx.x % kWarp, tap = threadIdx.x / kWarp;
-  if (channel >= s.c) return;
+  // The warps have the taps of different rows; their sum, in a fixed order, by way of what held the tiles.
+  static_assert(sizeof(float) * kBlock * kTaps * kTaps <= offsetof(PairOperands<Shape>, by));
+  __syncthreads();
 #pragma unroll
-  for (int b = 0; b < Shape::kTaps; ++b) {
-    args.partial[((piece * Shape::kTaps + tap) * Shape::kTaps + b) * s.c + channel] = totals[b];
+  for (int tap = 0; tap < kTaps * kTaps; ++tap) {
+    shared.small[tap * kBlock + threadIdx.x] = totals[tap / kTaps][tap % kTaps];
+  }
+  __syncthreads();
+  const int64_t channel = chunk * kWarp + threadIdx.x % kWarp;
+  if (channel >= s.c) return;
+  for (int tap = threadIdx.x / kWarp; tap < kTaps * kTaps; tap += Shape::kWarps) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < Shape::kWarps; ++warp) {
+      sum += shared.small[tap * kBlock + warp * kWarp + threadIdx.x % kWarp];
+    }
+    args.partial[(piece * kTaps * kTaps + tap) * s.c + channel] = sum;
   }
 }
 
@@ -205,34 +230,49 @@ __global__ void __launch_bounds__(kThreads) unpack(DepthwiseLayer s, int64_t pie
 
 // ---- host --------------------------------------------------------------------------------------------------------
 
-template <int K, Form kForm>
+template <template <class, int> class Reader, int K, Form kForm>
 void convolve_as(Queue& queue, const ConvolveArgs& args) {
-  const int64_t blocks = args.layer.n * tiles(kForm, args.rows, args.columns) * ceiling(args.layer.c, kWarp);
+  using Shape = Block<K, kForm>;
+  const int64_t blocks = args.layer.n * tiles<Block>(kForm, args.rows, args.columns) * ceiling(args.layer.c, kWarp);
   for_dtype(args.layer.dtype, [&](auto element) {
-    queue(convolve<decltype(element), K, kForm>, blocks, Tile<K, kForm>::kWarps * kWarp, args);
+    queue.with_shared(sizeof(Operands<Shape>), convolve<Reader, decltype(element), K, kForm>, blocks,
+                      Shape::kWarps * kWarp, args);
   });
 }
 
-template <int K>
-void convolve_as(Queue& queue, Form form, const ConvolveArgs& args) {
-  switch (form) {
-    case Form::kPlain: convolve_as<K, Form::kPlain>(queue, args); break;
-    case Form::kDown: convolve_as<K, Form::kDown>(queue, args); break;
-    case Form::kUp: convolve_as<K, Form::kUp>(queue, args); break;
-  }
+template <template <class, int> class Reader>
+void convolve_by(Queue& queue, Form form, const ConvolveArgs& args) {
+  for_size(args.layer.k, [&](auto k) {
+    constexpr int K = decltype(k)::value;
+    switch (form) {
+      case Form::kPlain: convolve_as<Reader, K, Form::kPlain>(queue, args); break;
+      case Form::kDown: convolve_as<Reader, K, Form::kDown>(queue, args); break;
+      case Form::kUp: convolve_as<Reader, K, Form::kUp>(queue, args); break;
+    }
+  });
 }
 
-template <int K, int kStep>
+template <template <class, int> class Small, template <class, int> class Large, int K, int kStep>
 void correlate_as(Queue& queue, const CorrelateArgs& args) {
+  using Shape = Pair<K, kStep>;
   const int64_t blocks = args.pieces * ceiling(args.layer.c, kWarp);
   for_dtype(args.layer.dtype, [&](auto element) {
-    queue(correlate<decltype(element), K, kStep>, blocks, Pair<K, kStep>::kWarps * kWarp, args);
+    queue.with_shared(sizeof(PairOperands<Shape>), correlate<Small, Large, decltype(element), K, kStep>, blocks,
+                      Shape::kWarps * kWarp, args);
   });
 }
 
-template <int K>
-void correlate_as(Queue& queue, bool plain, const CorrelateArgs& args) {
-  plain ? correlate_as<K, 1>(queue, args) : correlate_as<K, 2>(queue, args);
+// `Reader` is that of x.
+template <template <class, int> class Reader>
+void correlate_by(Queue& queue, const CorrelateArgs& args) {
+  for_size(args.layer.k, [&](auto k) {
+    constexpr int K = decltype(k)::value;
+    switch (args.layer.resize) {
+      case Resize::kPlain: correlate_as<Given, Reader, K, 1>(queue, args); break;
+      case Resize::kDown: correlate_as<Given, Reader, K, 2>(queue, args); break;
+      case Resize::kUp: correlate_as<Reader, Given, K, 2>(queue, args); break;
+    }
+  });
 }
 
 constexpr int64_t kTangentPiece = 512;  // pixels
@@ -272,7 +312,7 @@ struct Workspace {
     packed = next(needs.convolution, taps(s) * taps(s) * s.c);
     packed_transposed = next(needs.gradient, taps(s) * taps(s) * s.c);
     q = next(needs.q && s.dtype != Dtype::kFloat32, nc * pixels);
-    tile_sums = next(needs.gradient, s.n * tiles(form_of(s.resize, true), s.h, s.w) * kSums * s.c);
+    tile_sums = next(needs.gradient, s.n * tiles<Block>(form_of(s.resize, true), s.h, s.w) * kSums * s.c);
     sums = next(needs.gradient, kSums * nc);
     weights = next(needs.weights, correlate_pieces(s) * taps(s) * taps(s) * s.c);
     tangent_sums = next(needs.tangent, s.n * ceiling(pixels, kTangentPiece) * 2 * s.c);
@@ -291,6 +331,7 @@ struct Pass {
 
   Pass(const DepthwiseLayer& s, const Workspace& work, Queue& queue, const void* x, const void* t, const void* g)
       : s(s), work(work), queue(queue), x(x), t(t), g(g), wide(false) {
+    queue.take(too_large(s));
     for_vectors(s.dtype, s.c, [&](auto, auto vector) { wide = decltype(vector)::width > 1; }, x, t, g);
   }
 
@@ -310,20 +351,24 @@ struct Pass {
     norm.tz_mean = work.tangent + s.n * s.c;
   }
 
-  Image of_x() const { return {t ? Reading::kTangent : Reading::kActivated, x, t, s.h, s.w}; }
-  Image of_g() const { return {Reading::kGiven, g, nullptr, s.out(s.h), s.out(s.w)}; }
+  Image of_x() const { return {x, t, s.h, s.w}; }
+  Image of_g() const { return {g, nullptr, s.out(s.h), s.out(s.w)}; }
 
   // y = L a, or L s.
   void convolve(void* y) {
     pack_weights(false, work.packed);
-    run(form_of(s.resize, false), {s, norm, of_x(), wide, work.packed, s.out(s.h), s.out(s.w), y});
+    const ConvolveArgs args{s, norm, of_x(), wide, work.packed, s.out(s.h), s.out(s.w), y};
+    const Form form = form_of(s.resize, false);
+    t ? convolve_by<Tangent>(queue, form, args) : convolve_by<Activated>(queue, form, args);
   }
 
   // q = [a > 0] L^T g and its sums; writes slope q, and q where they are wanted.
   void convolve_back(void* scaled, float* q) {
     pack_weights(true, work.packed_transposed);
-    run(form_of(s.resize, true), {s, norm, of_g(), wide, work.packed_transposed, s.h, s.w, scaled, x, t, q, work.tile_sums});
-    add_up(tiles(form_of(s.resize, true), s.h, s.w), kSums, 1.0, work.tile_sums, work.sums);
+    const Form form = form_of(s.resize, true);
+    convolve_by<Given>(queue, form, {s, norm, of_g(), wide, work.packed_transposed, s.h, s.w, scaled, x, t, q,
+                                     work.tile_sums});
+    add_up(tiles<Block>(form, s.h, s.w), kSums, 1.0, work.tile_sums, work.sums);
   }
 
   void find_affine(float* grad_scale, float* grad_shift) {
@@ -342,17 +387,13 @@ struct Pass {
   void find_weights(float* grad_w) {
     const bool up = s.resize == Resize::kUp;
     const CorrelateArgs args{s, norm, up ? of_x() : of_g(), up ? of_g() : of_x(), wide, correlate_pieces(s), work.weights};
-    for_size(s.k, [&](auto k) { correlate_as<decltype(k)::value>(queue, s.resize == Resize::kPlain, args); });
+    t ? correlate_by<Tangent>(queue, args) : correlate_by<Activated>(queue, args);
     queue(unpack, s.k * s.k * ceiling(s.c, kWarp), kThreads, s, args.pieces, work.weights, grad_w);
   }
 
  private:
   void pack_weights(bool transposed, float* to) {
     queue(pack, ceiling(taps(s) * taps(s) * s.c, kThreads), kThreads, s, transposed, to);
-  }
-
-  void run(Form form, const ConvolveArgs& args) {
-    for_size(s.k, [&](auto k) { convolve_as<decltype(k)::value>(queue, form, args); });
   }
 
   void add_up(int64_t pieces, int values, double factor, const float* partial, float* to) {

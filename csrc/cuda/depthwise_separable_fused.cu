@@ -8,7 +8,9 @@
 //
 // A block has a tile of one sample's results and up to 128 of their channels, whose sums it keeps in registers. It goes
 // through the channels of x by 32: while the part of W that belongs to them is on its way into shared memory, it
-// convolves them as depthwise_tiles.h does and writes the results beside it, rounded to what the product takes.
+// convolves them as depthwise_tiles.h does and writes the results beside it, rounded to what the product takes. A warp
+// multiplies what it has convolved itself. At the end each warp turns its sums round in shared memory, so that they meet
+// the residual and leave 16 bytes at a time.
 #include "depthwise_images.h"
 #include "tensor_cores.h"
 
@@ -76,199 +78,236 @@ __global__ void __launch_bounds__(kThreads) pack_matrix(FusedArgs args, int64_t 
 struct SeparateArgs {
   FusedArgs call;
   Norm norm;
-  bool wide;              // whether x allows 16-byte loads
-  const float* packed;    // the depthwise weights
+  bool wide, wide_result;  // whether x, and whether y and the residual, allow 16-byte loads
+  const float* packed;     // the depthwise weights
   const unsigned* matrix;
-  int64_t rows, columns;  // of the result
-  float* partial;         // [N, tiles, kStatistics, D], or null
+  int64_t rows, columns;   // of the result
+  float* partial;          // [N, tiles, kStatistics, D], or null
 };
 
-template <class T, int K, Form kForm>
-struct Shared {
-  using Shape = Tile<K, kForm>;
-  static constexpr int kPixels = Shape::kWarps * Shape::kStrip;
-  alignas(16) float tile[Shape::kRows * Shape::kColumns * kWarp];
-  alignas(16) float weights[Shape::kTaps * Shape::kTaps * kWarp];
-  alignas(16) Coefficients by;
-  alignas(16) unsigned left[kPixels * Row<T>::kPitch];
+template <int K, Form kForm>
+using Block = Tile<K, kForm, 4>;
+
+// A warp's part of the product: the pixels that it convolves, by 16, and all of the block's columns.
+template <class Shape>
+struct Part {
+  static constexpr int kPixels = kDeep * Shape::kStrip, kRowTiles = kPixels / 16;
+  static_assert(kRowTiles * 16 == kPixels);
+  using Sums = float[kRowTiles][kColumnTiles][4];
+};
+
+// 16 pixels of all columns, as a warp turns them round.
+constexpr int kTurnedPitch = kColumnTiles * kTileWidth + 8;  // no two of the rows that a warp writes at once share a bank
+using Turned = float[16][kTurnedPitch];
+
+template <class T, class Shape>
+struct Multiplied {
+  Operands<Shape> depthwise;
+  alignas(16) unsigned left[Shape::kWarps * Part<Shape>::kPixels * Row<T>::kPitch];
   alignas(16) unsigned right[kColumnTiles * kTileWidth * Row<T>::kWords];
+};
+
+template <class T, class Shape>
+union Shared {
+  Multiplied<T, Shape> operands;
+  Turned turned[Shape::kWarps];
+  float statistics[kStatistics][Shape::kWarps][kColumnTiles * kTileWidth];
 };
 
 // The least that a GPU of compute capability 8.0 or later gives to a block.
 constexpr int kSharedLimit = 99 * 1024;
 
-// A warp's part of the product: 16 of the tile's pixels, and every kEvery-th tile of columns from `first` on.
-template <class T, int K, Form kForm>
-struct Part {
-  using Shape = Tile<K, kForm>;
-  static constexpr int kRows = Shape::kWarps * Shape::kStrip / 16, kEvery = Shape::kWarps / kRows;
-  static constexpr int kTiles = kColumnTiles / kEvery;
-  static_assert(kRows * kEvery == Shape::kWarps && kTiles * kEvery == kColumnTiles);
-
-  int lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp % kRows, first = threadIdx.x / kWarp / kRows;
-
-  // Of the block's, the pixel and the column of the lane's number `at` of a result.
-  __device__ int pixel(int at) const { return row * 16 + lane / 4 + at / 2 * 8; }
-  __device__ int column(int i, int at) const { return (first + i * kEvery) * kTileWidth + lane % 4 * 2 + at % 2; }
-};
-
-// sums += left right, `tiles` tiles of columns.
-template <class T, class Part>
-__device__ void multiply(const Part& part, bool tf32, int tiles, const unsigned* left, const unsigned* right,
-                         float (&sums)[Part::kTiles][4]) {
-  using Shape = Row<T>;
-  left += (part.row * 16 + part.lane / 4) * Shape::kPitch + part.lane % 4;
+// sums += left right, `tiles` tiles of columns; left [kPixels] rows, the warp's own.
+template <class T, class Shape>
+__device__ void multiply(bool tf32, int tiles, const unsigned* left, const unsigned* right,
+                         typename Part<Shape>::Sums& sums) {
+  using Words = Row<T>;
+  constexpr int kRowTiles = Part<Shape>::kRowTiles;
+  const int lane = threadIdx.x % kWarp;
+  left += lane / 4 * Words::kPitch + lane % 4;
 #pragma unroll
-  for (int pair = 0; pair < Shape::kSteps / 2; ++pair) {
-    unsigned a[2][4];
+  for (int pair = 0; pair < Words::kSteps / 2; ++pair) {
+    unsigned a[kRowTiles][2][4];
 #pragma unroll
-    for (int step = 0; step < 2; ++step) {
+    for (int row = 0; row < kRowTiles; ++row) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        a[step][i] = left[i % 2 * 8 * Shape::kPitch + (2 * pair + step) * kStepWords + i / 2 * 4];
+      for (int i = 0; i < 8; ++i) {
+        const int step = 2 * pair + i / 4;
+        a[row][i / 4][i % 4] = left[(row * 16 + i % 2 * 8) * Words::kPitch + step * kStepWords + i % 4 / 2 * 4];
       }
     }
 #pragma unroll
-    for (int i = 0; i < Part::kTiles; ++i) {
-      const int tile = part.first + i * Part::kEvery;
+    for (int tile = 0; tile < kColumnTiles; ++tile) {
       if (tile >= tiles) break;
-      const uint4 b = *as_vector(right + ((tile * (Shape::kSteps / 2) + pair) * kWarp + part.lane) * 4);
+      const uint4 b = *as_vector(right + ((tile * (Words::kSteps / 2) + pair) * kWarp + lane) * 4);
       const unsigned b_first[2] = {b.x, b.y}, b_second[2] = {b.z, b.w};
-      multiply(T{}, tf32, a[0], b_first, sums[i]);
-      multiply(T{}, tf32, a[1], b_second, sums[i]);
+#pragma unroll
+      for (int row = 0; row < kRowTiles; ++row) {
+        multiply(T{}, tf32, a[row][0], b_first, sums[row][tile]);
+        multiply(T{}, tf32, a[row][1], b_second, sums[row][tile]);
+      }
     }
   }
 }
 
 // ---- the result --------------------------------------------------------------------------------------------------
 
-// amax's: NaN stays NaN.
-inline __device__ float larger(float a, float b) { return a > b || a != a ? a : b; }
+// What a thread has of the block's columns at the end: V side by side, in kGroups places, of every kEvery-th pixel.
+template <int V>
+struct Share {
+  static constexpr int kColumns = kColumnTiles * kTileWidth;
+  static constexpr int kAcross = kColumns / V < kWarp ? kColumns / V : kWarp, kEvery = kWarp / kAcross;
+  static constexpr int kGroups = kColumns / (kAcross * V);
+};
 
-inline __device__ float combined(int statistic, float a, float b) { return statistic == 2 ? larger(a, b) : a + b; }
+// Where a block's results belong.
+struct Place {
+  int64_t n, first_d;
+  int first_row, first_column, columns;  // the columns that there are, from first_d on
+};
 
-// Adds bias and residual and writes what lies inside of the image; leaves in `sums` what was written.
-template <class T, class Part>
-__device__ void finish(const SeparateArgs& args, const Part& part, int64_t n, int64_t first_row, int64_t first_column,
-                       int64_t first_d, int columns, float (&sums)[Part::kTiles][4], bool (&inside)[2]) {
-  constexpr int kStrip = Part::Shape::kStrip;
+// Adds bias and residual, writes what lies inside of the image, and takes the statistics of what was written.
+template <class T, int V, class Shape>
+__device__ void finish(const SeparateArgs& args, const Place& place, const typename Part<Shape>::Sums& sums,
+                       Turned& turned, float (&found)[kStatistics][Share<V>::kGroups][V]) {
+  using Mine = Share<V>;
   const FusedArgs& call = args.call;
   const auto* const residual = static_cast<const typename T::Stored*>(call.residual);
-  auto* const y = static_cast<typename T::Stored*>(call.y);
-  int64_t to[2];
+  const int lane = threadIdx.x % kWarp, first_pixel = threadIdx.x / kWarp * Part<Shape>::kPixels;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int pixel = part.pixel(2 * half);
-    const int64_t row = first_row + pixel / kStrip, column = first_column + pixel % kStrip;
-    inside[half] = row < args.rows && column < args.columns;
-    to[half] = ((n * args.rows + row) * args.columns + column) * call.d + first_d;
-  }
+  for (int row = 0; row < Part<Shape>::kRowTiles; ++row) {
+    __syncwarp();
 #pragma unroll
-  for (int i = 0; i < Part::kTiles; ++i) {
+    for (int tile = 0; tile < kColumnTiles; ++tile) {
 #pragma unroll
-    for (int at = 0; at < 4; ++at) {
-      const int d = part.column(i, at);
-      if (d >= columns || !inside[at / 2]) continue;
-      float v = sums[i][at];
-      if (call.bias) v += call.bias[first_d + d];
-      if (residual) v += T::widen(residual[to[at / 2] + d]);
-      const auto stored = T::narrow(v);
-      y[to[at / 2] + d] = stored;
-      sums[i][at] = T::widen(stored);
+      for (int at = 0; at < 4; ++at) {
+        turned[lane / 4 + at / 2 * 8][tile * kTileWidth + lane % 4 * 2 + at % 2] = sums[row][tile][at];
+      }
+    }
+    __syncwarp();
+#pragma unroll
+    for (int group = 0; group < Mine::kGroups; ++group) {
+      const int d = (group * Mine::kAcross + lane % Mine::kAcross) * V;
+      if (d >= place.columns) continue;
+      float bias[V] = {};
+      if (call.bias) load_row(call.bias + place.first_d + d, bias);
+#pragma unroll 4
+      for (int i = lane / Mine::kAcross; i < 16; i += Mine::kEvery) {
+        const int pixel = first_pixel + row * 16 + i;
+        const int y_row = place.first_row + pixel / Shape::kStrip, y_column = place.first_column + pixel % Shape::kStrip;
+        if (y_row >= args.rows || y_column >= args.columns) continue;
+        const int64_t to = ((place.n * args.rows + y_row) * args.columns + y_column) * call.d + place.first_d + d;
+        float v[V], added[V] = {};
+        load_floats(&turned[i][d], v);
+        if (residual) load<T, V>(residual + to, added);
+#pragma unroll
+        for (int j = 0; j < V; ++j) v[j] += bias[j] + added[j];
+        const Packed<T, V> stored = narrow<T, V>(v);
+        put<T, V>(static_cast<typename T::Stored*>(call.y) + to, stored);
+        widen<T>(stored, v);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          found[0][group][j] += v[j];
+          found[1][group][j] = fmaf(v[j], v[j], found[1][group][j]);
+          found[2][group][j] = larger(found[2][group][j], v[j]);
+        }
+      }
     }
   }
 }
 
-// The block's statistics of what `finish` left, by way of `shared` [Part::kRows][kColumnTiles * kTileWidth].
-template <class Part>
-__device__ void summarise(const Part& part, const float (&sums)[Part::kTiles][4], const bool (&inside)[2], int columns,
-                          int64_t d, float* shared, float* to) {
-  constexpr int kWidth = kColumnTiles * kTileWidth;
+inline __device__ float combined(int statistic, float a, float b) { return statistic == 2 ? larger(a, b) : a + b; }
+
+// The block's statistics of what its threads have found, by way of `shared`: to [kStatistics, D].
+template <int V, class Shape>
+__device__ void summarise(const float (&found)[kStatistics][Share<V>::kGroups][V], int columns, int64_t d,
+                          float (&shared)[kStatistics][Shape::kWarps][kColumnTiles * kTileWidth], float* to) {
+  using Mine = Share<V>;
+  const int lane = threadIdx.x % kWarp;
+  __syncthreads();
+#pragma unroll
   for (int statistic = 0; statistic < kStatistics; ++statistic) {
-    __syncthreads();
 #pragma unroll
-    for (int i = 0; i < Part::kTiles; ++i) {
+    for (int group = 0; group < Mine::kGroups; ++group) {
 #pragma unroll
-      for (int side = 0; side < 2; ++side) {
-        float v = statistic == 2 ? -INFINITY : 0.0f;
+      for (int j = 0; j < V; ++j) {
+        float v = found[statistic][group][j];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const float one = sums[i][2 * half + side];
-          if (inside[half]) v = combined(statistic, v, statistic == 1 ? one * one : one);
-        }
-#pragma unroll
-        for (int offset = 4; offset < kWarp; offset *= 2) {
+        for (int offset = Mine::kAcross; offset < kWarp; offset *= 2) {
           v = combined(statistic, v, __shfl_xor_sync(0xffffffff, v, offset));
         }
-        if (part.lane < 4) shared[part.row * kWidth + part.column(i, side)] = v;
+        const int column = (group * Mine::kAcross + lane % Mine::kAcross) * V + j;
+        if (lane < Mine::kAcross) shared[statistic][threadIdx.x / kWarp][column] = v;
       }
     }
-    __syncthreads();
-    if (static_cast<int>(threadIdx.x) < columns) {
-      float v = shared[threadIdx.x];
-      for (int row = 1; row < Part::kRows; ++row) v = combined(statistic, v, shared[row * kWidth + threadIdx.x]);
-      to[statistic * d + threadIdx.x] = v;
-    }
   }
+  __syncthreads();
+  for (int i = threadIdx.x; i < kStatistics * columns; i += Shape::kWarps * kWarp) {
+    const int statistic = i / columns, column = i % columns;
+    float v = shared[statistic][0][column];
+#pragma unroll
+    for (int warp = 1; warp < Shape::kWarps; ++warp) v = combined(statistic, v, shared[statistic][warp][column]);
+    to[statistic * d + column] = v;
+  }
+}
+
+template <class T, int V, class Shape>
+__device__ void finish_block(const SeparateArgs& args, const Place& place, const typename Part<Shape>::Sums& sums,
+                             Shared<T, Shape>& shared, float* partial) {
+  float found[kStatistics][Share<V>::kGroups][V] = {};
+#pragma unroll
+  for (int group = 0; group < Share<V>::kGroups; ++group) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) found[2][group][j] = -INFINITY;
+  }
+  finish<T, V, Shape>(args, place, sums, shared.turned[threadIdx.x / kWarp], found);
+  if (partial) summarise<V, Shape>(found, place.columns, args.call.d, shared.statistics, partial);
 }
 
 // A block of columns, a tile and a sample.
 template <class T, int K, Form kForm>
-__global__ void __launch_bounds__(Tile<K, kForm>::kWarps* kWarp) separate(SeparateArgs args) {
-  using Shape = Tile<K, kForm>;
-  constexpr int kBlock = Shape::kWarps * kWarp, kTaps = Shape::kTaps;
-  auto& shared = *static_cast<Shared<T, K, kForm>*>(launched_shared());
+__global__ void __launch_bounds__(Block<K, kForm>::kWarps* kWarp) separate(SeparateArgs args) {
+  using Shape = Block<K, kForm>;
+  constexpr int kBlock = Shape::kWarps * kWarp, kPixels = Part<Shape>::kPixels;
+  auto& shared = *static_cast<Shared<T, Shape>*>(launched_shared());
+  auto& operands = shared.operands;
   const DepthwiseLayer& s = args.call.layer;
-  const Image in{Reading::kActivated, args.call.x, nullptr, s.h, s.w};  // here, so that other readings are left out
   const ColumnShare share(args.call.d);
-  const int64_t across = ceiling(args.columns, Shape::kStrip), tiles = ceiling(args.rows, Shape::kWarps) * across;
-  const int64_t block = blockIdx.x % share.blocks, at = blockIdx.x / share.blocks % tiles;
-  const int64_t n = blockIdx.x / share.blocks / tiles;
-  const int64_t first_row = at / across * Shape::kWarps, first_column = at % across * Shape::kStrip;
+  const unsigned across = static_cast<unsigned>(ceiling(args.columns, Shape::kStrip));
+  const unsigned tiles = static_cast<unsigned>(ceiling(args.rows, Shape::kHigh)) * across;
+  const unsigned blocks = static_cast<unsigned>(share.blocks), block = blockIdx.x % blocks, at = blockIdx.x / blocks % tiles;
+  const int64_t first_d = block * share.each * kTileWidth, left_over = args.call.d - first_d;
+  const int64_t columns = left_over < share.each * kTileWidth ? left_over : share.each * kTileWidth;
+  const Place place{blockIdx.x / blocks / tiles, first_d, static_cast<int>(at / across) * Shape::kHigh,
+                    static_cast<int>(at % across) * Shape::kStrip, static_cast<int>(columns)};
   const int column_tiles = static_cast<int>(share.each), vectors = column_tiles * kTileWidth * Row<T>::kWords / 4;
 
-  const Part<T, K, kForm> part;
-  float sums[Part<T, K, kForm>::kTiles][4] = {};
-  const int lane = threadIdx.x % kWarp;
+  typename Part<Shape>::Sums sums = {};
+  unsigned* const left = operands.left + threadIdx.x / kWarp * kPixels * Row<T>::kPitch;
   for (int64_t chunk = 0; chunk * kWarp < s.c; ++chunk) {
     const unsigned* const from = args.matrix + (chunk * share.blocks + block) * vectors * 4;
-    for (int i = threadIdx.x; i < vectors; i += kBlock) copy_async(shared.right + 4 * i, from + 4 * i);
-
-    const int64_t channel = chunk * kWarp + lane;
-    find(s, args.norm, n, chunk, shared.by);
-    for (int i = threadIdx.x; i < kTaps * kTaps * kWarp; i += kBlock) {
-      shared.weights[i] = channel < s.c ? args.packed[i / kWarp * s.c + channel] : 0.0f;
-    }
-    __syncthreads();
-    const int64_t in_row = Shape::first(first_row), in_column = Shape::first(first_column);
-    if (args.wide) {
-      fill<T, kVector<T>, Shape::kRows, Shape::kColumns, kBlock>(s, in, shared.by, n, chunk, in_row, in_column,
-                                                                 shared.tile);
-    } else {
-      fill<T, 1, Shape::kRows, Shape::kColumns, kBlock>(s, in, shared.by, n, chunk, in_row, in_column, shared.tile);
-    }
-    __syncthreads();
-    float strip[Shape::kStrip] = {};
-    convolve_row<K, kForm>(shared.tile, shared.weights, strip);
-    auto* const left = reinterpret_cast<typename T::Stored*>(shared.left) + lane;
-    const int first_pixel = threadIdx.x / kWarp * Shape::kStrip;
+    for (int i = threadIdx.x; i < vectors; i += kBlock) copy_async(operands.right + 4 * i, from + 4 * i);
+    operands.depthwise.template load<Activated, T>(s, args.norm, {args.call.x, nullptr, s.h, s.w}, args.wide,
+                                                   args.packed, place.n, chunk, place.first_row, place.first_column);
+    float strips[kDeep][Shape::kStrip] = {};
+    convolve_rows<K, kForm, Shape>(operands.depthwise.tile, operands.depthwise.weights, strips);
+    auto* const to = reinterpret_cast<typename T::Stored*>(left) + threadIdx.x % kWarp;
 #pragma unroll
-    for (int i = 0; i < Shape::kStrip; ++i) {
-      left[(first_pixel + i) * Row<T>::kPitch * Row<T>::kElements] = T::narrow(strip[i]);
+    for (int i = 0; i < kPixels; ++i) {
+      to[i * Row<T>::kPitch * Row<T>::kElements] = T::narrow(strips[i / Shape::kStrip][i % Shape::kStrip]);
     }
     wait_for_copies();
     __syncthreads();
-    multiply<T>(part, args.call.tf32, column_tiles, shared.left, shared.right, sums);
-    __syncthreads();  // before the next chunk takes the place of this one
+    multiply<T, Shape>(args.call.tf32, column_tiles, left, operands.right, sums);
+    __syncthreads();  // before the next chunk, or the result, takes the place of this one
   }
 
-  const int64_t first_d = block * share.each * kTileWidth, left_over = args.call.d - first_d;
-  const int columns = static_cast<int>(left_over < share.each * kTileWidth ? left_over : share.each * kTileWidth);
-  bool inside[2];
-  finish<T>(args, part, n, first_row, first_column, first_d, columns, sums, inside);
-  if (!args.partial) return;
-  float* const to = args.partial + (n * tiles + at) * kStatistics * args.call.d + first_d;
-  summarise(part, sums, inside, columns, args.call.d, shared.tile, to);
+  float* const partial = args.partial ? args.partial + (place.n * tiles + at) * kStatistics * args.call.d + first_d : nullptr;
+  if (args.wide_result) {
+    finish_block<T, kVector<T>, Shape>(args, place, sums, shared, partial);
+  } else {
+    finish_block<T, 1, Shape>(args, place, sums, shared, partial);
+  }
 }
 
 // sum, sum of squares and max [N, D] each, from partial [N, pieces, kStatistics, D].
@@ -292,11 +331,10 @@ __global__ void __launch_bounds__(kThreads) finish_statistics(FusedArgs args, in
 
 template <class T, int K, Form kForm>
 void separate_as(Queue& queue, const SeparateArgs& args) {
-  using Memory = Shared<T, K, kForm>;
-  static_assert(sizeof(Memory) <= kSharedLimit);
-  static_assert(sizeof(Memory::tile) >= sizeof(float) * Part<T, K, kForm>::kRows * kColumnTiles * kTileWidth);
-  const int64_t all = args.call.layer.n * tiles(kForm, args.rows, args.columns) * ColumnShare(args.call.d).blocks;
-  queue.with_shared(sizeof(Memory), separate<T, K, kForm>, all, Tile<K, kForm>::kWarps * kWarp, args);
+  using Shape = Block<K, kForm>;
+  static_assert(sizeof(Shared<T, Shape>) <= kSharedLimit);
+  const int64_t all = args.call.layer.n * tiles<Block>(kForm, args.rows, args.columns) * ColumnShare(args.call.d).blocks;
+  queue.with_shared(sizeof(Shared<T, Shape>), separate<T, K, kForm>, all, Shape::kWarps * kWarp, args);
 }
 
 template <class T, int K>
@@ -308,7 +346,7 @@ void separate_as(Queue& queue, Form form, const SeparateArgs& args) {
   }
 }
 
-int64_t tiles_of(const DepthwiseLayer& s) { return tiles(form_of(s.resize, false), s.out(s.h), s.out(s.w)); }
+int64_t tiles_of(const DepthwiseLayer& s) { return tiles<Block>(form_of(s.resize, false), s.out(s.h), s.out(s.w)); }
 
 // The scratch memory of the pass; only what it needs has a place.
 struct Workspace {
@@ -339,15 +377,18 @@ int64_t fused_floats(const FusedArgs& args) { return Workspace(args, nullptr).fl
 const char* fused(const FusedArgs& args, float* scratch, int device, void* stream) {
   const DepthwiseLayer& s = args.layer;
   Queue queue(device, stream);
+  queue.take(too_large(s));
   const Workspace work(args, scratch);
   auto* const matrix = reinterpret_cast<unsigned*>(work.matrix);
   if (s.normalise) queue.take(moments(runs_of(s, args.x), work.moments, work.mean, work.var, device, stream));
   queue(pack, ceiling(taps(s) * taps(s) * s.c, kThreads), kThreads, s, false, work.packed);
+  bool wide_result = false;
+  for_vectors(s.dtype, args.d, [&](auto, auto vector) { wide_result = decltype(vector)::width > 1; }, args.y, args.residual);
   for_vectors(s.dtype, s.c, [&](auto element, auto vector) {
     using T = decltype(element);
     queue(pack_matrix<T>, ceiling(work.words, kThreads), kThreads, args, work.words, matrix);
-    const SeparateArgs all{args, {work.mean, work.var, nullptr, nullptr}, decltype(vector)::width > 1, work.packed,
-                           matrix, s.out(s.h), s.out(s.w), work.partial};
+    const SeparateArgs all{args, {work.mean, work.var, nullptr, nullptr}, decltype(vector)::width > 1, wide_result,
+                           work.packed, matrix, s.out(s.h), s.out(s.w), work.partial};
     for_size(s.k, [&](auto k) { separate_as<T, decltype(k)::value>(queue, form_of(s.resize, false), all); });
   }, args.x);
   if (args.sum) queue(finish_statistics, ceiling(s.n * args.d, kThreads), kThreads, args, tiles_of(s), work.partial);

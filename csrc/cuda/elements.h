@@ -12,15 +12,26 @@ struct Float32 {
   using Stored = float;
   static __device__ float widen(float v) { return v; }
   static __device__ float narrow(float v) { return v; }
+  static __device__ float unpack(unsigned word, int) { return __uint_as_float(word); }
+  static __device__ unsigned pack(const float* v) { return __float_as_uint(*v); }
 };
 
-struct BFloat16 {
+// Two elements in a word, the first one in the lower half.
+template <class T>
+struct InHalves {
+  static __device__ unsigned short unpack(unsigned word, int i) { return static_cast<unsigned short>(word >> 16 * i); }
+  static __device__ unsigned pack(const float* v) {
+    return T::narrow(v[0]) | static_cast<unsigned>(T::narrow(v[1])) << 16;
+  }
+};
+
+struct BFloat16 : InHalves<BFloat16> {
   using Stored = unsigned short;
   static __device__ float widen(unsigned short v) { return __uint_as_float(static_cast<unsigned>(v) << 16); }
   static __device__ unsigned short narrow(float v) { return round_to_bfloat16(v); }
 };
 
-struct Float16 {
+struct Float16 : InHalves<Float16> {
   using Stored = unsigned short;
   static __device__ float widen(unsigned short v) { return __half2float(__ushort_as_half(v)); }
   static __device__ unsigned short narrow(float v) { return __half_as_ushort(__float2half_rn(v)); }
@@ -30,38 +41,70 @@ struct Float16 {
 template <class T>
 constexpr int kVector = 16 / sizeof(typename T::Stored);
 
-// to[i] = from[i] in float32. One element, or as many as a 16-byte load has, `from` aligned to it.
+// V elements as they lie in memory: one, or as many as a 16-byte load has, in words that hold one or two.
+template <class T, int V>
+struct Packed {
+  static_assert(V == kVector<T>);
+  static constexpr int kElements = 4 / sizeof(typename T::Stored);  // a word
+  unsigned words[4];
+
+  __device__ float operator[](int i) const { return T::widen(T::unpack(words[i / kElements], i % kElements)); }
+};
+template <class T>
+struct Packed<T, 1> {
+  typename T::Stored element;
+
+  __device__ float operator[](int) const { return T::widen(element); }
+};
+
+// Those at `from`, which is aligned to as much.
+template <class T, int V>
+__device__ Packed<T, V> fetch(const typename T::Stored* from) {
+  if constexpr (V == 1) {
+    return {*from};
+  } else {
+    const uint4 words = *as_vector(from);
+    return {{words.x, words.y, words.z, words.w}};
+  }
+}
+
+template <class T, int V>
+__device__ void put(typename T::Stored* to, const Packed<T, V>& packed) {
+  if constexpr (V == 1) {
+    *to = packed.element;
+  } else {
+    store_global(as_vector(to), {packed.words[0], packed.words[1], packed.words[2], packed.words[3]});
+  }
+}
+
+template <class T, int V>
+__device__ void widen(const Packed<T, V>& packed, float (&to)[V]) {
+#pragma unroll
+  for (int i = 0; i < V; ++i) to[i] = packed[i];
+}
+
+template <class T, int V>
+__device__ Packed<T, V> narrow(const float (&from)[V]) {
+  Packed<T, V> packed;
+  if constexpr (V == 1) {
+    packed.element = T::narrow(from[0]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) packed.words[i] = T::pack(from + i * packed.kElements);
+  }
+  return packed;
+}
+
+// to[i] = from[i] in float32, likewise.
 template <class T, int V>
 __device__ void load(const typename T::Stored* from, float (&to)[V]) {
-  if constexpr (V == 1) {
-    to[0] = T::widen(*from);
-  } else {
-    static_assert(V == kVector<T>);
-    union {
-      uint4 vector;
-      typename T::Stored elements[V];
-    } raw;
-    raw.vector = *as_vector(from);
-#pragma unroll
-    for (int i = 0; i < V; ++i) to[i] = T::widen(raw.elements[i]);
-  }
+  widen<T>(fetch<T, V>(from), to);
 }
 
 // to[i] = from[i], rounded; likewise.
 template <class T, int V>
 __device__ void store(typename T::Stored* to, const float (&from)[V]) {
-  if constexpr (V == 1) {
-    *to = T::narrow(from[0]);
-  } else {
-    static_assert(V == kVector<T>);
-    union {
-      uint4 vector;
-      typename T::Stored elements[V];
-    } raw;
-#pragma unroll
-    for (int i = 0; i < V; ++i) raw.elements[i] = T::narrow(from[i]);
-    *as_vector(to) = raw.vector;
-  }
+  put<T, V>(to, narrow<T, V>(from));
 }
 
 // The same of float32, by as many 16-byte loads or stores as V elements take.
@@ -80,15 +123,16 @@ __device__ void load_floats(const float* from, float (&to)[V]) {
   }
 }
 
+// Into shared memory.
 template <int V>
 __device__ void store_floats(float* to, const float (&from)[V]) {
   if constexpr (V == 1) {
     *to = from[0];
   } else {
 #pragma unroll
-    for (int part = 0; part < V; part += 4) {
-      const float four[4] = {from[part], from[part + 1], from[part + 2], from[part + 3]};
-      store<Float32, 4>(to + part, four);
+    for (int i = 0; i < V; i += 4) {
+      *as_vector(to + i) = {__float_as_uint(from[i]), __float_as_uint(from[i + 1]), __float_as_uint(from[i + 2]),
+                            __float_as_uint(from[i + 3])};
     }
   }
 }

@@ -140,6 +140,7 @@ inline void Block::run(unsigned threads, size_t bytes) {
 }  // namespace emulation
 
 inline void __syncthreads() { emulation::block.all.wait(); }
+inline void __syncwarp() { emulation::block.warps[threadIdx.x / emulation::Block::kWarp].wait(); }
 
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int offset) {
@@ -164,6 +165,12 @@ inline float __uint_as_float(unsigned bits) {
   float value;
   memcpy(&value, &bits, sizeof value);
   return value;
+}
+
+inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
 }
 
 inline unsigned short __ushort_as_half(unsigned short bits) { return bits; }
@@ -203,12 +210,16 @@ uint4* as_vector(T* address) {
   return const_cast<uint4*>(as_vector(static_cast<const T*>(address)));
 }
 
+inline void store_global(uint4* to, const uint4& value) { *to = value; }
+
 inline unsigned short round_to_bfloat16(float value) {
   unsigned bits;
   memcpy(&bits, &value, sizeof bits);
   if (value != value) return 0x7fff;
   return static_cast<unsigned short>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
+
+inline float larger(float a, float b) { return a > b || a != a ? a : b; }
 
 inline unsigned round_to_tf32(float value) {
   unsigned bits;

@@ -22,6 +22,9 @@ int64_t piece_of(const Runs& of) {
 
 // ---- first launch ------------------------------------------------------------------------------------------------
 
+// What the ReLU before the moments lets through is not below it.
+__device__ float floor_of(const Runs& of) { return of.rectify ? 0.0f : -INFINITY; }
+
 // The average of a few pixels of the run, the same in every block.
 template <class T, int V>
 __device__ void find_pivot(const Runs& of, const Tiling& t, const Columns<V>& at, float (&pivot)[V]) {
@@ -34,7 +37,7 @@ __device__ void find_pivot(const Runs& of, const Tiling& t, const Columns<V>& at
     float v[V];
     load<T, V>(x + at.at(t, p * t.pixels / kPixels), v);
 #pragma unroll
-    for (int i = 0; i < V; ++i) pivot[i] += (of.rectify ? relu(v[i]) : v[i]) / kPixels;
+    for (int i = 0; i < V; ++i) pivot[i] += larger(v[i], floor_of(of)) / kPixels;
   }
 }
 
@@ -51,18 +54,17 @@ __global__ void __launch_bounds__(kThreads) sum_moments(Runs of, Tiling t, float
     load<T, V>(x + from, v);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      const float d = (of.rectify ? relu(v[i]) : v[i]) - pivot[i];
+      const float d = larger(v[i], floor_of(of)) - pivot[i];
       sums[i] += d;
       squares[i] += d * d;
     }
   }
-  add_rows(at, sums);
-  add_rows(at, squares);
-  if (at.row != 0 || !at.active) return;
-  float* const to = partial + (at.run * t.pieces + at.piece) * 2 * t.channels + at.channel;
-  store_row(to, sums);
-  store_row(to + t.channels, squares);
-  if (at.piece == 0) store_row(pivots + at.in_row(t), pivot);
+  if (at.piece == 0 && at.row == 0 && at.active) store_row(pivots + at.in_row(t), pivot);
+  const float sum = add_rows(at, sums), sum_of_squares = add_rows(at, squares);
+  if (!at.owns(t)) return;
+  float* const to = partial + (at.run * t.pieces + at.piece) * 2 * t.channels + at.column();
+  to[0] = sum;
+  to[t.channels] = sum_of_squares;
 }
 
 // ---- second launch -----------------------------------------------------------------------------------------------
