@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shlex
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +22,7 @@ from bench.roofline import Ceilings, measure_ceilings
 from raccgan.memory import keep_freed
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+RESULTS = Path(__file__).parent / "results"
 
 _ROWS = pytest.StashKey[list[Row]]()
 _CEILINGS = pytest.StashKey[dict[str, Ceilings]]()
@@ -27,6 +30,8 @@ _JUDGED = pytest.StashKey[dict[str, list[results.Judged]]]()
 _SAVED = pytest.StashKey[list[Path]]()
 _LOAD = pytest.StashKey[str]()
 _KEPT = pytest.StashKey[bool]()
+_BEGUN = pytest.StashKey[float]()
+_LEFT_OUT = pytest.StashKey[Counter[str]]()
 _THREADS = torch.get_num_threads()  # before the tests' own conftest, run together with this one, lowers it
 
 
@@ -35,6 +40,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--full", action="store_true", help="every case, not only the representative ones")
     group.addoption("--save-results", action="store_true", help="write bench/results/<device>.csv, .png and .txt")
     group.addoption("--save-as", default="", metavar="NAME", help="the same, of some cases, as <device>-NAME")
+    group.addoption(
+        "--minutes", type=float, metavar="M", help="begin no case after so many; each file's first ones come first"
+    )
+    group.addoption(
+        "--skip-measured", action="store_true", help="leave out what a saved table of the device has: to go on there"
+    )
     group.addoption(
         "--threads", type=int, default=_THREADS,
         help="of PyTorch on the CPU (default: %(default)s); 1 on a machine that is not quiet, it then counts the "
@@ -49,6 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_KEPT] = keep_freed()  # as the commands do; for all contestants, which share the process
     config.stash[_ROWS], config.stash[_CEILINGS], config.stash[_LOAD] = [], {}, machine.load()
     config.stash[_JUDGED], config.stash[_SAVED] = {}, []
+    config.stash[_BEGUN], config.stash[_LEFT_OUT] = time.monotonic(), Counter()
     # Its table shows rounds of all contestants together, which says nothing; ours is printed instead.
     config.option.benchmark_quiet = True
     # torch.compile's trace is hundreds of lines a case, which pytest would show with every failure.
@@ -59,6 +71,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     full = config.getoption("full")
     config.hook.pytest_deselected(items=[item for item in items if not _wanted(item, full)])
     items[:] = [item for item in items if _wanted(item, full)]
+    if config.getoption("minutes") is not None:
+        items.sort(key=_place(items).__getitem__)
+
+
+def _place(items: Sequence[pytest.Item]) -> dict[pytest.Item, int]:
+    """A benchmark's place in its file; what is no benchmark comes before them all."""
+    seen: Counter[Path] = Counter()
+    place = {}
+    for item in items:
+        ours = Path(__file__).parent in item.path.parents
+        place[item] = seen[item.path] if ours else -1
+        seen[item.path] += 1
+    return place
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    minutes = item.config.getoption("minutes")
+    if minutes is not None and time.monotonic() - item.config.stash[_BEGUN] > 60 * minutes:
+        _leave_out(item.config, f"not begun after {minutes:g} minutes")
+
+
+def _leave_out(config: pytest.Config, why: str) -> None:
+    config.stash[_LEFT_OUT][why] += 1
+    pytest.skip(why)
 
 
 def _wanted(item: pytest.Item, full: bool) -> bool:
@@ -92,6 +128,8 @@ def measured(benchmark: Any, request: pytest.FixtureRequest) -> Compare:
     """Check and time the contestants of a case, and keep their rows for the table."""
 
     def run(case: Case, contestants: Sequence[Contestant], wanted: Outputs) -> list[Row]:
+        if request.config.getoption("skip_measured") and case.key in results.saved(RESULTS, case.device):
+            _leave_out(request.config, "in a saved table already")
         marks = {mark.name for mark in request.node.iter_markers()}
         representative = "full" not in marks or "published" in marks
         rows = compare(benchmark, case, contestants, wanted, seconds=1.5)
@@ -107,7 +145,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     config, stash = session.config, session.config.stash
     run = results.Run(
         command="pytest " + shlex.join(config.invocation_params.args),
-        verdict=f"{session.testscollected} cases, {session.testsfailed} failed, exit status {int(exitstatus)}",
+        verdict=", ".join(
+            [
+                f"{session.testscollected} cases, {session.testsfailed} failed",
+                *(f"{count} {why}" for why, count in stash[_LEFT_OUT].items()),
+                f"exit status {int(exitstatus)}",
+            ]
+        ),
         load=stash[_LOAD],
         kept=stash[_KEPT],
     )
@@ -118,8 +162,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
             stash[_JUDGED][device] = judged
             name = config.getoption("save_as")
             if name or config.getoption("save_results"):
-                folder = Path(__file__).parent / "results"
-                stash[_SAVED].append(results.save(folder, name, device, judged, ceilings, run))
+                stash[_SAVED].append(results.save(RESULTS, name, device, judged, ceilings, run))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

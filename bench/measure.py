@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.machine import clock
-from bench.results import Row
+from bench.results import Key, Row
 from bench.roofline import Cost
 from tests.kernels.grid import relative_error
 
@@ -39,6 +39,10 @@ class Case:
     costs: list[Cost]
     tolerance: float | None = None  # how far from float64 anyone may be, where the default of the ops is too strict
     images: int | None = None  # that go through in a call, where that is what counts
+
+    @property
+    def key(self) -> Key:
+        return self.op, self.name, str(self.dtype).removeprefix("torch."), self.pass_
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,11 @@ def compare(
     times = _interleaved(benchmark, case.device, list(errors), seconds)
     benchmark.group = f"{case.op} {case.pass_}"
     benchmark.extra_info.update({f"{c.implementation} {c.layout}": 1e3 * times[c] for c in errors})
+    op, name, dtype, pass_ = case.key
     return [
         Row(
-            device=case.device, op=case.op, case=case.name, dtype=str(case.dtype).removeprefix("torch."),
-            layout=c.layout, pass_=case.pass_, implementation=c.implementation,
+            device=case.device, op=op, case=name, dtype=dtype, layout=c.layout, pass_=pass_,
+            implementation=c.implementation,
             median_ms=1e3 * times[c] if c in times else None, costs=tuple(case.costs), error=errors.get(c),
             peer=c.peer, fused=c.fused, note=failed.get(c, ""), images=case.images,
             memory_mb=c.memory() if c.memory and c in times else None,

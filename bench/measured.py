@@ -13,7 +13,7 @@ import csv
 import json
 import sys
 from argparse import ArgumentParser
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench import layers
@@ -25,6 +25,9 @@ from raccgan.kernels import backend, measured
 from raccgan.kernels.measured import Class, Row, Table
 
 RESULTS = Path(__file__).with_name("results")
+
+Times = dict[str, dict[str, float]]
+"""Milliseconds by case, then by implementation."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,28 +46,38 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def tables_of(files: Iterable[Path]) -> list[Table]:
-    """Those of the files that have measurements of single ops."""
-    return [table for table in map(table_of, files) if table.rows]
-
-
-def table_of(file: Path) -> Table:
-    """What a CSV file of results and the .txt beside it say.
+    """One for each device that has measurements of single ops, of all its files; a case counts as measured last.
 
     Raises:
-        InputError: one of them is missing, or is not what ``--save-results`` writes.
+        InputError: a file is missing, or is not what ``--save-results`` writes.
     """
-    said = _circumstances(file.with_suffix(".txt"))
-    device = "cuda" if "GPU" in said else "cpu"
+    of_devices: dict[str, list[tuple[dict[str, str], dict[Class, Times]]]] = {}
+    for file in files:
+        said = _circumstances(file.with_suffix(".txt"))
+        of_devices.setdefault(said["device"].rpartition(", ")[0], []).append((said, _cases_in(file)))
+    tables = []
+    for name, found in of_devices.items():
+        found.sort(key=lambda one: one[0]["date"])
+        cases: dict[Class, Times] = {}
+        for _, newer in found:
+            for of, times in newer.items():
+                cases.setdefault(of, {}).update(times)
+        said = found[-1][0]
+        command = "; ".join(one["command"] for one, of_file in found if of_file)
+        device = "cuda" if "GPU" in said else "cpu"
+        tables.append(Table(device, name, said["date"], said["versions"], command, tuple(rows_of(cases))))
+    return [table for table in tables if table.rows]
+
+
+def _cases_in(file: Path) -> dict[Class, Times]:
     try:
         with file.open(encoding="utf-8", newline="") as stream:
             reader = csv.DictReader(stream)
             if tuple(reader.fieldnames or ()) != COLUMNS:
                 raise InputError(f"{file} has not the columns that --save-results writes")
-            rows = rows_of(reader)
+            return cases_of(reader)
     except (OSError, ValueError) as error:
         raise InputError(f"{file} is no table of results: {error}") from None
-    name, _, _ = said["device"].rpartition(", ")
-    return Table(device, name, said["date"], said["versions"], said["command"], tuple(rows))
 
 
 def _circumstances(file: Path) -> dict[str, str]:
@@ -79,14 +92,14 @@ def _circumstances(file: Path) -> dict[str, str]:
     return said
 
 
-def rows_of(lines: Iterable[Mapping[str, str]]) -> list[Row]:
+def cases_of(lines: Iterable[Mapping[str, str]]) -> dict[Class, Times]:
     """The classes that the lines of a CSV file are cases of, in its order.
 
     Raises:
         ValueError: a line is of no known case, or its time is no number.
     """
     families = backend.families()
-    cases: dict[Class, dict[str, dict[str, float]]] = {}
+    cases: dict[Class, Times] = {}
     for line in lines:
         if line["op"] not in families or line["layout"] != "channels_last" or line["median_ms"] == "raises":
             continue
@@ -94,12 +107,14 @@ def rows_of(lines: Iterable[Mapping[str, str]]) -> list[Row]:
         if name in families[line["op"]]:
             times = cases.setdefault(class_of(line), {}).setdefault(line["case"], {})
             times[name] = float(line["median_ms"])
-    found = []
+    return cases
+
+
+def rows_of(cases: Mapping[Class, Times]) -> Iterator[Row]:
     for of, by_case in cases.items():
         times = measured.together(list(by_case.values()))
         if times:
-            found.append(Row(of, tuple(by_case), {name: float(f"{time:.4g}") for name, time in times.items()}))
-    return found
+            yield Row(of, tuple(by_case), {name: float(f"{time:.4g}") for name, time in times.items()})
 
 
 def class_of(line: Mapping[str, str]) -> Class:

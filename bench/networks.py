@@ -9,9 +9,26 @@ from torch import Tensor, nn
 
 from bench.peers import LAYOUTS
 from raccgan.config import Config
+from raccgan.kernels import backend
 from raccgan.networks import Networks, build
 
 CLASSES = 10
+
+
+def by_name(device: str) -> list[str]:
+    """The kernels of ours that take part by their name: on a GPU, where ``fused`` passes over what was not measured
+    yet, those that serve every op there."""
+    if device != "cuda":
+        return []
+
+    def serves(kernels: str) -> bool:
+        try:
+            backend.require(kernels, torch.device(device))
+        except backend.KernelError:
+            return False
+        return True
+
+    return [kernels for kernels in ("native", "triton") if serves(kernels)]
 
 
 def networks(config: Config, image_channels: int, device: str, kernels: str, layout: str) -> Networks:

@@ -80,16 +80,27 @@ def op_case(op: str, name: str, arguments: Arguments, dtype: torch.dtype, pass_:
     return Case(op, name, dtype, pass_, device, work.stages(PASSES[pass_]))
 
 
+def sample_of(case: Case, arguments: Arguments) -> Sample:
+    """Inputs as a network has them, and gradients for the outputs; of no particular values."""
+    family = FAMILIES[case.op]
+    made = Sample(family.make(torch.Generator().manual_seed(1), **arguments), ())
+    placed = _placed(made, case.dtype, case.device, torch.channels_last)
+    with torch.no_grad():
+        outputs = _outputs(in_precision(case, family.implementations["reference"].run), placed)
+    through = _differentiated(outputs, _DIFFERENTIATED[case.op])
+    return Sample(placed.inputs, _grown(tuple(map(torch.randn_like, through))))
+
+
 def enter(case: Case, arguments: Arguments) -> tuple[list[Contestant], Outputs]:
     """The contestants of a case, and the outputs that float64 gives for the same, rounded, inputs."""
     family, through = FAMILIES[case.op], THROUGH[case.pass_]
-    made = _draw(family, arguments, case.dtype)
+    made = _draw(family, arguments, case.dtype, case.device)
     exact = _placed(made, torch.float64, case.device, torch.contiguous_format)
     reference = family.implementations["reference"].run
     wanted = through(reference, exact)
     refused = _refuses_second_order(reference, exact) if case.pass_ == "penalty" else ""
-    in_precision = partial(_in_precision, case)
-    compiled = {name: in_precision(run) for name, run in _compilers(reference, case).items()}
+    adapted = partial(in_precision, case)
+    compiled = {name: adapted(run) for name, run in _compilers(reference, case).items()}
     contestants = []
     for layout, memory_format in LAYOUTS.items():
         placed = _placed(made, case.dtype, case.device, memory_format)
@@ -99,7 +110,7 @@ def enter(case: Case, arguments: Arguments) -> tuple[list[Contestant], Outputs]:
         served = [name for name, one in family.implementations.items() if one.can_run(call) is None]
         if case.device == "cpu" and "triton" in served:  # interpreted, for tests
             served.remove("triton")
-        runs = {name: in_precision(family.implementations[name].run) for name in served} | compiled
+        runs = {name: adapted(family.implementations[name].run) for name in served} | compiled
         for name, run in runs.items():
             contestants.append(
                 Contestant(
@@ -115,7 +126,7 @@ def enter(case: Case, arguments: Arguments) -> tuple[list[Contestant], Outputs]:
     return contestants, wanted
 
 
-def _in_precision(case: Case, run: Run) -> Run:
+def in_precision(case: Case, run: Run) -> Run:
     """The op as it runs in a network whose precision is the case's."""
     if case.dtype not in _HALVES or case.op not in _WITH_WEIGHTS:
         return run
@@ -167,15 +178,16 @@ def rotated(sample: Sample, cache: int) -> Iterator[Sample]:
     return itertools.cycle([sample, *copies])
 
 
-def _draw(family: Family, arguments: Arguments, dtype: torch.dtype) -> Sample:
+def _draw(family: Family, arguments: Arguments, dtype: torch.dtype, device: str) -> Sample:
     """Inputs in float64 that ``dtype`` can hold exactly."""
     draw = torch.Generator().manual_seed(1)
     inputs = family.make(draw, **arguments)
     if inputs.get("activation") == "relu":
         inputs["x"] = _off_the_kinks(inputs)
     inputs = {name: v.to(dtype).double() if isinstance(v, Tensor) else v for name, v in inputs.items()}
+    there = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in inputs.items()}
     with torch.no_grad():
-        outputs = _outputs(family.implementations["reference"].run, Sample(inputs, ()))
+        outputs = _outputs(family.implementations["reference"].run, Sample(there, ()))
     through = _differentiated(outputs, _DIFFERENTIATED[family.name])
     # The scores' outputs are float32 whatever came in, and so are the gradients that come back to them.
     kept = dtype if family.name != "anomaly_score" else torch.promote_types(dtype, torch.float32)

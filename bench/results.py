@@ -10,6 +10,7 @@ memory_mb (of the training step: the most that it takes beyond networks and batc
 
 from __future__ import annotations
 
+import csv
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ COLUMNS = (
 
 NOISE = 0.05  # of a ratio, within one run
 
+Key = tuple[str, str, str, str]
+"""Op, case, dtype and pass: what is compared with one another."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -66,8 +70,7 @@ class Row:
     memory_mb: float | None = None  # beyond what was there before the call
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
-        """What is compared with one another."""
+    def key(self) -> Key:
         return self.op, self.case, self.dtype, self.pass_
 
     @property
@@ -189,6 +192,15 @@ def save(folder: Path, name: str, device: str, judged: Sequence[Judged], ceiling
     write_text(stem.with_suffix(".txt"), "\n".join(_circumstances(device, judged, ceilings, run)) + "\n")
     draw(stem.with_suffix(".png"), judged, title=f"{machine.model(device)}, {_threads()}")
     return stem.with_suffix(".csv")
+
+
+def saved(folder: Path, device: str) -> set[Key]:
+    """The cases that the device's saved tables have, under whatever name they were saved."""
+    found = set()
+    for file in folder.glob(f"{machine.slug(device)}*.csv"):
+        with file.open(encoding="utf-8", newline="") as stream:
+            found |= {(line["op"], line["case"], line["dtype"], line["pass"]) for line in csv.DictReader(stream)}
+    return found
 
 
 def _of_the_gpu() -> Iterator[str]:

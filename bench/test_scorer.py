@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bench import engines
 from bench.layers import MODELS, Model
 from bench.measure import Case, Compare, Contestant
-from bench.networks import CLASSES, doubled, networks
+from bench.networks import CLASSES, by_name, doubled, networks
 from bench.peers import label
 from bench.roofline import scoring
 from raccgan.kernels.anomaly_score import anomaly_score
@@ -158,8 +158,10 @@ def _contestants(trained: Trained, dtype: torch.dtype, x: Tensor, y: Tensor) -> 
     if trained.device == "cuda":
         tuned = torch.compile(reference, dynamic=False, mode="max-autotune")
         contestants.append(contestant("torch.compile max-autotune", "channels_last", tuned))
-        replayed = _made_at_first_call(lambda: _replayed(partial(_inferred, fused), x, y))
-        contestants.append(contestant(f"{ours} + CUDA graph", "channels_last", replayed, peer=False))
+        named = {kernels: trained.scoring(kernels, "channels_last", dtype) for kernels in by_name(trained.device)}
+        for name, run in ({ours: fused} | named).items():
+            replayed = _made_at_first_call(partial(_replayed, partial(_inferred, run), x, y))
+            contestants.append(contestant(f"{name} + CUDA graph", "channels_last", replayed, peer=False))
     if trained.device == "cpu":
         # As Scorer goes on after some hundred calls.
         recorded = contestant(f"{ours}, recorded", "channels_last", Replayed(fused, after=1), peer=False, fused=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bench import machine
 from bench.measure import Case, Compare, Contestant
-from bench.networks import CLASSES, doubled, networks
+from bench.networks import CLASSES, by_name, doubled, networks
 from bench.peers import LAYOUTS, NO_KERNEL, label
 from bench.results import fastest, milliseconds
 from bench.roofline import training_step
@@ -83,6 +83,7 @@ def test_training_step(
         contestant(config, kernels="reference", layout="channels_last"),
         ours,
         _without_kernels(contestant(config, kernels="fused", layout="channels_last", how=how), how),
+        *(contestant(config, kernels=kernels, layout="channels_last", how=how) for kernels in by_name(device)),
     ]
     if precision != "float32":  # nobody has to train in it where float32 is faster
         plain = contestant(

@@ -9,9 +9,7 @@ Environment:
     RACCGAN_TUNING: the file to keep them in, instead of ``raccgan/triton.json`` in the user's cache folder.
 
 ``tuned.json`` beside this file is a table that comes with the package; there is none as long as nobody has measured
-on a GPU. This makes it, from the benchmarks' shapes:
-
-    RACCGAN_TUNE=1 RACCGAN_TUNING=kernels/tuned.json pytest bench --benchmark-only -m gpu --full
+on a GPU. ``python -m bench.tune`` makes it, at the layers of the two published models.
 """
 
 from __future__ import annotations

@@ -112,6 +112,19 @@ def test_the_command_turns_results_into_the_table(shipped: Path, tmp_path: Path)
     )
 
 
+def test_the_files_of_a_device_are_one_table_and_a_case_counts_as_measured_last(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    anew = [(*RESULTS[0][:-1], "10"), (*RESULTS[1][:-1], "20"), ("cbam", "G128.5 96 @128 b4", *RESULTS[1][2:-1], "7")]
+    more = results(tmp_path / "more", anew, {**SAID, "command": "and more", "date": "2026-01-03 00:00 UTC"})
+    (table,) = command.tables_of([more, results(tmp_path)])
+    assert (table.date, table.command) == ("2026-01-03 00:00 UTC", f"{SAID['command']}; and more")
+    assert table.rows[0].milliseconds == {"triton": 10.0 + 4.0, "reference": 20.0 + 8.0}
+    assert table.rows[-1] == Row(
+        Class("cbam", "backward", "", "float32", 128, 128), ("G128.5 96 @128 b4",), {"reference": 7.0}
+    )
+    assert len(table.rows) == 4
+
+
 def test_the_table_that_is_shipped_is_what_the_command_makes() -> None:
     tables = command.tables_of(sorted(command.RESULTS.glob("*.csv")))
     assert measured.SHIPPED.read_text("utf-8") == command.written(tables)
@@ -210,7 +223,7 @@ def test_the_nearest_row_is_of_the_same_pass_then_kind_then_dtype_then_size() ->
 
 def test_another_device_of_the_type_stands_in_and_the_latest_of_several(shipped: Path, tmp_path: Path) -> None:
     def table(name: str, date: str) -> measured.Table:
-        return command.table_of(results(tmp_path))._replace(device="cpu", name=name, date=date)
+        return command.tables_of([results(tmp_path)])[0]._replace(device="cpu", name=name, date=date)
 
     old, new = table("Old", "2026-01-01"), table("New", "2026-02-01")
     shipped.write_text(command.written([new, old]))
@@ -271,7 +284,7 @@ def test_doctor_prints_the_table_and_who_is_chosen(
     assert "measured on cpu: nothing, so --kernels fused takes the first in order of preference" in (
         capsys.readouterr().out
     )
-    shipped.write_text(command.written([on_a_cpu(command.table_of(results(tmp_path)))]))
+    shipped.write_text(command.written([on_a_cpu(command.tables_of([results(tmp_path)])[0])]))
     _forget()
     doctor.main([])
     said = " ".join(capsys.readouterr().out.split())
@@ -298,7 +311,7 @@ def test_the_class_of_a_call_is_what_its_tensors_and_the_op_say() -> None:
 def test_cbam_in_a_critic_is_served_as_its_losing_row_says(
     shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shipped.write_text(command.written([on_a_cpu(command.table_of(results(tmp_path)))]))
+    shipped.write_text(command.written([on_a_cpu(command.tables_of([results(tmp_path)])[0])]))
     chosen = []
     choose = backend.choose
 
@@ -320,7 +333,7 @@ def test_cbam_in_a_critic_is_served_as_its_losing_row_says(
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_calls_choose_like_eager_ones_without_a_break(shipped: Path, tmp_path: Path, dynamic: bool) -> None:
     """The choice is made while the graph is traced, and anew only for shapes of another class."""
-    shipped.write_text(command.written([on_a_cpu(command.table_of(results(tmp_path)))]))
+    shipped.write_text(command.written([on_a_cpu(command.tables_of([results(tmp_path)])[0])]))
     graphs = []
 
     def counted(graph: torch.fx.GraphModule, inputs: Any) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench import tune as command
 from raccgan.kernels import triton_runtime, tuning
 from raccgan.kernels.triton_runtime import Config
 
@@ -165,3 +166,20 @@ def test_a_configuration_that_is_no_candidate_any_more_is_not_taken(
     a_new_process()
     fewer = tuning.choose("sums", [str(source)], (3, "float32"), [SMALL], GPU)
     assert fewer == SMALL
+
+
+def test_the_command_tunes_every_op_at_every_layer_once() -> None:
+    cases = list(command.all_cases("cpu"))
+    assert {case.op for case, _ in cases} == {"anomaly_score", "cbam", "depthwise_separable", "moments"}
+    layers = [(case.op, case.dtype, case.pass_, str({**arguments, "shape": arguments["shape"][1:]}))
+              for case, arguments in cases]  # fmt: skip
+    assert len(set(layers)) == len(layers) > 300
+    assert all(arguments["shape"][0] <= 16 for _, arguments in cases)
+
+
+def test_the_command_says_that_there_is_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert command.main([]) == 2
+    assert capsys.readouterr().err.startswith("error: there is no GPU here to measure on")
