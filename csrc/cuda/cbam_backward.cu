@@ -217,7 +217,9 @@ __global__ void __launch_bounds__(kThreads) correlate_planes(Arguments args, Ran
 #pragma unroll
   for (int i = 0; i < kTaps; ++i) {
     const double sum = add_block(sums[i], shared);
-    if (threadIdx.x == 0 && first + i < k) args.work.spatial[(n * rows + row) * k + first + i] = static_cast<float>(sum);
+    if (threadIdx.x == 0 && first + i < k) {
+      args.work.spatial[(n * rows + row) * k + first + i] = static_cast<float>(sum);
+    }
   }
 }
 

@@ -70,8 +70,8 @@ struct Columns {
   __device__ int64_t at(const Tiling& t, int64_t pixel) const { return (run * t.pixels + pixel) * t.channels + channel; }
 };
 
-// What the threads have of V channels each, combined over the rows of a block in a fixed order: a thread gets that of its
-// column, if it owns one. Every thread of the block calls it.
+// What the threads have of V channels each, combined over the rows of a block in a fixed order: a thread gets that of
+// its column, if it owns one. Every thread of the block calls it.
 template <class Wide, int V, class Combine>
 __device__ float over_rows(const Columns<V>& at, const float (&values)[V], const Combine& combine) {
   alignas(16) __shared__ float shared[kThreads * V];

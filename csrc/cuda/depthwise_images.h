@@ -43,7 +43,7 @@ __device__ void find(const DepthwiseLayer& s, const Norm& norm, int64_t n, int64
   by.constant[lane] = tangent ? -by.slope[lane] * norm.t_mean[at] : 0.0f;
 }
 
-// The window of an image that a tile needs, from a pixel on that may lie before the image, as a thread reads V channels.
+// The window of an image that a tile needs, from a pixel on that may lie before the image, for V channels a thread.
 template <class T, int V>
 struct Window {
   const typename T::Stored *data, *first;
@@ -57,8 +57,8 @@ struct Window {
   }
 };
 
-// How V channels of the block's from `lane` on are read: an image itself, a, or s. `fetch` begins, `finish` applies what
-// stands before the convolution.
+// How V channels of the block's from `lane` on are read: an image itself, a, or s. `fetch` begins, `finish` applies
+// what stands before the convolution.
 template <class T, int V>
 struct Given {
   using Raw = Packed<T, V>;
@@ -79,8 +79,8 @@ struct Activated {
   float first, second;  // what the two ReLUs let through is not below these
   float centre[V], slope[V], offset[V];
 
-  __device__ Activated(const DepthwiseLayer& s, const Image& image, int64_t first_pixel, const Coefficients& by, int lane)
-      : window(image.data, first_pixel),
+  __device__ Activated(const DepthwiseLayer& s, const Image& image, int64_t at, const Coefficients& by, int lane)
+      : window(image.data, at),
         first(s.rectify_first ? 0.0f : -INFINITY),
         second(s.rectify ? 0.0f : -INFINITY) {
     load_floats(by.centre + lane, centre);
@@ -115,7 +115,9 @@ struct Tangent {
         by(by),
         lane(lane) {}
 
-  __device__ Raw fetch(bool inside, unsigned offset) const { return {x.fetch(inside, offset), t.fetch(inside, offset)}; }
+  __device__ Raw fetch(bool inside, unsigned offset) const {
+    return {x.fetch(inside, offset), t.fetch(inside, offset)};
+  }
   __device__ void finish(const Raw& raw, float (&v)[V]) const {
     float h[V], centre[V], slope[V], offset[V], by_value[V], constant[V];
     widen<T>(raw.x, h);
@@ -135,9 +137,9 @@ struct Tangent {
   }
 };
 
-// 32 channels from `chunk` of sample n, the pixels [kRows][kColumns] from (row, column) on, zero outside of the image. A
-// thread has kLoads loads on their way before it waits for the first one. It steps from pixel to pixel by sums of 32
-// bits: such arithmetic would be more than that of the values.
+// 32 channels from `chunk` of sample n, the pixels [kRows][kColumns] from (row, column) on, zero outside of the image.
+// A thread has kLoads loads on their way before it waits for the first one. It steps from pixel to pixel by sums of 32
+// bits: addresses of 64 took more instructions than the values.
 template <template <class, int> class Reader, class T, int V, int kRows, int kColumns, int kBlock, int kLoads>
 __device__ void fill_by(const DepthwiseLayer& s, const Image& image, const Coefficients& by, int64_t n, int64_t chunk,
                         int first_row, int first_column, float* tile) {
@@ -178,7 +180,8 @@ template <template <class, int> class Reader, class T, int kRows, int kColumns, 
 __device__ void fill(const DepthwiseLayer& s, const Image& image, bool wide, const Coefficients& by, int64_t n,
                      int64_t chunk, int first_row, int first_column, float* tile) {
   if (wide) {
-    fill_by<Reader, T, kVector<T>, kRows, kColumns, kBlock, kLoads>(s, image, by, n, chunk, first_row, first_column, tile);
+    constexpr int V = kVector<T>;
+    fill_by<Reader, T, V, kRows, kColumns, kBlock, kLoads>(s, image, by, n, chunk, first_row, first_column, tile);
   } else {
     fill_by<Reader, T, 1, kRows, kColumns, kBlock, kLoads>(s, image, by, n, chunk, first_row, first_column, tile);
   }

@@ -282,7 +282,8 @@ constexpr int64_t kCorrelateBlocks = 512;
 int64_t correlate_pieces(const DepthwiseLayer& s) {
   const bool plain = s.resize == Resize::kPlain, up = s.resize == Resize::kUp;
   const int64_t rows = up ? s.h : s.out(s.h), columns = up ? s.w : s.out(s.w);
-  const int64_t all = s.n * ceiling(rows, plain ? Pair<3, 1>::kRows : Pair<3, 2>::kRows) * ceiling(columns, Pair<3, 1>::kStrip);
+  const int64_t down = ceiling(rows, plain ? Pair<3, 1>::kRows : Pair<3, 2>::kRows);
+  const int64_t all = s.n * down * ceiling(columns, Pair<3, 1>::kStrip);
   const int64_t wanted = ceiling(kCorrelateBlocks, ceiling(s.c, kWarp));
   return wanted < all ? wanted : all;
 }

@@ -9,8 +9,8 @@
 // A block has a tile of one sample's results and up to 128 of their channels, whose sums it keeps in registers. It goes
 // through the channels of x by 32: while the part of W that belongs to them is on its way into shared memory, it
 // convolves them as depthwise_tiles.h does and writes the results beside it, rounded to what the product takes. A warp
-// multiplies what it has convolved itself. At the end each warp turns its sums round in shared memory, so that they meet
-// the residual and leave 16 bytes at a time.
+// multiplies what it has convolved itself. At the end each warp turns its sums round in shared memory, so that they
+// meet the residual and leave 16 bytes at a time.
 #include "depthwise_images.h"
 #include "tensor_cores.h"
 
@@ -97,7 +97,7 @@ struct Part {
 };
 
 // 16 pixels of all columns, as a warp turns them round.
-constexpr int kTurnedPitch = kColumnTiles * kTileWidth + 8;  // no two of the rows that a warp writes at once share a bank
+constexpr int kTurnedPitch = kColumnTiles * kTileWidth + 8;  // no two rows that a warp writes at once share a bank
 using Turned = float[16][kTurnedPitch];
 
 template <class T, class Shape>
@@ -194,7 +194,8 @@ __device__ void finish(const SeparateArgs& args, const Place& place, const typen
 #pragma unroll 4
       for (int i = lane / Mine::kAcross; i < 16; i += Mine::kEvery) {
         const int pixel = first_pixel + row * 16 + i;
-        const int y_row = place.first_row + pixel / Shape::kStrip, y_column = place.first_column + pixel % Shape::kStrip;
+        const int y_row = place.first_row + pixel / Shape::kStrip;
+        const int y_column = place.first_column + pixel % Shape::kStrip;
         if (y_row >= args.rows || y_column >= args.columns) continue;
         const int64_t to = ((place.n * args.rows + y_row) * args.columns + y_column) * call.d + place.first_d + d;
         float v[V], added[V] = {};
@@ -275,7 +276,8 @@ __global__ void __launch_bounds__(Block<K, kForm>::kWarps* kWarp) separate(Separ
   const ColumnShare share(args.call.d);
   const unsigned across = static_cast<unsigned>(ceiling(args.columns, Shape::kStrip));
   const unsigned tiles = static_cast<unsigned>(ceiling(args.rows, Shape::kHigh)) * across;
-  const unsigned blocks = static_cast<unsigned>(share.blocks), block = blockIdx.x % blocks, at = blockIdx.x / blocks % tiles;
+  const unsigned blocks = static_cast<unsigned>(share.blocks);
+  const unsigned block = blockIdx.x % blocks, at = blockIdx.x / blocks % tiles;
   const int64_t first_d = block * share.each * kTileWidth, left_over = args.call.d - first_d;
   const int64_t columns = left_over < share.each * kTileWidth ? left_over : share.each * kTileWidth;
   const Place place{blockIdx.x / blocks / tiles, first_d, static_cast<int>(at / across) * Shape::kHigh,
@@ -302,7 +304,8 @@ __global__ void __launch_bounds__(Block<K, kForm>::kWarps* kWarp) separate(Separ
     __syncthreads();  // before the next chunk, or the result, takes the place of this one
   }
 
-  float* const partial = args.partial ? args.partial + (place.n * tiles + at) * kStatistics * args.call.d + first_d : nullptr;
+  float* partial = args.partial;
+  if (partial) partial += (place.n * tiles + at) * kStatistics * args.call.d + first_d;
   if (args.wide_result) {
     finish_block<T, kVector<T>, Shape>(args, place, sums, shared, partial);
   } else {
@@ -333,7 +336,8 @@ template <class T, int K, Form kForm>
 void separate_as(Queue& queue, const SeparateArgs& args) {
   using Shape = Block<K, kForm>;
   static_assert(sizeof(Shared<T, Shape>) <= kSharedLimit);
-  const int64_t all = args.call.layer.n * tiles<Block>(kForm, args.rows, args.columns) * ColumnShare(args.call.d).blocks;
+  const int64_t of_sample = tiles<Block>(kForm, args.rows, args.columns) * ColumnShare(args.call.d).blocks;
+  const int64_t all = args.call.layer.n * of_sample;
   queue.with_shared(sizeof(Shared<T, Shape>), separate<T, K, kForm>, all, Shape::kWarps * kWarp, args);
 }
 
@@ -383,7 +387,8 @@ const char* fused(const FusedArgs& args, float* scratch, int device, void* strea
   if (s.normalise) queue.take(moments(runs_of(s, args.x), work.moments, work.mean, work.var, device, stream));
   queue(pack, ceiling(taps(s) * taps(s) * s.c, kThreads), kThreads, s, false, work.packed);
   bool wide_result = false;
-  for_vectors(s.dtype, args.d, [&](auto, auto vector) { wide_result = decltype(vector)::width > 1; }, args.y, args.residual);
+  const auto note = [&](auto, auto vector) { wide_result = decltype(vector)::width > 1; };
+  for_vectors(s.dtype, args.d, note, args.y, args.residual);
   for_vectors(s.dtype, s.c, [&](auto element, auto vector) {
     using T = decltype(element);
     queue(pack_matrix<T>, ceiling(work.words, kThreads), kThreads, args, work.words, matrix);

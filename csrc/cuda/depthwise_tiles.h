@@ -8,9 +8,9 @@
 // and likewise in the other dimension. Up never multiplies by a zero: each output parity has its own (K + 1) / 2 taps.
 //
 // A block has 32 channels of a tile of one sample. A warp's lanes are the channels, so neither shared memory nor the
-// results of a pixel are ever out of line. A thread makes strips of a few rows of results in registers: a number that it
-// reads from the tile meets the taps of all of them. A multiprocessor multiplies and adds four numbers in the time of
-// one read from shared memory, and 7 x 7 taps on 2 rows of 16 results read one for 5.7.
+// results of a pixel are ever out of line. A thread makes strips of a few rows of results in registers: a number that
+// it reads from the tile meets the taps of all of them. A multiprocessor multiplies and adds four numbers in the time
+// of one read from shared memory, and 7 x 7 taps on 2 rows of 16 results read one for 5.7.
 #pragma once
 
 #include "columns.h"
@@ -66,8 +66,8 @@ __device__ const float* pixel(const float* tile, int row, int column) {
   return tile + (row * kColumns + column) * kWarp + threadIdx.x % kWarp;
 }
 
-// sums[o][i] += sum over t of x[i * kStep + t] weights[t] for the rows kFirst to kLast of results. `weights` are the row
-// of taps that the first row of results meets x with; the next one is kStep rows of taps behind.
+// sums[o][i] += sum over t of x[i * kStep + t] weights[t] for the rows kFirst to kLast of results. `weights` are the
+// row of taps that the first row of results meets x with; the next one is kStep rows of taps behind.
 template <int kTaps, int kStep, int kFirst, int kLast, int kStrip>
 __device__ void add_row(const float* x, const float* weights, float (&sums)[kDeep][kStrip]) {
   float w[kDeep][kTaps];

@@ -28,7 +28,15 @@ _CUDA = library.cuda()
 
 def can_run(call: backend.Call) -> str | None:
     """Why the compiled kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    return _MISSING or backend.not_compiled(call, "CBAM", _CUDA)
+    return _MISSING or backend.not_compiled(call, "CBAM", _CUDA) or _too_large(call)
+
+
+def _too_large(call: backend.Call) -> str | None:
+    """The CUDA kernels count an image's pixels in 32 bits (csrc/cuda/cbam_pixels.h)."""
+    if call.device.type != "cuda" or len(call.shape) != 4:
+        return None
+    pixels = call.shape[2] * call.shape[3]
+    return None if pixels < 2**31 else f"the CUDA CBAM kernels take images of fewer than 2^31 pixels, not {pixels}"
 
 
 def cbam(

@@ -30,6 +30,7 @@ from raccgan.kernels.depthwise_separable import native_fused, native_pointwise, 
 from raccgan.kernels.depthwise_separable.reference import activated
 
 KERNEL_SIZES = (3, 5, 7)
+_A_ROW = 2**24
 
 _FORWARD = "raccgan::depthwise_native"
 _BACKWARD = "raccgan::depthwise_native_backward"
@@ -42,7 +43,17 @@ _CUDA = library.cuda()
 
 def can_run(call: backend.Call) -> str | None:
     """Why the compiled kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    return _MISSING or backend.not_compiled(call, "depthwise", _CUDA)
+    return _MISSING or backend.not_compiled(call, "depthwise", _CUDA) or _too_wide(call)
+
+
+def _too_wide(call: backend.Call) -> str | None:
+    """The CUDA kernels count a value's place in a window of an image in 32 bits (csrc/cuda/depthwise_images.h)."""
+    if call.device.type != "cuda" or len(call.shape) != 4:
+        return None
+    values = call.shape[1] * call.shape[3]
+    if values < _A_ROW:
+        return None
+    return f"the CUDA depthwise kernels take rows of fewer than {_A_ROW} values, not {values} (channels times width)"
 
 
 def depthwise_separable(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raccgan.kernels import backend, triton_runtime
+from raccgan.kernels import backend, library, triton_runtime
 from raccgan.kernels.anomaly_score import anomaly_score
 from raccgan.kernels.backend import Call, Implementation, KernelError
 from raccgan.kernels.cbam import cbam
@@ -46,6 +46,18 @@ def test_what_the_compiled_kernels_serve_depends_on_the_device_and_the_build() -
     ]:
         reason = backend.not_compiled(call, "x", cuda)
         assert reason is None if wanted is None else wanted in str(reason)
+
+
+@pytest.mark.skipif(not library.cuda(), reason="the CUDA part is not compiled in")
+def test_what_the_cuda_kernels_cannot_count_is_passed_over() -> None:
+    gpu = CPU._replace(device=torch.device("cuda"))
+    for family, fits, too_large, why in [
+        ("depthwise_separable", (1, 2**12, 4, 2**12 - 1), (1, 2**12, 4, 2**12), "fewer than 16777216 values, not"),
+        ("cbam", (1, 1, 2**16, 2**15 - 1), (1, 1, 2**16, 2**15), "fewer than 2^31 pixels, not"),
+    ]:
+        can_run = backend.families()[family]["native"].can_run
+        assert can_run(gpu._replace(shape=fits)) is None
+        assert why in str(can_run(gpu._replace(shape=too_large)))
 
 
 def test_a_gpu_older_than_the_kernels_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
