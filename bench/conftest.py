@@ -173,6 +173,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             write(line)
         write("")
         write("* what --kernels fused picks; x peer: the best peer's time over this one's")
+        for line in results.means(judged):
+            write(line)
         for j in results.losing(judged):
             write(f"loses: {' '.join(j.row.key)}: {j.versus:.2f} of the best peer's speed")
     for path in config.stash[_SAVED]:

@@ -34,6 +34,7 @@ _KINDS = {
 _TITLES = {
     "anomaly_score": "anomaly score",
     "cbam": "CBAM",
+    "depthwise": "depthwise convolution alone",
     "depthwise_separable": "depthwise-separable convolution",
     "moments": "moments of a batch norm",
     "scorer": "the whole scorer",

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import geometric_mean
 
 import torch
 
@@ -170,6 +171,21 @@ def losing(judged: Sequence[Judged]) -> list[Judged]:
     return [j for j in picks if j.versus is not None and j.versus < 1 - NOISE]
 
 
+def means(judged: Sequence[Judged]) -> Iterator[str]:
+    """Lines of geometric means over the cases of an op, pass and dtype: ours against the best peer and the floor."""
+    found: dict[tuple[str, ...], list[Judged]] = {}
+    for j in judged:
+        row = j.row
+        if not row.peer and row.layout == "channels_last" and j.versus is not None:
+            found.setdefault((row.op, row.dtype, row.pass_, row.implementation), []).append(j)
+    for (op, dtype, pass_, implementation), cases in found.items():
+        if len(cases) > 1:
+            versus = geometric_mean(j.versus or 0.0 for j in cases)
+            share = geometric_mean(j.share or 0.0 for j in cases)
+            head = f"{op}  {dtype}  {pass_}  {implementation}"
+            yield f"{head:<66} {len(cases):>3} cases {versus:>7.2f} x peer {share:>5.0%} of the floor"
+
+
 @dataclass(frozen=True)
 class Run:
     """What is known about a session beside its rows."""
@@ -238,6 +254,10 @@ def _circumstances(device: str, judged: Sequence[Judged], ceilings: Ceilings, ru
     for family, implementations in backend.families().items():
         call = backend.Call(torch.device(device), torch.float32, ())
         yield f"  {family:<20} {backend.choose(family, implementations, 'fused', call).name}"
+    if averages := list(means(judged)):
+        yield ""
+        yield "Geometric means, channels_last:"
+        yield from (f"  {line}" for line in averages)
     notes = sorted({(j.row.implementation, j.row.pass_, j.row.note) for j in judged if j.row.note})
     if notes:
         yield ""
