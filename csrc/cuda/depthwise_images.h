@@ -207,7 +207,7 @@ struct Operands {
     }
     __syncthreads();
     fill<Reader, T, Shape::kRows, Shape::kColumns, kBlock, 4>(s, image, wide, by, n, chunk, Shape::first(row),
-                                                   Shape::first(column), tile);
+                                                              Shape::first(column), tile);
     __syncthreads();
   }
 };

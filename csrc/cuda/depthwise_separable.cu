@@ -34,10 +34,10 @@ struct ConvolveArgs {
   bool wide;              // whether every tensor allows 16-byte loads
   const float* packed;
   int64_t rows, columns;  // of the result
-  void* result;            // the convolution, or slope q: the gradient without the norm. Or null
-  const void *x, *t;       // where the result is the gradient of a; t or null
-  float* q;                // q as it is, or null
-  float* partial;          // [N, tiles, kSums, C]
+  void* result;           // the convolution, or slope q: the gradient without the norm. Or null
+  const void *x, *t;      // where the result is the gradient of a; t or null
+  float* q;               // q as it is, or null
+  float* partial;         // [N, tiles, kSums, C]
 };
 
 template <int K, Form kForm>
