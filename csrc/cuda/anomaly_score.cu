@@ -8,7 +8,7 @@
 // on the sample's shape and dtype alone, not on alignment or batch, so a sample's score is always the same.
 #include "anomaly_score.h"
 
-#include "device.h"
+#include "elements.h"
 
 namespace raccgan {
 namespace cuda {
@@ -18,39 +18,11 @@ constexpr int kThreads = 128;
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffff;
 
-// ---- element types -----------------------------------------------------------------------------------------------
-
-struct Float32 {
-  using Stored = float;
-  static __device__ float widen(float v) { return v; }
-};
-
-struct BFloat16 {
-  using Stored = unsigned short;
-  static __device__ float widen(unsigned short v) { return __uint_as_float(static_cast<unsigned>(v) << 16); }
-};
-
-struct Float16 {
-  using Stored = unsigned short;
-  static __device__ float widen(unsigned short v) { return __half2float(__ushort_as_half(v)); }
-};
-
-// Elements in a 16-byte load.
-template <class T>
-constexpr int kVector = 16 / sizeof(typename T::Stored);
-
 // to[i] = from[i] in float32, and 0 from `left` on. kAligned: 16-byte loads, `from` aligned to them and left >= kCount.
 template <class T, int kCount, bool kAligned>
 __device__ void load(const typename T::Stored* from, int64_t left, float (&to)[kCount]) {
   if constexpr (kAligned) {
-    static_assert(kCount == kVector<T>);
-    union {
-      uint4 vector;
-      typename T::Stored elements[kCount];
-    } raw;
-    raw.vector = __ldg(reinterpret_cast<const uint4*>(from));
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) to[i] = T::widen(raw.elements[i]);
+    widen<T>(fetch<T, kCount>(from), to);
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) to[i] = i < left ? T::widen(from[i]) : 0.0f;
@@ -253,14 +225,6 @@ void sum_features(const FeatureArgs& args, int64_t blocks, cudaStream_t stream) 
   launch(kernel, blocks, kThreads, stream, args);
 }
 
-// sum<T>(args, blocks, stream) for the element type T of that name.
-#define RACCGAN_FOR_DTYPE(sum, dtype, ...)                    \
-  switch (dtype) {                                            \
-    case Dtype::kFloat32: sum<Float32>(__VA_ARGS__); break;   \
-    case Dtype::kBFloat16: sum<BFloat16>(__VA_ARGS__); break; \
-    case Dtype::kFloat16: sum<Float16>(__VA_ARGS__); break;   \
-  }
-
 }  // namespace
 
 const char* anomaly_score(int64_t n, const ImageArgs& images, const FeatureArgs* features, float* residual,
@@ -276,8 +240,12 @@ const char* anomaly_score(int64_t n, const ImageArgs& images, const FeatureArgs*
   // This library's CUDA runtime is linked statically, and has its own idea of the current device.
   cudaError_t error = cudaSetDevice(device);
   if (error != cudaSuccess) return cudaGetErrorString(error);
-  if (image_blocks > 0) RACCGAN_FOR_DTYPE(sum_images, images.images.dtype, images, image_blocks, stream);
-  if (feature_blocks > 0) RACCGAN_FOR_DTYPE(sum_features, f.features.dtype, f, feature_blocks, stream);
+  if (image_blocks > 0) {
+    for_dtype(images.images.dtype, [&](auto element) { sum_images<decltype(element)>(images, image_blocks, stream); });
+  }
+  if (feature_blocks > 0) {
+    for_dtype(f.features.dtype, [&](auto element) { sum_features<decltype(element)>(f, feature_blocks, stream); });
+  }
   launch(finish, n, kWarp, stream, images, f, features != nullptr, residual, feature);
   error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

@@ -155,12 +155,6 @@ T __shfl_xor_sync(unsigned mask, T value, int offset) {
   return value;
 }
 
-template <class T>
-T __ldg(const T* from) {
-  if (reinterpret_cast<uintptr_t>(from) % sizeof(T) != 0) emulation::fail("a misaligned load");
-  return *from;
-}
-
 inline float __uint_as_float(unsigned bits) {
   float value;
   memcpy(&value, &bits, sizeof value);
