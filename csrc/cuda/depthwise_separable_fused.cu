@@ -21,7 +21,7 @@ namespace {
 // ---- the matrix --------------------------------------------------------------------------------------------------
 
 constexpr int kTileWidth = 8;                   // columns of a product's result
-constexpr int kColumnTiles = 128 / kTileWidth;  // at most, a block
+constexpr int kMostTiles = 128 / kTileWidth;    // a block's, of columns
 constexpr int kStepWords = 8;                   // 4-byte words of a row that a product takes
 constexpr int kStatistics = 3;                  // sum, sum of squares, max
 
@@ -38,7 +38,7 @@ struct ColumnShare {
   int64_t blocks, each;
 
   __host__ __device__ explicit ColumnShare(int64_t d)
-      : blocks(ceiling(d, kColumnTiles * kTileWidth)), each(ceiling(ceiling(d, kTileWidth), blocks)) {}
+      : blocks(ceiling(d, kMostTiles * kTileWidth)), each(ceiling(ceiling(d, kTileWidth), blocks)) {}
 };
 
 // Words of W, packed [chunks of 32 channels, tiles of columns, steps / 2, lanes, 4]: a lane's operand of two steps lies
@@ -88,41 +88,42 @@ struct SeparateArgs {
 template <int K, Form kForm>
 using Block = Tile<K, kForm, 4>;
 
-// A warp's part of the product: the pixels that it convolves, by 16, and all of the block's columns.
-template <class Shape>
-struct Part {
-  static constexpr int kPixels = kDeep * Shape::kStrip, kRowTiles = kPixels / 16;
+// What a block computes, with room for kTiles tiles of columns: of few, a multiprocessor has registers for a block more.
+// Its warps multiply the pixels that they convolve, by 16, with all of the columns.
+template <int K, Form kForm, int kTiles>
+struct Plan {
+  using Shape = Block<K, kForm>;
+  static constexpr int kThreads = Shape::kWarps * kWarp, kColumnTiles = kTiles, kColumns = kTiles * kTileWidth;
+  static constexpr int kPixels = kDeep * Shape::kStrip, kRowTiles = kPixels / 16;  // a warp's
   static_assert(kRowTiles * 16 == kPixels);
-  using Sums = float[kRowTiles][kColumnTiles][4];
+  using Sums = float[kRowTiles][kTiles][4];
+  // 16 pixels of all columns, as a warp turns them round: no two rows that it writes at once share a bank.
+  using Turned = float[16][kColumns + 8];
+  using Statistics = float[kStatistics][Shape::kWarps][kColumns];
 };
 
-// 16 pixels of all columns, as a warp turns them round.
-constexpr int kTurnedPitch = kColumnTiles * kTileWidth + 8;  // no two rows that a warp writes at once share a bank
-using Turned = float[16][kTurnedPitch];
-
-template <class T, class Shape>
+template <class T, class Plan>
 struct Multiplied {
-  Operands<Shape> depthwise;
-  alignas(16) unsigned left[Shape::kWarps * Part<Shape>::kPixels * Row<T>::kPitch];
-  alignas(16) unsigned right[kColumnTiles * kTileWidth * Row<T>::kWords];
+  Operands<typename Plan::Shape> depthwise;
+  alignas(16) unsigned left[Plan::Shape::kWarps * Plan::kPixels * Row<T>::kPitch];
+  alignas(16) unsigned right[Plan::kColumns * Row<T>::kWords];
 };
 
-template <class T, class Shape>
+template <class T, class Plan>
 union Shared {
-  Multiplied<T, Shape> operands;
-  Turned turned[Shape::kWarps];
-  float statistics[kStatistics][Shape::kWarps][kColumnTiles * kTileWidth];
+  Multiplied<T, Plan> operands;
+  typename Plan::Turned turned[Plan::Shape::kWarps];
+  typename Plan::Statistics statistics;
 };
 
 // The least that a GPU of compute capability 8.0 or later gives to a block.
 constexpr int kSharedLimit = 99 * 1024;
 
 // sums += left right, `tiles` tiles of columns; left [kPixels] rows, the warp's own.
-template <class T, class Shape>
-__device__ void multiply(bool tf32, int tiles, const unsigned* left, const unsigned* right,
-                         typename Part<Shape>::Sums& sums) {
+template <class T, class Plan>
+__device__ void multiply(bool tf32, int tiles, const unsigned* left, const unsigned* right, typename Plan::Sums& sums) {
   using Words = Row<T>;
-  constexpr int kRowTiles = Part<Shape>::kRowTiles;
+  constexpr int kRowTiles = Plan::kRowTiles;
   const int lane = threadIdx.x % kWarp;
   left += lane / 4 * Words::kPitch + lane % 4;
 #pragma unroll
@@ -137,7 +138,7 @@ __device__ void multiply(bool tf32, int tiles, const unsigned* left, const unsig
       }
     }
 #pragma unroll
-    for (int tile = 0; tile < kColumnTiles; ++tile) {
+    for (int tile = 0; tile < Plan::kColumnTiles; ++tile) {
       if (tile >= tiles) break;
       const uint4 b = *as_vector(right + ((tile * (Words::kSteps / 2) + pair) * kWarp + lane) * 4);
       const unsigned b_first[2] = {b.x, b.y}, b_second[2] = {b.z, b.w};
@@ -153,11 +154,12 @@ __device__ void multiply(bool tf32, int tiles, const unsigned* left, const unsig
 // ---- the result --------------------------------------------------------------------------------------------------
 
 // What a thread has of the block's columns at the end: V side by side, in kGroups places, of every kEvery-th pixel.
-template <int V>
+template <class Plan, int V>
 struct Share {
-  static constexpr int kColumns = kColumnTiles * kTileWidth;
+  static constexpr int kColumns = Plan::kColumns;
   static constexpr int kAcross = kColumns / V < kWarp ? kColumns / V : kWarp, kEvery = kWarp / kAcross;
   static constexpr int kGroups = kColumns / (kAcross * V);
+  using Found = float[kStatistics][kGroups][V];
 };
 
 // Where a block's results belong.
@@ -167,18 +169,19 @@ struct Place {
 };
 
 // Adds bias and residual, writes what lies inside of the image, and takes the statistics of what was written.
-template <class T, int V, class Shape>
-__device__ void finish(const SeparateArgs& args, const Place& place, const typename Part<Shape>::Sums& sums,
-                       Turned& turned, float (&found)[kStatistics][Share<V>::kGroups][V]) {
-  using Mine = Share<V>;
+template <class T, int V, class Plan>
+__device__ void finish(const SeparateArgs& args, const Place& place, const typename Plan::Sums& sums,
+                       typename Plan::Turned& turned, typename Share<Plan, V>::Found& found) {
+  using Mine = Share<Plan, V>;
+  constexpr int kStrip = Plan::Shape::kStrip;
   const FusedArgs& call = args.call;
   const auto* const residual = static_cast<const typename T::Stored*>(call.residual);
-  const int lane = threadIdx.x % kWarp, first_pixel = threadIdx.x / kWarp * Part<Shape>::kPixels;
+  const int lane = threadIdx.x % kWarp, first_pixel = threadIdx.x / kWarp * Plan::kPixels;
 #pragma unroll
-  for (int row = 0; row < Part<Shape>::kRowTiles; ++row) {
+  for (int row = 0; row < Plan::kRowTiles; ++row) {
     __syncwarp();
 #pragma unroll
-    for (int tile = 0; tile < kColumnTiles; ++tile) {
+    for (int tile = 0; tile < Plan::kColumnTiles; ++tile) {
 #pragma unroll
       for (int at = 0; at < 4; ++at) {
         turned[lane / 4 + at / 2 * 8][tile * kTileWidth + lane % 4 * 2 + at % 2] = sums[row][tile][at];
@@ -194,8 +197,7 @@ __device__ void finish(const SeparateArgs& args, const Place& place, const typen
 #pragma unroll 4
       for (int i = lane / Mine::kAcross; i < 16; i += Mine::kEvery) {
         const int pixel = first_pixel + row * 16 + i;
-        const int y_row = place.first_row + pixel / Shape::kStrip;
-        const int y_column = place.first_column + pixel % Shape::kStrip;
+        const int y_row = place.first_row + pixel / kStrip, y_column = place.first_column + pixel % kStrip;
         if (y_row >= args.rows || y_column >= args.columns) continue;
         const int64_t to = ((place.n * args.rows + y_row) * args.columns + y_column) * call.d + place.first_d + d;
         float v[V], added[V] = {};
@@ -220,10 +222,10 @@ __device__ void finish(const SeparateArgs& args, const Place& place, const typen
 inline __device__ float combined(int statistic, float a, float b) { return statistic == 2 ? larger(a, b) : a + b; }
 
 // The block's statistics of what its threads have found, by way of `shared`: to [kStatistics, D].
-template <int V, class Shape>
-__device__ void summarise(const float (&found)[kStatistics][Share<V>::kGroups][V], int columns, int64_t d,
-                          float (&shared)[kStatistics][Shape::kWarps][kColumnTiles * kTileWidth], float* to) {
-  using Mine = Share<V>;
+template <int V, class Plan>
+__device__ void summarise(const typename Share<Plan, V>::Found& found, int columns, int64_t d,
+                          typename Plan::Statistics& shared, float* to) {
+  using Mine = Share<Plan, V>;
   const int lane = threadIdx.x % kWarp;
   __syncthreads();
 #pragma unroll
@@ -243,34 +245,34 @@ __device__ void summarise(const float (&found)[kStatistics][Share<V>::kGroups][V
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < kStatistics * columns; i += Shape::kWarps * kWarp) {
+  for (int i = threadIdx.x; i < kStatistics * columns; i += Plan::kThreads) {
     const int statistic = i / columns, column = i % columns;
     float v = shared[statistic][0][column];
 #pragma unroll
-    for (int warp = 1; warp < Shape::kWarps; ++warp) v = combined(statistic, v, shared[statistic][warp][column]);
+    for (int warp = 1; warp < Plan::Shape::kWarps; ++warp) v = combined(statistic, v, shared[statistic][warp][column]);
     to[statistic * d + column] = v;
   }
 }
 
-template <class T, int V, class Shape>
-__device__ void finish_block(const SeparateArgs& args, const Place& place, const typename Part<Shape>::Sums& sums,
-                             Shared<T, Shape>& shared, float* partial) {
-  float found[kStatistics][Share<V>::kGroups][V] = {};
+template <class T, int V, class Plan>
+__device__ void finish_block(const SeparateArgs& args, const Place& place, const typename Plan::Sums& sums,
+                             Shared<T, Plan>& shared, float* partial) {
+  typename Share<Plan, V>::Found found = {};
 #pragma unroll
-  for (int group = 0; group < Share<V>::kGroups; ++group) {
+  for (int group = 0; group < Share<Plan, V>::kGroups; ++group) {
 #pragma unroll
     for (int j = 0; j < V; ++j) found[2][group][j] = -INFINITY;
   }
-  finish<T, V, Shape>(args, place, sums, shared.turned[threadIdx.x / kWarp], found);
-  if (partial) summarise<V, Shape>(found, place.columns, args.call.d, shared.statistics, partial);
+  finish<T, V, Plan>(args, place, sums, shared.turned[threadIdx.x / kWarp], found);
+  if (partial) summarise<V, Plan>(found, place.columns, args.call.d, shared.statistics, partial);
 }
 
 // A block of columns, a tile and a sample.
-template <class T, int K, Form kForm>
-__global__ void __launch_bounds__(Block<K, kForm>::kWarps* kWarp) separate(SeparateArgs args) {
-  using Shape = Block<K, kForm>;
-  constexpr int kBlock = Shape::kWarps * kWarp, kPixels = Part<Shape>::kPixels;
-  auto& shared = *static_cast<Shared<T, Shape>*>(launched_shared());
+template <class T, int K, Form kForm, int kTiles>
+__global__ void __launch_bounds__(Plan<K, kForm, kTiles>::kThreads) separate(SeparateArgs args) {
+  using Own = Plan<K, kForm, kTiles>;
+  using Shape = typename Own::Shape;
+  auto& shared = *static_cast<Shared<T, Own>*>(launched_shared());
   auto& operands = shared.operands;
   const DepthwiseLayer& s = args.call.layer;
   const ColumnShare share(args.call.d);
@@ -284,32 +286,32 @@ __global__ void __launch_bounds__(Block<K, kForm>::kWarps* kWarp) separate(Separ
                     static_cast<int>(at % across) * Shape::kStrip, static_cast<int>(columns)};
   const int column_tiles = static_cast<int>(share.each), vectors = column_tiles * kTileWidth * Row<T>::kWords / 4;
 
-  typename Part<Shape>::Sums sums = {};
-  unsigned* const left = operands.left + threadIdx.x / kWarp * kPixels * Row<T>::kPitch;
+  typename Own::Sums sums = {};
+  unsigned* const left = operands.left + threadIdx.x / kWarp * Own::kPixels * Row<T>::kPitch;
   for (int64_t chunk = 0; chunk * kWarp < s.c; ++chunk) {
     const unsigned* const from = args.matrix + (chunk * share.blocks + block) * vectors * 4;
-    for (int i = threadIdx.x; i < vectors; i += kBlock) copy_async(operands.right + 4 * i, from + 4 * i);
+    for (int i = threadIdx.x; i < vectors; i += Own::kThreads) copy_async(operands.right + 4 * i, from + 4 * i);
     operands.depthwise.template load<Activated, T>(s, args.norm, {args.call.x, nullptr, s.h, s.w}, args.wide,
                                                    args.packed, place.n, chunk, place.first_row, place.first_column);
     float strips[kDeep][Shape::kStrip] = {};
     convolve_rows<K, kForm, Shape>(operands.depthwise.tile, operands.depthwise.weights, strips);
     auto* const to = reinterpret_cast<typename T::Stored*>(left) + threadIdx.x % kWarp;
 #pragma unroll
-    for (int i = 0; i < kPixels; ++i) {
+    for (int i = 0; i < Own::kPixels; ++i) {
       to[i * Row<T>::kPitch * Row<T>::kElements] = T::narrow(strips[i / Shape::kStrip][i % Shape::kStrip]);
     }
     wait_for_copies();
     __syncthreads();
-    multiply<T, Shape>(args.call.tf32, column_tiles, left, operands.right, sums);
+    multiply<T, Own>(args.call.tf32, column_tiles, left, operands.right, sums);
     __syncthreads();  // before the next chunk, or the result, takes the place of this one
   }
 
   float* partial = args.partial;
   if (partial) partial += (place.n * tiles + at) * kStatistics * args.call.d + first_d;
   if (args.wide_result) {
-    finish_block<T, kVector<T>, Shape>(args, place, sums, shared, partial);
+    finish_block<T, kVector<T>, Own>(args, place, sums, shared, partial);
   } else {
-    finish_block<T, 1, Shape>(args, place, sums, shared, partial);
+    finish_block<T, 1, Own>(args, place, sums, shared, partial);
   }
 }
 
@@ -332,13 +334,20 @@ __global__ void __launch_bounds__(kThreads) finish_statistics(FusedArgs args, in
 
 // ---- host --------------------------------------------------------------------------------------------------------
 
+template <class T, int K, Form kForm, int kTiles>
+void separate_as(Queue& queue, const SeparateArgs& args) {
+  using Own = Plan<K, kForm, kTiles>;
+  static_assert(sizeof(Shared<T, Own>) <= kSharedLimit);
+  const int64_t of_sample = tiles<Block>(kForm, args.rows, args.columns) * ColumnShare(args.call.d).blocks;
+  queue.with_shared(sizeof(Shared<T, Own>), separate<T, K, kForm, kTiles>, args.call.layer.n * of_sample, Own::kThreads,
+                    args);
+}
+
 template <class T, int K, Form kForm>
 void separate_as(Queue& queue, const SeparateArgs& args) {
-  using Shape = Block<K, kForm>;
-  static_assert(sizeof(Shared<T, Shape>) <= kSharedLimit);
-  const int64_t of_sample = tiles<Block>(kForm, args.rows, args.columns) * ColumnShare(args.call.d).blocks;
-  const int64_t all = args.call.layer.n * of_sample;
-  queue.with_shared(sizeof(Shared<T, Shape>), separate<T, K, kForm>, all, Shape::kWarps * kWarp, args);
+  constexpr int kFew = kMostTiles / 2;
+  const bool few = ColumnShare(args.call.d).each <= kFew;
+  few ? separate_as<T, K, kForm, kFew>(queue, args) : separate_as<T, K, kForm, kMostTiles>(queue, args);
 }
 
 template <class T, int K>

@@ -22,8 +22,8 @@ pytestmark = [
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 RESIZINGS = ((1, 1), (2, 1), (1, 2))
 # Batch, channels, height, width and output channels: one pixel; a tile and its neighbours; chunks of channels, whole
-# and not; two blocks of output channels, the second one part of a tile of columns.
-SHAPES = ((1, 1, 1, 1, 1), (2, 3, 9, 18, 5), (1, 40, 4, 6, 17), (1, 64, 3, 5, 128), (1, 8, 2, 2, 137))
+# and not; half a block of output channels, a whole one, and two, the second one part of a tile of columns.
+SHAPES = ((1, 1, 1, 1, 1), (2, 3, 9, 18, 5), (1, 40, 4, 6, 17), (1, 8, 5, 4, 64), (1, 64, 3, 5, 128), (1, 8, 2, 2, 137))
 AROUND: tuple[dict[str, str], ...] = (
     {},
     {"activation": "relu"},
