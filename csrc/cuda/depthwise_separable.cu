@@ -162,12 +162,20 @@ struct PairOperands {
   Coefficients by;
 };
 
+// The warps have the taps of different rows: at the end they add them up where the tiles were.
+template <class Shape>
+union PairShared {
+  PairOperands<Shape> operands;
+  float totals[Shape::kTaps * Shape::kTaps][Shape::kWarps][kWarp];
+};
+
 // A block has a warp of channels and a piece: every `pieces`-th tile of the batch.
 template <template <class, int> class Small, template <class, int> class Large, class T, int K, int kStep>
 __global__ void __launch_bounds__(Pair<K, kStep>::kWarps* kWarp, 2) correlate(CorrelateArgs args) {
   using Shape = Pair<K, kStep>;
   constexpr int kBlock = Shape::kWarps * kWarp, kTaps = Shape::kTaps;
-  auto& shared = *static_cast<PairOperands<Shape>*>(launched_shared());
+  auto& all = *static_cast<PairShared<Shape>*>(launched_shared());
+  auto& shared = all.operands;
   const DepthwiseLayer& s = args.layer;
   const int64_t chunks = ceiling(s.c, kWarp), chunk = blockIdx.x % chunks, piece = blockIdx.x / chunks;
   const int64_t across = ceiling(args.small.columns, Shape::kStrip);
@@ -187,22 +195,17 @@ __global__ void __launch_bounds__(Pair<K, kStep>::kWarps* kWarp, 2) correlate(Co
     __syncthreads();
     correlate_rows<K, kStep>(shared.small, shared.large, totals);
   }
-  // The warps have the taps of different rows; their sum, in a fixed order, by way of what held the tiles.
-  static_assert(sizeof(float) * kBlock * kTaps * kTaps <= offsetof(PairOperands<Shape>, by));
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   __syncthreads();
 #pragma unroll
-  for (int tap = 0; tap < kTaps * kTaps; ++tap) {
-    shared.small[tap * kBlock + threadIdx.x] = totals[tap / kTaps][tap % kTaps];
-  }
+  for (int tap = 0; tap < kTaps * kTaps; ++tap) all.totals[tap][warp][lane] = totals[tap / kTaps][tap % kTaps];
   __syncthreads();
-  const int64_t channel = chunk * kWarp + threadIdx.x % kWarp;
+  const int64_t channel = chunk * kWarp + lane;
   if (channel >= s.c) return;
-  for (int tap = threadIdx.x / kWarp; tap < kTaps * kTaps; tap += Shape::kWarps) {
+  for (int tap = warp; tap < kTaps * kTaps; tap += Shape::kWarps) {
     float sum = 0.0f;
 #pragma unroll
-    for (int warp = 0; warp < Shape::kWarps; ++warp) {
-      sum += shared.small[tap * kBlock + warp * kWarp + threadIdx.x % kWarp];
-    }
+    for (int i = 0; i < Shape::kWarps; ++i) sum += all.totals[tap][i][lane];
     args.partial[(piece * kTaps * kTaps + tap) * s.c + channel] = sum;
   }
 }
@@ -257,7 +260,7 @@ void correlate_as(Queue& queue, const CorrelateArgs& args) {
   using Shape = Pair<K, kStep>;
   const int64_t blocks = args.pieces * ceiling(args.layer.c, kWarp);
   for_dtype(args.layer.dtype, [&](auto element) {
-    queue.with_shared(sizeof(PairOperands<Shape>), correlate<Small, Large, decltype(element), K, kStep>, blocks,
+    queue.with_shared(sizeof(PairShared<Shape>), correlate<Small, Large, decltype(element), K, kStep>, blocks,
                       Shape::kWarps * kWarp, args);
   });
 }
