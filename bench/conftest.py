@@ -22,7 +22,6 @@ from bench.roofline import Ceilings, measure_ceilings
 from raccgan.memory import keep_freed
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-RESULTS = Path(__file__).parent / "results"
 
 _ROWS = pytest.StashKey[list[Row]]()
 _CEILINGS = pytest.StashKey[dict[str, Ceilings]]()
@@ -128,7 +127,7 @@ def measured(benchmark: Any, request: pytest.FixtureRequest) -> Compare:
     """Check and time the contestants of a case, and keep their rows for the table."""
 
     def run(case: Case, contestants: Sequence[Contestant], wanted: Outputs) -> list[Row]:
-        if request.config.getoption("skip_measured") and case.key in results.saved(RESULTS, case.device):
+        if request.config.getoption("skip_measured") and case.key in results.saved(case.device):
             _leave_out(request.config, "in a saved table already")
         marks = {mark.name for mark in request.node.iter_markers()}
         representative = "full" not in marks or "published" in marks
@@ -162,7 +161,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
             stash[_JUDGED][device] = judged
             name = config.getoption("save_as")
             if name or config.getoption("save_results"):
-                stash[_SAVED].append(results.save(RESULTS, name, device, judged, ceilings, run))
+                stash[_SAVED].append(results.save(name, device, judged, ceilings, run))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bench.machine import clock
 from bench.results import Key, Row
-from bench.roofline import Cost
+from bench.roofline import Cost, name_of
 from tests.kernels.grid import relative_error
 
 Outputs = Sequence[Tensor | None]  # None: a gradient that is zero because nothing depends on the tensor
@@ -42,7 +42,7 @@ class Case:
 
     @property
     def key(self) -> Key:
-        return self.op, self.name, str(self.dtype).removeprefix("torch."), self.pass_
+        return self.op, self.name, name_of(self.dtype), self.pass_
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,11 @@ from pathlib import Path
 
 from bench import layers
 from bench.peers import NO_KERNEL, kind_of
-from bench.results import COLUMNS
+from bench.results import COLUMNS, FOLDER
 from raccgan.errors import InputError
 from raccgan.files import write_text
 from raccgan.kernels import backend, measured
 from raccgan.kernels.measured import Class, Row, Table
-
-RESULTS = Path(__file__).with_name("results")
 
 Times = dict[str, dict[str, float]]
 """Milliseconds by case, then by implementation."""
@@ -33,7 +31,7 @@ Times = dict[str, dict[str, float]]
 def main(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m bench.measured", description=__doc__.partition("\n\n")[0])
     parser.add_argument("results", nargs="*", type=Path, help="CSV files, each with its .txt beside it (default: all)")
-    files = parser.parse_args(arguments).results or sorted(RESULTS.glob("*.csv"))
+    files = parser.parse_args(arguments).results or sorted(FOLDER.glob("*.csv"))
     try:
         tables = tables_of(files)
         write_text(measured.SHIPPED, written(tables))

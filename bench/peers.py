@@ -170,11 +170,16 @@ class _Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def places(size: int, cache: int) -> int:
+    """How many inputs of so many bytes fill the cache four times, two at least."""
+    return max(2, min(256, -(-4 * cache // size)))
+
+
 def rotated(sample: Sample, cache: int) -> Iterator[Sample]:
     """The sample and copies of it for ever, so many that one comes back only after the cache was filled four times."""
     size = sum(t.nbytes for t in (*tensors(sample.inputs).values(), *sample.cotangents))
-    count = max(2, min(256, -(-4 * cache // size)))
-    copies = [Sample(leaves(_copied(sample.inputs)), _grown(sample.cotangents)) for _ in range(count - 1)]
+    others = range(places(size, cache) - 1)
+    copies = [Sample(leaves(_copied(sample.inputs)), _grown(sample.cotangents)) for _ in others]
     return itertools.cycle([sample, *copies])
 
 

@@ -15,6 +15,7 @@ import platform
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from statistics import geometric_mean
 
@@ -42,6 +43,8 @@ COLUMNS = (
     "images_per_second",
     "memory_mb",
 )
+
+FOLDER = Path(__file__).with_name("results")
 
 NOISE = 0.05  # of a ratio, within one run
 
@@ -196,27 +199,28 @@ class Run:
     kept: bool  # whether freed memory stayed with the process
 
 
-def save(folder: Path, name: str, device: str, judged: Sequence[Judged], ceilings: Ceilings, run: Run) -> Path:
+def save(name: str, device: str, judged: Sequence[Judged], ceilings: Ceilings, run: Run) -> Path:
     """Write <device>.csv, .txt and .png, or <device>-<name>; returns the CSV's path.
 
     The device's name is as in :func:`bench.machine.slug`.
     """
     from bench.picture import draw
 
-    stem = folder / "-".join(filter(None, (machine.slug(device), name)))
+    stem = FOLDER / "-".join(filter(None, (machine.slug(device), name)))
     write_csv(stem.with_suffix(".csv"), COLUMNS, [j.cells() for j in judged])
     write_text(stem.with_suffix(".txt"), "\n".join(_circumstances(device, judged, ceilings, run)) + "\n")
     draw(stem.with_suffix(".png"), judged, title=f"{machine.model(device)}, {_threads()}")
     return stem.with_suffix(".csv")
 
 
-def saved(folder: Path, device: str) -> set[Key]:
-    """The cases that the device's saved tables have, under whatever name they were saved."""
-    found = set()
-    for file in folder.glob(f"{machine.slug(device)}*.csv"):
+@cache
+def saved(device: str) -> frozenset[Key]:
+    """The cases that the device's saved tables have as this process finds them, under whatever name."""
+    found: set[Key] = set()
+    for file in FOLDER.glob(f"{machine.slug(device)}*.csv"):
         with file.open(encoding="utf-8", newline="") as stream:
             found |= {(line["op"], line["case"], line["dtype"], line["pass"]) for line in csv.DictReader(stream)}
-    return found
+    return frozenset(found)
 
 
 def _of_the_gpu() -> Iterator[str]:

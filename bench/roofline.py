@@ -107,7 +107,7 @@ def depthwise_separable(
         residual=e * final * out if residual else 0,
         outputs=e * final * out,
         curved=affine or norm == "instance",
-        dtype=_name(dtype),
+        dtype=name_of(dtype),
     )
 
 
@@ -137,7 +137,7 @@ def cbam(
         residual=0,
         outputs=e * elements,
         curved=True,
-        dtype=_name(dtype),
+        dtype=name_of(dtype),
     )
 
 
@@ -206,7 +206,7 @@ def scoring(config: Config, image_channels: int, batch: int, dtype: torch.dtype)
     return [cost for work in (*E, *G, *D, *D, score) for cost in work.stages(PASSES["forward"])]
 
 
-def _name(dtype: torch.dtype) -> str:
+def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
@@ -240,7 +240,7 @@ def measure_ceilings(device: str) -> Ceilings:
     copied = _shortest(partial(torch.zeros_like(source).copy_, source), device)
     read = _shortest(source.sum, device)
     peak = {
-        _name(dtype): max(2 * macs / _shortest(run, device) for macs, run in _products(dtype, device))
+        name_of(dtype): max(2 * macs / _shortest(run, device) for macs, run in _products(dtype, device))
         for dtype in (torch.float32, torch.bfloat16)
     }
     return Ceilings(copy=8 * count / copied, read=4 * count / read, peak=peak)

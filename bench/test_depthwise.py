@@ -18,8 +18,8 @@ from torch import Tensor
 from bench import layers
 from bench.machine import cache_bytes
 from bench.measure import Case, Compare, Contestant
-from bench.peers import LAYOUTS
-from bench.roofline import Cost
+from bench.peers import LAYOUTS, places
+from bench.roofline import Cost, name_of
 from raccgan.kernels import library, triton_runtime
 from raccgan.kernels.backend import Call
 from raccgan.kernels.depthwise_separable import triton_ops
@@ -126,9 +126,7 @@ def drawn(name: str, dtype: torch.dtype) -> Operands:
 def cost(name: str, dtype: torch.dtype) -> Cost:
     k, shape = CASES[name]
     elements = torch.Size(shape).numel()
-    return Cost(
-        elements * k * k, 2 * dtype.itemsize * elements + 4 * shape[1] * k * k, str(dtype).removeprefix("torch.")
-    )
+    return Cost(elements * k * k, 2 * dtype.itemsize * elements + 4 * shape[1] * k * k, name_of(dtype))
 
 
 @pytest.mark.parametrize(("name", "dtype", "pass_"), PARAMETERS)
@@ -139,8 +137,8 @@ def test_depthwise(measured: Compare, device: str, name: str, dtype: torch.dtype
     for layout, memory_format in LAYOUTS.items():
         x, w, g = exact
         one = Operands(x.to(dtype, memory_format=memory_format), w.float(), g.to(dtype, memory_format=memory_format))
-        copies = max(2, min(256, -(-4 * cache_bytes(device) // (2 * one.x.nbytes))))
-        pool = itertools.cycle([one, *(Operands(*(t.clone() for t in one)) for _ in range(copies - 1))])
+        others = range(places(2 * one.x.nbytes, cache_bytes(device)) - 1)
+        pool = itertools.cycle([one, *(Operands(*(t.clone() for t in one)) for _ in others)])
         for label, makes in (("reference", of_the_library), *serving(device, dtype)):
             compute = makes(pass_)
             contestants.append(

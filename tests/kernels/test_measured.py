@@ -126,7 +126,7 @@ def test_the_files_of_a_device_are_one_table_and_a_case_counts_as_measured_last(
 
 
 def test_the_table_that_is_shipped_is_what_the_command_makes() -> None:
-    tables = command.tables_of(sorted(command.RESULTS.glob("*.csv")))
+    tables = command.tables_of(sorted(command.FOLDER.glob("*.csv")))
     assert measured.SHIPPED.read_text("utf-8") == command.written(tables)
     assert measured.read(measured.SHIPPED) == tables
 
