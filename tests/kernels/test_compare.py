@@ -182,8 +182,7 @@ def test_the_benchmark_finds(fault: str) -> None:
 
     def errors(of: Tensor) -> dict[measure.Contestant, float]:
         plain, one = (
-            measure.Contestant(name, "contiguous", False, False, list, lambda: None)
-            for name in ("reference", "native")
+            measure.Contestant(name, "contiguous", False, False, list, lambda: None) for name in ("reference", "native")
         )
         found = {plain: [wanted[0].float()], one: [of]}
         return {c: measure._largest_error(outputs, wanted) for c, outputs in found.items()}
