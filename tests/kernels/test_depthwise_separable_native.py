@@ -14,7 +14,8 @@ from raccgan.kernels.depthwise_separable import native, native_pointwise, rewrit
 from raccgan.kernels.depthwise_separable.reference import activated
 from raccgan.kernels.moments.native import moments
 from tests.kernels.capability import CAPABILITIES, said_under
-from tests.kernels.grid import OwnOps, relative_error
+from tests.kernels.compare import allowed_beside, assert_all_close, assert_close, largest, relative_error
+from tests.kernels.grid import OwnOps
 from tests.kernels.variations import LAYOUTS, laid_out, threads
 
 # Batch, channels, height and width: one pixel, one to many channels, smaller than the kernel, a tile and its
@@ -78,7 +79,7 @@ def worst_excess() -> float:
         beside = all_orders(definition, tensors, torch.float32, upsample, pool, **around)
         got = all_orders(native.depthwise, tensors, torch.float32, upsample, pool, **around)
         for ours, theirs, exact in zip(got, beside, wanted, strict=True):
-            excess = max(excess, relative_error(ours, exact) - 3 * relative_error(theirs, exact))
+            excess = largest([excess, relative_error(ours, exact) - allowed_beside(theirs, exact, least=0)])
     return excess
 
 
@@ -129,8 +130,8 @@ def test_bfloat16_is_float32_rounded(around: dict[str, str]) -> None:
     tensors = [None if t is None else t.bfloat16().double() for t in made(2, 17, 8, 6, 3, affine=True)]
     got = all_orders(native.depthwise, tensors, torch.bfloat16, 1, 2, **around)
     wide = all_orders(native.depthwise, tensors, torch.float32, 1, 2, **around)
-    assert relative_error(got[0], wide[0].bfloat16()) <= torch.finfo(torch.bfloat16).eps
-    assert all(relative_error(ours, theirs) < 0.03 for ours, theirs in zip(got, wide, strict=True))
+    assert_close(got[0], wide[0].bfloat16(), torch.finfo(torch.bfloat16).eps)
+    assert_all_close(got, wide, 0.03)
 
 
 @pytest.mark.parametrize("dtype", native_pointwise.DTYPES, ids=str)
@@ -152,7 +153,7 @@ def test_without_gradients_it_is_one_call(c: int, resizing: tuple[int, int], dty
     assert differentiated.names == ["raccgan::depthwise_native", "raccgan::pointwise_native"]
     assert alone.names == ["raccgan::depthwise_separable_native"]
     assert got.is_contiguous(memory_format=torch.channels_last)
-    assert relative_error(got, wanted) < 4 * torch.finfo(dtype).eps
+    assert_close(got, wanted, 4 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("dtype", native_pointwise.DTYPES, ids=str)
@@ -179,7 +180,7 @@ def test_how_threads_cut_the_one_call_changes_no_bit(
         results.append(y)
     u = torch.ops.raccgan.depthwise_native(x, w.float(), scale, shift, *options) + biases[0].to(dtype).view(-1, 1, 1)
     wanted = native_pointwise.pointwise(u, p, biases[1], around[2])
-    assert relative_error(results[0], wanted) < 4 * torch.finfo(dtype).eps
+    assert_close(results[0], wanted, 4 * torch.finfo(dtype).eps)
     assert all(torch.equal(other, results[0]) for other in results[1:])
 
 
@@ -238,4 +239,4 @@ def test_autocast_and_what_is_left_to_pytorch(dtype: torch.dtype, k: int) -> Non
         arguments = (x, w, None, p, None, "none", "instance", 1e-5, scale, shift, "relu", 1, 2, None)
         got, beside = native.depthwise_separable(*arguments), rewritten.depthwise_separable(*arguments)
     assert got.dtype == beside.dtype == dtype
-    assert relative_error(got, beside) < 0.02
+    assert_close(got, beside, 0.02)

@@ -16,7 +16,7 @@ from torch import Tensor
 from raccgan.kernels import library
 from raccgan.kernels.backend import KernelError
 from raccgan.kernels.depthwise_separable import native_pointwise, pointwise, rewritten
-from tests.kernels.grid import relative_error
+from tests.kernels.compare import assert_all_close, assert_close
 from tests.kernels.variations import threads
 
 
@@ -47,8 +47,7 @@ def test_pointwise_in_any_layout_with_any_threads(
         g, t = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (g, t))
     with threads(count):
         found = _both_orders(run, x, w, b, g, t)
-    for got, exact in zip(found, wanted, strict=True):
-        assert relative_error(got, exact) < 1e-5
+    assert_all_close(found, wanted, 1e-5)
 
 
 @pytest.mark.parametrize("module", [rewritten, native_pointwise], ids=["PyTorch", "compiled"])
@@ -84,7 +83,7 @@ def test_the_half_alone_by_name(kernels: str, dtype: torch.dtype) -> None:
         with pytest.raises(KernelError, match="--kernels native cannot serve depthwise_separable"):
             pointwise(x, w, b, kernels=kernels)
         return
-    assert relative_error(pointwise(x, w, b, kernels=kernels), wanted) < 4 * torch.finfo(dtype).eps
+    assert_close(pointwise(x, w, b, kernels=kernels), wanted, 4 * torch.finfo(dtype).eps, dtype=dtype)
 
 
 def test_the_half_alone_refuses_other_shapes() -> None:
@@ -107,5 +106,4 @@ def test_a_depthwise_bias_is_added_where_it_costs_less(pixels: int) -> None:
 
     wanted = gradients(lambda x, w, b: F.conv2d(x + b[:, None, None], w))
     found = gradients(lambda x, w, b: rewritten.separable(x, depthwise, b, w, None, None))
-    for got, exact in zip(found, wanted, strict=True):
-        assert relative_error(got, exact) < 1e-12
+    assert_all_close(found, wanted, 1e-12)
