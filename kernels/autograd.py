@@ -1,4 +1,4 @@
-"""What every implementation's backward asks of autograd, and what a compiled op tells it."""
+"""What every backend's backward asks of autograd, and what a compiled op tells it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raccgan.kernels import torch_internals
 
-def wanted(ctx: Any, i: int, inputs: Sequence[Tensor | None] = ()) -> bool:
+
+def needs_grad(ctx: Any, i: int, inputs: Sequence[Tensor | None] = ()) -> bool:
     """Whether the backward pass that runs now uses the gradient of input ``i`` of the node ``ctx``.
 
     ``inputs`` are the node's inputs, needed where one before ``i`` may be None: only tensors have a place in the graph.
@@ -21,11 +23,11 @@ def wanted(ctx: Any, i: int, inputs: Sequence[Tensor | None] = ()) -> bool:
         return False
     if torch.compiler.is_compiling():
         return True
-    try:
-        place = i - sum(t is None for t in inputs[:i])
-        return bool(torch._C._will_engine_execute_node(ctx.next_functions[place][0]))
-    except RuntimeError:  # what it says of a leaf that autograd.grad was asked for
-        return True
+    place = i - sum(t is None for t in inputs[:i])
+    return torch_internals.will_execute(ctx.next_functions[place][0])
+
+
+wanted = needs_grad
 
 
 def register(op: str, shape: Callable[..., Any], backward: Callable[..., Any], save: Callable[..., None]) -> None:
@@ -37,25 +39,23 @@ def register(op: str, shape: Callable[..., Any], backward: Callable[..., Any], s
 def differentiate(
     run: Callable[..., Sequence[Tensor | None]],
     inputs: Sequence[Tensor | None],
-    cotangents: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients of ``run(*inputs)`` where ``needed``, by autograd: differentiable again if gradients are recorded now.
 
     For a backward that has no kernel of its own: ``run`` computes what the kernel computes out of operations that
-    PyTorch can differentiate.
+    PyTorch can differentiate. ``grads`` are the gradients of its results.
     """
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views of their own: an input may have been computed from another one, and that path is not ours to follow.
         own = [t if t is None else t.view_as(t) for t in inputs]
         outputs = run(*own)
-    pairs = [
-        (o, c) for o, c in zip(outputs, cotangents, strict=True) if o is not None and c is not None and o.requires_grad
-    ]
+    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o is not None and g is not None and o.requires_grad]
     asked = [t for t, need in zip(own, needed, strict=True) if need and t is not None]
     found = torch.autograd.grad(
-        [o for o, _ in pairs], asked, [c.to(o.dtype) for o, c in pairs], create_graph=again, allow_unused=True
+        [o for o, _ in pairs], asked, [g.to(o.dtype) for o, g in pairs], create_graph=again, allow_unused=True
     )
     remaining = iter(found)
     return [next(remaining) if need and t is not None else None for t, need in zip(own, needed, strict=True)]
