@@ -1,11 +1,14 @@
-"""The compiled kernels of the pointwise convolution on a CPU: csrc/cpu/pointwise.cpp.
+"""The pointwise half of the native backend: csrc/cpu/pointwise.cpp.
 
-    P(x, w) + b + residual,    T(g, w),    the product of x and g over all pixels with g's sum, as in :mod:`rewritten`
+    P(x, w) + b + residual,    T(g, w),    the product of x and g over all pixels with g's sum, as in :mod:`convolutions`
 
 Three matrix products, closed under differentiation. On a core of an AMD EPYC they ran at 230 to 260 GFLOP/s in float32
 and at 440 to 520 in bfloat16 from 256 pixels on, of 255 and 530 that it can do. PyTorch's convolution, which packs its
 operands at each call, and its matrix product took 1.1 to 4 times as long. Bias and residual are added before a result
 is written. In bfloat16 weights stay float32: they are rounded as they are packed, and their gradient is not.
+
+The product is one matrix product, and where a library does that better the library's product is the native backend's:
+on a GPU, and on a CPU in the dtypes of :data:`LIBRARY`. ``python -m raccgan.doctor`` prints those with the reason.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raccgan.kernels import backend, library
-from raccgan.kernels.autograd import register, wanted
-from raccgan.kernels.depthwise_separable import rewritten
+from raccgan.kernels import library, torch_internals
+from raccgan.kernels.autograd import needs_grad, register
+from raccgan.kernels.depthwise_separable import convolutions
+from raccgan.kernels.layout import empty_image, in_autocast_dtype
 
 _POINTWISE = "raccgan::pointwise_native"
 _TRANSPOSED = "raccgan::pointwise_native_transposed"
@@ -25,12 +29,11 @@ _PRODUCT = "raccgan::pointwise_native_product"
 _PACKED = "raccgan::pointwise_native_packed"
 
 
-def _left_to_pytorch() -> dict[torch.dtype, str]:
-    """In which dtypes PyTorch's own products are the better choice here, and why."""
+def _library() -> dict[torch.dtype, str]:
     build = library.build()
     if build is None or build["cpu_capability"] == "portable":
-        return dict.fromkeys(backend.CPU_DTYPES, "the compiled ones need AVX2")
-    if torch.cpu._is_amx_tile_supported():
+        return dict.fromkeys((torch.float32, torch.bfloat16), "the compiled ones need AVX2")
+    if torch_internals.has_amx():
         return {torch.bfloat16: "oneDNN multiplies with this processor's AMX tiles, the compiled ones do not"}
     if build["cpu_capability"] != "avx512bf16":
         return {torch.bfloat16: "the compiled ones need AVX512-BF16"}
@@ -38,12 +41,14 @@ def _left_to_pytorch() -> dict[torch.dtype, str]:
 
 
 # Settled once, at import, so that torch.compile sees constants.
-_MISSING = library.why_not()
-LEFT_TO_PYTORCH = _left_to_pytorch()
-DTYPES = tuple(dtype for dtype in backend.CPU_DTYPES if dtype not in LEFT_TO_PYTORCH)
+LIBRARY = _library()
+"""In which dtypes a CPU's products are PyTorch's here, and why."""
+
+DTYPES = tuple(dtype for dtype in (torch.float32, torch.bfloat16) if dtype not in LIBRARY)
+"""In which dtypes a CPU's products are the compiled ones here."""
 
 
-def pointwise(
+def product(
     x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = None, packed: Tensor | None = None
 ) -> Tensor:
     """P(x, w) + b + residual; by PyTorch where x is on no CPU, or its dtype not in :data:`DTYPES`.
@@ -62,16 +67,21 @@ def pointwise(
 
     Gradients: every order, for all four tensors.
     """
-    (x,) = rewritten.in_autocast_dtype(x)
+    x = in_autocast_dtype(x)
     if x.device.type != "cpu" or x.dtype not in DTYPES:
-        return rewritten.pointwise(x, w, b, residual)
+        return convolutions.pointwise(x, w, b, residual)
     inside = residual if residual is not None and residual.dtype == x.dtype else None
     y: Tensor = torch.ops.raccgan.pointwise_native(x, w.float(), None if b is None else b.float(), inside, packed)
     return y if residual is None or inside is not None else y + residual
 
 
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None = None) -> Tensor:
+    """Shapes as in :func:`raccgan.kernels.depthwise_separable.pointwise`."""
+    return product(x, weight, bias, None, packed)
+
+
 def packed(w: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """w [D, C, 1, 1] in the order in which :func:`pointwise` multiplies images of ``dtype`` by it, and in that dtype.
+    """w [D, C, 1, 1] in the order in which :func:`product` multiplies images of ``dtype`` by it, and in that dtype.
 
     For weights that stay as they are; no gradient goes through it.
 
@@ -85,15 +95,11 @@ def packed(w: Tensor, dtype: torch.dtype) -> Tensor | None:
     return found
 
 
-def image(like: Tensor, channels: int, upsample: int = 1, pool: int = 1) -> Tensor:
-    """Room for [N, channels, H * upsample // pool, W * upsample // pool], channels_last: what the kernels write."""
-    n, _, h, v = like.shape
-    sizes = (n, channels, h * upsample // pool, v * upsample // pool)
-    return torch.empty(sizes, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+# ---- shapes and gradients ------------------------------------------------------------------------------------------
 
 
 def _shape(x: Tensor, w: Tensor, *others: Any) -> Tensor:
-    return image(x, w.shape[0])
+    return empty_image(x, w.shape[0], *x.shape[2:])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -104,40 +110,40 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     x, w = ctx.saved_tensors
-    grad_w, sums = _product(x, g, wanted(ctx, 1), wanted(ctx, 2))
+    grad_w, sums = _product(x, g, needs_grad(ctx, 1), needs_grad(ctx, 2))
     return (
-        torch.ops.raccgan.pointwise_native_transposed(g, w) if wanted(ctx, 0) else None,
+        torch.ops.raccgan.pointwise_native_transposed(g, w) if needs_grad(ctx, 0) else None,
         grad_w,
         sums,
-        g if wanted(ctx, 3, (x, w, *(x if there else None for there in ctx.others))) else None,
+        g if needs_grad(ctx, 3, (x, w, *(x if there else None for there in ctx.others))) else None,
         None,
     )
 
 
-def _product(x: Tensor, g: Tensor, want_w: bool, want_sums: bool) -> tuple[Tensor | None, Tensor | None]:
-    if not want_w and not want_sums:
+def _product(x: Tensor, g: Tensor, needs_w: bool, needs_sums: bool) -> tuple[Tensor | None, Tensor | None]:
+    if not needs_w and not needs_sums:
         return None, None
-    w, sums = torch.ops.raccgan.pointwise_native_product(x, g, want_sums)
-    return w if want_w else None, sums if want_sums else None
+    w, sums = torch.ops.raccgan.pointwise_native_product(x, g, needs_sums)
+    return w if needs_w else None, sums if needs_sums else None
 
 
 def _transposed_shape(g: Tensor, w: Tensor) -> Tensor:
-    return image(g, w.shape[1])
+    return empty_image(g, w.shape[1], *g.shape[2:])
 
 
 def _transposed_backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, Tensor | None]:
     g, w = ctx.saved_tensors
     return (
-        torch.ops.raccgan.pointwise_native(t, w, None, None) if wanted(ctx, 0) else None,
-        _product(t, g, wanted(ctx, 1), False)[0],
+        torch.ops.raccgan.pointwise_native(t, w, None, None) if needs_grad(ctx, 0) else None,
+        _product(t, g, needs_grad(ctx, 1), False)[0],
     )
 
 
-def _product_shape(x: Tensor, g: Tensor, want_sums: bool) -> tuple[Tensor, Tensor]:
+def _product_shape(x: Tensor, g: Tensor, needs_sums: bool) -> tuple[Tensor, Tensor]:
     c, d = x.shape[1], g.shape[1]
     return (
         x.new_empty((d, c, 1, 1), dtype=torch.float32),
-        x.new_empty(d if want_sums else 0, dtype=torch.float32),
+        x.new_empty(d if needs_sums else 0, dtype=torch.float32),
     )
 
 
@@ -148,15 +154,15 @@ def _packed_shape(w: Tensor, halves: bool) -> Tensor:
 
 def _product_backward(ctx: Any, v: Tensor, s: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     x, g = ctx.saved_tensors
-    (want_sums,) = ctx.others
+    (needs_sums,) = ctx.others
     return (
-        torch.ops.raccgan.pointwise_native_transposed(g, v) if wanted(ctx, 0) else None,
-        torch.ops.raccgan.pointwise_native(x, v, s if want_sums else None, None) if wanted(ctx, 1) else None,
+        torch.ops.raccgan.pointwise_native_transposed(g, v) if needs_grad(ctx, 0) else None,
+        torch.ops.raccgan.pointwise_native(x, v, s if needs_sums else None, None) if needs_grad(ctx, 1) else None,
         None,
     )
 
 
-if _MISSING is None:
+if library.load():
     register(_POINTWISE, _shape, _backward, _save)
     register(_TRANSPOSED, _transposed_shape, _transposed_backward, _save)
     register(_PRODUCT, _product_shape, _product_backward, _save)
