@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from raccgan.kernels import backend
+from raccgan.kernels import dispatch
 from raccgan.kernels.anomaly_score import native, reference, triton
 
-IMPLEMENTATIONS: backend.Family = {
-    "reference": backend.Implementation(reference.anomaly_score, backend.always),
-    "native": backend.Implementation(native.anomaly_score, native.can_run),
-    "triton": backend.Implementation(triton.anomaly_score, triton.can_run),
+BACKENDS: dispatch.Backends = {
+    "reference": dispatch.Backend(reference.anomaly_score, dispatch.always),
+    "native": dispatch.Backend(native.anomaly_score, native.supports),
+    "triton": dispatch.Backend(triton.anomaly_score, triton.supports),
 }
 
 
@@ -45,7 +45,7 @@ def anomaly_score(
         f, f_hat: their features, [N, ...], both or neither.
         kappa: weight of the feature term.
         want_map: also return the per-pixel map, the mean over C of the squared difference.
-        kernels: which implementation, see :mod:`raccgan.kernels.backend`.
+        kernels: which implementation, see :mod:`raccgan.kernels.dispatch`.
 
     Returns:
         Scores and map in float32 (float64 for float64 inputs), accumulated in that dtype. A sample's score does
@@ -55,11 +55,11 @@ def anomaly_score(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not match.
-        raccgan.kernels.backend.KernelError: ``kernels`` names what cannot serve this call.
+        raccgan.kernels.dispatch.KernelError: ``kernels`` names what cannot serve this call.
     """
     _check(x, x_hat, f, f_hat)
-    call = backend.Call.of(x_hat, f_hat, kind=kind(want_map))
-    run = backend.choose("anomaly_score", IMPLEMENTATIONS, kernels, call).run
+    call = dispatch.Call.of(x)
+    run = dispatch.choose("anomaly_score", BACKENDS, kernels, call).run
     residual, feature, pixels = run(x, x_hat, f, f_hat, want_map)
     return AnomalyScore(residual + kappa * feature, residual, feature, pixels if want_map else None)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from raccgan.kernels import backend, library
+from raccgan.kernels import dispatch, library
 from raccgan.kernels.autograd import register
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -21,18 +21,13 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _NAME = "raccgan::anomaly_score_native"
 # Settled once, at import, so that torch.compile sees constants.
 _MISSING = library.why_not()
-_CUDA = library.cuda()
 
 
-def can_run(call: backend.Call) -> str | None:
+def supports(call: dispatch.Call) -> str | None:
     """Why the compiled kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    if _MISSING is not None:
-        return _MISSING
     if call.dtype not in DTYPES:
         return f"the compiled kernels add in float32 and do not take {call.dtype}"
-    if call.device.type not in ("cpu", "cuda"):
-        return f"there are no compiled kernels for {call.device.type}"
-    return backend.not_on_a_gpu(call, _CUDA) if call.device.type == "cuda" else None
+    return dispatch.compiled_on(call, "anomaly score")
 
 
 def anomaly_score(
@@ -53,7 +48,7 @@ def anomaly_score(
     Gradients: every order, for all four tensors.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices that do not match, or no compiled kernel (see :func:`can_run`).
+        RuntimeError: shapes, dtypes or devices that do not match, or no compiled kernel (see :func:`supports`).
     """
     if _MISSING is not None:
         raise RuntimeError(_MISSING)

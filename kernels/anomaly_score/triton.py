@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from raccgan.kernels import backend, tuning
+from raccgan.kernels import dispatch, tuning
 from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.autograd import differentiate, wanted
 from raccgan.kernels.triton_runtime import Compilation, Config, jit, tl
@@ -27,7 +27,7 @@ from raccgan.kernels.triton_runtime import Compilation, Config, jit, tl
 _TENSORS = 4  # x, x_hat, f, f_hat
 
 
-def can_run(call: backend.Call) -> str | None:
+def supports(call: dispatch.Call) -> str | None:
     """Why the Triton kernels cannot serve ``call``, in one line; ``None`` where they can."""
     return runtime.why_not(call)
 

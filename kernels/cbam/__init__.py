@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from raccgan.kernels import backend
+from raccgan.kernels import dispatch
 from raccgan.kernels.cbam import native, reference, triton
 
 NORMS = ("batch", "instance", "fixed")
 
-IMPLEMENTATIONS: backend.Family = {
-    "reference": backend.Implementation(reference.cbam, backend.always),
-    "native": backend.Implementation(native.cbam, native.can_run),
-    "triton": backend.Implementation(triton.cbam, triton.can_run),
+BACKENDS: dispatch.Backends = {
+    "reference": dispatch.Backend(reference.cbam, dispatch.always),
+    "native": dispatch.Backend(native.cbam, native.supports),
+    "triton": dispatch.Backend(triton.cbam, triton.supports),
 }
 
 
@@ -61,7 +61,7 @@ def cbam(
         eps: added to the variance.
         average, maximum: [N, C] each, over H,W of x, where whoever made x has them already (see
             ``depthwise_separable_with_statistics``); computed otherwise.
-        kernels: which implementation, see :mod:`raccgan.kernels.backend`.
+        kernels: which implementation, see :mod:`raccgan.kernels.dispatch`.
 
     Returns:
         y in x's dtype and memory format, and the moments used (biased variance).
@@ -70,14 +70,14 @@ def cbam(
 
     Raises:
         ValueError: shapes or options outside the above.
-        raccgan.kernels.backend.KernelError: ``kernels`` names what cannot serve this call.
+        raccgan.kernels.dispatch.KernelError: ``kernels`` names what cannot serve this call.
     """
     _check(x, reduce_weight, expand_weight, spatial_weight, norm, mean, var)
     for name, t in (("average", average), ("maximum", maximum)):
         if t is not None and t.shape != x.shape[:2]:
             raise ValueError(f"cbam: {name} must be {list(x.shape[:2])}, got {list(t.shape)}")
-    call = backend.Call.of(x, reduce_weight, twice=norm == "instance")
-    run = backend.choose("cbam", IMPLEMENTATIONS, kernels, call).run
+    call = dispatch.Call.of(x)
+    run = dispatch.choose("cbam", BACKENDS, kernels, call).run
     return CBAMResult(
         *run(
             x, average, maximum, reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from raccgan.kernels import backend, library
+from raccgan.kernels import dispatch, library
 from raccgan.kernels.autograd import register, wanted
 from raccgan.kernels.cbam.second_order import TENSORS, gradients_of_gradients
 
@@ -23,15 +23,14 @@ _BACKWARD = "raccgan::cbam_native_backward"
 _DOUBLE_BACKWARD = "raccgan::cbam_native_double_backward"
 # Settled once, at import, so that torch.compile sees constants.
 _MISSING = library.why_not()
-_CUDA = library.cuda()
 
 
-def can_run(call: backend.Call) -> str | None:
+def supports(call: dispatch.Call) -> str | None:
     """Why the compiled kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    return _MISSING or backend.not_compiled(call, "CBAM", _CUDA) or _too_large(call)
+    return dispatch.compiled(call, "CBAM") or _too_large(call)
 
 
-def _too_large(call: backend.Call) -> str | None:
+def _too_large(call: dispatch.Call) -> str | None:
     """The CUDA kernels count an image's pixels in 32 bits (csrc/cuda/cbam_pixels.h)."""
     if call.device.type != "cuda" or len(call.shape) != 4:
         return None
@@ -69,7 +68,7 @@ def cbam(
     of the gradients of x, average and maximum and not differentiated again; otherwise the reference's in float32.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices that do not match, or no compiled kernel (see :func:`can_run`).
+        RuntimeError: shapes, dtypes or devices that do not match, or no compiled kernel (see :func:`supports`).
     """
     if _MISSING is not None:
         raise RuntimeError(_MISSING)

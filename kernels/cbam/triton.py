@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from raccgan.kernels import backend, tuning
+from raccgan.kernels import dispatch, tuning
 from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.autograd import wanted
 from raccgan.kernels.cbam import triton_backward as back
@@ -25,7 +25,7 @@ from raccgan.kernels.cbam.second_order import TENSORS, gradients_of_gradients
 from raccgan.kernels.triton_runtime import Compilation, Config
 
 
-def can_run(call: backend.Call) -> str | None:
+def supports(call: dispatch.Call) -> str | None:
     """Why the Triton kernels cannot serve ``call``, in one line; ``None`` where they can."""
     return runtime.why_not(call)
 
