@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raccgan.kernels import backend, library
+from raccgan.kernels import dispatch, library
 from raccgan.kernels.cbam import NORMS, native, reference
 from tests.kernels.capability import CAPABILITIES, said_under
 from tests.kernels.grid import FAMILIES, Inputs, OwnOps, leaves, relative_error, tensors
@@ -285,8 +285,8 @@ def test_what_the_op_refuses() -> None:
     for v, g_y, message in [(x.bfloat16(), y, "v must be as x is"), (x, y[:1], "g_y must be as x is")]:
         with pytest.raises(RuntimeError, match=message):
             torch.ops.raccgan.cbam_native_double_backward(v, None, None, g_y, x, *weights, 1e-5, saved)
-    assert "float64" in str(native.can_run(backend.Call(x.device, torch.float64, tuple(x.shape))))
-    assert "meta" in str(native.can_run(backend.Call(torch.device("meta"), x.dtype, tuple(x.shape))))
+    assert "float64" in str(native.supports(dispatch.Call(x.device, torch.float64, tuple(x.shape))))
+    assert "meta" in str(native.supports(dispatch.Call(torch.device("meta"), x.dtype, tuple(x.shape))))
 
 
 @pytest.mark.parametrize("of_x", [torch.float32, torch.bfloat16])

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels import triton_runtime
-from raccgan.kernels.backend import Call
 from raccgan.kernels.cbam import NORMS, reference, triton
+from raccgan.kernels.dispatch import Call
 from tests.kernels.grid import DEVICES, Inputs, leaves, relative_error, tensors
 from tests.kernels.test_cbam_native import as_dtype, cotangent, made, outputs_and_gradients
 
 DEVICE = DEVICES[-1]
-REASON = triton_runtime.why_not(Call(torch.device(DEVICE), torch.float32, ()))
+REASON = triton_runtime.supports(Call(torch.device(DEVICE), torch.float32, ()))
 pytestmark = [pytest.mark.skipif(REASON is not None, reason=str(REASON)), *([pytest.mark.gpu] * (DEVICE == "cuda"))]
 
 # Each cuts a sample into several pieces, tiles of scores, and turns over the channels; the last is far from square.
