@@ -19,7 +19,7 @@ from bench import machine, results
 from bench.measure import Case, Compare, Contestant, Outputs, compare
 from bench.results import Row
 from bench.roofline import Ceilings, measure_ceilings
-from raccgan.memory import keep_freed
+from raccgan.cli.memory import keep_freed
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 

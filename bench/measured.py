@@ -20,9 +20,9 @@ from bench import layers
 from bench.peers import NO_KERNEL, kind_of
 from bench.results import COLUMNS, FOLDER
 from raccgan.errors import InputError
-from raccgan.files import write_text
 from raccgan.kernels import backend, measured
 from raccgan.kernels.measured import Class, Row, Table
+from raccgan.outputs.files import write_text
 
 Times = dict[str, dict[str, float]]
 """Milliseconds by case, then by implementation."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bench.peers import LAYOUTS
 from raccgan.config import Config
 from raccgan.kernels import backend
-from raccgan.networks import Networks, build
+from raccgan.models.networks import Networks, build
 
 CLASSES = 10
 

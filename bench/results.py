@@ -24,8 +24,8 @@ import torch
 import raccgan
 from bench import machine
 from bench.roofline import Ceilings, Cost
-from raccgan.files import write_csv, write_text
 from raccgan.kernels import backend, library, triton_runtime, tuning
+from raccgan.outputs.files import write_csv, write_text
 
 COLUMNS = (
     "op",

@@ -25,7 +25,7 @@ from bench.measure import Case, Compare, Contestant
 from bench.networks import doubled, networks
 from bench.roofline import training_step
 from bench.test_step import CASES, TOLERANCE, batch_of, count, gradients, stepping, training_of
-from raccgan import ranks, reductions
+from raccgan.distributed import collectives, ranks
 
 PARAMETERS = ["digits 8px b32", *(pytest.param(name, marks=pytest.mark.full) for name in ("32px b64", "128px b4"))]
 
@@ -99,16 +99,16 @@ def _work(connection: Connection, rank: int, world: int, port: int, device: str,
 def _check(name: str, where: str) -> list[Tensor]:
     """Gradients of the whole batch, from every rank's slice of it."""
     config, channels = CASES[name]
-    x, y = map(reductions.own_rows, batch_of(config, channels, where))
+    x, y = map(collectives.own_rows, batch_of(config, channels, where))
     found = gradients(training_of(config, networks(config, channels, where, "fused", "channels_last")), x, y)
-    return [reductions.averaged(vector) for vector in found]
+    return [collectives.averaged(vector) for vector in found]
 
 
 def _timed(step: Iterator[Any], device: str, warm: bool) -> tuple[float, float]:
     """Seconds of a step on the wall and of this process's cores, its threads' together; all ranks begin at once."""
     if not warm:
         next(step)
-    reductions.anywhere(False)
+    collectives.anywhere(False)
     begun, used = time.perf_counter(), time.process_time()
     next(step)
     if device == "cuda":

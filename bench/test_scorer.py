@@ -21,11 +21,11 @@ from bench.peers import label
 from bench.roofline import scoring
 from raccgan.kernels.anomaly_score import anomaly_score
 from raccgan.models.blocks import CBAM, ConditionalBatchNorm
-from raccgan.models.frozen import frozen
-from raccgan.networks import Networks
-from raccgan.randomness import stream
-from raccgan.recording import Replayed
-from raccgan.scoring import compiler_options
+from raccgan.models.inference import frozen
+from raccgan.models.networks import Networks
+from raccgan.models.randomness import stream
+from raccgan.models.trace import Replayed
+from raccgan.scoring.scorer import compiler_options
 from tests.kernels.test_cuda_on_gpu import recorded
 
 # How far from float64 a score may be: in float32 as far as the product allows between batches. In bfloat16, of eight
@@ -52,7 +52,7 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 
 class Scoring(nn.Module):
-    """What ``raccgan.scoring.Scorer`` computes for one known class, as one module for compilers and exporters.
+    """What ``raccgan.scoring.scorer.Scorer`` computes for one known class, as one module for compilers and exporters.
 
     In bfloat16 the networks run in autocast, as in training, and the score itself in the images' dtype.
     """

@@ -22,13 +22,13 @@ from bench.networks import CLASSES, by_name, doubled, networks
 from bench.peers import LAYOUTS, NO_KERNEL, label
 from bench.results import fastest, milliseconds
 from bench.roofline import training_step
-from raccgan import reductions
 from raccgan.config import Config, make_config
 from raccgan.data.dataset import ImageDataset
+from raccgan.distributed import collectives
 from raccgan.kernels import cbam, depthwise_separable, moments
-from raccgan.networks import Networks
-from raccgan.randomness import stream
-from raccgan.training import Training
+from raccgan.models.networks import Networks
+from raccgan.models.randomness import stream
+from raccgan.training.loop import Training
 
 # Smaller batches than the presets' 64 and 16 where a step would take many seconds on a CPU.
 CASES: dict[str, tuple[Config, int]] = {
@@ -223,7 +223,7 @@ def training_of(config: Config, made: Networks, how: str = "") -> Training:
 
 def steps_of(training: Training, channels: int, device: str, layout: str) -> Iterator[Any]:
     """Steps for ever, of this rank's slice of the batch."""
-    x, y = map(reductions.own_rows, batch_of(training.config, channels, device))
+    x, y = map(collectives.own_rows, batch_of(training.config, channels, device))
     copies = [(x.clone(memory_format=LAYOUTS[layout]), y) for _ in range(4)]
     return (training.gan_step(step, *copies[step % len(copies)]) for step in itertools.count())
 
@@ -240,8 +240,8 @@ def losses(training: Training, x: Tensor, y: Tensor) -> list[Tensor]:
     for network in (training.networks.discriminator, training.networks.generator):
         network.zero_grad()
     draw = stream(0, "bench/noise")
-    z = reductions.own_rows(torch.randn(training.config.batch_size, training.config.latent_size, generator=draw)).to(x)
-    mix = reductions.own_rows(torch.rand(training.config.batch_size, 1, 1, 1, generator=draw)).to(x)
+    z = collectives.own_rows(torch.randn(training.config.batch_size, training.config.latent_size, generator=draw)).to(x)
+    mix = collectives.own_rows(torch.rand(training.config.batch_size, 1, 1, 1, generator=draw)).to(x)
     of_d = training.differentiate("discriminator", x, y, z, mix)
     of_g = training.differentiate("generator", y, z)
     total = training.config.penalty * of_d["penalty"] - of_d["wasserstein"]

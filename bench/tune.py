@@ -25,7 +25,7 @@ from bench.measure import Case
 from bench.peers import THROUGH, in_precision, op_case, sample_of
 from raccgan.errors import InputError
 from raccgan.kernels import backend, tuning
-from raccgan.progress import Progress
+from raccgan.outputs.progress import Progress
 from tests.kernels.grid import FAMILIES
 
 DTYPES = (torch.bfloat16, torch.float32)

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raccgan.kernels import torch_internals
+from raccgan.kernels import dispatch, torch_internals
 
 
-def needs_grad(ctx: Any, i: int, inputs: Sequence[Tensor | None] = ()) -> bool:
+def needs_grad(ctx: Any, i: int, inputs: Sequence[Any] = ()) -> bool:
     """Whether the backward pass that runs now uses the gradient of input ``i`` of the node ``ctx``.
 
-    ``inputs`` are the node's inputs, needed where one before ``i`` may be None: only tensors have a place in the graph.
+    ``inputs`` are the node's inputs, needed where one before ``i`` may be no tensor: only tensors have a place in the graph.
 
     ``ctx.needs_input_grad`` says only that the input requires a gradient. ``torch.autograd.grad(value, x)``, with which
     a gradient penalty begins, uses none of the weights', and computing them would cost as much as x's.
@@ -23,7 +23,7 @@ def needs_grad(ctx: Any, i: int, inputs: Sequence[Tensor | None] = ()) -> bool:
         return False
     if torch.compiler.is_compiling():
         return True
-    place = i - sum(t is None for t in inputs[:i])
+    place = i - sum(not isinstance(t, Tensor) for t in inputs[:i])
     return torch_internals.will_execute(ctx.next_functions[place][0])
 
 
@@ -33,7 +33,38 @@ wanted = needs_grad
 def register(op: str, shape: Callable[..., Any], backward: Callable[..., Any], save: Callable[..., None]) -> None:
     """Give a compiled op what PyTorch asks of it: its outputs' shapes, its backward, and what that has to keep."""
     torch.library.register_fake(op)(shape)
-    torch.library.register_autograd(op, backward, setup_context=save)
+    register_autograd(op, backward, save)
+
+
+def register_autograd(op: Any, backward: Callable[..., Any], save: Callable[..., None]) -> None:
+    """Register an op's backward, which refuses gradients that carry a forward-mode derivative: it would be lost."""
+
+    def checked(ctx: Any, *grads: Any) -> Any:
+        if torch_internals.forward_mode():
+            raise dispatch.KernelError(
+                f"forward-mode AD through the backward of {op} would be lost: use --kernels reference"
+            )
+        return backward(ctx, *grads)
+
+    torch.library.register_autograd(op, checked, setup_context=save)
+
+
+def save_inputs(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
+    """Keep all inputs of an op, for :func:`inputs_of` in its backward."""
+    ctx.others = [None if isinstance(value, Tensor) else (value,) for value in inputs]
+    ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
+
+
+def save_few(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
+    """:func:`save_inputs` for an op of several results: the gradient of one that nobody used is None, and not zeros."""
+    save_inputs(ctx, inputs, output)
+    ctx.set_materialize_grads(False)
+
+
+def inputs_of(ctx: Any) -> list[Any]:
+    """The inputs that :func:`save_inputs` kept, in their order."""
+    tensors = iter(ctx.saved_tensors)
+    return [next(tensors) if other is None else other[0] for other in ctx.others]
 
 
 def differentiate(

@@ -42,7 +42,12 @@ def transform() -> str | None:
     """
     if _functorch_active():
         return "torch.func"
-    return "forward-mode AD" if _forward_mode._current_level >= 0 else None
+    return "forward-mode AD" if forward_mode() else None
+
+
+def forward_mode() -> bool:
+    """Whether forward-mode AD is on. Fallback: False."""
+    return bool(_forward_mode._current_level >= 0)
 
 
 def has_kernel(op: str, key: str) -> bool:

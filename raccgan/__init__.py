@@ -12,14 +12,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raccgan.detector import Detector, Result
     from raccgan.errors import InputError
+    from raccgan.scoring.detector import Detector, Result
 
 __version__ = "0.1.0"
 
 __all__ = ["Detector", "InputError", "Result", "__version__"]
 
-_HOMES = {"Detector": "raccgan.detector", "Result": "raccgan.detector", "InputError": "raccgan.errors"}
+_HOMES = {"Detector": "raccgan.scoring.detector", "Result": "raccgan.scoring.detector", "InputError": "raccgan.errors"}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raccgan import options
+from raccgan.cli import options
 from raccgan.errors import InputError
-from raccgan.terminal import say, tell
+from raccgan.outputs.terminal import say, tell
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from raccgan.checkpoint import Checkpoint
+    from raccgan.models.checkpoint import Checkpoint
 
 EXAMPLES = """\
   python -m raccgan.calibrate runs/scans normal-from-the-new-scanner/
@@ -35,8 +35,8 @@ not be read and were skipped, or 2 where nothing was changed.
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
 
-    from raccgan import checkpoint as checkpoints
-    from raccgan.files import own_folder
+    from raccgan.models import checkpoint as checkpoints
+    from raccgan.outputs.files import own_folder
 
     file = checkpoints.existing(given.run)
     with own_folder(file.parent):  # a training that goes on there would lose steps to what is read here
@@ -44,8 +44,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _calibrate(file: Path, given: argparse.Namespace) -> int:
-    from raccgan import checkpoint as checkpoints
-    from raccgan.detector import choose_threshold
+    from raccgan.models import checkpoint as checkpoints
+    from raccgan.scoring.detector import choose_threshold
 
     stored = checkpoints.load(file)
     held_out, policy, skipped = stored.held_out, stored.held_out_policy, 0
@@ -91,9 +91,9 @@ def _scores(stored: Checkpoint, given: argparse.Namespace) -> tuple[dict[str, Te
     """What the named images get, and how many of them could not be read."""
     import torch
 
-    from raccgan.detection import find
-    from raccgan.detector import Detector, Skipped
-    from raccgan.progress import Progress
+    from raccgan.outputs.progress import Progress
+    from raccgan.scoring.detector import Detector, Skipped
+    from raccgan.scoring.score_files import find
 
     found = find(given.images)
     # Scoring needs a threshold, and this one decides nothing.

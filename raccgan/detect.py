@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raccgan import options
+from raccgan.cli import options
 from raccgan.config import Config
 from raccgan.errors import InputError
-from raccgan.terminal import say, tell
+from raccgan.outputs.terminal import say, tell
 
 if TYPE_CHECKING:
-    from raccgan.detection import Table
+    from raccgan.scoring.score_files import Table
 
 EXAMPLES = """\
   python -m raccgan.detect runs/digits new/*.png
@@ -46,13 +46,13 @@ change in between.
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
 
-    from raccgan import checkpoint as checkpoints
-    from raccgan import ranks
-    from raccgan.detection import FOLDERS, Table, Wanted, find, scan, score_files, take_folder, write_detected
-    from raccgan.detector import Detector, choose_threshold
-    from raccgan.files import own_folder
-    from raccgan.journal import Journal
-    from raccgan.overlays import MapScale
+    from raccgan.distributed import ranks
+    from raccgan.models import checkpoint as checkpoints
+    from raccgan.outputs.files import own_folder
+    from raccgan.outputs.journal import Journal
+    from raccgan.outputs.overlays import MapScale
+    from raccgan.scoring.detector import Detector, choose_threshold
+    from raccgan.scoring.score_files import FOLDERS, Table, Wanted, find, scan, score_files, take_folder, write_detected
 
     ranks.join(options.pick_device(given.device), getattr(given, "rank_timeout", Config.rank_timeout))
     stored = ranks.on_first(lambda: checkpoints.load(given.run))

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from raccgan import __version__, options
+from raccgan import __version__
+from raccgan.cli import options
 
 if TYPE_CHECKING:
     import torch

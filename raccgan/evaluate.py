@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from raccgan import options
+from raccgan.cli import options
 from raccgan.config import Config
-from raccgan.terminal import tell
+from raccgan.outputs.terminal import tell
 
 EXAMPLES = """\
   python -m raccgan.evaluate runs/digits
@@ -45,12 +45,12 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     device = options.pick_device(given.device)
 
-    from raccgan import checkpoint as checkpoints
-    from raccgan import ranks
-    from raccgan.detector import choose_threshold
-    from raccgan.evaluation import calibrate, evaluate, summary, write_evaluated, write_results
-    from raccgan.files import own_folder
-    from raccgan.run import prepare, readable
+    from raccgan.distributed import ranks
+    from raccgan.evaluation.evaluation import calibrate, evaluate, summary, write_evaluated, write_results
+    from raccgan.models import checkpoint as checkpoints
+    from raccgan.outputs.files import own_folder
+    from raccgan.scoring.detector import choose_threshold
+    from raccgan.training.run import prepare, readable
 
     settings = options.settings_of(given)
     ranks.join(device, settings.get("rank_timeout", Config.rank_timeout))

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raccgan import options
+from raccgan.cli import options
 from raccgan.errors import InputError
-from raccgan.terminal import say, tell
+from raccgan.outputs.terminal import say, tell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str]) -> int:
 
     import torch
 
-    from raccgan import checkpoint as checkpoints
-    from raccgan.files import own_folder
+    from raccgan.models import checkpoint as checkpoints
+    from raccgan.outputs.files import own_folder
 
     stored = checkpoints.load(given.run)
     config = checkpoints.config_of(stored, **options.settings_of(given))
@@ -127,7 +127,7 @@ def _check_numbers(given: argparse.Namespace) -> None:
 
 def _named(names: str, classes: Sequence[str]) -> list[str]:
     """The normal classes of a comma-separated list."""
-    from raccgan.data.protocol import closest
+    from raccgan.data.splits import closest
 
     wanted = [names] if names in classes else [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:
@@ -145,7 +145,7 @@ def _pair(between: str, classes: Sequence[str]) -> list[str]:
 
 def _check_empty(out: Path) -> None:
     """One that holds anything is refused, so that no two sets are ever mixed."""
-    from raccgan.files import LOCK
+    from raccgan.outputs.files import LOCK
 
     if any(path.name != LOCK for path in out.iterdir()):
         raise InputError(f"{out} is not empty: name another --out, so that these images are not mixed with others")
@@ -155,7 +155,7 @@ def _real_or_why_not(given: argparse.Namespace, config: Config, channels: int, n
     """Real images by class. Where the run's own data are not there, none, and a line that says why."""
     from raccgan.data.dataset import ImageDataset
     from raccgan.data.samples import spread
-    from raccgan.generation import MOST
+    from raccgan.generation.sampling import MOST
 
     def read(samples: Sequence[Sample]) -> Tensor:
         chosen = spread(samples, MOST)
@@ -178,7 +178,7 @@ def _samples(
     given: argparse.Namespace, config: Config, names: Sequence[str]
 ) -> dict[str, tuple[list[Sample], list[Sample]]]:
     """The training and test samples of each class."""
-    from raccgan.data.protocol import closest
+    from raccgan.data.splits import closest
 
     against = given.against or config.dataset
     found = _load(against, given.data_root, config, names)
@@ -199,9 +199,9 @@ def _samples(
 
 def _load(against: str, data_root: Path, config: Config, names: Sequence[str]) -> Sequence[Sample]:
     from raccgan.data.listing import list_images, subfolders
-    from raccgan.data.protocol import split_by_class
-    from raccgan.data.registry import SOURCES, load_source
     from raccgan.data.samples import Sample, printable
+    from raccgan.data.sources.registry import SOURCES, load_source
+    from raccgan.data.splits import split_by_class
 
     folder = Path(against)
     if against in SOURCES or not folder.is_dir() or subfolders(folder):
@@ -222,20 +222,20 @@ class _Making:
     truncation: float | None
 
     def latents(self, indices: range) -> Tensor:
-        from raccgan.generation import latents
+        from raccgan.generation.sampling import latents
 
         return latents(indices, self.config.latent_size, seed=self.config.seed, truncation=self.truncation)
 
     def images(self, name: str, indices: range) -> Tensor:
-        from raccgan import generation
+        from raccgan.generation import sampling
 
-        return generation.images(self.generator, self.latents(indices), self.classes.index(name))
+        return sampling.images(self.generator, self.latents(indices), self.classes.index(name))
 
     def write_images(self, out: Path, names: Sequence[str], count: int, batch: int = 64) -> None:
         """A folder of PNG files a class, and the first ones of each on a grid."""
-        from raccgan import pictures
-        from raccgan.files import prepare_out
-        from raccgan.progress import Progress
+        from raccgan.outputs import pictures
+        from raccgan.outputs.files import prepare_out
+        from raccgan.outputs.progress import Progress
 
         rows: dict[str, Any] = {}
         with Progress("images", count * len(names), unit="image") as progress:
@@ -251,8 +251,8 @@ class _Making:
         pictures.sample_grid(out / "grid.png", shown, title="generated, one row a normal class")
 
     def write_between_classes(self, path: Path, pair: Sequence[str], rows: int = 5) -> None:
-        from raccgan import pictures
-        from raccgan.generation import between_classes
+        from raccgan.generation.sampling import between_classes
+        from raccgan.outputs import pictures
 
         first, last = (self.classes.index(name) for name in pair)
         made = {
@@ -262,8 +262,8 @@ class _Making:
         pictures.sample_grid(path, made, title=f"from {pair[0]} to {pair[1]}, one latent a row")
 
     def write_between_latents(self, path: Path, names: Sequence[str]) -> None:
-        from raccgan import pictures
-        from raccgan.generation import between_latents, images
+        from raccgan.generation.sampling import between_latents, images
+        from raccgan.outputs import pictures
 
         first, last = self.latents(range(2))
         points = between_latents(first, last, COLUMNS)
@@ -283,8 +283,8 @@ def _folder_names(names: Sequence[str]) -> Iterator[str]:
 
 def _compare(out: Path, making: _Making, real: dict[str, Real], given: argparse.Namespace) -> None:
     """``metrics.json``, and a line a class."""
-    from raccgan.files import write_json
-    from raccgan.generation import compare
+    from raccgan.generation.sampling import compare
+    from raccgan.outputs.files import write_json
 
     found: dict[str, Any] = {}
     for name, images in real.items():

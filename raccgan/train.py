@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raccgan import options
+from raccgan.cli import options
 from raccgan.config import Config, make_config
 from raccgan.errors import InputError
-from raccgan.terminal import say, tell
+from raccgan.outputs.terminal import say, tell
 
 if TYPE_CHECKING:
-    from raccgan.checkpoint import Checkpoint
     from raccgan.data.dataset import ImageDataset
-    from raccgan.run import Run
-    from raccgan.training import Log
+    from raccgan.models.checkpoint import Checkpoint
+    from raccgan.training.loop import Log
+    from raccgan.training.run import Run
 
 JOB = ".torchrun-job"
 """The file that names the job of torchrun which writes into a folder, until it is done."""
@@ -53,10 +53,10 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"--phase {given.phase!r} is not one of {', '.join(PHASES)}")
     device = options.pick_device(given.device)
 
-    from raccgan import checkpoint as checkpoints
-    from raccgan import ranks
-    from raccgan.files import own_folder
-    from raccgan.run import prepare
+    from raccgan.distributed import ranks
+    from raccgan.models import checkpoint as checkpoints
+    from raccgan.outputs.files import own_folder
+    from raccgan.training.run import prepare
 
     asked = options.settings_of(given)
     ranks.join(device, asked.get("rank_timeout", Config.rank_timeout))
@@ -96,8 +96,8 @@ class _Found:
 
 
 def _find(given: argparse.Namespace) -> _Found:
-    from raccgan.checkpoint import NAME
-    from raccgan.files import stamp
+    from raccgan.models.checkpoint import NAME
+    from raccgan.outputs.files import stamp
 
     out, source = _place(given)
     seen = stamp(out / NAME)
@@ -106,9 +106,9 @@ def _find(given: argparse.Namespace) -> _Found:
 
 
 def _begin(found: _Found, config: Config) -> None:
-    from raccgan import ranks
-    from raccgan.checkpoint import NAME
-    from raccgan.files import stamp, write_json, write_text
+    from raccgan.distributed import ranks
+    from raccgan.models.checkpoint import NAME
+    from raccgan.outputs.files import stamp, write_json, write_text
 
     if stamp(found.out / NAME) != found.seen:
         raise InputError(f"another run has written into {found.out} just now: give the command again")
@@ -120,9 +120,9 @@ def _begin(found: _Found, config: Config) -> None:
 def _run_phases(
     run: Run, data: ImageDataset, phase: str, out: Path, resumed: Checkpoint | None, *, compiled: bool
 ) -> int:
-    from raccgan.checkpoint import NAME
-    from raccgan.evaluation import calibrate, evaluate, fit_density, summary, write_results
-    from raccgan.training import Training
+    from raccgan.evaluation.evaluation import calibrate, evaluate, fit_density, summary, write_results
+    from raccgan.models.checkpoint import NAME
+    from raccgan.training.loop import Training
 
     training = Training.of(run, data, out / NAME, resumed, _tensorboard(out), compiled=compiled)
     if phase in ("all", "gan"):
@@ -176,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _place(given: argparse.Namespace) -> tuple[Path, Path | None]:
     """The run's folder, and what to go on from. A finished or stopped run is never overwritten."""
-    from raccgan.checkpoint import NAME
+    from raccgan.models.checkpoint import NAME
 
     begun = _begun(given)
     if begun is not None and (begun / NAME).exists():
@@ -202,7 +202,7 @@ def _place(given: argparse.Namespace) -> tuple[Path, Path | None]:
 
 def _start(source: Path) -> tuple[Checkpoint | None, dict[str, Any]]:
     """The checkpoint to go on from; or, of a run that was killed before its first one, the settings to begin with."""
-    from raccgan.checkpoint import NAME, load
+    from raccgan.models.checkpoint import NAME, load
 
     file = source / SETTINGS
     if (source / NAME).exists() or not file.is_file():
@@ -228,7 +228,7 @@ def _folders(given: argparse.Namespace) -> Iterator[Path]:
 
 def _begun(given: argparse.Namespace) -> Path | None:
     """The folder that this job of torchrun began in, if it starts its ranks again; no other run's."""
-    from raccgan import ranks
+    from raccgan.distributed import ranks
 
     if (job := ranks.job()) is None:
         return None
@@ -251,7 +251,7 @@ def _check_phase(phase: str, config: Config, resumed: Checkpoint | None) -> None
 
 
 def _require_recordable(config: Config) -> None:
-    from raccgan.training import cannot_record
+    from raccgan.training.loop import cannot_record
 
     if (reason := cannot_record(config)) is not None:
         raise InputError(f"--compile works {reason}")
@@ -259,8 +259,8 @@ def _require_recordable(config: Config) -> None:
 
 def _training_data(run: Run) -> tuple[Run, ImageDataset]:
     """The run and the images to train on, every file of it read once: now, not when the training is over."""
-    from raccgan import ranks
-    from raccgan.run import readable
+    from raccgan.distributed import ranks
+    from raccgan.training.run import readable
 
     ranks.require_divisible(run.config.batch_size)
     run, data = readable(run)
@@ -273,7 +273,7 @@ def _training_data(run: Run) -> tuple[Run, ImageDataset]:
 
 def _tensorboard(out: Path) -> Log:
     """Losses to TensorBoard where it is installed, from rank 0; nowhere else."""
-    from raccgan import ranks
+    from raccgan.distributed import ranks
 
     if importlib.util.find_spec("tensorboard") is None or not ranks.first():
         return lambda phase, step, figures: None
@@ -289,7 +289,7 @@ def _tensorboard(out: Path) -> Log:
 
 
 def _say(line: str) -> None:
-    from raccgan import ranks
+    from raccgan.distributed import ranks
 
     if ranks.first():
         say(line)

@@ -14,13 +14,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from raccgan.checkpoint import NAME, Checkpoint
 from raccgan.config import Config, make_config
 from raccgan.data.dataset import ImageDataset
 from raccgan.kernels import triton_runtime
-from raccgan.networks import Networks, build
-from raccgan.run import Run, prepare
-from raccgan.training import Training
+from raccgan.models.checkpoint import NAME, Checkpoint
+from raccgan.models.networks import Networks, build
+from raccgan.training.loop import Training
+from raccgan.training.run import Run, prepare
 
 TINY: dict[str, Any] = {
     "base_width": 4,
@@ -54,7 +54,7 @@ for _name, _cases in RANDOM_CASES.items():
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("raccgan")
     group.addoption("--long", action="store_true", help="random cases, kills and soak at full length: over an hour")
-    group.addoption("--kills", type=int, metavar="N", help="how often tests/test_crash.py kills training")
+    group.addoption("--kills", type=int, metavar="N", help="how often tests/cli/test_crash.py kills training")
 
 
 def pytest_configure(config: pytest.Config) -> None:

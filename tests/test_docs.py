@@ -22,8 +22,8 @@ from typing import NamedTuple
 import pytest
 
 from raccgan import train
+from tests.cli.test_commands import run, shapes
 from tests.conftest import TINY_OPTIONS
-from tests.test_commands import run, shapes
 
 ROOT = Path(__file__).parents[1]
 INDEX = ROOT / "docs" / "README.md"

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from raccgan import ranks
-from raccgan.data.images import decode, decode_mask, decode_stack
+from raccgan.data.images.decode import decode, decode_mask, decode_stack
 from raccgan.data.samples import Sample
+from raccgan.distributed import ranks
 from raccgan.errors import InputError
 
 Item = tuple[Tensor, int, int]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from raccgan.terminal import STEERING, escaped
+from raccgan.outputs.terminal import STEERING, escaped
 
 Pixels = NDArray[Any]
 """H x W or H x W x C pixels: uint8, uint16, or float in [0, 1]."""

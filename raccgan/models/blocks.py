@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from raccgan import ranks, reductions
+from raccgan.distributed import collectives, ranks
 from raccgan.kernels.cbam import CBAMResult, cbam
 from raccgan.kernels.depthwise_separable import depthwise_separable, pointwise
 from raccgan.kernels.depthwise_separable.reference import activated
@@ -185,7 +185,7 @@ def _moments(norm: ConditionalBatchNorm | BatchNorm, x: Tensor) -> tuple[Tensor,
     """The batch's mean and variance in training, which move the running ones; the running ones in evaluation."""
     if not norm.training:
         return norm.running_mean, norm.running_var
-    mean, var = reductions.shared_moments(*moments(x, kernels=norm.kernels))
+    mean, var = collectives.shared_moments(*moments(x, kernels=norm.kernels))
     with torch.no_grad():
         count = ranks.world() * x.numel() // x.shape[1]
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
@@ -229,7 +229,7 @@ class CBAM(nn.Module):
             # The moments are of what the op computes half way. Its first run serves for those of this rank's samples
             # alone, and its second is normalised with all ranks'; both are differentiated. That takes 1.04 (32 px) and
             # 1.01 (128 px) of a step's time with one run; one run of PyTorch's own operations takes 1.20 and 1.06.
-            mean, var = reductions.shared_moments(result.mean, result.var)
+            mean, var = collectives.shared_moments(result.mean, result.var)
             result = self._gate(x, "fixed", mean, var)
         with torch.no_grad():
             self.running_mean.lerp_(result.mean.to(self.running_mean.dtype), self.momentum)

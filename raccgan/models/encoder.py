@@ -70,7 +70,7 @@ class Encoder(nn.Module):
         return self._latent(self._trunk(x, y)[-1], y)
 
     def describe(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The latents, and the descriptors [N, described] of :mod:`raccgan.density`.
+        """The latents, and the descriptors [N, described] of :mod:`raccgan.models.density`.
 
         Those are the latent and the mean activation of every channel after each block.
         """

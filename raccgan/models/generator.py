@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from raccgan.config import attention_blocks
 from raccgan.models.blocks import CBAM, BatchNorm, ConditionalBatchNorm, Pointwise, convolution, initialise
-from raccgan.models.head import FewChannels
+from raccgan.models.few_channels import FewChannels
 
 
 class GeneratorBlock(nn.Module):

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from raccgan.data import dataset as dataset_module
 from raccgan.data.dataset import ImageDataset, StepBatches
-from raccgan.data.images import decode
+from raccgan.data.images.decode import decode
 from raccgan.data.samples import Pixels, Sample
 from raccgan.errors import InputError
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from raccgan.data.dataset import ImageDataset
-from raccgan.data.images import decode_mask
-from raccgan.data.protocol import make_split
-from raccgan.data.registry import load_source
+from raccgan.data.images.decode import decode_mask
+from raccgan.data.sources.registry import load_source
+from raccgan.data.splits import make_split
 
 
 def present(folder: Path) -> None:

@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from raccgan.data.samples import Sample, natural_key, path_of, printable
-from raccgan.terminal import one_line
+from raccgan.outputs.terminal import one_line
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from raccgan.config import make_config
-from raccgan.density import TEXTURE, Vectors
 from raccgan.kernels import backend
 from raccgan.models.blocks import CBAM, ConditionalBatchNorm
-from raccgan.networks import Networks, build
-from raccgan.scoring import Scorer
+from raccgan.models.density import TEXTURE, Vectors
+from raccgan.models.networks import Networks, build
+from raccgan.scoring.scorer import Scorer
 from tests.conftest import TINY
 from tests.kernels.grid import FAMILIES, leaves, skip_unless_served, tensors
 

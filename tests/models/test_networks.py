@@ -13,8 +13,8 @@ from raccgan.kernels import library
 from raccgan.models.blocks import CBAM, flattened
 from raccgan.models.discriminator import Discriminator
 from raccgan.models.encoder import Encoder
-from raccgan.models.frozen import frozen
 from raccgan.models.generator import Generator
+from raccgan.models.inference import frozen
 from tests.kernels.grid import OwnOps
 
 AT_32 = (256, 256, 128, 64)  # 4-4-2-1 times 64

@@ -1,0 +1,240 @@
+"""What the commands have in common: options made from the settings, and one clear line for every error.
+
+Imports no torch, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from raccgan.cli.memory import keep_freed
+from raccgan.config import PRESETS, Config
+from raccgan.errors import InputError
+from raccgan.outputs.terminal import one_line, say
+
+DATA_ROOT_VARIABLE = "RACCGAN_DATA"
+
+_GROUPS = {
+    "dataset": "data",
+    "image_size": "model",
+    "gan_steps": "training of the generator and the discriminator",
+    "encoder_steps": "training of the encoder",
+    "score": "scoring",
+    "kernels": "run",
+}
+"""The first setting of each group of options, in the order of the settings."""
+
+
+_METAVARS = {str: "NAME", int: "N", float: "X"}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its errors in one line and examples left as they are written."""
+
+    def __init__(self, description: str, examples: str, prog: str, usage: str = "") -> None:
+        super().__init__(
+            prog=prog,
+            usage=usage or f"{prog} [option ...]",
+            description=description,
+            epilog=f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, one_line(f"error: {message}; {self.prog} --help shows all options") + "\n")
+
+
+def add_settings(parser: argparse.ArgumentParser, only: Iterable[str] | None = None) -> None:
+    """One option a setting of :class:`Config`; what is not given leaves no trace in the parsed arguments."""
+    group: Any = parser
+    wanted = None if only is None else set(only)
+    for f in dataclasses.fields(Config):
+        if f.name in _GROUPS and wanted is None:
+            group = parser.add_argument_group(_GROUPS[f.name])
+        if wanted is not None and f.name not in wanted:
+            continue
+        choices = f.metadata["choices"]
+        text = f.metadata["help"] + (f": {', '.join(choices)}" if choices else "")
+        shown = f"{text} (default: {f.default})" if f.default not in ("", None) else text
+        group.add_argument(
+            f"--{f.name.replace('_', '-')}",
+            dest=f.name,
+            type=type(f.default),
+            default=argparse.SUPPRESS,
+            metavar=_METAVARS[type(f.default)],
+            help=shown.replace("%", "%%"),
+        )
+
+
+def add_places(parser: argparse.ArgumentParser, *, data_root: bool = True, device: bool = True, out: str = "") -> None:
+    """Where data are read and results written, and on which device."""
+    group = parser.add_argument_group("places")
+    if data_root:
+        group.add_argument(
+            "--data-root",
+            type=Path,
+            default=Path(os.environ.get(DATA_ROOT_VARIABLE) or "data"),
+            metavar="FOLDER",
+            help=f"where data sets lie (default: the environment variable {DATA_ROOT_VARIABLE}, else ./data)",
+        )
+    if device:
+        group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+    group.add_argument(
+        "--out",
+        type=Path,
+        default=Path(out) if out else None,
+        metavar="FOLDER",
+        help=f"where the results go (default: {out or 'a folder below runs, or that of the run'})",
+    )
+
+
+def add_label_policy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--label-policy",
+        default="minimum",
+        metavar="POLICY",
+        help="minimum: score under the normal class that fits best; or the name of the one normal class that the "
+        "images are known to belong to, if normal (default: minimum)",
+    )
+
+
+def add_threshold(parser: argparse.ArgumentParser) -> None:
+    """Three ways to the threshold, of which one may be given; absent ones are None."""
+    group = parser.add_argument_group("decision (an image is anomalous where its score is above the threshold)")
+    one = group.add_mutually_exclusive_group()
+    one.add_argument("--threshold", type=float, metavar="X", help="this threshold")
+    one.add_argument(
+        "--quantile", type=float, metavar="X", help="this quantile of the held-out normal images' scores, such as 0.99"
+    )
+    one.add_argument(
+        "--sensitivity",
+        type=float,
+        metavar="X",
+        help="the lowest threshold that at most this share of the held-out normal images exceeds: 0.01 accepts one "
+        "false alarm in a hundred normal images, 0.1 finds more and accepts ten",
+    )
+
+
+def add_preset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"settings to start from: {', '.join(PRESETS)}; all but digits, mnist-small and parts are sized for a GPU "
+        "(default: what suits the data). A preset replaces some of the defaults shown below",
+    )
+
+
+def settings_of(arguments: argparse.Namespace, but: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings that were given on the command line, ``but`` left out."""
+    names = {f.name for f in dataclasses.fields(Config)} - set(but)
+    return {name: value for name, value in vars(arguments).items() if name in names}
+
+
+def pick_device(name: str) -> Any:
+    """The torch device of that name; ``auto`` is a GPU where torch can use one. Each rank has its own GPU.
+
+    Raises:
+        InputError: no such device here.
+    """
+    import torch
+
+    from raccgan.distributed import ranks
+
+    place = ranks.place_in()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and place.world > 1:
+        name = f"cuda:{place.local_rank}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"no device called {name!r}; there are cpu, cuda, cuda:1 ...") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        built = "no driver or no GPU was found" if torch.version.cuda else "this PyTorch was built without CUDA"
+        raise InputError(f"--device {name}: {built}; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: there are only {torch.cuda.device_count()} GPUs")
+    if name.startswith("cuda:") and place.local_world > 1 and device.index != place.local_rank:
+        raise InputError(f"--device {name}: with several ranks on a machine each takes its own; say --device cuda")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: raccgan runs on cpu and cuda")
+    return device
+
+
+def require_kernels(kernels: str, device: Any) -> None:
+    """Fail before a long run where the kernels asked for cannot serve every op on the device.
+
+    Raises:
+        InputError: with the reason and the way out.
+    """
+    from raccgan.kernels import backend
+
+    try:
+        backend.require(kernels, device)
+    except backend.KernelError as error:
+        raise InputError(str(error)) from None
+
+
+def call(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """Run a command; what a person can mend becomes one line on standard error and exit status 2.
+
+    The process of a rank ends here and does not return.
+    """
+    from raccgan.distributed import ranks
+
+    keep_freed()
+    status = _called(command, arguments)
+    ranks.end(status)
+    return status
+
+
+def _called(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    try:
+        status = _left(command, arguments)
+        print(end="", flush=True)  # what cannot be written is said here and not at the end of Python
+        return status
+    except InputError as error:
+        return _error(error)
+    except KeyboardInterrupt as stop:
+        print("\n" + one_line(str(stop) or "interrupted"), file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone, as `| head` does; Python would complain of it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        where = f"{error.filename}: " if isinstance(error.filename, str) else ""
+        return _error(f"{where}{error.strerror}")
+    except MemoryError:
+        return _error("the machine's memory is full; lower --batch-size or --score-batch")
+    except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            return _error("the GPU's memory is full; lower --batch-size or --score-batch")
+        raise
+
+
+def _left(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """Run a command, and part from the other ranks with how it ended if it joined any."""
+    from raccgan.distributed import ranks
+
+    try:
+        status = command(arguments)
+    except BaseException as error:
+        ranks.leave(error)
+        raise
+    ranks.leave()
+    return status
+
+
+def _error(reason: object) -> int:
+    say(f"error: {reason}")
+    return 2

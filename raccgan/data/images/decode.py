@@ -1,0 +1,285 @@
+"""From a file or an array to pixels in [-1, 1], and from a mask file to booleans, with one geometry for both.
+
+Intensities keep the depth they were stored with: everything is float32 from the moment it is read, and resizing is
+bilinear with antialiasing, in float. Where the image lands in the square is ``geometry``'s to say. What counts as white
+depends on the stored type alone, never on the image:
+
+========================================  ==========================================================
+stored as                                 scaled by
+========================================  ==========================================================
+1-bit, 8-bit, palette, CMYK, YCbCr, HSV   255 (colour spaces are converted to RGB first)
+16-bit grey (PNG, TIFF, PGM)              65535; 32-bit integer files too, and values past it are refused
+float (TIFF mode F, arrays)               1: values outside [0, 1], NaN and infinity are refused
+16-bit colour                             Pillow reads it as 8-bit
+========================================  ==========================================================
+
+Alpha is composited over black. Of an animation or a multi-page file the first frame counts. The EXIF orientation is
+applied. Grey becomes colour by repetition, colour becomes grey by luminance (0.299, 0.587, 0.114).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from raccgan.data.images.geometry import Float, Place, place_in_square
+from raccgan.data.images.opening import FORMATS, open_image, room
+from raccgan.data.samples import Pixels, Sample, printable
+from raccgan.errors import InputError
+
+SPREAD = 4.0
+"""How many deviations from its mean a levelled image reaches at -1 and 1."""
+FLAT = 2e-3
+"""The least deviation, of intensities in [-1, 1], that levelling divides by: noise of a blank image stays small."""
+
+
+def decode(image: Path | Pixels, *, size: int, channels: int, fit: str = "stretch", brightness: str = "keep") -> Float:
+    """Read one image.
+
+    Args:
+        image: a file, or pixels H x W or H x W x C (C 1 to 4) as uint8, uint16, bool or float in [0, 1].
+        size: height and width of the result.
+        channels: 1 (grey) or 3 (RGB).
+        fit: one of ``geometry.FITS``.
+        brightness: ``keep``, or ``level`` for mean 0 and deviation 1/``SPREAD`` in every image, black bars included,
+            cut at -1 and 1; an image of one value becomes 0.
+
+    Returns:
+        float32 [channels, size, size] in [-1, 1].
+
+    Raises:
+        InputError: the file cannot be read as an image, or its values have no defined scale; names file and reason.
+    """
+    return decode_placed(image, size=size, channels=channels, fit=fit, brightness=brightness).pixels
+
+
+class Decoded(NamedTuple):
+    """A decoded image, and where in the original, when that stands upright, it was taken from."""
+
+    pixels: Float  # [channels, size, size] in [-1, 1]
+    place: Place
+
+
+def decode_placed(
+    image: Path | Pixels, *, size: int, channels: int, fit: str = "stretch", brightness: str = "keep"
+) -> Decoded:
+    """``decode`` that also says where in the original the square lies; the same arguments and errors."""
+    with ExitStack() as held:
+        unit = _read_unit(image, held) if isinstance(image, Path) else _unit(image, "the array")
+        place = place_in_square(unit, size, fit)
+        return Decoded(_finish(place.take(_planes(unit))[None], channels, brightness)[0], place)
+
+
+def decode_stack(images: Pixels, *, size: int, channels: int, fit: str = "stretch", brightness: str = "keep") -> Float:
+    """``decode`` for images of one shape, [N, H, W] or [N, H, W, C] -> float32 [N, channels, size, size].
+
+    The result equals that of ``decode`` bit for bit.
+    """
+    per_image = images if images.ndim == 4 else images[..., None]
+    unit = _unit(per_image, "the array")
+    if len(unit) == 0:
+        return np.empty((0, channels, size, size), dtype=np.float32)
+    if fit == "align":  # each has a place of its own
+        placed = np.stack([place_in_square(image, size, fit).take(_planes(image)) for image in unit])
+    else:
+        planes = _planes(unit)
+        placed = place_in_square(unit[0], size, fit).take(planes.reshape(-1, *planes.shape[2:]))
+    return _finish(placed.reshape(len(unit), -1, size, size), channels, brightness)
+
+
+def read_upright(path: Path, longest: int) -> NDArray[np.uint8]:
+    """The pixels of a file for the eye: uint8 H x W x 3, upright, made smaller where a side is longer than ``longest``.
+
+    Raises:
+        InputError: as :func:`decode`.
+    """
+    with ExitStack() as held:
+        unit = _read_unit(path, held)
+        unit *= 255
+        pixels = np.rint(unit, out=unit).astype(np.uint8)
+        original = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+        shrink = min(1.0, longest / max(original.size))
+        size = (max(1, round(original.width * shrink)), max(1, round(original.height * shrink)))
+        shown = np.asarray(original.resize(size))
+        return np.broadcast_to(shown.reshape(*shown.shape[:2], -1), (*shown.shape[:2], 3))
+
+
+def decode_mask(path: Path, image: Path | Pixels, *, size: int, fit: str = "stretch") -> NDArray[np.bool_]:
+    """Read a ground-truth mask: bool [size, size], True where any channel is not zero; nearest neighbour.
+
+    It goes through the geometry of ``decode``, so that mask and image stay aligned.
+
+    Args:
+        path: the mask's file.
+        image: what it marks, which alone says how ``align`` turns the two; looked at for nothing else.
+
+    Raises:
+        InputError: as :func:`decode`, or ``align`` and the two are not of one size.
+    """
+    with ExitStack() as held:
+        anomalous: NDArray[np.bool_] = np.any(_read_unit(path, held) > 0, axis=-1)
+        if fit != "align":
+            return place_in_square(anomalous[..., None], size, fit).take_mask(anomalous)
+        marked = _read_unit(image, held) if isinstance(image, Path) else _unit(image, "the array")
+        if marked.shape[:2] != anomalous.shape:
+            raise InputError(
+                f"{printable(path)} is {anomalous.shape[1]} x {anomalous.shape[0]} pixels, its image "
+                f"{marked.shape[1]} x {marked.shape[0]}: to be turned with it, it has to be as large"
+            )
+        return place_in_square(marked, size, fit).take_mask(anomalous)
+
+
+def count_channels(samples: Sequence[Sample], most: int = 200) -> int:
+    """3 where any sample is in colour, else 1. Reads headers only, of at most ``most`` files spread over the samples.
+
+    A file that cannot be opened is passed over here; ``ImageDataset.verify`` names it.
+    """
+    step = max(1, -(-len(samples) // most))
+    return 3 if any(_is_colour(sample.image) for sample in samples[::step]) else 1
+
+
+def _is_colour(image: Path | Pixels) -> bool:
+    if not isinstance(image, Path):
+        return image.ndim == 3 and image.shape[2] >= 3
+    try:
+        with open_image(image) as opened:
+            if opened.mode in ("P", "PA"):
+                palette = np.asarray(opened.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)
+                return bool((palette != palette[:, :1]).any())
+            return not (opened.mode in ("1", "L", "LA", "La", "F") or opened.mode.startswith("I"))
+    except Exception:  # as in _read: a damaged file makes Pillow raise anything
+        return False
+
+
+def _planes(unit: Float) -> Float:
+    """[..., H, W, C] -> [..., C, H, W], a view."""
+    return np.moveaxis(unit, -1, -3)
+
+
+def _finish(result: Float, channels: int, brightness: str) -> Float:
+    """[N, 1 or 3, size, size] in [0, 1] -> [N, channels, size, size] in [-1, 1]."""
+    if channels not in (1, 3):
+        raise InputError(f"images have 1 or 3 channels, not {channels}")
+    if channels < result.shape[1]:
+        # In float64, so that white stays 1 and grey stored as colour comes back unchanged.
+        red, green, blue = np.split(result.astype(np.float64), 3, axis=1)
+        result = (0.299 * red + 0.587 * green + 0.114 * blue).astype(np.float32)
+    result = result * 2 - 1
+    if brightness == "level":
+        result = levelled(result)
+    elif brightness != "keep":
+        raise InputError(f"no brightness called {brightness!r}; there are keep, level")
+    return np.repeat(result, 3, axis=1) if result.shape[1] < channels else result
+
+
+def levelled(images: Float) -> Float:
+    """[N, C, H, W] in [-1, 1] -> mean 0 and deviation 1/``SPREAD`` over each image, cut at -1 and 1."""
+    flat = images.reshape(len(images), -1).astype(np.float64)
+    flat -= flat.mean(axis=1, keepdims=True)
+    deviation = np.maximum(flat.std(axis=1, keepdims=True), FLAT)
+    return np.clip(flat / (SPREAD * deviation), -1, 1).astype(np.float32).reshape(images.shape)
+
+
+def _unit(pixels: Pixels, what: str) -> Float:
+    """[..., H, W, C] or H x W pixels of any supported type -> float32 [..., H, W, 1 or 3] in [0, 1]."""
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim < 3 or not 1 <= pixels.shape[-1] <= 4 or 0 in pixels.shape[-3:-1]:
+        raise InputError(f"{what} has shape {pixels.shape}; an image is H x W or H x W x C with 1 to 4 channels")
+    if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2:
+        unit = pixels.astype(np.float32)
+        unit /= np.iinfo(pixels.dtype).max
+    elif pixels.dtype.kind == "b":
+        unit = pixels.astype(np.float32)
+    elif pixels.dtype.kind == "f":
+        # The comparison is false for NaN too.
+        if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 1):
+            raise InputError(
+                f"{what} has float pixels from {pixels.min():g} to {pixels.max():g}; they have to lie in [0, 1], "
+                "without NaN or infinity: rescale and save again"
+            )
+        unit = pixels.astype(np.float32)
+    else:
+        raise InputError(f"{what} has {pixels.dtype} pixels; use uint8, uint16, or float in [0, 1]")
+    if unit.shape[-1] in (2, 4):
+        alpha = unit[..., -1:]
+        unit = unit[..., :-1]
+        unit *= alpha
+    return unit
+
+
+def _read_unit(path: Path, held: ExitStack) -> Float:
+    return _unit(_read(path, held), printable(path))
+
+
+def _read(path: Path, held: ExitStack) -> Pixels:
+    """The pixels of a file as the decoder gives them, upright: H x W or H x W x C.
+
+    Args:
+        path: the file.
+        held: keeps the room that the image takes, until its pixels are needed no more.
+    """
+    try:
+        with open_image(path) as opened:
+            held.enter_context(room(opened.width * opened.height))
+            return pixels_of(opened, printable(path))
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        raise InputError(f"{printable(path)} is no image of a kind that is read here ({', '.join(FORMATS)})") from None
+    except Exception as error:  # on damaged bytes Pillow's decoders raise anything, from OSError to struct.error
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        raise InputError(f"cannot read {printable(path)}: {reason}") from None
+
+
+def pixels_of(opened: Image.Image, what: str = "the image") -> Pixels:
+    """The pixels of a Pillow image, upright: H x W or H x W x C.
+
+    Raises:
+        InputError: integer pixels past 65535; damaged bytes behind a lazily loaded one raise what Pillow raises.
+    """
+    opened.load()
+    upright = _UPRIGHT.get(opened.getexif().get(0x0112, 1))
+    pixels = _pixels(opened, what)
+    return upright(pixels) if upright else pixels
+
+
+def _pixels(opened: Image.Image, what: str) -> Pixels:
+    """The pixels of a loaded image: uint8, uint16, bool or float."""
+    mode = opened.mode
+    if mode == "I":
+        wide = np.asarray(opened)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise InputError(
+                f"{what} has integer pixels from {wide.min()} to {wide.max()}; they have to lie in 0..65535: "
+                "save it as 16-bit, or as float in [0, 1]"
+            )
+        return wide.astype(np.uint16)
+    if mode.startswith("I;16"):
+        return np.asarray(opened).astype(np.uint16)  # native byte order
+    if mode == "F":
+        return np.asarray(opened)
+    if opened.has_transparency_data:
+        wanted = "LA" if mode in ("L", "LA") else "RGBA"
+        return np.asarray(opened if mode == wanted else opened.convert(wanted))
+    if mode in ("1", "L", "RGB"):
+        return np.asarray(opened)
+    return np.asarray(opened.convert("RGB"))
+
+
+# How to turn each EXIF orientation upright. On arrays, because Pillow does not turn every 16-bit mode.
+_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels.swapaxes(0, 1)[:, ::-1],
+    7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
+}

@@ -1,0 +1,1 @@
+"""Data sets by name, folders and lists: which image is what."""

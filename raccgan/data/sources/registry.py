@@ -1,0 +1,80 @@
+"""The sources by name. To add one: a module with a function from a folder to a ``Source``, and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from raccgan.data.samples import Source, printable
+from raccgan.data.sources.chest_xray import load_chest_xray
+from raccgan.data.sources.csv_list import load_csv
+from raccgan.data.sources.digits import load_digits_source
+from raccgan.data.sources.folder import load_folder
+from raccgan.data.sources.mnist import load_fashion_mnist, load_mnist
+from raccgan.data.sources.mvtec import load_mvtec
+from raccgan.data.splits import closest
+from raccgan.errors import InputError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a source is loaded, from the data root and the category, and what it is, in a line."""
+
+    load: Callable[[Path, str | None], Source]
+    help: str
+
+
+def without_categories(load: Callable[[Path], Source]) -> Callable[[Path, str | None], Source]:
+    """The loader of a source without categories."""
+
+    def loader(root: Path, category: str | None) -> Source:
+        if category is not None:
+            raise InputError(f"this dataset has no categories, so {category!r} names nothing: leave --category out")
+        return load(root)
+
+    return loader
+
+
+SOURCES: dict[str, Entry] = {
+    "digits": Entry(
+        without_categories(load_digits_source), "8x8 digits that come with scikit-learn; nothing to download"
+    ),
+    "mnist": Entry(without_categories(load_mnist), "MNIST in ROOT/MNIST/raw, downloaded where absent"),
+    "fashion-mnist": Entry(
+        without_categories(load_fashion_mnist), "Fashion-MNIST in ROOT/FashionMNIST/raw, downloaded where absent"
+    ),
+    "mvtec": Entry(load_mvtec, "MVTec AD in ROOT/mvtec/<category>; needs a category where there are several"),
+    "chest-xray": Entry(
+        without_categories(load_chest_xray), "Kermany chest X-rays in ROOT/chest_xray/{train,test}/<class>"
+    ),
+    "folder": Entry(
+        load_folder, "ROOT itself: {train,test}/<class>, or one folder a class, such as normal and abnormal"
+    ),
+    "csv": Entry(
+        without_categories(load_csv), "ROOT is a .csv file with columns path, label, split and, optional, mask"
+    ),
+}
+
+
+def load_source(dataset: str, root: Path, *, category: str | None = None, problems: list[str] | None = None) -> Source:
+    """Load a source by name, or from a path.
+
+    Args:
+        dataset: a name in ``SOURCES``; or a folder or .csv file, which ``root`` has nothing to do with. A folder that
+            is called like a source is meant by ``./name``.
+        root: the data root, for sources by name.
+        category: which category, for a source that has several.
+        problems: where given, a line of a .csv file that cannot be used adds a line here, and the others go on.
+
+    Raises:
+        InputError: no such name or path, or what the source's loader says.
+    """
+    if dataset in SOURCES:
+        return SOURCES[dataset].load(root, category)
+    path = Path(dataset)
+    if path.is_dir():
+        return load_folder(path, category)
+    if path.suffix.lower() == ".csv":
+        return without_categories(lambda root: load_csv(root, problems))(path, category)
+    raise InputError(f"no dataset, folder or .csv file {printable(path)!r}{closest(dataset, list(SOURCES), 'names')}")

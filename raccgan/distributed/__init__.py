@@ -1,0 +1,1 @@
+"""Several processes, one training: ranks, sums over them, and their heartbeat."""

@@ -1,0 +1,1 @@
+"""Metrics, controls and the evaluation of a trained run on its test images."""

@@ -1,0 +1,1 @@
+"""Tables of experiments: several data sets, classes and seeds, resumable."""

@@ -1,0 +1,169 @@
+"""``python -m raccgan.experiment``: a table of runs, a row at a time, that several machines may share."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raccgan.cli import options
+from raccgan.errors import InputError
+from raccgan.experiment.tables import DEFAULT, SEEDS, TABLES, VARIANTS, Row, rows
+from raccgan.outputs.terminal import say
+
+if TYPE_CHECKING:
+    import torch
+
+    from raccgan.experiment.results import Result, Results
+
+EXAMPLES = f"""\
+  python -m raccgan.experiment digits
+      ten digits, each normal once, three seeds: thirty runs of a few minutes; Ctrl-C, and the same command goes on
+  python -m raccgan.experiment mnist --normal 3,5 --seeds 0 --limit 1
+      one run, and no more
+  python -m raccgan.experiment mnist --variants default,no-attention,dense-convolution
+      ablations: one change at a time
+  python -m raccgan.experiment mnist --list
+      which rows there are, and which are done
+  python -m raccgan.experiment mnist --summary
+      means and deviations beside the controls and what others published; and the picture
+  torchrun --standalone --nproc-per-node gpu -m raccgan.experiment mnist
+      the same rows, each on one GPU of this machine
+
+tables:    {", ".join(TABLES)}
+variants:  {", ".join(VARIANTS)}
+
+Results are lines of OUT/results.csv; another machine continues with a copy of that file. A row is run again only where
+a setting that it depends on has changed. The run's folder is removed when its line is there, unless --keep is given.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    given = _parser().parse_args(arguments)
+    settings = options.settings_of(given, but=("normal", "seed"))
+    variants = _names(given.variants) if given.variants else [DEFAULT]
+    wanted = rows(
+        given.table, variants=variants, normal=_names(given.normal), seeds=_seeds(given.seeds), settings=settings
+    )
+    device = options.pick_device(given.device)
+
+    from raccgan.distributed import ranks
+    from raccgan.experiment.results import Results
+    from raccgan.outputs.files import prepare_out
+
+    out = given.out or Path("runs") / "experiments" / given.table
+    results = Results(out / "results.csv")
+    if given.list:
+        return _list(wanted, results)
+    if given.summary:
+        return _summarise(given.table, variants if given.variants else list(VARIANTS), wanted, settings, out, results)
+    prepare_out(out)
+    options.require_kernels(wanted[0].config.kernels, device)
+    place = ranks.place_in()  # ranks deal out the rows, and need nothing else of one another
+    wanted = wanted[place.rank :: place.world]
+    done = results.of(wanted)
+    left = [row for row in wanted if row not in done]
+    now = left if given.limit is None else left[: given.limit]
+    say(f"{given.table}: {len(done)} of {len(wanted)} rows are done, {len(now)} to run now; results in {results.path}")
+    for number, row in enumerate(now, 1):
+        _run(row, number, len(now), out, device, given, results)
+    return 0
+
+
+def _run(
+    row: Row, number: int, total: int, out: Path, device: torch.device, given: argparse.Namespace, results: Results
+) -> None:
+    """Run one row, and write its line before its folder goes."""
+    from raccgan.experiment.execute import execute
+    from raccgan.outputs.files import own_folder
+
+    say(f"row {number} of {total}: {row.variant}, normal {row.normal}, seed {row.seed}")
+    with own_folder(out / row.folder) as folder:
+        try:
+            result = execute(row, folder, device, given.data_root)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped in row {number} of {total}; the same command goes on there") from None
+        results.add(result)
+    if not given.keep:
+        shutil.rmtree(folder)
+    beside = f"autoencoder {result['autoencoder']}, nearest neighbour {result['nearest_neighbour']}"
+    print(f"{row.variant}, normal {row.normal}, seed {row.seed}: AUROC {result['auroc']} ({beside})", flush=True)
+
+
+def _list(wanted: Sequence[Row], results: Results) -> int:
+    done = results.of(wanted)
+    for row in wanted:
+        state = f"AUROC {done[row]['auroc']}" if row in done else "to run"
+        print(f"{row.variant:24} normal {row.normal:12} seed {row.seed:<3} {state}")
+    print(f"{len(done)} of {len(wanted)} rows are done")
+    return 0
+
+
+def _summarise(
+    name: str,
+    variants: Sequence[str],
+    wanted: Sequence[Row],
+    settings: Mapping[str, object],
+    out: Path,
+    results: Results,
+) -> int:
+    from raccgan.experiment.results import draw, summary
+
+    normal, seeds = list({row.normal: None for row in wanted}), sorted({row.seed for row in wanted})
+    by_variant: dict[str, Mapping[Row, Result]] = {}
+    for variant in variants:
+        found = results.of(rows(name, variants=[variant], normal=normal, seeds=seeds, settings=settings))
+        if found or variant == DEFAULT:
+            by_variant[variant] = found
+    print(summary(name, TABLES[name], by_variant))
+    if any(by_variant.values()):
+        draw(out / "summary.png", name, TABLES[name], by_variant)
+        say(f"the picture is {out / 'summary.png'}")
+    stale = len(results.read()) - sum(map(len, by_variant.values()))
+    if stale:
+        say(f"{stale} lines of {results.path} are of other settings, classes, seeds or variants, and not shown")
+    return 0
+
+
+def _parser() -> options.Parser:
+    parser = options.Parser(
+        "Train and test one model a row: every normal class, every seed, every variant of a table.",
+        EXAMPLES,
+        prog="python -m raccgan.experiment",
+        usage="python -m raccgan.experiment TABLE [option ...]",
+    )
+    parser.add_argument("table", metavar="TABLE", help=", ".join(TABLES))
+    which = parser.add_argument_group("which rows")
+    which.add_argument("--variants", default="", metavar="NAMES", help="comma-separated (default: default)")
+    which.add_argument("--normal", default="", metavar="NAMES", help="only these normal classes (default: all)")
+    which.add_argument(
+        "--seeds", default=",".join(map(str, SEEDS)), metavar="N,N", help="comma-separated (default: 0,1,2)"
+    )
+    which.add_argument("--limit", type=int, metavar="N", help="run N rows and stop")
+    parser.add_argument("--list", action="store_true", help="show the rows and stop")
+    parser.add_argument("--summary", action="store_true", help="show what is known and stop")
+    parser.add_argument("--keep", action="store_true", help="keep the folder of each run")
+    options.add_places(parser, out="")
+    options.add_settings(parser, _SETTINGS)
+    return parser
+
+
+_SETTINGS = (
+    "fit", "brightness", "image_size", "base_width", "multipliers", "gan_steps", "batch_size", "critic_steps",
+    "penalty", "generator_lr", "discriminator_lr", "ema", "encoder_steps", "encoder_lr", "generator_tuning", "kappa",
+    "score", "control_steps", "score_batch", "kernels", "precision", "threads", "checkpoint_every",
+)  # fmt: skip
+"""Settings that may replace the table's own; such rows are others than the table's."""
+
+
+def _names(given: str) -> list[str]:
+    return [name.strip() for name in given.split(",") if name.strip()]
+
+
+def _seeds(given: str) -> list[int]:
+    names = _names(given)
+    if not names or not all(name.isdecimal() for name in names):
+        raise InputError(f"--seeds {given!r} are not numbers such as 0,1,2")
+    return [int(name) for name in names]

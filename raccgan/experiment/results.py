@@ -1,0 +1,205 @@
+"""The rows that were run, in a CSV that any machine may continue; their means and deviations, as text and picture.
+
+A row counts for the settings that it was made with alone: where a table's settings have changed since, its digest is
+another one, and the row is to be run again.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import NamedTuple
+
+from raccgan.config import SCORES
+from raccgan.errors import InputError
+from raccgan.experiment.tables import Row, Table
+from raccgan.outputs import pictures
+from raccgan.outputs.files import write_csv
+
+Result = dict[str, str]
+"""One line of the CSV, by column; an empty figure is one that the data do not define."""
+
+CONTROLS = ("autoencoder", "nearest_neighbour")
+
+
+def pixel_column(name: str) -> str:
+    """The column of a control's pixel AUROC."""
+    return f"pixel_{name}"
+
+
+def score_column(name: str) -> str:
+    """The column of a kind of score's AUROC on the test images."""
+    return f"auroc_{name}"
+
+
+def choice_column(name: str) -> str:
+    """The column of its AUROC on the training part: held-out normal images against those of all other classes."""
+    return f"choice_{name}"
+
+
+KEY = ("variant", "normal", "seed", "digest")
+HEADER = (
+    *KEY, "auroc", "pixel_auroc", *CONTROLS, *map(pixel_column, CONTROLS),
+    *map(score_column, SCORES), *map(choice_column, SCORES),
+    "train_seconds", "score_seconds_per_1000", "steps", "kernels", "threads", "machine", "torch",
+)  # fmt: skip
+
+_YOUNGER = (score_column("defects"), choice_column("defects"))
+"""Columns that older tables lack; a figure is empty there."""
+
+
+class Results:
+    """The CSV at ``path``; it need not be there yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> list[Result]:
+        """Every line.
+
+        Raises:
+            InputError: it is not such a table.
+        """
+        if not self.path.exists():
+            return []
+        try:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file, strict=True)
+                lines = list(reader)
+        except (OSError, ValueError, csv.Error) as error:
+            raise InputError(f"cannot read {self.path}: {error}") from None
+        missing = [name for name in HEADER if name not in _YOUNGER and name not in (reader.fieldnames or ())]
+        if missing or any(None in line or None in line.values() for line in lines):
+            what = f"it has no column {missing[0]!r}" if missing else "a line is longer or shorter than the first"
+            raise InputError(f"{self.path} is no table of results: {what}; name another --out, or mend it")
+        return [dict.fromkeys(_YOUNGER, "") | line for line in lines]
+
+    def of(self, rows: Sequence[Row]) -> dict[Row, Result]:
+        """What is known about these rows, the later line where there are two."""
+        by_key = {tuple(line[name] for name in KEY): line for line in self.read()}
+        return {row: by_key[row.key] for row in rows if row.key in by_key}
+
+    def add(self, result: Result) -> None:
+        """Add one line. Several processes may add to one file."""
+        with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lines = [*self.read(), result]
+            write_csv(self.path, HEADER, [[line[name] for name in HEADER] for line in lines])
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A figure over classes and seeds: the mean over the classes of each seed, then mean and deviation over seeds."""
+
+    mean: float
+    deviation: float | None  # None for one seed
+    seeds: int
+    classes: int  # that every seed has
+    of: int  # classes of the table
+
+    def __str__(self) -> str:
+        around = "" if self.deviation is None else f" ± {self.deviation:.3f}"
+        return f"{self.mean:.3f}{around}"
+
+    @property
+    def extent(self) -> str:
+        missing = "" if self.classes == self.of else f" of {self.of}"
+        classes, seeds = "class" if self.of == 1 else "classes", "seed" if self.seeds == 1 else "seeds"
+        return f"{self.classes}{missing} {classes}, {self.seeds} {seeds}"
+
+
+def mean_of(results: Mapping[Row, Result], column: str, of: int) -> Mean | None:
+    """The mean of a column over the classes that every seed has; None where nothing is known."""
+    known = {(row.seed, row.normal): float(line[column]) for row, line in results.items() if line[column]}
+    seeds = sorted({seed for seed, _ in known})
+    classes = [name for name in {name for _, name in known} if all((seed, name) in known for seed in seeds)]
+    if not classes:
+        return None
+    means = [mean(known[seed, name] for name in classes) for seed in seeds]
+    return Mean(mean(means), stdev(means) if len(means) > 1 else None, len(seeds), len(classes), of)
+
+
+def summary(name: str, table: Table, by_variant: Mapping[str, Mapping[Row, Result]]) -> str:
+    """Everything that is known about a table, for a terminal and for a page.
+
+    The controls are those of the first variant: they do not depend on it.
+    """
+    lines = [f"{name}: image AUROC, mean over classes, ± deviation over seeds", ""]
+    lines += [f"| {'variant':24} | {'AUROC':15} | {'pixel AUROC':15} | {'over':24} | training, s |"]
+    lines += [f"|{'-' * 26}|{'-' * 17}|{'-' * 17}|{'-' * 26}|{'-' * 13}|"]
+    for variant, results in by_variant.items():
+        found = mean_of(results, "auroc", len(table.normal))
+        if found is None:
+            lines += [f"| {variant:24} | not run yet     | {'':15} | {'':24} | {'':11} |"]
+            continue
+        pixel = mean_of(results, "pixel_auroc", len(table.normal))
+        seconds = mean(float(line["train_seconds"]) for line in results.values())
+        shown = "" if pixel is None else str(pixel)
+        lines += [f"| {variant:24} | {found!s:15} | {shown:15} | {found.extent:24} | {seconds:11.0f} |"]
+    beside = _beside(table, by_variant)
+    lines += [f"| {b.name:24} | {b.shown:15} | {b.pixel:15} | {b.source:24} | {'':11} |" for b in beside]
+    variant, first = _first(by_variant)
+    if first:
+        lines += ["", f"| --score, {variant:15} | tested          | on the training part, to choose by |"]
+        lines += [f"|{'-' * 26}|{'-' * 17}|{'-' * 36}|"]
+        for name in SCORES:
+            means = (mean_of(first, column(name), len(table.normal)) for column in (score_column, choice_column))
+            tested, choice = ("" if m is None else str(m) for m in means)
+            lines += [f"| {name:24} | {tested:15} | {choice:34} |"]
+    lines += _losing(first)
+    if table.note:
+        lines += ["", f"note: {table.note}"]
+    return "\n".join(lines)
+
+
+def draw(path: Path, name: str, table: Table, by_variant: Mapping[str, Mapping[Row, Result]]) -> None:
+    """The same as a picture: one dot a variant with its deviation, controls and published figures as lines."""
+    dots = {v: m for v, results in by_variant.items() if (m := mean_of(results, "auroc", len(table.normal)))}
+    beside = {b.name: b.auroc for b in _beside(table, by_variant)}
+    pictures.comparison(
+        path,
+        {label: (m.mean, m.deviation or 0.0) for label, m in dots.items()},
+        beside,
+        title=f"{name}: image AUROC, mean over classes",
+    )
+
+
+def _first(by_variant: Mapping[str, Mapping[Row, Result]]) -> tuple[str, Mapping[Row, Result]]:
+    """The first variant of which something is known, and that; nothing where there is none."""
+    return next(((variant, results) for variant, results in by_variant.items() if results), ("", {}))
+
+
+class _Beside(NamedTuple):
+    """A figure that ours is compared with."""
+
+    name: str
+    auroc: float
+    shown: str  # the same as text
+    pixel: str
+    source: str
+
+
+def _beside(table: Table, by_variant: Mapping[str, Mapping[Row, Result]]) -> list[_Beside]:
+    """The controls, and what others published."""
+    _, first = _first(by_variant)
+    beside = []
+    for name in CONTROLS:
+        image, pixel = (mean_of(first, column, len(table.normal)) for column in (name, pixel_column(name)))
+        if image is not None:
+            shown = "" if pixel is None else str(pixel)
+            beside.append(_Beside(name.replace("_", " "), image.mean, str(image), shown, "control, same split"))
+    return beside + [_Beside(p.name, p.auroc, f"{p.auroc:.3f}", "", p.source) for p in table.published]
+
+
+def _losing(results: Mapping[Row, Result]) -> list[str]:
+    """A row that a plain control beats says so."""
+    lost = [
+        f"  {row.normal}, seed {row.seed}: {line['auroc']} against {max(line[c] for c in CONTROLS)}"
+        for row, line in results.items()
+        if float(line["auroc"]) <= max(float(line[c]) for c in CONTROLS)
+    ]
+    return ["", "not above both controls:", *lost] if lost else []

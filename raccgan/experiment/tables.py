@@ -1,0 +1,207 @@
+"""Which runs belong to which table, and the published figures that stand beside it. Imports no torch.
+
+A row is one trained model: one variant of the table's configuration, one choice of normal classes, one seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raccgan.config import Config, make_config
+from raccgan.data.splits import closest
+from raccgan.errors import InputError
+
+SEEDS = (0, 1, 2)
+
+DEFAULT = "default"
+
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    DEFAULT: {},
+    # Where attention stands.
+    "no-attention": {"attention_generator": "none"},
+    "attention-everywhere": {
+        "attention_generator": "all",
+        "attention_discriminator": "all",
+        "attention_encoder": "all",
+    },
+    # What the blocks convolve with.
+    "dense-convolution": {"convolution": "dense"},
+    # How the class enters the encoder, and what leaves it.
+    "scalar-encoder": {"encoder_conditioning": "scalar"},
+    "tanh-latent": {"encoder_latent": "tanh"},
+    "authors-encoder": {"encoder_conditioning": "scalar", "encoder_latent": "tanh"},
+    # The feature term, which the encoder's loss and the score have in common.
+    "no-feature-term": {"kappa": 0.0},
+    "kappa-0.1": {"kappa": 0.1},
+    "kappa-10": {"kappa": 10.0},
+    # Whether the generator learns beside the encoder: the one is what every table but screw's is, the other screw's.
+    "frozen-generator": {"generator_tuning": 0.0},
+    "tuned-generator": {"generator_tuning": 1.0},
+    # The generator's moving average.
+    "no-average": {"ema": 0.0},
+}
+"""One change at a time to a table's configuration."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure from elsewhere: image AUROC, mean over the same classes."""
+
+    name: str
+    auroc: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A benchmark: its configuration, and the normal classes of each of its rows."""
+
+    preset: str
+    settings: Mapping[str, Any]
+    normal: Sequence[str]  # one entry a row, as --normal takes it
+    published: Sequence[Published] = ()
+    note: str = ""  # what to know before trusting a number
+
+
+_SMALL = {"image_size": 16, "protocol": "one-vs-rest"}
+_LARGER = {
+    "image_size": 64,
+    "base_width": 16,
+    "multipliers": "4,4,2,2,1",
+    "batch_size": 16,
+    "gan_steps": 2000,
+    "encoder_steps": 2000,
+    "protocol": "folder",
+}
+_DIGITS = tuple(str(digit) for digit in range(10))
+_GARMENTS = (
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot",
+)  # fmt: skip
+
+TABLES: Mapping[str, Table] = {
+    "digits": Table("digits", {"protocol": "one-vs-rest"}, _DIGITS),
+    "mnist": Table(
+        "mnist-small",
+        _SMALL,
+        _DIGITS,
+        (
+            Published("AnoGAN", 0.937, "Schlegl et al., IPMI 2017"),
+            Published("OCGAN", 0.975, "Perera et al., CVPR 2019"),
+            Published("GeoTrans", 0.980, "Golan, El-Yaniv, NeurIPS 2018"),
+            Published("ARNet", 0.983, "Fei et al., 2020"),
+        ),
+    ),
+    "fashion-mnist": Table(
+        "mnist-small",
+        {**_SMALL, "dataset": "fashion-mnist", "score": "all"},
+        _GARMENTS,
+        (
+            Published("OCGAN", 0.92, "Perera et al., CVPR 2019"),
+            Published("GeoTrans", 0.935, "Golan, El-Yaniv, NeurIPS 2018"),
+            Published("ARNet", 0.938, "Fei et al., 2020"),
+            Published("ESAD", 0.940, "Huang et al., 2020"),
+        ),
+    ),
+    "chest-xray": Table(
+        "mnist-small",
+        {**_LARGER, "dataset": "chest-xray", "score": "texture"},
+        ("NORMAL",),
+        (
+            Published("f-AnoGAN", 0.75, "as compared with in SQUID, Xiang et al., CVPR 2023"),
+            Published("GANomaly", 0.78, "as compared with in SQUID, Xiang et al., CVPR 2023"),
+            Published("SQUID", 0.88, "Xiang et al., CVPR 2023"),
+        ),
+    ),
+    "screw": Table(
+        "parts",
+        {"dataset": "mvtec", "category": "screw", "channels": 1, "protocol": "folder"},
+        ("good",),
+        note="screws turned upright, brightness levelled: in some copies of this data it alone tells good from defect",
+    ),
+}
+"""Sized for a CPU, an hour or less a row. On a GPU the published widths are given as settings."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a table."""
+
+    table: str
+    variant: str
+    normal: str
+    seed: int
+    config: Config
+
+    @property
+    def digest(self) -> str:
+        """Eight digits that change with every setting that a result depends on, and with no other."""
+        known = self.config.to_dict().items()
+        settings = {name: value for name, value in known if name not in _HOW and _LATER.get(name) != value}
+        return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What makes the row's result that row's: variant, normal classes, seed, digest."""
+        return self.variant, self.normal, str(self.seed), self.digest
+
+    @property
+    def folder(self) -> str:
+        """A name for the folder that it runs in."""
+        plain = "".join(c if c.isalnum() or c in "-." else "_" for c in self.normal)
+        return f"{self.variant}-{plain}-{self.seed}-{self.digest}"
+
+
+_HOW = ("kernels", "threads", "score_batch", "checkpoint_every", "rank_timeout")
+"""Settings that change how a result is computed, not what it is."""
+
+_LATER: Mapping[str, Any] = {"generator_tuning": 0.0}
+"""Settings that are younger than published rows, at the value that those had without them."""
+
+
+def rows(
+    name: str,
+    *,
+    variants: Sequence[str] = (DEFAULT,),
+    normal: Sequence[str] = (),
+    seeds: Sequence[int] = SEEDS,
+    settings: Mapping[str, Any] | None = None,
+) -> list[Row]:
+    """The rows of a table, seed by seed, so that every class is there once before one is there twice.
+
+    Args:
+        normal: only these normal classes of the table; empty for all.
+        settings: instead of the table's own.
+
+    Raises:
+        InputError: no such table, variant or class, or settings that make no configuration.
+    """
+    table = TABLES.get(name)
+    if table is None:
+        raise InputError(f"no experiment called {name!r}{closest(name, TABLES, 'experiments')}")
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise InputError(f"no variant called {variant!r}{closest(variant, VARIANTS, 'variants')}")
+    for wanted in normal:
+        if wanted not in table.normal:
+            raise InputError(f"{name} has no row for {wanted!r}{closest(wanted, table.normal)}")
+    return list(_rows(name, table, variants, normal or table.normal, seeds, dict(settings or {})))
+
+
+def _rows(
+    name: str,
+    table: Table,
+    variants: Sequence[str],
+    normal: Sequence[str],
+    seeds: Sequence[int],
+    settings: dict[str, Any],
+) -> Iterator[Row]:
+    for seed in seeds:
+        for variant in variants:
+            for wanted in normal:
+                own = {"normal": wanted, "seed": seed}
+                config = make_config(table.preset, {**table.settings, **settings, **VARIANTS[variant], **own})
+                yield Row(name, variant, wanted, seed, config)

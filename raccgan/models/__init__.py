@@ -1,0 +1,1 @@
+"""The networks, what they compute at inference, and the file that keeps them."""

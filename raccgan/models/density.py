@@ -1,0 +1,195 @@
+"""How far an image is from the normal images of a class, in what the trained networks make of it.
+
+Three Gaussians are fitted to the normal training images of each class y, and a squared Mahalanobis distance from each
+is a term of the score, over the number of coordinates: about 1 for a normal image.
+
+- The **descriptor** h(x, y) is the latent beside the mean activation of every channel after each block of the encoder
+  (:meth:`raccgan.models.encoder.Encoder.describe`). Lee et al. (2018) judge a classifier's features so; here nothing
+  but normal images was ever seen.
+- The **texture** t(x, y) is, for each of 4 x 4 regions, the logarithm of the mean squared error of the reconstruction
+  and that of the image's own contrast, which the instance norms of the encoder take out of the descriptor. The two
+  together, because an error is large where there is much to reconstruct; and a lung behind haze, in which little is
+  left to reconstruct, is no normal one either.
+- The **defects** w(x, y) are the same with the largest value of the smoothed error map in each region instead of the
+  mean error, which would bury a defect of a few pixels.
+
+Coordinates are standardised and their covariance shrunk towards the identity by the amount of Ledoit and Wolf (2004),
+so that a class may have fewer images than there are coordinates. Of the eigenvectors the ``RANK`` largest are kept, all
+others share one variance (probabilistic PCA, Tipping and Bishop, 1999).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raccgan.models.maps import smoothed
+
+RANK = 256
+"""Most eigenvectors that are kept: all of them for 16 px in the presets; at the published 128 px, 4.6 MB a class."""
+
+NARROWEST = 0.01
+"""Smallest deviation of a coordinate, in units of all coordinates' root mean square: one that never moved in training,
+such as a channel that is always 0, would else decide alone."""
+
+REGIONS = 4
+"""Regions on each side of an image, as many as the smallest feature maps have pixels."""
+
+VISIBLE = 1e-4
+"""Added to a squared difference, of images in [-1, 1], before its logarithm: about one grey level of 256, squared."""
+
+TEXTURE = 2 * REGIONS**2
+"""Coordinates of the texture, and of the defects."""
+
+
+class Vectors(NamedTuple):
+    """What the Gaussians are over, of N images."""
+
+    descriptor: Tensor  # h [N, size]
+    texture: Tensor  # t [N, 32]
+    defects: Tensor  # w [N, 32]
+
+    @classmethod
+    def of(cls, h: Tensor, x: Tensor, map: Tensor) -> Vectors:
+        """Of descriptors h [N, size], images x [N, C, S, S] in [-1, 1] and their error maps [N, S, S]."""
+        side = x.shape[-1] // REGIONS
+        means = F.avg_pool2d(torch.stack([map, contrast(x)], dim=1), side)  # [N, 2, 4, 4]
+        largest = F.max_pool2d(smoothed(map)[:, None], side)
+        return cls(h, _logarithm(means), _logarithm(torch.cat([largest, means[:, 1:]], dim=1)))
+
+
+def _logarithm(regions: Tensor) -> Tensor:
+    """[N, 2, 4, 4] -> [N, 32]"""
+    return torch.log(regions.flatten(1) + VISIBLE)
+
+
+def contrast(x: Tensor) -> Tensor:
+    """[N, S, S] of images [N, C, S, S]: squared difference to the pixels below and to the right, mean over channels.
+
+    The last row and column have those of the row and column before them.
+    """
+    down, right = x[:, :, 1:, :-1] - x[:, :, :-1, :-1], x[:, :, :-1, 1:] - x[:, :, :-1, :-1]
+    inner = (down.square() + right.square()).mean(dim=1, keepdim=True)  # in three dimensions none may be 0
+    return F.pad(inner, (0, 1, 0, 1), mode="replicate")[:, 0]
+
+
+class Distances(NamedTuple):
+    """Squared Mahalanobis distances over the number of coordinates, [N] each."""
+
+    density: Tensor  # of the descriptor
+    texture_density: Tensor  # of the texture
+    defect_density: Tensor  # of the defects
+
+
+class Density(nn.Module):
+    """The Gaussians of each class, for descriptors of ``size`` coordinates. Its buffers are part of a checkpoint."""
+
+    def __init__(self, classes: int, size: int) -> None:
+        super().__init__()
+        self.descriptor = Gaussian(classes, size)
+        self.texture = Gaussian(classes, TEXTURE)
+        self.defects = Gaussian(classes, TEXTURE)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether every class has its Gaussians."""
+        return bool((self.descriptor.images > 0).all())
+
+    def forget(self) -> None:
+        """Be fitted to nothing: the networks that it was fitted behind have changed."""
+        for gaussian in self._gaussians:
+            gaussian.images.zero_()
+
+    def forward(self, vectors: Vectors, y: int) -> Distances:
+        """Distances of N images from the normal images of class y."""
+        return Distances(*(gaussian(v, y) for gaussian, v in zip(self._gaussians, vectors, strict=True)))
+
+    def under(self, vectors: Vectors, classes: Sequence[int]) -> Distances:
+        """Distances [N, K] from each of K classes, of N images' vectors [N, K, ...] under them."""
+        each = [self(Vectors(*(v[:, j] for v in vectors)), y) for j, y in enumerate(classes)]
+        return Distances(*(torch.stack(parts, dim=1) for parts in zip(*each, strict=True)))
+
+    def fit(self, vectors: Vectors, y: Tensor) -> None:
+        """Fit to images of the classes y [N] (int64).
+
+        Raises:
+            ValueError: a class has no image.
+        """
+        for gaussian, v in zip(self._gaussians, vectors, strict=True):
+            gaussian.fit(v, y)
+
+    @property
+    def _gaussians(self) -> tuple[Gaussian, Gaussian, Gaussian]:
+        return self.descriptor, self.texture, self.defects
+
+
+class Gaussian(nn.Module):
+    """One Gaussian a class over vectors of ``size`` coordinates."""
+
+    images: Tensor
+    mean: Tensor
+    deviation: Tensor
+    directions: Tensor
+    variances: Tensor
+    rest: Tensor
+
+    def __init__(self, classes: int, size: int) -> None:
+        super().__init__()
+        rank = min(RANK, size)
+        # torch.empty is what a loader counts before it fills a network from a file.
+        self.register_buffer("images", torch.empty(classes, dtype=torch.int64).zero_())  # that each was fitted to
+        self.register_buffer("mean", torch.empty(classes, size).zero_())
+        self.register_buffer("deviation", torch.empty(classes, size).fill_(1))
+        self.register_buffer("directions", torch.empty(classes, rank, size).zero_())  # of standardised coordinates
+        self.register_buffer("variances", torch.empty(classes, rank).fill_(1))  # along them
+        self.register_buffer("rest", torch.empty(classes).fill_(1))  # across all of them
+
+    def forward(self, v: Tensor, y: int) -> Tensor:
+        """Squared Mahalanobis distances [N] of vectors v [N, size] from class y, over ``size``."""
+        u = (v - self.mean[y]) / self.deviation[y]
+        along = u @ self.directions[y].T
+        across = u - along @ self.directions[y]
+        squared = (along.square() / self.variances[y]).sum(dim=1) + across.square().sum(dim=1) / self.rest[y]
+        return squared / v.shape[1]
+
+    @torch.no_grad()
+    def fit(self, v: Tensor, y: Tensor) -> None:
+        """Fit to vectors v [N, size] of the classes y [N] (int64).
+
+        Raises:
+            ValueError: a class has none.
+        """
+        for k in range(len(self.images)):
+            members = v[y == k].double().cpu().numpy()
+            if len(members) == 0:
+                raise ValueError(f"no image of class {k} to fit a Gaussian to")
+            fitted = (len(members), *_fitted(members, self.directions.shape[1]))
+            for buffer, value in zip(self.buffers(), fitted, strict=True):
+                buffer[k] = torch.as_tensor(value)
+
+
+Array = np.ndarray
+
+
+def _fitted(v: Array, rank: int) -> tuple[Array, Array, Array, Array, float]:
+    """Mean, deviation, directions, variances along and across them, of the rows of v [N, size]."""
+    from scipy.linalg import eigh
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
+    count, size = v.shape
+    mean, deviation = v.mean(axis=0), v.std(axis=0)
+    typical = float(np.sqrt(np.square(deviation).mean()))
+    deviation = np.maximum(deviation, NARROWEST * typical if typical > 0 else 1.0)
+    u = (v - mean) / deviation
+    # Two vectors are the same up to the sign here, from which the estimate takes that nothing is uncertain.
+    shrinkage = max(1 / count, float(ledoit_wolf_shrinkage(u, assume_centered=True)) if count > 1 else 1.0)
+    covariance = (1 - shrinkage) * (u.T @ u) / count + shrinkage * np.eye(size)
+    values, vectors = eigh(covariance, subset_by_index=(size - rank, size - 1))
+    left = size - rank
+    rest = (np.trace(covariance) - values.sum()) / left if left else 1.0
+    return mean, deviation, cast(Array, vectors.T), values, float(rest)

@@ -1,0 +1,113 @@
+"""The rows of a long run as they come, so that a stopped run continues where it was.
+
+A journal is a text file of JSON lines. The first line names the run: the checkpoint and every setting that a row
+depends on. Each further line holds the rows of one batch. A line that was cut off in the middle counts as not written.
+Whoever writes it has its folder to himself (:func:`raccgan.outputs.files.own_folder`), and removes it when the run is
+complete.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from raccgan.errors import InputError
+from raccgan.outputs.files import said
+
+Row = dict[str, Any]
+
+
+class Journal:
+    """Open, or continue, the journal at ``path``.
+
+    Args:
+        path: the file; its folder is there.
+        run: what the rows depend on. A journal of another run is never continued.
+        restart: throw away what is there.
+
+    Raises:
+        InputError: the journal is of another run, which is named by what differs; or it is damaged, or the machine
+            refuses to write it.
+    """
+
+    def __init__(self, path: Path, run: Mapping[str, Any], *, restart: bool = False) -> None:
+        self.path = path
+        self.rows: list[Row] = []
+        try:
+            # Unbuffered: what could not be written is not tried again when the file is closed.
+            self._file = path.open("ab+", buffering=0)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {said(error)}") from None
+        try:
+            self._read(dict(run), restart)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Write one batch; it is safe from everything but the machine's own failure when this returns."""
+        self._append(rows)
+        self.rows += rows
+
+    def remove(self) -> None:
+        """The run is complete."""
+        self.path.unlink()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _read(self, run: Row, restart: bool) -> None:
+        self._file.seek(0)
+        whole, end, _ = self._file.read().rpartition(b"\n")  # what follows the last line's end was cut off
+        if restart or not end:
+            self._file.truncate(0)
+            self._append(run)
+            return
+        try:
+            there, *batches = map(json.loads, whole.split(b"\n"))
+        except (ValueError, RecursionError):
+            raise self._damaged() from None
+        if not isinstance(there, dict) or not all(map(_is_batch, batches)):
+            raise self._damaged()
+        self._check(there, run)
+        self.rows = [row for batch in batches for row in batch]
+        self._file.truncate(len(whole) + 1)
+
+    def _append(self, line: Row | Sequence[Row]) -> None:
+        left = json.dumps(line).encode() + b"\n"
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {said(error)}, then repeat the command to go on") from None
+
+    def _damaged(self) -> InputError:
+        return InputError(f"{self.path} is damaged: add --restart to score anew")
+
+    def _check(self, there: Row, here: Row) -> None:
+        if differ := differences(there, here):
+            raise InputError(
+                f"{self.path.parent} holds part of another run ({differ}): name another --out, repeat the command of "
+                "that run to finish it, or add --restart to throw it away"
+            )
+
+
+def _is_batch(rows: Any) -> bool:
+    return isinstance(rows, list) and all(isinstance(row, dict) and {"path", "stamp"} <= row.keys() for row in rows)
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """What two runs differ in, for a person; empty where they are alike."""
+    return "; ".join(
+        f"{name} is {there.get(name)} there and {value} here"
+        for name, value in here.items()
+        if there.get(name) != value
+    )

@@ -1,0 +1,103 @@
+"""Anomaly maps made visible: warm colours over the grey image, clear where the model made it again well.
+
+The colours mean the same on every image: they begin at what normal images reach, so that a normal image stays grey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from raccgan.data.images.decode import read_upright
+from raccgan.data.images.geometry import Float
+from raccgan.scoring.detector import Result
+
+OUTLINE = (6, 182, 212)
+"""The colour round what a mask marks, which no map has."""
+
+LONGEST = 1024
+"""Pixels of the longer side of an overlay; larger originals are made smaller."""
+
+
+@dataclass(frozen=True)
+class MapScale:
+    """Map values between which colours go from clear to hottest.
+
+    The default serves checkpoints that do not know what normal images reach: half to the whole of the distance between
+    mid-grey and white, squared.
+    """
+
+    low: float = 0.25
+    high: float = 1.0
+
+    @classmethod
+    def of(cls, held_out: Mapping[str, Tensor]) -> MapScale:
+        """From the maxima of the held-out normal images' maps: half of the median to twice the highest decile.
+
+        Args:
+            held_out: as a checkpoint holds it; may be empty.
+        """
+        if not held_out:
+            return cls()
+        peaks = held_out["peak"]
+        low, high = float(peaks.median()) / 2, 2 * float(torch.quantile(peaks, 0.9))
+        return cls(low, high) if high > low else cls()
+
+    def unit(self, map: NDArray[Any]) -> Float:
+        """Map values as 0 to 1."""
+        return np.clip((map - self.low) / (self.high - self.low), 0, 1).astype(np.float32)
+
+
+def overlay(image: NDArray[np.uint8], map: NDArray[Any], scale: MapScale) -> NDArray[np.uint8]:
+    """Blend a map [H, W] over an image [H, W, 3]; colours of the image would mix with the map's, so it turns grey."""
+    grey = image.astype(np.float32).mean(axis=-1, keepdims=True)
+    heat = scale.unit(map)
+    # Purple to orange: inferno's own ends are black and nearly white, which an image has too.
+    colour = _colours()[np.rint(100 + 120 * heat).astype(int)]
+    opaque = (0.85 * np.sqrt(heat))[..., None]
+    return np.rint(grey * (1 - opaque) + colour * opaque).astype(np.uint8)
+
+
+def outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """A copy of a picture [H, W, 3] with a line along the inner border of a mask [H, W]."""
+    padded = np.pad(mask, 1)
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    result = picture.copy()
+    result[mask & ~inside] = OUTLINE
+    return result
+
+
+def overlay_of_file(result: Result, scale: MapScale) -> Image.Image:
+    """The map of a scored file over the original file, upright, at most LONGEST pixels on its longer side.
+
+    Raises:
+        InputError: the file cannot be read any more.
+    """
+    assert result.path is not None
+    assert result.map is not None
+    original = read_upright(result.path, LONGEST)
+    height, width = original.shape[:2]
+    return Image.fromarray(overlay(original, result.place.lay(result.map, width, height), scale))
+
+
+def to_uint8(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """[C, H, W] in [-1, 1] -> [H, W, 3]."""
+    scaled = np.rint(image.clip(-1, 1) * 127.5 + 127.5).astype(np.uint8).transpose(1, 2, 0)
+    return np.broadcast_to(scaled, (*scaled.shape[:2], 3))
+
+
+@cache
+def _colours() -> Float:
+    """256 colours as [256, 3] in 0..255."""
+    from matplotlib import colormaps
+
+    table: Float = (colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.float32)
+    return table

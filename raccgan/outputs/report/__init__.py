@@ -1,0 +1,154 @@
+"""One HTML page that shows a table of scores: no network, no server, no library; the page's parts lie beside this file.
+
+Everything that came from outside, names of files and classes, reaches the page as JSON in a block that is no script,
+and the page shows it as text. A content security policy lets nothing run but our own script, by its hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from raccgan.data.images.geometry import Float
+from raccgan.errors import InputError
+from raccgan.outputs.files import write_atomically
+from raccgan.outputs.overlays import MapScale, outlined, overlay, to_uint8
+
+TILE = 128
+"""The largest side of a picture in the page, in pixels."""
+
+LOSSLESS = 64
+"""Pictures up to this side keep every pixel; larger ones are photographs more often, and many."""
+
+BLOCK = 100
+"""Images whose pictures share a block of the page; a block is read when the first of them comes into sight."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image in the page. ``label`` and ``anomalous`` are the truth, None where it is not known."""
+
+    path: str
+    score: float
+    nearest_class: str
+    residual: float
+    feature: float
+    density: float
+    texture_density: float
+    defect_density: float
+    map_max: float
+    strip: str  # of :func:`strip`
+    map_x: int | None = None  # where the maximum is, in the original's pixels
+    map_y: int | None = None
+    label: str | None = None
+    anomalous: bool | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page says."""
+
+    title: str
+    threshold: float
+    images: Sequence[Shown]
+    held_out: Sequence[float] = ()  # scores of the held-out normal images
+    skipped: Sequence[dict[str, str]] = ()  # path and reason
+    facts: dict[str, str] = field(default_factory=dict)  # shown below the title
+    run: str = ""  # for the command that keeps a threshold
+    auroc: float | None = None
+    auprc: float | None = None
+
+
+_STRIP = re.compile(r"data:image/(png|webp);base64,[A-Za-z0-9+/]+=*")
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write the page: images with the highest score first.
+
+    Raises:
+        InputError: as :func:`raccgan.outputs.files.write_text`.
+    """
+    images = sorted(report.images, key=lambda image: -image.score)
+    data = {
+        **{name: value for name, value in asdict(report).items() if name != "images"},
+        "images": [{name: value for name, value in asdict(image).items() if name != "strip"} for image in images],
+        "block": BLOCK,
+    }
+    if not all(_STRIP.fullmatch(image.strip) for image in images):  # a journal that somebody else began, for instance
+        raise InputError(f"{path}: a picture of it is no picture; add --restart to score anew")
+    style, script = _part("page.css"), _part("page.js")
+    parts = {
+        "title": html.escape(report.title),
+        "policy": f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}",
+        "style": style,
+        "script": script,
+        "data": _json(data),
+    }
+
+    def write(file: BinaryIO) -> None:
+        # Text and the names of parts in turn. The pictures are most of the page: nothing holds two copies of them.
+        for place, text in enumerate(re.split(r"\{\{(\w+)\}\}", _part("page.html"))):
+            for piece in _strips(images) if text == "strips" and place % 2 else [parts[text] if place % 2 else text]:
+                file.write(piece.encode("utf-8", errors="backslashreplace"))
+
+    write_atomically(path, write)
+
+
+def _strips(images: Sequence[Shown]) -> Iterator[str]:
+    for number, start in enumerate(range(0, len(images), BLOCK)):
+        block = "\n".join(image.strip for image in images[start : start + BLOCK])
+        yield f'<script type="text/plain" id="strips-{number}">{block}</script>\n'
+
+
+def strip(
+    image: Float, reconstruction: Float, map: Float, scale: MapScale, mask: NDArray[np.bool_] | None = None
+) -> str:
+    """Original, reconstruction and overlay side by side, as a data URI.
+
+    Args:
+        image, reconstruction: [C, S, S] in [-1, 1].
+        map: [S, S].
+        scale: of the map's colours.
+        mask: [S, S], what is truly anomalous; outlined on the overlay.
+    """
+    original = to_uint8(image)
+    shown = overlay(original, map, scale)
+    tiles = np.concatenate(
+        [original, to_uint8(reconstruction), shown if mask is None else outlined(shown, mask)], axis=1
+    )
+    picture, side = Image.fromarray(tiles), min(TILE, len(map))
+    if side < len(map):
+        picture = picture.resize((3 * side, side), Image.Resampling.BOX)
+    stream = io.BytesIO()
+    if side <= LOSSLESS:
+        picture.save(stream, "PNG")
+        return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    picture.save(stream, "WEBP", quality=75, method=2)
+    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _part(name: str) -> str:
+    return files(__name__).joinpath(name).read_text("utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _json(value: Any) -> str:
+    """JSON that no HTML parser can leave early: it holds no angle bracket and no ampersand."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -1,0 +1,1 @@
+"""Training: the losses, the loop over its steps, and what a run consists of."""

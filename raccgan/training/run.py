@@ -1,0 +1,122 @@
+"""What a command works on: the configuration, the data split by its protocol, and the device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raccgan.config import Config
+from raccgan.data.dataset import ImageDataset
+from raccgan.data.samples import Sample
+from raccgan.data.sources.registry import load_source
+from raccgan.data.splits import Split, make_split
+from raccgan.distributed import ranks
+from raccgan.errors import InputError
+from raccgan.models.networks import Networks
+from raccgan.outputs.progress import Progress
+from raccgan.outputs.terminal import say
+from raccgan.scoring.scorer import MINIMUM, Scorer
+
+CACHE_BYTES = 2 << 30
+"""The most memory that decoded images may take on a machine."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration made concrete on one data set and one device."""
+
+    config: Config
+    split: Split
+    channels: int
+    device: torch.device
+
+    @property
+    def classes(self) -> list[str]:
+        """The normal classes; the position is the condition's index."""
+        return list(self.split.normal_classes)
+
+    def dataset(self, samples: Sequence[Sample]) -> ImageDataset:
+        """``samples`` as tensors of this run's size and channels."""
+        return ImageDataset(
+            samples,
+            classes=self.classes,
+            size=self.config.image_size,
+            channels=self.channels,
+            fit=self.config.fit,
+            brightness=self.config.brightness,
+            cache_bytes=CACHE_BYTES // ranks.local_world(),
+        )
+
+    def scorer(self, networks: Networks, label_policy: str = MINIMUM) -> Scorer:
+        """A scorer with this run's settings."""
+        return Scorer.of(self.config, networks, self.classes, label_policy)
+
+
+def prepare(config: Config, data_root: Path, device: torch.device) -> Run:
+    """Load the data set and split it, and set the number of threads.
+
+    Raises:
+        InputError: whatever is wrong with the data, the protocol or the classes; another rank found other images.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    problems: list[str] | None = [] if config.unreadable == "skip" else None
+    source = load_source(config.dataset, data_root, category=config.category or None, problems=problems)
+    _say_skipped(problems or ())
+    normal = [name.strip() for name in config.normal.split(",") if name.strip()]
+    split = make_split(source, config.protocol or None, normal, held_out=config.held_out, seed=config.seed)
+    ranks.require_alike(f"the images of {config.dataset}", lambda: _digest(split))
+    resolved = replace(
+        config, protocol=config.protocol or source.default_protocol, normal=",".join(split.normal_classes)
+    )
+    return Run(resolved, split, config.channels or source.channels, device)
+
+
+def readable(run: Run) -> tuple[Run, ImageDataset]:
+    """Read every image of the split once, so that a broken one is named now and not in the middle.
+
+    Returns:
+        The run, without the broken ones where its configuration skips them; and the images to train on.
+
+    Raises:
+        InputError: the first broken file, where it refuses them; or none is left of a part.
+    """
+    training: ImageDataset | None = None
+    for part in ("train", "held_out", "test"):
+        data = run.dataset(getattr(run.split, part))
+        share = range(ranks.rank(), len(data), ranks.world())  # each rank reads its own
+        with Progress("reading images", len(share), unit="image") as progress:
+            if run.config.unreadable == "refuse":
+                data.verify(lambda done, total: progress.update(), share)
+                bad = {}
+            else:
+                bad = data.problems(lambda done, total: progress.update(), share)
+        _say_skipped(bad.values())
+        if bad:
+            kept = tuple(sample for index, sample in enumerate(data.samples) if index not in bad)
+            if not kept:
+                raise InputError(f"none of the {len(bad)} images can be read that are needed here: {bad[0]}")
+            less: dict[str, Any] = {part: kept}
+            run = replace(run, split=replace(run.split, **less))
+            data = run.dataset(kept)
+        training = data if training is None else training
+    assert training is not None
+    return run, training
+
+
+def _say_skipped(problems: Iterable[str]) -> None:
+    if ranks.first():
+        for problem in problems:
+            say(f"skipped: {problem}")
+
+
+def _digest(split: Split) -> str:
+    """Which images are for what, in their order."""
+    parts = (split.train, split.held_out, split.test)
+    names = [[(sample.key, sample.label) for sample in part] for part in parts]
+    return hashlib.blake2b(repr(names).encode(errors="surrogatepass"), digest_size=16).hexdigest()

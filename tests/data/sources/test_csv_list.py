@@ -1,0 +1,126 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raccgan.data.sources.csv_list import load_csv
+from raccgan.data.sources.registry import load_source
+from raccgan.data.splits import make_split
+from raccgan.errors import InputError
+
+Draw = Callable[..., Path]
+
+GOOD = """path,label,split,mask
+img/0.png,good,train,
+img/1.png,good,TRAIN,
+
+img/2.png, good ,test,
+"img/3, really.png",crack,test,img/m.png
+"""
+
+
+@pytest.fixture
+def listed(tmp_path: Path, draw: Draw) -> Path:
+    """A folder with the images that GOOD names."""
+    for name in ("0", "1", "2", "3, really", "m"):
+        draw(f"img/{name}.png")
+    return tmp_path
+
+
+def test_a_list(listed: Path) -> None:
+    (listed / "list.csv").write_text(GOOD)
+    source = load_csv(listed / "list.csv")
+    assert [(s.key, s.label, s.split) for s in source.samples] == [
+        ("img/0.png", "good", "train"),
+        ("img/1.png", "good", "train"),
+        ("img/2.png", "good", "test"),
+        ("img/3, really.png", "crack", "test"),
+    ]
+    assert [s.mask for s in source.samples] == [None, None, None, listed / "img/m.png"]
+    assert (source.name, source.classes, source.channels) == ("list.csv", ("crack", "good"), 1)
+    split = make_split(source, None, ())
+    assert [len(part) for part in (split.train, split.held_out, split.test)] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_what_spreadsheets_write(listed: Path, encoding: str, newline: str) -> None:
+    text = "Path,Label,Split,patient\nimg/0.png,größe,train,1\nimg/1.png,b,test\n"
+    (listed / "list.CSV").write_bytes(text.replace("\n", newline).encode(encoding))
+    source = load_source(str(listed / "list.CSV"), Path("unused"))
+    assert source.classes == ("b", "größe")
+    assert source.default_normal == ()
+
+
+def test_absolute_paths_and_the_only_list_of_a_folder(listed: Path) -> None:
+    (listed / "list.csv").write_text(f"path,label,split\n{listed / 'img/0.png'},a,train\n")
+    assert load_source("csv", listed).samples[0].image == listed / "img/0.png"
+    (listed / "other.csv").write_text("")
+    with pytest.raises(InputError, match=r"should hold one .csv file, and holds list.csv, other.csv"):
+        load_source("csv", listed)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "list.csv line 1: no column path, label, split; the first line has to name"),
+        ("path,label\n", "list.csv line 1: no column split"),
+        ("path;label;split\n", "line 1: no column path, label, split; .* with commas"),
+        ("path,label,split\n", "has a header but no images"),
+        (
+            "path,label,split\nimg/0.png,a,train\nimg/9.png,a,train\n",
+            "line 3: no file img/9.png; paths are relative to",
+        ),
+        ("path,label,split\nimg,a,train\n", "line 2: no file img;"),
+        ("path,label,split\n\nimg/0.png,a,val\n", "line 3: the split is 'val'; it has to be train or test"),
+        ("path,label,split\nimg/0.png,,train\n", "line 2: no label"),
+        ("path,label,split\nimg/0.png,a\n", "line 2: no split"),
+        ("path,label,split\n,a,test\n", "line 2: no path"),
+        ("path,label,split,mask\nimg/0.png,a,test,img/x.png\n", "line 2: no file img/x.png"),
+        (
+            "path,label,split\nimg/0.png,a,train\nimg/../img/0.png,a,test\n",
+            "line 3: img/../img/0.png is on line 2 already; remove one",
+        ),
+        ("path,label,split\n" + "x" * 200_000 + ",a,train\n", "line 2: field larger"),
+        ("path,label,split\n" + "x," * 200_000, "line 2: longer than 262144 characters"),
+        ("x" * 300_000, "line 1: longer than 262144 characters"),
+        ("path,label,split\nimg/0.png,\x1b[31mred,train\n", r"line 2: the label \\x1b\[31mred holds characters"),
+        ('path,label,split\nimg/0.png,"a\nb",train\n', r"the label a\\x0ab holds characters that cannot be seen"),
+        ("path,label,split\nimg/\0.png,a,train\n", "line 2: no file img/"),
+    ],
+)
+def test_lines_that_cannot_be_used(listed: Path, text: str, message: str) -> None:
+    (listed / "list.csv").write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        load_csv(listed / "list.csv")
+    assert "list.csv" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_cells_as_our_own_tables_write_them(listed: Path, draw: Draw) -> None:
+    """What a spreadsheet would run has a ' before it there, and bytes that are no text are escaped."""
+    for name in ("=1.png", "'+2.png", os.fsdecode(b"\xff.png"), r"\xff.png", "'plain.png"):
+        os.rename(draw("new.png"), listed / name)
+    names = ["'=1.png", "''+2.png", r"\xff.png", r"\\xff.png", "'plain.png"]
+    lines = [f"{name},'=label,{'test' if place else 'train'}\n" for place, name in enumerate(names)]
+    (listed / "list.csv").write_text("path,label,split\n" + "".join(lines))
+    source = load_csv(listed / "list.csv")
+    assert [sample.image.name for sample in source.samples if isinstance(sample.image, Path)] == [
+        "=1.png", "'+2.png", os.fsdecode(b"\xff.png"), r"\xff.png", "'plain.png"
+    ]  # fmt: skip
+    assert source.classes == ("=label",)
+    assert [sample.key for sample in source.samples][2:4] == [r"\xff.png", r"\\xff.png"]
+
+
+def test_another_encoding_is_refused(listed: Path) -> None:
+    (listed / "list.csv").write_bytes("path,label,split\nimg/0.png,größe,train\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"list.csv is not UTF-8"):
+        load_csv(listed / "list.csv")
+
+
+def test_absent_list(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"no file .*nowhere.csv: name a .csv file with the columns path, label, split"
+    ):
+        load_csv(tmp_path / "nowhere.csv")

@@ -1,0 +1,288 @@
+"""A recorded step is the step: the same bits, also behind a gradient penalty; compiled, the same up to rounding."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from raccgan import train
+from raccgan.data.dataset import ImageDataset
+from raccgan.errors import InputError
+from raccgan.kernels import backend
+from raccgan.models import checkpoint as checkpoints
+from raccgan.models import compiling, trace
+from raccgan.models.networks import build
+from raccgan.models.trace import Recording, Replayed, Terms
+from raccgan.training import loop
+from raccgan.training.loop import Training
+from raccgan.training.run import Run
+from tests.cli.test_commands import refused
+from tests.conftest import TINY_OPTIONS, tiny_config
+from tests.training.test_loop import interrupt_at, weights
+
+Make = Callable[..., tuple[Run, Training]]
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "attention": {"attention_discriminator": "all", "attention_encoder": "all"},
+    "dense": {"convolution": "dense", "critic_steps": 2},
+    "wide": {"image_size": 32, "base_width": 5, "multipliers": "3,2,1,1", "generator_tuning": 0.5},
+}
+
+
+def steps(training: Training, count: int = 3) -> list[dict[str, float]]:
+    """What so many steps of both phases report."""
+    reported = []
+    for phase, step in (("gan", training.gan_step), ("encoder", training.encoder_step)):
+        training.freeze(phase)
+        for number, (x, y) in zip(range(count), training._batches(phase), strict=False):
+            reported.append({name: float(value) for name, value in step(number, x, y).items()})
+    return reported
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("kernels", ["fused", "reference"])
+def test_a_recorded_step_has_the_bits_of_a_step(tiny: Make, settings: dict[str, Any], kernels: str) -> None:
+    """Losses, weights, running moments and singular vectors."""
+    (_, plain), (_, recorded) = (tiny(folder=name, kernels=kernels, **settings) for name in ("plain", "recorded"))
+    start = weights(plain)
+    recorded.record()
+    assert steps(recorded) == steps(plain)
+    wanted = weights(plain)
+    assert all(torch.equal(value, wanted[name]) for name, value in weights(recorded).items())
+    moved = {name.split(".")[0] for name, value in wanted.items() if not torch.equal(value, start[name])}
+    assert moved == {"generator", "discriminator", "encoder", "average"}
+
+
+def test_a_phase_of_many_steps_is_recorded_and_resumes_to_the_same_bits(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where fewer steps than that are left, or in bfloat16, in which a recording rounds in its own way."""
+    monkeypatch.setattr(loop, "WORTH_RECORDING", 6)
+    made: list[int] = []
+    record = Recording._record
+    monkeypatch.setattr(Recording, "_record", lambda self, inputs: made.append(1) or record(self, inputs))
+    _, whole = tiny(precision="bfloat16")
+    whole.run("gan")
+    whole.run("encoder")
+    assert len(made) == 3, "D, G and E"
+    _, cut = tiny(folder="cut", precision="bfloat16")
+    interrupt_at(cut, "gan", 4)
+    with pytest.raises(loop.Interrupted):
+        cut.run("gan")
+    _, resumed = tiny(resumed=checkpoints.load(cut.path), folder="cut", precision="bfloat16")
+    resumed.run("gan")
+    resumed.run("encoder")
+    wanted = weights(whole)
+    assert all(torch.equal(value, wanted[name]) for name, value in weights(resumed).items())
+    made.clear()
+    tiny(folder="short", gan_steps=5)[1].run("gan")
+    tiny(folder="reference", kernels="reference")[1].run("gan")
+    assert not made
+
+
+def test_in_bfloat16_a_recorded_step_is_the_step_up_to_rounding(tiny: Make) -> None:
+    (_, plain), (_, recorded) = (tiny(folder=name, precision="bfloat16") for name in ("plain", "recorded"))
+    recorded.record()
+    wanted, got = steps(plain), steps(recorded)
+    assert got[0] == wanted[0], "nothing is rounded otherwise before the first gradients"
+    for a, b in zip(got, wanted, strict=True):
+        assert a == pytest.approx(b, rel=0.05, abs=0.01)
+
+
+def test_a_compiled_step_is_the_step_up_to_rounding(tiny: Make) -> None:
+    """With odd widths, and two threads, for which torch.compile makes other code than for one."""
+    settings = {"base_width": 5, "attention_encoder": "all", "attention_discriminator": "all"}
+    torch._dynamo.reset()
+    torch.set_num_threads(2)
+    try:
+        (_, plain), (_, compiled) = (tiny(folder=name, **settings) for name in ("plain", "compiled"))
+        compiled.record(compiled=True)
+        wanted, got = steps(plain), steps(compiled)
+    finally:
+        torch.set_num_threads(1)
+    for a, b in zip(got, wanted, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+    assert got != wanted, "not one bit differs: was anything compiled?"
+    for name, network in compiled.networks.items():
+        same = dict(plain.networks.items())[name]
+        for (key, value), other in zip(network.named_buffers(), same.buffers(), strict=True):
+            torch.testing.assert_close(value, other, rtol=1e-2, atol=1e-3, msg=f"{name}.{key}")
+
+
+def squares(model: nn.Module) -> trace.Objective:
+    def objective(x: Tensor) -> tuple[Tensor, Terms]:
+        loss = model(x).square().mean()
+        return loss, {"loss": loss.detach()}
+
+    return objective
+
+
+def test_other_shapes_and_memory_formats_are_refused() -> None:
+    model = nn.Linear(3, 2)
+    recorded = Recording(squares(model), list(model.parameters()), [model])
+    recorded(torch.randn(5, 3))
+    for other in (torch.randn(4, 3), torch.randn(3, 5).t()):
+        with pytest.raises(ValueError, match=r"recorded for tensors of these shapes and strides: .*5, 3.*; got"):
+            recorded(other)
+
+
+@pytest.mark.parametrize("read", [float, bool], ids=["a number", "a branch"])
+def test_what_depends_on_a_value_is_refused(read: Callable[[Tensor], Any]) -> None:
+    """It would be replayed with the first call's value."""
+    model = nn.Linear(3, 2)
+
+    def objective(x: Tensor) -> tuple[Tensor, Terms]:
+        loss = model(x).square().mean()
+        return loss * 2 if read(loss.detach()) > 1 else loss, {"loss": loss.detach()}
+
+    with pytest.raises(ValueError, match="what decides by a tensor's value cannot be recorded"):
+        Recording(objective, list(model.parameters()), [model])(torch.randn(5, 3))
+
+
+def test_a_grey_image_has_one_memory_format() -> None:
+    model = nn.Conv2d(1, 2, 3)
+    recorded = Recording(squares(model), list(model.parameters()), [model])
+    x = torch.randn(2, 1, 5, 5)
+    other = x.clone(memory_format=torch.channels_last)
+    assert x.stride() != other.stride()
+    torch.testing.assert_close(recorded(x)["loss"], recorded(other)["loss"])
+
+
+def test_gradients_have_memory_of_their_own() -> None:
+    """Also two that are equal, and one that is an input: backward copies them, and clipping scales them in place."""
+    first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+
+    def objective(x: Tensor) -> tuple[Tensor, Terms]:
+        loss = ((first + second) * x).sum()
+        return loss, {"loss": loss.detach()}
+
+    x = torch.arange(3.0)
+    Recording(objective, [first, second], [])(x)
+    for weight in (first, second):
+        assert weight.grad is not None
+        weight.grad.mul_(2)
+        assert torch.equal(weight.grad, torch.tensor([0.0, 2.0, 4.0]))
+    assert torch.equal(x, torch.arange(3.0))
+
+
+def test_a_loss_that_is_not_finite_is_not_the_compilers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "compiled", lambda graph, what, **options: graph)
+    model = nn.Linear(3, 2)
+    terms = Recording(squares(model), list(model.parameters()), [model], compiled=True)(torch.full((5, 3), torch.nan))
+    assert terms["loss"].isnan()
+
+
+def miscompile(monkeypatch: pytest.MonkeyPatch, term: float, gradient: float) -> None:
+    """Have what torch.compile makes return other terms and gradients, by these factors."""
+
+    def wrong(graph: Callable[..., Any], what: str, **options: Any) -> Callable[..., Any]:
+        def run(*inputs: Tensor) -> Any:
+            terms, gradients = graph(*inputs)
+            return {name: value * term for name, value in terms.items()}, [g * gradient for g in gradients]
+
+        return run
+
+    monkeypatch.setattr(compiling, "compiled", wrong)
+
+
+@pytest.mark.parametrize(("term", "gradient"), [(2.0, 1.0), (float("nan"), 1.0), (1.0, 0.5), (1.0, float("nan"))])
+def test_what_is_compiled_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch, term: float, gradient: float) -> None:
+    miscompile(monkeypatch, term, gradient)
+    model = nn.Linear(3, 2)
+    recorded = Recording(squares(model), list(model.parameters()), [model], compiled=True)
+    with pytest.raises(InputError, match=r"torch\.compile computes something else than the training step: (loss|grad)"):
+        recorded(10 * torch.randn(5, 3))
+
+
+@pytest.mark.parametrize(
+    ("term", "fails"), [(2.5, False), (0.4, False), (4.0, True), (0.2, True), (float("inf"), True)]
+)
+def test_in_bfloat16_only_what_no_rounding_explains_is_refused(
+    monkeypatch: pytest.MonkeyPatch, term: float, fails: bool
+) -> None:
+    miscompile(monkeypatch, term, 1.0)
+    model = nn.Linear(3, 2)
+    recorded = Recording(squares(model), list(model.parameters()), [model], compiled=True, rounded=True)
+    with pytest.raises(InputError) if fails else nullcontext():
+        recorded(50 * torch.ones(5, 3))
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_a_compiled_step_says_so(tiny: Make) -> None:
+    _, training = tiny()
+    training.compiled = True
+    with pytest.raises(InputError, match=r"the training step does not compile here: .*No working C\+\+ compiler"):
+        training.run("gan")
+
+
+def test_the_command_says_what_it_cannot_compile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    line = refused(capsys, train, "--compile", "--kernels", "reference", "--out", out, *TINY_OPTIONS)
+    assert "--compile works not with --kernels reference" in line
+    assert not out.exists()
+
+
+def test_a_function_that_is_called_often_is_replayed_for_each_shape() -> None:
+    model, ran = nn.Linear(3, 2), []
+
+    def function(x: Tensor) -> dict[str, Tensor]:
+        ran.append(len(x))
+        return {"y": model(x)}
+
+    replayed = Replayed(function, after=3)
+    with torch.inference_mode():
+        for rows in (5, 4, 5, 5, 5, 5, 4):
+            x = torch.randn(rows, 3)
+            assert torch.equal(replayed(x)["y"], model(x))
+    assert ran == [5, 4, 5, 5, 4], "the third call of five rows records, and no later one runs the function"
+
+
+def test_threads_may_replay_and_record_at_once() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    replayed = Replayed(lambda x: model(x), after=2)
+
+    def compute(rows: int) -> bool:
+        x = torch.randn(rows, 3)
+        with torch.inference_mode():
+            return torch.equal(replayed(x), model(x))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(compute, [1 + i % 7 for i in range(200)]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("compiled", [False, True], ids=["recorded", "compiled"])
+@pytest.mark.parametrize("kernels", ["fused", "native", "triton"])
+def test_on_a_gpu_a_recorded_step_is_the_step_up_to_rounding(kernels: str, compiled: bool) -> None:
+    """In one process and by the first step: atomic sums there have another order in each run."""
+    try:
+        backend.require(kernels, torch.device("cuda"))
+    except backend.KernelError as error:
+        pytest.skip(str(error))
+    torch._dynamo.reset()
+    config = tiny_config(kernels=kernels)
+
+    def first(record: bool) -> dict[str, Tensor]:
+        one = Training(
+            config, build(config, channels=1, classes=2, device=torch.device("cuda")),
+            ImageDataset.__new__(ImageDataset), classes=["a", "b"], channels=1, path=Path(os.devnull),
+        )  # fmt: skip
+        one.freeze("gan")
+        if record:
+            one.record(compiled=compiled)
+        x, y = torch.linspace(-1, 1, 8 * 64).view(8, 1, 8, 8), torch.arange(8) % 2
+        return one.gan_step(0, x.cuda(), y.cuda())
+
+    wanted, got = first(record=False), first(record=True)
+    for name, value in wanted.items():
+        assert float(got[name]) == pytest.approx(float(value), rel=1e-2, abs=1e-3), name
