@@ -65,5 +65,5 @@ def _backward(ctx: _Context, *grads: Tensor | None) -> tuple[Tensor | None, ...]
     return *gradients(*ctx.saved_tensors, ScoreGrads(*grads), ctx.needs_input_grad[:4]), None
 
 
-if library.why_not() is None:
+if library.load():
     register("raccgan::anomaly_score_native", output_shapes, _backward, _save)

@@ -96,6 +96,6 @@ def _double_backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
     return _channels_last(grad_y), _channels_last(x), *alike
 
 
-if library.why_not() is None:
+if library.load():
     autograd.register("cbam_native", _forward_shapes, _backward_shapes, _double_backward)
     torch.library.register_fake(_DOUBLE_BACKWARD)(_double_backward_shapes)

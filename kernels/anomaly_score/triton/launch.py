@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels import triton_runtime as runtime
-from raccgan.kernels import tuning
 from raccgan.kernels.anomaly_score.gradients import ScoreGrads, ScoreTensors
 from raccgan.kernels.anomaly_score.triton import kernels
 from raccgan.kernels.triton_runtime import Config
@@ -40,9 +38,12 @@ class Plan:
     has_features: bool = True
 
     @classmethod
-    def of(cls, x: Tensor, f: Tensor | None, config: Config, images: bool = True, features: bool = True) -> Plan:
-        *sizes, channels_last = _sizes(x, f)
-        return cls(*sizes, channels_last, tile_of(config, x.shape[1], channels_last), images, features)
+    def of(cls, x: Tensor, f: Tensor | None, images: bool = True, features: bool = True) -> Plan:
+        n, c, h, w = x.shape
+        sizes = (c, h * w, 0 if f is None or n == 0 else f.numel() // n)
+        channels_last = not x.is_contiguous()
+        tile = tile_of(_config(*sizes, channels_last), c, channels_last)
+        return cls(n, *sizes, channels_last, tile, images, features)
 
     @cached_property
     def image_tiles(self) -> int:
@@ -71,28 +72,14 @@ class Plan:
         return {"CHANNELS": self.channels, "CHANNELS_LAST": self.channels_last}
 
 
-def _sizes(x: Tensor, f: Tensor | None) -> tuple[int, int, int, int, bool]:
-    """Samples, channels, pixels, features of a sample, and whether x is channels_last."""
-    n, c, h, w = x.shape
-    return n, c, h * w, 0 if f is None or n == 0 else f.numel() // n, not x.is_contiguous()
-
-
-def _choose_config(x: Tensor, f: Tensor | None, run: Callable[[Config], object] | None = None) -> Config:
-    """Measured with the forward pass, and the same backward."""
-    _, *sizes, channels_last = _sizes(x, f)
-    shape = (*sizes, x.dtype, "channels_last" if channels_last else "NCHW")
-    files = [__file__, kernels.__file__]
-    return tuning.choose("anomaly_score", files, shape, _candidates(*sizes, channels_last), x.device, run)
-
-
 @cache
-def _candidates(channels: int, pixels: int, features: int, channels_last: bool) -> list[Config]:
+def _config(channels: int, pixels: int, features: int, channels_last: bool) -> Config:
     def work(config: Config) -> tuple[int, int]:
         tile = tile_of(config, channels, channels_last).tile
         programs = runtime.cdiv(pixels, tile["PIXEL_TILE"]) + runtime.cdiv(features, tile["FEATURE_TILE"])
         return programs, config.tile["ELEMENTS"]
 
-    return tuning.ranked(ELEMENTS, work)
+    return runtime.cheapest(ELEMENTS, work)
 
 
 def all_alike(x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None) -> ScoreTensors:
@@ -111,24 +98,18 @@ def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def forward_pass(tensors: ScoreTensors, residual: Tensor, feature: Tensor, to_map: Tensor | None) -> None:
     """Fill the outputs; ``tensors`` are alike."""
-    x, f = tensors.x, tensors.f
-    assert x is not None
-
-    def launch(config: Config) -> None:
-        plan = Plan.of(x, f, config)
-        partial = residual.new_empty(plan.programs)
-        runtime.launch(
-            kernels.sum_squares, plan.programs, *tensors, to_map, partial, *plan.counts,
-            config=plan.tile, **plan.layout,
-        )  # fmt: skip
-        runtime.launch(
-            kernels.find_means, plan.samples, partial, residual, feature if f is not None else None, plan.image_tiles,
-            plan.feature_tiles, *plan.sizes, config=FINISH,
-        )  # fmt: skip
-        if f is None:
-            feature.zero_()
-
-    launch(_choose_config(x, f, launch))
+    assert tensors.x is not None
+    plan = Plan.of(tensors.x, tensors.f)
+    partial = residual.new_empty(plan.programs)
+    runtime.launch(
+        kernels.sum_squares, plan.programs, *tensors, to_map, partial, *plan.counts, config=plan.tile, **plan.layout,
+    )  # fmt: skip
+    if tensors.f is None:
+        feature.zero_()
+    runtime.launch(
+        kernels.find_means, plan.samples, partial, residual, feature if tensors.f is not None else None,
+        plan.image_tiles, plan.feature_tiles, *plan.sizes, config=FINISH,
+    )  # fmt: skip
 
 
 def backward_pass(tensors: ScoreTensors, grads: ScoreGrads, found: ScoreTensors) -> None:
@@ -136,7 +117,7 @@ def backward_pass(tensors: ScoreTensors, grads: ScoreGrads, found: ScoreTensors)
     assert tensors.x is not None
     images = found.x is not None or found.x_hat is not None
     features = found.f is not None or found.f_hat is not None
-    plan = Plan.of(tensors.x, tensors.f, _choose_config(tensors.x, tensors.f), images, features)
+    plan = Plan.of(tensors.x, tensors.f, images, features)
     runtime.launch(
         kernels.find_gradients, plan.programs, *tensors, *(g if g is None else g.contiguous() for g in grads), *found,
         *plan.counts, *plan.sizes, config=plan.tile, **plan.layout,

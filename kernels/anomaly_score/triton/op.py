@@ -28,7 +28,7 @@ _GRADS = len(ScoreGrads._fields)
 
 def supports(call: dispatch.Call) -> str | None:
     """Why the Triton kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    return runtime.why_not(call)
+    return runtime.supports(call)
 
 
 def anomaly_score(
@@ -44,7 +44,7 @@ def anomaly_score(
 
     Returns:
         residual [N], feature [N] (zeros without f) and map [N, H, W], all float32. A sample's bits depend on the
-        sample, its memory order and the configuration (see :mod:`raccgan.kernels.tuning`), not on the batch.
+        sample and its memory order, not on the batch.
     """
     outputs: tuple[Tensor, Tensor, Tensor] = torch.ops.raccgan.anomaly_score_triton(x, x_hat, f, f_hat, want_map)
     return outputs

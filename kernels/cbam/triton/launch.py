@@ -11,8 +11,7 @@ from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.cbam.autograd import BackwardArguments, CbamTensors
 from raccgan.kernels.cbam.triton import backward as back
 from raccgan.kernels.cbam.triton import forward
-from raccgan.kernels.cbam.triton.plan import ITEMS, SCORES, Plan, choose_config
-from raccgan.kernels.triton_runtime import Config
+from raccgan.kernels.cbam.triton.plan import ITEMS, SCORES, Plan
 
 # ---- tensors -------------------------------------------------------------------------------------------------------
 
@@ -67,14 +66,7 @@ class Forward(NamedTuple):
 
 def forward_pass(tensors: CbamTensors, batch: bool, eps: float, outputs: Forward) -> None:
     """Fill the outputs. ``tensors`` are contiguous."""
-
-    def launch(config: Config) -> None:
-        _launch_forward(Plan.of(tensors, batch, config), tensors, eps, outputs)
-
-    launch(choose_config(tensors.x, launch))
-
-
-def _launch_forward(plan: Plan, tensors: CbamTensors, eps: float, outputs: Forward) -> None:
+    plan = Plan.of(tensors, batch)
     x, mean, var = tensors.x, tensors.mean, tensors.var
     saved = _saved_in(outputs.saved, x, plan)
     sums = outputs.saved.new_empty(plan.samples * plan.tiles * 2 * plan.channels)
@@ -109,7 +101,7 @@ def _launch_forward(plan: Plan, tensors: CbamTensors, eps: float, outputs: Forwa
 def backward_pass(arguments: BackwardArguments, found: CbamTensors) -> None:
     """Fill the gradients that are needed."""
     tensors, needs = contiguous(arguments.tensors), arguments.needs
-    plan = Plan.of(tensors, arguments.batch, choose_config(tensors.x))
+    plan = Plan.of(tensors, arguments.batch)
     with torch.autocast(tensors.x.device.type, enabled=False):
         backward = _Backward(plan, arguments, tensors)
         backward.through_norm()

@@ -22,7 +22,7 @@ from raccgan.kernels.cbam.triton import launch
 
 def supports(call: dispatch.Call) -> str | None:
     """Why the Triton kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    return runtime.why_not(call)
+    return runtime.supports(call)
 
 
 def cbam(x: Tensor, weights: CbamWeights, norm: CbamNorm) -> tuple[Tensor, Tensor, Tensor]:

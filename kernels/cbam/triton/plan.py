@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from raccgan.kernels import triton_runtime as runtime
-from raccgan.kernels import tuning
 from raccgan.kernels.cbam.autograd import CbamTensors
-from raccgan.kernels.cbam.triton import backward, forward
 from raccgan.kernels.triton_runtime import Config
 
 # 16 elements a thread at most: with 32 the backward sweeps take 242 registers of 255.
 ELEMENTS = (Config({"ELEMENTS": 1024}, 4), Config({"ELEMENTS": 2048}, 4), Config({"ELEMENTS": 4096}, 8))
 SCORES = Config({"PIXEL_TILE": 256}, 4)
 ITEMS = Config({"ITEMS": 256}, 4)
-_FILES = tuple(str(file) for file in (__file__, forward.__file__, backward.__file__))
 
 
 def sweep_tile(config: Config, channels: int, pixels: int, channels_last: bool) -> Config:
@@ -57,12 +52,11 @@ class Plan:
     k: int
     batch: bool
     fixed: bool
-    config: Config
 
     @classmethod
-    def of(cls, tensors: CbamTensors, batch: bool, config: Config) -> Plan:
+    def of(cls, tensors: CbamTensors, batch: bool) -> Plan:
         x, hidden, k = tensors.x, tensors.reduce_weight.shape[0], tensors.spatial_weight.shape[-1]
-        return cls(x.shape, not x.is_contiguous(), hidden, k, batch, tensors.mean is not None, config)
+        return cls(x.shape, not x.is_contiguous(), hidden, k, batch, tensors.mean is not None)
 
     @property
     def samples(self) -> int:
@@ -82,7 +76,8 @@ class Plan:
 
     @cached_property
     def sweep_tile(self) -> Config:
-        return sweep_tile(self.config, self.channels, self.pixels, self.channels_last)
+        config = _config(self.channels, self.pixels, self.channels_last)
+        return sweep_tile(config, self.channels, self.pixels, self.channels_last)
 
     @cached_property
     def mlp_tile(self) -> Config:
@@ -127,18 +122,10 @@ class Plan:
         runtime.launch(kernel, self.samples * self.tiles, *arguments, config=self.sweep_tile, **layout, **constants)
 
 
-def choose_config(x: Tensor, run: Callable[[Config], object] | None = None) -> Config:
-    """How the sweeps are cut; measured with the forward pass, and the same backward."""
-    _, c, h, w = x.shape
-    channels_last = not x.is_contiguous()
-    shape = (c, h, w, x.dtype, "channels_last" if channels_last else "NCHW")
-    return tuning.choose("cbam", _FILES, shape, _candidates(c, h * w, channels_last), x.device, run)
-
-
 @cache
-def _candidates(channels: int, pixels: int, channels_last: bool) -> list[Config]:
+def _config(channels: int, pixels: int, channels_last: bool) -> Config:
     def work(config: Config) -> tuple[int, int]:
         pixel_tile = sweep_tile(config, channels, pixels, channels_last).tile["PIXEL_TILE"]
         return runtime.cdiv(pixels, pixel_tile), pixel_tile * channels
 
-    return tuning.ranked(ELEMENTS, work)
+    return runtime.cheapest(ELEMENTS, work)
