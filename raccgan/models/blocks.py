@@ -14,9 +14,18 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from raccgan.distributed import collectives, ranks
 from raccgan.kernels.cbam import CBAMResult, cbam
-from raccgan.kernels.depthwise_separable import depthwise_separable, pointwise
-from raccgan.kernels.depthwise_separable.reference import activated
-from raccgan.kernels.depthwise_separable.rewritten import resized
+from raccgan.kernels.depthwise_separable import (
+    NO_PROLOGUE,
+    SAME_SIZE,
+    Prologue,
+    Resize,
+    Weights,
+    apply_prologue,
+    depthwise_separable,
+    pointwise,
+    pooled,
+    upsampled,
+)
 from raccgan.kernels.moments import moments
 
 CONVOLUTIONS = ("depthwise-separable", "dense")
@@ -40,7 +49,7 @@ class Pointwise(nn.Conv2d):
 class DepthwiseSeparable(nn.Module):
     """Depthwise k x k with bias, then pointwise 1 x 1 with bias.
 
-    What stands ``around`` them rides along: the options of :func:`raccgan.kernels.depthwise_separable`.
+    Prologue, resizing and residual ride along: see :func:`raccgan.kernels.depthwise_separable.depthwise_separable`.
     """
 
     def __init__(self, channels: int, out_channels: int, kernel_size: int, kernels: str) -> None:
@@ -49,19 +58,17 @@ class DepthwiseSeparable(nn.Module):
         self.pointwise = Pointwise(channels, out_channels, kernels)
         self.kernels = kernels
 
-    def forward(self, x: Tensor, affine: Affine | None = None, **around: Any) -> Tensor:
-        scale, shift = affine if affine is not None else (None, None)
-        return depthwise_separable(
-            x,
-            self.depthwise.weight,
-            self.depthwise.bias,
-            self.pointwise.weight,
-            self.pointwise.bias,
-            scale=scale,
-            shift=shift,
-            kernels=self.kernels,
-            **around,
-        )
+    def forward(
+        self,
+        x: Tensor,
+        prologue: Prologue = NO_PROLOGUE,
+        resize: Resize = SAME_SIZE,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        return depthwise_separable(x, self.weights(), prologue, resize, residual=residual, kernels=self.kernels)
+
+    def weights(self) -> Weights:
+        return Weights(self.depthwise.weight, self.depthwise.bias, self.pointwise.weight, self.pointwise.bias)
 
 
 class Dense(nn.Module):
@@ -74,18 +81,12 @@ class Dense(nn.Module):
     def forward(
         self,
         x: Tensor,
-        affine: Affine | None = None,
-        *,
-        preactivation: str = "none",
-        norm: str = "none",
-        activation: str = "none",
-        upsample: int = 1,
-        pool: int = 1,
+        prologue: Prologue = NO_PROLOGUE,
+        resize: Resize = SAME_SIZE,
         residual: Tensor | None = None,
     ) -> Tensor:
-        scale, shift = affine if affine is not None else (None, None)
-        x = activated(x, preactivation, norm, 1e-5, scale, shift, activation)
-        x = resized(self.convolution(resized(x, upsample, 1)), 1, pool)
+        x = upsampled(apply_prologue(x, prologue), resize.upsample)
+        x = pooled(self.convolution(x), resize.pool)
         return x if residual is None else x + residual
 
 
@@ -281,15 +282,18 @@ class ResidualDown(nn.Module):
         self.film = nn.Linear(condition, sum(self.film_sizes)) if condition else None
         self.attention = CBAM(out_channels, kernels, norm="instance") if attention else None
         self.preactivation = preactivation
-        self.pool = 2 if down else 1
+        self.resize = Resize(pool=2 if down else 1)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        film = self.film(y).split(self.film_sizes, dim=1) if self.film is not None and y is not None else None
-        skip = x if self.skip is None else self.skip(x, pool=self.pool)
-        pre = "relu" if self.preactivation else "none"
-        around = {"norm": "instance", "activation": "relu"}
-        h = self.first(x, film and (1 + film[0], film[1]), preactivation=pre, **around)
-        h = self.second(h, film and (1 + film[2], film[3]), pool=self.pool, residual=skip, **around)
+        skip = x if self.skip is None else self.skip(x, resize=self.resize)
+        first = Prologue(self.preactivation, "instance", relu=True)
+        second = Prologue(False, "instance", relu=True)
+        if self.film is not None and y is not None:
+            film = self.film(y).split(self.film_sizes, dim=1)
+            first = first._replace(scale=1 + film[0], shift=film[1])
+            second = second._replace(scale=1 + film[2], shift=film[3])
+        h = self.first(x, first)
+        h = self.second(h, second, self.resize, residual=skip)
         return h if self.attention is None else self.attention(h)
 
 

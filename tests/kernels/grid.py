@@ -1,6 +1,6 @@
 """The shared grid: what every implementation of every op family is held to, against the reference in float64.
 
-An implementation joins by its line in its family's ``IMPLEMENTATIONS``; a family joins by its line in ``FAMILIES``.
+An implementation joins by its line in its family's ``BACKENDS``; a family joins by its line in ``FAMILIES``.
 Sizes of 1, odd and prime ones, sliced and permuted tensors and ties are in the grid on purpose.
 """
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raccgan.kernels import anomaly_score, backend, cbam, depthwise_separable, moments
+from raccgan.kernels import anomaly_score, cbam, depthwise_separable, dispatch, moments
+from raccgan.kernels.depthwise_separable import Prologue, Resize, Weights
 from tests.kernels.variations import scattered
 
 Inputs = dict[str, Any]  # by the reference's parameter names, in its order
@@ -30,9 +31,10 @@ class Family:
     """An op family: its implementations, its cases, and how a case becomes inputs."""
 
     name: str
-    implementations: backend.Family
+    implementations: dispatch.Backends
     cases: dict[str, dict[str, Any]]
     make: Callable[..., Inputs]  # (draw, **case) -> float64 inputs on the CPU
+    arguments: Callable[..., tuple[Any, ...]] = lambda *inputs: inputs  # of a backend's run, of the inputs
 
     def inputs(self, case: str, dtype: torch.dtype, device: str = "cpu", layout: str = "contiguous") -> Inputs:
         """A case's inputs; the same numbers, rounded to ``dtype``, in every layout."""
@@ -41,8 +43,14 @@ class Family:
 
     def run(self, implementation: str, inputs: Inputs) -> tuple[Tensor, ...]:
         """The differentiable outputs of one implementation."""
-        result = self.implementations[implementation].run(*inputs.values())
+        result = self.implementations[implementation].run(*self.arguments(*inputs.values()))
         return result if isinstance(result, tuple) else (result,)
+
+    def call(self, inputs: Inputs) -> dispatch.Call:
+        """The call of the op with these inputs."""
+        arguments = self.arguments(*inputs.values())
+        weights = arguments[1] if self.name == "depthwise_separable" else None
+        return dispatch.Call.of(arguments[0], 0 if weights is None else weights.kernel_size)
 
 
 def _placed(value: Any, dtype: torch.dtype, device: str, layout: str) -> Any:
@@ -107,7 +115,7 @@ def assert_close(got: Tensor, wanted: Tensor, beside: Tensor, what: str) -> None
 
 
 def skip_unless_served(family: Family, implementation: str, inputs: Inputs) -> None:
-    reason = family.implementations[implementation].can_run(backend.Call.of(next(iter(tensors(inputs).values()))))
+    reason = family.implementations[implementation].supports(family.call(inputs))
     if reason is not None:
         pytest.skip(f"{implementation}: {reason}")
 
@@ -131,11 +139,11 @@ def _depthwise_separable(
     shape: tuple[int, int, int, int],
     out: int,
     k: int,
-    preactivation: str = "none",
+    pre_relu: bool = False,
     norm: str = "none",
     affine: bool = True,
     bias: bool = True,
-    activation: str = "relu",
+    relu: bool = True,
     upsample: int = 1,
     pool: int = 1,
     residual: bool = False,
@@ -148,16 +156,26 @@ def _depthwise_separable(
         "depthwise_bias": _normal(draw, c) if bias else None,
         "pointwise_weight": _normal(draw, out, c, 1, 1) / c**0.5,
         "pointwise_bias": _normal(draw, out) if bias else None,
-        "preactivation": preactivation,
+        "pre_relu": pre_relu,
         "norm": norm,
         "eps": 1e-5,
         "scale": 1 + _normal(draw, n, c) / 4 if affine else None,
         "shift": _normal(draw, n, c) / 4 if affine else None,
-        "activation": activation,
+        "relu": relu,
         "upsample": upsample,
         "pool": pool,
         "residual": _normal(draw, n, out, *size) if residual else None,
     }
+
+
+def _separable_arguments(
+    x: Tensor, depthwise: Tensor, depthwise_bias: Tensor | None, pointwise: Tensor, pointwise_bias: Tensor | None,
+    pre_relu: bool, norm: str, eps: float, scale: Tensor | None, shift: Tensor | None, relu: bool, upsample: int,
+    pool: int, residual: Tensor | None,
+) -> tuple[Any, ...]:  # fmt: skip
+    weights = Weights(depthwise, depthwise_bias, pointwise, pointwise_bias)
+    prologue = Prologue(pre_relu, norm, eps, scale, shift, relu)
+    return x, weights, prologue, Resize(upsample, pool), residual
 
 
 def _moments(draw: torch.Generator, *, shape: tuple[int, int, int, int]) -> Inputs:
@@ -199,7 +217,7 @@ FAMILIES = {
     for family in (
         Family(
             "anomaly_score",
-            anomaly_score.IMPLEMENTATIONS,
+            anomaly_score.BACKENDS,
             {
                 "grey": {"shape": (3, 1, 8, 8), "features": (6, 4, 4)},
                 "colour": {"shape": (2, 3, 16, 16), "features": (17,)},
@@ -213,9 +231,9 @@ FAMILIES = {
         ),
         Family(
             "depthwise_separable",
-            depthwise_separable.IMPLEMENTATIONS,
+            depthwise_separable.BACKENDS,
             {
-                "plain": {"shape": (2, 4, 6, 6), "out": 3, "k": 3, "affine": False, "activation": "none"},
+                "plain": {"shape": (2, 4, 6, 6), "out": 3, "k": 3, "affine": False, "relu": False},
                 "generator": {"shape": (2, 6, 4, 4), "out": 5, "k": 7, "upsample": 2},
                 "generator, second": {"shape": (2, 3, 8, 8), "out": 3, "k": 7, "residual": True},
                 "discriminator": {"shape": (2, 3, 8, 8), "out": 5, "k": 3, "affine": False, "norm": "instance"},
@@ -228,17 +246,17 @@ FAMILIES = {
                     "pool": 2,
                     "residual": True,
                 },
-                "encoder": {"shape": (2, 3, 6, 7), "out": 4, "k": 3, "norm": "instance", "preactivation": "relu"},
+                "encoder": {"shape": (2, 3, 6, 7), "out": 4, "k": 3, "norm": "instance", "pre_relu": True},
                 "normalised, up": {
                     "shape": (2, 3, 5, 4),
                     "out": 2,
                     "k": 5,
                     "norm": "instance",
-                    "preactivation": "relu",
+                    "pre_relu": True,
                     "upsample": 2,
                 },
                 "affine, pooled": {"shape": (2, 3, 8, 8), "out": 5, "k": 3, "pool": 2, "residual": True},
-                "skip": {"shape": (2, 3, 6, 6), "out": 4, "k": 1, "affine": False, "activation": "none", "pool": 2},
+                "skip": {"shape": (2, 3, 6, 6), "out": 4, "k": 1, "affine": False, "relu": False, "pool": 2},
                 "no bias": {"shape": (1, 2, 5, 5), "out": 3, "k": 5, "bias": False},
                 "skip, no bias": {"shape": (1, 2, 4, 6), "out": 3, "k": 1, "bias": False, "upsample": 2},
                 "one": {"shape": (1, 1, 1, 1), "out": 1, "k": 3},
@@ -247,10 +265,11 @@ FAMILIES = {
                 "up and pool": {"shape": (1, 2, 3, 5), "out": 2, "k": 3, "upsample": 2, "pool": 2},
             },
             _depthwise_separable,
+            _separable_arguments,
         ),
         Family(
             "moments",
-            moments.IMPLEMENTATIONS,
+            moments.BACKENDS,
             {
                 "plain": {"shape": (3, 16, 6, 6)},
                 "prime": {"shape": (5, 7, 13, 11)},
@@ -262,7 +281,7 @@ FAMILIES = {
         ),
         Family(
             "cbam",
-            cbam.IMPLEMENTATIONS,
+            cbam.BACKENDS,
             {
                 "instance": {"shape": (2, 8, 6, 6), "norm": "instance"},
                 "batch": {"shape": (3, 5, 4, 7), "norm": "batch"},
