@@ -31,9 +31,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-COMMON = [*sorted(str(path) for path in Path("csrc/bindings").glob("*.cpp")), "csrc/cpu/targets.cpp"]
-CPU_KERNELS = sorted({str(path) for path in Path("csrc/cpu").glob("*.cpp")} - set(COMMON))
-CUDA_KERNELS = sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
+COMMON = [*sorted(str(path) for path in Path("csrc/bindings").rglob("*.cpp")), "csrc/cpu/targets.cpp"]
+CPU_KERNELS = sorted({str(path) for path in Path("csrc/cpu").rglob("*.cpp")} - set(COMMON))
+CUDA_KERNELS = sorted(str(path) for path in Path("csrc/cuda").rglob("*.cu"))
 HEADERS = sorted(Path("csrc").rglob("*.h"))
 
 X86 = platform.machine() in ("x86_64", "AMD64")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from raccgan.distributed import collectives, ranks
-from raccgan.kernels.cbam import CBAMResult, cbam
+from raccgan.kernels.cbam import CbamNorm, CbamWeights, cbam
 from raccgan.kernels.depthwise_separable import (
     NO_PROLOGUE,
     SAME_SIZE,
@@ -187,11 +187,16 @@ def _moments(norm: ConditionalBatchNorm | BatchNorm, x: Tensor) -> tuple[Tensor,
     if not norm.training:
         return norm.running_mean, norm.running_var
     mean, var = collectives.shared_moments(*moments(x, kernels=norm.kernels))
+    _update_running(norm, mean, var, x.numel() // x.shape[1])
+    return mean, var
+
+
+def _update_running(norm: ConditionalBatchNorm | BatchNorm | CBAM, mean: Tensor, var: Tensor, count: int) -> None:
+    """Move the running moments by those of all ranks, of ``count`` numbers each; ``var`` is the biased variance."""
     with torch.no_grad():
-        count = ranks.world() * x.numel() // x.shape[1]
+        count = ranks.world() * count
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
         norm.running_var.lerp_((var * (count / max(1, count - 1))).to(norm.running_var.dtype), norm.momentum)
-    return mean, var
 
 
 class CBAM(nn.Module):
@@ -221,25 +226,7 @@ class CBAM(nn.Module):
         self.kernels = kernels
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.norm != "batch":
-            return self._gate(x, self.norm).y
-        if not self.training:
-            return self._gate(x, "fixed", self.running_mean, self.running_var).y
-        result = self._gate(x, "batch")
-        if ranks.world() > 1:
-            # The moments are of what the op computes half way. Its first run serves for those of this rank's samples
-            # alone, and its second is normalised with all ranks'; both are differentiated. That takes 1.04 (32 px) and
-            # 1.01 (128 px) of a step's time with one run; one run of PyTorch's own operations takes 1.20 and 1.06.
-            mean, var = collectives.shared_moments(result.mean, result.var)
-            result = self._gate(x, "fixed", mean, var)
-        with torch.no_grad():
-            self.running_mean.lerp_(result.mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(result.var.to(self.running_var.dtype), self.momentum)
-        return result.y
-
-    def _gate(self, x: Tensor, norm: str, mean: Tensor | None = None, var: Tensor | None = None) -> CBAMResult:
-        return cbam(
-            x,
+        weights = CbamWeights(
             self.reduce.weight,
             self.reduce.bias,
             self.expand.weight,
@@ -247,11 +234,22 @@ class CBAM(nn.Module):
             self.spatial.weight,
             self.weight,
             self.bias,
-            norm=norm,
-            mean=mean,
-            var=var,
-            kernels=self.kernels,
         )
+        if self.norm != "batch":
+            return cbam(x, weights, CbamNorm(self.norm), kernels=self.kernels).y
+        if not self.training:
+            norm = CbamNorm("fixed", self.running_mean, self.running_var)
+            return cbam(x, weights, norm, kernels=self.kernels).y
+        result = cbam(x, weights, CbamNorm("batch"), kernels=self.kernels)
+        if ranks.world() > 1:
+            # The moments are of what the op computes half way. Its first run serves for those of this rank's samples
+            # alone, and its second is normalised with all ranks'; both are differentiated. That takes 1.04 (32 px) and
+            # 1.01 (128 px) of a step's time with one run; one run of PyTorch's own operations takes 1.20 and 1.06.
+            mean, var = collectives.shared_moments(result.mean, result.var)
+            result = cbam(x, weights, CbamNorm("fixed", mean, var), kernels=self.kernels)
+        # One score a pixel; as batch norm does, normalise by the biased variance and keep the unbiased one.
+        _update_running(self, result.mean, result.var, x.numel() // x.shape[1])
+        return result.y
 
 
 class ResidualDown(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raccgan.kernels import anomaly_score, cbam, depthwise_separable, dispatch, moments
+from raccgan.kernels.cbam import CbamNorm, CbamWeights
 from raccgan.kernels.depthwise_separable import Prologue, Resize, Weights
 from tests.kernels.variations import scattered
 
@@ -190,14 +191,11 @@ def _cbam(
     reduced: int = 2,
     k: int = 7,
     ties: bool = False,
-    pooled: bool = False,
 ) -> Inputs:
     c = shape[1]
     x = _normal(draw, *shape)
     return {
         "x": x.relu().round() if ties else x,
-        "average": x.mean(dim=(2, 3)) if pooled else None,
-        "maximum": x.amax(dim=(2, 3)) if pooled else None,
         "reduce_weight": _normal(draw, reduced, c) / c**0.5,
         "reduce_bias": _normal(draw, reduced) / 4,
         "expand_weight": _normal(draw, c, reduced) / reduced**0.5,
@@ -210,6 +208,10 @@ def _cbam(
         "var": 1 + _normal(draw, 1).square() if norm == "fixed" else None,
         "eps": 1e-5,
     }
+
+
+def cbam_arguments(x: Tensor, *inputs: Any) -> tuple[Tensor, CbamWeights, CbamNorm]:
+    return x, CbamWeights(*inputs[:7]), CbamNorm(*inputs[7:])
 
 
 FAMILIES = {
@@ -289,9 +291,9 @@ FAMILIES = {
                 "one channel": {"shape": (2, 1, 4, 4), "norm": "instance", "reduced": 1},
                 "ties": {"shape": (2, 4, 5, 5), "norm": "instance", "ties": True},
                 "prime": {"shape": (1, 13, 11, 3), "norm": "fixed", "k": 3},
-                "pooled by the producer": {"shape": (2, 6, 5, 4), "norm": "instance", "pooled": True},
             },
             _cbam,
+            cbam_arguments,
         ),
     )
 }

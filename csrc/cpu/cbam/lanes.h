@@ -3,8 +3,8 @@
 // Included by the per-target sources only. Everything here is in an anonymous namespace, for the reason in targets.h.
 #pragma once
 
-#include "cbam.h"
-#include "runs.h"
+#include "../runs.h"
+#include "kernels.h"
 
 namespace raccgan {
 namespace {
@@ -83,23 +83,14 @@ inline Floats exponential(Floats x) {
 // NaN for NaN.
 inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + select((Words)(x == x), exponential(-x), x)); }
 
-// How a sample's scores become the spatial gate: sigmoid(scale * score + shift).
-struct SpatialGate {
-  float scale, shift;
+inline Floats gated(const CbamSpatialGate& gate, Floats scores) { return sigmoid(scores * gate.scale + gate.shift); }
 
-  SpatialGate(const CbamWeights& weights, const float* moments)
-      : scale(weights.norm_weight / __builtin_sqrtf(moments[1] + weights.eps)),
-        shift(weights.norm_bias - moments[0] * scale) {}
-
-  Floats operator()(Floats scores) const { return sigmoid(scores * scale + shift); }
-
-  // Of `count` scores, into memory that may be written up to a whole vector.
-  void of(const float* scores, int64_t count, float* gates) const {
-    for_lanes(count, [&](auto lanes, int64_t at) RACCGAN_INLINE {
-      lanes.template store<Float32>(gates + at, (*this)(lanes.template load<Float32>(scores + at)));
-    });
-  }
-};
+// The gates of `count` scores, into memory that may be written up to a whole vector.
+inline void find_gates(const CbamSpatialGate& gate, const float* scores, int64_t count, float* gates) {
+  for_lanes(count, [&](auto lanes, int64_t at) RACCGAN_INLINE {
+    lanes.template store<Float32>(gates + at, gated(gate, lanes.template load<Float32>(scores + at)));
+  });
+}
 
 // use(lanes, at, result) with result[i] = sum over j of matrix[at + i, j] vector[j], for `rows` rows.
 template <class Use>
@@ -119,21 +110,21 @@ void matrix_product(const float* matrix, const float* vector, int64_t rows, int6
   });
 }
 
-// One piece of a sample.
-struct Piece {
+// One chunk of a sample.
+struct Chunk {
   int64_t sample, first, last;  // pixels
 
-  Piece(const CbamShape& s, int64_t task)
-      : sample(task / pieces(s)),
-        first(task % pieces(s) * pixels_a_piece(s)),
-        last(least(s.h * s.w, first + pixels_a_piece(s))) {}
+  Chunk(const CbamShape& s, int64_t task)
+      : sample(task / chunks(s)),
+        first(task % chunks(s) * pixels_per_chunk(s)),
+        last(least(s.h * s.w, first + pixels_per_chunk(s))) {}
 
   int64_t count() const { return last - first; }
   template <class T>
   const typename T::Stored* of(const CbamShape& s, const CbamSamples& samples) const {
     return static_cast<const typename T::Stored*>(samples.data) + in_tensor(s) - samples.first * s.h * s.w * s.c;
   }
-  // Where the piece begins in a tensor [N, P, C], and in one [N, P].
+  // Where the chunk begins in a tensor [N, P, C], and in one [N, P].
   int64_t in_tensor(const CbamShape& s) const { return in_plane(s) * s.c; }
   int64_t in_plane(const CbamShape& s) const { return sample * s.h * s.w + first; }
 };

@@ -7,10 +7,9 @@
 //
 // Three sweeps over x, of which the caller runs the second and the third while a sample is in a cache, wherever the
 // norm couples no samples. A sweep goes over the pixels as they lie in memory, with all of their channels or many.
-#include "cbam.h"
-
-#include "cbam_lanes.h"
-#include "cbam_planes.h"
+#include "kernels.h"
+#include "lanes.h"
+#include "planes.h"
 
 namespace raccgan {
 namespace {
@@ -22,22 +21,22 @@ void to_channels_last_as(const CbamShape& s, const void* from_tensor, void* to_t
                          int64_t end) {
   const int64_t pixels = s.h * s.w;
   for (int64_t task = begin; task < end; ++task) {
-    const Piece piece(s, task);
+    const Chunk chunk(s, task);
     const auto* const from =
-        static_cast<const typename T::Stored*>(from_tensor) + piece.sample * pixels * s.c + piece.first;
-    auto* const to = static_cast<typename T::Stored*>(to_tensor) + piece.in_tensor(s) - to_first * pixels * s.c;
+        static_cast<const typename T::Stored*>(from_tensor) + chunk.sample * pixels * s.c + chunk.first;
+    auto* const to = static_cast<typename T::Stored*>(to_tensor) + chunk.in_tensor(s) - to_first * pixels * s.c;
     for_lanes(s.c, [&](auto rows, int64_t c) RACCGAN_INLINE {
-      for_lanes(piece.count(), [&](auto columns, int64_t p) RACCGAN_INLINE {
-        Floats tile[kWidth];
-        const int64_t channels = least(kWidth, s.c - c), here = least(kWidth, piece.count() - p);
+      for_lanes(chunk.count(), [&](auto columns, int64_t p) RACCGAN_INLINE {
+        Floats block[kWidth];
+        const int64_t channels = least(kWidth, s.c - c), here = least(kWidth, chunk.count() - p);
 #pragma GCC unroll 16
         for (int64_t i = 0; i < kWidth; ++i) {
           const auto* const row = from + (c + least(i, channels - 1)) * pixels + p;
           __builtin_prefetch(row + kAhead / kCbamLanes);
-          tile[i] = columns.template load<T>(row);
+          block[i] = columns.template load<T>(row);
         }
-        transpose(tile);
-        for (int64_t i = 0; i < here; ++i) rows.template store<T>(to + (p + i) * s.c + c, tile[i]);
+        transpose(block);
+        for (int64_t i = 0; i < here; ++i) rows.template store<T>(to + (p + i) * s.c + c, block[i]);
       });
     });
   }
@@ -83,34 +82,34 @@ template <class T>
 void pool_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
   const CbamShape& s = args.shape;
   for (int64_t task = begin; task < end; ++task) {
-    const Piece piece(s, task);
-    const auto* const x = piece.of<T>(s, args.x);
+    const Chunk chunk(s, task);
+    const auto* const x = chunk.of<T>(s, args.x);
     float* const sums = args.pooled + task * 2 * s.c;
     float* const maxima = sums + s.c;
     const int64_t whole = s.c / kWidth, rest = whole * kWidth;
     for (int64_t v = 0; v < whole; v += kPooled) {
       const int64_t at = v * kWidth;
-      pool_whole<T>(least(kPooled, whole - v), x + at, s.c, piece.count(), sums + at, maxima + at);
+      pool_whole<T>(least(kPooled, whole - v), x + at, s.c, chunk.count(), sums + at, maxima + at);
     }
-    if (rest < s.c) pool_vectors<T, 1>(Rest{s.c - rest}, x + rest, s.c, piece.count(), sums + rest, maxima + rest);
+    if (rest < s.c) pool_vectors<T, 1>(Rest{s.c - rest}, x + rest, s.c, chunk.count(), sums + rest, maxima + rest);
   }
 }
 
-// The average and the max of a sample from those of its pieces.
-void add_pieces(const CbamForwardArgs& args, int64_t n) {
+// The average and the max of a sample from those of its chunks.
+void add_chunks(const CbamForwardArgs& args, int64_t n) {
   const CbamShape& s = args.shape;
-  const float* const pooled = args.pooled + n * pieces(s) * 2 * s.c;
+  const float* const pooled = args.pooled + n * chunks(s) * 2 * s.c;
   const double over = 1 / static_cast<double>(s.h * s.w);
   for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
     Doubles sum{};
     Floats max = lanes.template load<Float32>(pooled + s.c + c);
-    for (int64_t i = 0; i < pieces(s); ++i) {
+    for (int64_t i = 0; i < chunks(s); ++i) {
       const float* const at = pooled + i * 2 * s.c + c;
       sum += widened(lanes.template load<Float32>(at));
       max = larger(max, lanes.template load<Float32>(at + s.c));
     }
-    if (args.average) lanes.template store<Float32>(args.saved.average + n * s.c + c, narrowed(sum * over));
-    if (args.maximum) lanes.template store<Float32>(args.saved.maximum + n * s.c + c, max);
+    lanes.template store<Float32>(args.saved.average + n * s.c + c, narrowed(sum * over));
+    lanes.template store<Float32>(args.saved.maximum + n * s.c + c, max);
   });
 }
 
@@ -140,15 +139,15 @@ void gather_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
   const CbamShape& s = args.shape;
   const int64_t size = s.h * s.w;
   const float over = 1.0f / static_cast<float>(s.c);
-  // From the end: the caller's first sweep has left its last pieces in the nearest cache.
+  // From the end: the caller's first sweep has left its last chunks in the nearest cache.
   for (int64_t task = end - 1; task >= begin; --task) {
-    const Piece piece(s, task);
-    const auto* const x = piece.of<T>(s, args.x);
-    const float* const gate = args.saved.gate + piece.sample * s.c;
-    float* const plane = args.saved.planes + piece.sample * 2 * size + piece.first;
-    for_lanes(piece.count(), [&](auto pixel_lanes, int64_t block) RACCGAN_INLINE {
+    const Chunk chunk(s, task);
+    const auto* const x = chunk.of<T>(s, args.x);
+    const float* const gate = args.saved.gate + chunk.sample * s.c;
+    float* const plane = args.saved.planes + chunk.sample * 2 * size + chunk.first;
+    for_lanes(chunk.count(), [&](auto pixel_lanes, int64_t block) RACCGAN_INLINE {
       Floats maxima[kWidth] = {}, sums[kWidth] = {};
-      for_pixels(0, least(kWidth, piece.count() - block), [&](int64_t p, auto pixels) RACCGAN_INLINE {
+      for_pixels(0, least(kWidth, chunk.count() - block), [&](int64_t p, auto pixels) RACCGAN_INLINE {
         Floats max[pixels.count], sum[pixels.count];
 #pragma GCC unroll 4
         for (int i = 0; i < pixels.count; ++i) {
@@ -197,14 +196,13 @@ template <class T>
 void apply_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
   const CbamShape& s = args.shape;
   for (int64_t task = begin; task < end; ++task) {
-    const Piece piece(s, task);
-    const auto* const x = piece.of<T>(s, args.x);
-    auto* const y = static_cast<typename T::Stored*>(args.y) + piece.in_tensor(s);
-    const float* const gate = args.saved.gate + piece.sample * s.c;
-    float spatial[kCbamPiece];
-    SpatialGate(args.weights, args.saved.moments + piece.sample * args.moments_stride)
-        .of(args.saved.scores + piece.in_plane(s), piece.count(), spatial);
-    for (int64_t p = 0; p < piece.count(); ++p) {
+    const Chunk chunk(s, task);
+    const auto* const x = chunk.of<T>(s, args.x);
+    auto* const y = static_cast<typename T::Stored*>(args.y) + chunk.in_tensor(s);
+    const float* const gate = args.saved.gate + chunk.sample * s.c;
+    float spatial[kCbamChunk];
+    find_gates(spatial_gate(args, chunk.sample), args.saved.scores + chunk.in_plane(s), chunk.count(), spatial);
+    for (int64_t p = 0; p < chunk.count(); ++p) {
       const Floats here = all(spatial[p]);
       for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
         const int64_t at = p * s.c + c;
@@ -234,7 +232,7 @@ void cbam_pool(const CbamForwardArgs& args, int64_t begin, int64_t end) {
 
 void cbam_gate(const CbamForwardArgs& args, int64_t begin, int64_t end) {
   for (int64_t n = begin; n < end; ++n) {
-    if (args.average || args.maximum) add_pieces(args, n);
+    add_chunks(args, n);
     find_gate(args, n);
   }
 }
@@ -247,13 +245,13 @@ void cbam_gather(const CbamForwardArgs& args, int64_t begin, int64_t end) {
 void cbam_convolve(const CbamForwardArgs& args, float* scratch, int64_t begin, int64_t end) {
   const CbamShape& s = args.shape;
   for (int64_t task = begin; task < end; ++task) {
-    const Band band(s, task);
-    const float* const planes = args.saved.planes + band.sample * 2 * s.h * s.w;
-    copy_plane(s, band, planes, scratch);
-    copy_plane(s, band, planes + s.h * s.w, scratch + band.size);
-    float* const scores = args.saved.scores + band.in_plane(s);
-    convolve(s, band, 2, scratch, args.weights.spatial_weight, scores);
-    args.moments[task] = moments_of(scores, (band.last - band.first) * s.w);
+    const Tile tile(s, task);
+    const float* const planes = args.saved.planes + tile.sample * 2 * s.h * s.w;
+    copy_plane(s, tile, planes, scratch);
+    copy_plane(s, tile, planes + s.h * s.w, scratch + tile.size);
+    float* const scores = args.saved.scores + tile.in_plane(s);
+    convolve(s, tile, 2, scratch, args.weights.spatial_weight, scores);
+    args.moments[task] = moments_of(scores, (tile.last - tile.first) * s.w);
   }
 }
 

@@ -11,9 +11,7 @@
 // Three sweeps over x, a group of samples at a time, so that the second and the third find it in the second-level
 // cache; where the norm couples all samples, the third goes over them anew. Sums over pieces are finished in float64
 // and in a fixed order by the launch that needs them.
-#include "cbam.h"
-
-#include "cbam_pixels.h"
+#include "pixels.h"
 
 namespace raccgan {
 namespace cuda {
@@ -48,7 +46,7 @@ __global__ void __launch_bounds__(kThreads) pool(Tiling t, const void* tensor, f
   to[t.channels] = maximum;
 }
 
-// A sample's average and maximum, given or from its pieces.
+// A sample's average and maximum, from those of its pieces.
 __device__ void find_pooled(const CbamForwardArgs& args, int64_t pieces, const float* partial, int64_t n) {
   const CbamShape& s = args.shape;
   for (int64_t c = threadIdx.x; c < s.c; c += kThreads) {
@@ -61,8 +59,8 @@ __device__ void find_pooled(const CbamForwardArgs& args, int64_t pieces, const f
     }
     const int64_t at = n * s.c + c;
     const float average = static_cast<float>(sum / static_cast<double>(s.h * s.w));
-    args.saved.average[at] = args.given.average ? args.given.average[at] : average;
-    args.saved.maximum[at] = args.given.maximum ? args.given.maximum[at] : maximum;
+    args.saved.average[at] = average;
+    args.saved.maximum[at] = maximum;
   }
 }
 
@@ -158,8 +156,8 @@ __global__ void __launch_bounds__(kThreads) join_moments(CbamForwardArgs args, R
   __shared__ double shared[kThreads];
   const CbamShape& s = args.shape;
   const int64_t pixels = s.h * s.w, pieces = ceiling(pixels, kPiece), which = range.first + blockIdx.x;
-  if (args.given.mean) {
-    if (threadIdx.x == 0) args.saved.moments[0] = *args.given.mean, args.saved.moments[1] = *args.given.var;
+  if (args.norm == CbamNorm::kFixed) {
+    if (threadIdx.x == 0) args.saved.moments[0] = *args.given_mean, args.saved.moments[1] = *args.given_var;
     return;
   }
   const double* const from = partial + which * pieces * 2;
@@ -181,10 +179,10 @@ __global__ void __launch_bounds__(kThreads) join_moments(CbamForwardArgs args, R
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) apply(CbamForwardArgs args, Tiling t, bool shared) {
+__global__ void __launch_bounds__(kThreads) apply(CbamForwardArgs args, Tiling t) {
   const Columns<V> at(t);
   if (!at.active) return;
-  const SpatialGate spatial(args.weights, moments_of(args.saved, shared, at.run));
+  const CbamSpatialGate spatial = spatial_gate(args, at.run);
   const float* const scores = args.saved.scores + at.run * t.pixels;
   float gate[V];
   load_floats(args.saved.gate + at.in_row(t), gate);
@@ -192,7 +190,7 @@ __global__ void __launch_bounds__(kThreads) apply(CbamForwardArgs args, Tiling t
   for (int64_t p = at.first, i = at.at(t, p); p < at.last; p += at.rows, i += at.step) {
     float v[V];
     load<T, V>(static_cast<const typename T::Stored*>(args.x) + i, v);
-    const float open = spatial(scores[p]);
+    const float open = gated(spatial, scores[p]);
 #pragma unroll
     for (int j = 0; j < V; ++j) v[j] *= gate[j] * open;
     store<T, V>(static_cast<typename T::Stored*>(args.y) + i, v);
@@ -202,26 +200,23 @@ __global__ void __launch_bounds__(kThreads) apply(CbamForwardArgs args, Tiling t
 // ---- host --------------------------------------------------------------------------------------------------------
 
 Tiling tiling_of(const CbamShape& s, const Range& range, int V) {
-  Tiling t(range.count, s.pixels(), s.c, kPiece, V);
+  Tiling t(range.count, pixels(s), s.c, kPiece, V);
   t.start = range.first;
   return t;
 }
 
-bool pools(const CbamForwardArgs& args) { return !args.given.average || !args.given.maximum; }
-
 }  // namespace
 
 int64_t cbam_forward_floats(const CbamForwardArgs& args) {
-  const int64_t pieces = args.shape.n * ceiling(args.shape.pixels(), kPiece);
-  return pieces * 4 + (pools(args) ? pieces * 2 * args.shape.c : 0);
+  return args.shape.n * ceiling(pixels(args.shape), kPiece) * (4 + 2 * args.shape.c);
 }
 
 const char* cbam_forward(const CbamForwardArgs& args, float* scratch, int device, void* stream) {
   const CbamShape& s = args.shape;
-  const int64_t pieces = ceiling(s.pixels(), kPiece);
+  const int64_t pieces = ceiling(pixels(s), kPiece);
   double* const partial = reinterpret_cast<double*>(scratch);
   float* const pooled = scratch + s.n * pieces * 4;
-  const bool fixed = args.given.mean != nullptr, shared = fixed || args.batch, coupled = args.batch && !fixed;
+  const bool fixed = args.norm == CbamNorm::kFixed, coupled = args.norm == CbamNorm::kBatch;
   Queue queue(device, stream);
   queue.take(too_large(s));
   for_vectors(s.dtype, s.c, [&](auto element, auto vector) {
@@ -230,12 +225,12 @@ const char* cbam_forward(const CbamForwardArgs& args, float* scratch, int device
     const int group = threads_a_pixel(s.c, V);
     const auto apply_to = [&](const Range& range) {
       const Tiling t = tiling_of(s, range, V);
-      queue(apply<T, V>, t.blocks(), kThreads, args, t, shared);
+      queue(apply<T, V>, t.blocks(), kThreads, args, t);
     };
     for_groups(s, 1, [&](const Range& range) {
       const Tiling t = tiling_of(s, range, V);
-      if (pools(args)) queue(pool<T, V>, t.blocks(), kThreads, t, args.x, pooled);
-      queue(find_gate, range.count, kThreads, args, range, pools(args) ? pieces : 0, pooled);
+      queue(pool<T, V>, t.blocks(), kThreads, t, args.x, pooled);
+      queue(find_gate, range.count, kThreads, args, range, pieces, pooled);
       queue(gather<T, V>, blocks_of_pixels(s, range, group), kThreads, args, range, group);
       for_plane_size(s.k, [&](auto size) {
         queue(find_scores<decltype(size)::value>, range.count * pieces, kThreads, args, range, partial);

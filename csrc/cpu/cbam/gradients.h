@@ -3,8 +3,8 @@
 // Included by the per-target sources only. Everything here is in an anonymous namespace, for the reason in targets.h.
 #pragma once
 
-#include "cbam_lanes.h"
-#include "cbam_planes.h"
+#include "lanes.h"
+#include "planes.h"
 
 namespace raccgan {
 namespace {
@@ -18,34 +18,34 @@ inline RACCGAN_INLINE void add_to(const L& lanes, float* sums, int64_t p, Floats
   lanes.template store<Float32>(sums, p == 0 ? v : v + lanes.template load<Float32>(sums));
 }
 
-// sums[j] = the sum over the band of d[row, column] in[row + i - k/2, column + j - k/2] for kTaps columns j.
+// sums[j] = the sum over the tile of d[row, column] in[row + i - k/2, column + j - k/2] for kTaps columns j.
 template <int kTaps>
-void correlate(const CbamShape& s, const Band& band, const float* d, const float* in, float* to) {
+void correlate(const CbamShape& s, const Tile& tile, const float* d, const float* in, float* to) {
   Floats sums[kTaps] = {};
-  for (int64_t row = 0; row < band.last - band.first; ++row) {
+  for (int64_t row = 0; row < tile.last - tile.first; ++row) {
     for_lanes(s.w, [&](auto lanes, int64_t column) RACCGAN_INLINE {
-      const Floats v = lanes.template load<Float32>(d + row * band.stride + column);
+      const Floats v = lanes.template load<Float32>(d + row * tile.stride + column);
 #pragma GCC unroll 8
       for (int j = 0; j < kTaps; ++j) {
-        sums[j] = multiply_add(v, load(in + row * band.stride + column + j), sums[j]);
+        sums[j] = multiply_add(v, load(in + row * tile.stride + column + j), sums[j]);
       }
     });
   }
   for (int j = 0; j < kTaps; ++j) to[j] = static_cast<float>(sum_of_lanes(sums[j]));
 }
 
-// to[plane, i, j] over one band, from the band in scratch memory: of both planes, and of d with zeros around it.
-inline void correlate_planes(const CbamShape& s, const Band& band, const float* d, const float* planes, float* to) {
-  d += s.k / 2 * (band.stride + 1);
+// to[plane, i, j] over one tile, from the tile in scratch memory: of both planes, and of d with zeros around it.
+inline void correlate_planes(const CbamShape& s, const Tile& tile, const float* d, const float* planes, float* to) {
+  d += s.k / 2 * (tile.stride + 1);
   for (int plane = 0; plane < 2; ++plane) {
     for (int64_t i = 0; i < s.k; ++i, to += s.k) {
-      const float* const in = planes + plane * band.size + i * band.stride;
+      const float* const in = planes + plane * tile.size + i * tile.stride;
       if (s.k == 7) {
-        correlate<7>(s, band, d, in, to);
+        correlate<7>(s, tile, d, in, to);
       } else if (s.k == 3) {
-        correlate<3>(s, band, d, in, to);
+        correlate<3>(s, tile, d, in, to);
       } else {
-        for (int64_t j = 0; j < s.k; ++j) correlate<1>(s, band, d, in + j, to + j);
+        for (int64_t j = 0; j < s.k; ++j) correlate<1>(s, tile, d, in + j, to + j);
       }
     }
   }

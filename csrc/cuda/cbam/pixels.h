@@ -1,10 +1,10 @@
 // What the forward and the backward kernels of CBAM share: the gates, and how threads share a pixel.
 #pragma once
 
-#include "cbam.h"
-#include "columns.h"
-
 #include <type_traits>
+
+#include "../columns.h"
+#include "passes.h"
 
 namespace raccgan {
 namespace cuda {
@@ -25,7 +25,7 @@ inline int64_t samples_a_group(const CbamShape& s, int64_t tensors) {
 #else
   constexpr int64_t kBytes = 16 << 20;
 #endif
-  const int64_t bytes = s.c * s.pixels() * size_of(s.dtype) * tensors;
+  const int64_t bytes = s.c * pixels(s) * size_of(s.dtype) * tensors;
   return bytes < kBytes ? kBytes / bytes : 1;
 }
 
@@ -38,19 +38,8 @@ void for_groups(const CbamShape& s, int64_t tensors, const Run& run) {
 
 inline __device__ float sigmoid(float v) { return 1.0f / (1.0f + expf(-v)); }
 
-// How a sample's scores become its spatial gate.
-struct SpatialGate {
-  float scale, shift;
-
-  __device__ SpatialGate(const CbamWeights& weights, const float* moments)
-      : scale(*weights.norm_weight / sqrtf(moments[1] + weights.eps)),
-        shift(*weights.norm_bias - moments[0] * scale) {}
-
-  __device__ float operator()(float score) const { return sigmoid(fmaf(score, scale, shift)); }
-};
-
-inline __device__ const float* moments_of(const CbamSaved& saved, bool shared, int64_t n) {
-  return saved.moments + (shared ? 0 : 2 * n);
+inline __device__ float gated(const CbamSpatialGate& gate, float score) {
+  return sigmoid(fmaf(score, gate.scale, gate.shift));
 }
 
 // ---- a pixel's channels ------------------------------------------------------------------------------------------
@@ -63,7 +52,7 @@ inline int threads_a_pixel(int64_t channels, int V) {
 }
 
 inline int64_t blocks_of_pixels(const CbamShape& s, const Range& range, int group) {
-  return ceiling(range.count * s.pixels(), kThreads / group);
+  return ceiling(range.count * pixels(s), kThreads / group);
 }
 
 // A thread's pixel of a range of samples: `at` in [N, P], of sample n.
@@ -139,7 +128,7 @@ __device__ float convolve_at(const CbamShape& s, const float* plane, const float
 
 // A pixel's place in an image is counted in 32 bits.
 inline const char* too_large(const CbamShape& s) {
-  return s.pixels() <= INT32_MAX ? nullptr : "an image has 2^31 pixels or more";
+  return pixels(s) <= INT32_MAX ? nullptr : "an image has 2^31 pixels or more";
 }
 
 }  // namespace
