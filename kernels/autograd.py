@@ -27,9 +27,6 @@ def needs_grad(ctx: Any, i: int, inputs: Sequence[Any] = ()) -> bool:
     return torch_internals.will_execute(ctx.next_functions[place][0])
 
 
-wanted = needs_grad
-
-
 def register(op: str, shape: Callable[..., Any], backward: Callable[..., Any], save: Callable[..., None]) -> None:
     """Give a compiled op what PyTorch asks of it: its outputs' shapes, its backward, and what that has to keep."""
     torch.library.register_fake(op)(shape)
