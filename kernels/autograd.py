@@ -14,7 +14,7 @@ from raccgan.kernels import dispatch, torch_internals
 def needs_grad(ctx: Any, i: int, inputs: Sequence[Any] = ()) -> bool:
     """Whether the backward pass that runs now uses the gradient of input ``i`` of the node ``ctx``.
 
-    ``inputs`` are the node's inputs, needed where one before ``i`` may be no tensor: only tensors have a place in the graph.
+    ``inputs`` are the node's inputs, needed where one before ``i`` may be no tensor: only tensors are in the graph.
 
     ``ctx.needs_input_grad`` says only that the input requires a gradient. ``torch.autograd.grad(value, x)``, with which
     a gradient penalty begins, uses none of the weights', and computing them would cost as much as x's.
