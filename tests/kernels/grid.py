@@ -6,7 +6,7 @@ Sizes of 1, odd and prime ones, sliced and permuted tensors and ties are in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ class Family:
         result = self.implementations[implementation].run(*self.arguments(*inputs.values()))
         return result if isinstance(result, tuple) else (result,)
 
-    def call(self, inputs: Inputs) -> dispatch.Call:
+    def call(self, inputs: Mapping[Any, Any]) -> dispatch.Call:
         """The call of the op with these inputs."""
         arguments = self.arguments(*inputs.values())
         weights = arguments[1] if self.name == "depthwise_separable" else None

@@ -6,29 +6,29 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from raccgan.kernels.depthwise_separable.rewritten import average_pool
+from raccgan.kernels.depthwise_separable import pooled
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 6, 4), (1, 1, 5, 7), (2, 3, 2, 3), (0, 2, 4, 4)])
 def test_it_is_pytorchs_pool_and_so_are_its_gradients(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
     results = []
-    for pool in (average_pool, F.avg_pool2d):
+    for pool in (pooled, F.avg_pool2d):
         y = pool(x, 2)
         (g,) = torch.autograd.grad(y, x, torch.arange(y.numel(), dtype=y.dtype).view(y.shape))
         results.append((y, g))
     for ours, theirs in zip(*results, strict=True):
         assert torch.equal(ours, theirs)
         assert ours.is_contiguous(memory_format=torch.channels_last) or ours.numel() == 0
-    assert torch.autograd.gradcheck(average_pool, (x, 2))
-    assert torch.autograd.gradgradcheck(average_pool, (x, 2))
+    assert torch.autograd.gradcheck(pooled, (x, 2))
+    assert torch.autograd.gradgradcheck(pooled, (x, 2))
 
 
 def test_the_second_gradient_says_nothing_of_x() -> None:
     """PyTorch's says zeros, which are then added to what other operations say of x."""
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
     g = torch.randn(2, 3, 2, 2, requires_grad=True)
-    (first,) = torch.autograd.grad(average_pool(x, 2), x, g, create_graph=True)
+    (first,) = torch.autograd.grad(pooled(x, 2), x, g, create_graph=True)
     second = torch.autograd.grad(first.square().sum(), (x, g), allow_unused=True)
     assert second[0] is None
     torch.testing.assert_close(second[1], 2 * F.avg_pool2d(first, 2))
