@@ -46,10 +46,12 @@ def main(arguments: Sequence[str]) -> int:
     device = options.pick_device(given.device)
 
     from raccgan.distributed import ranks
-    from raccgan.evaluation.evaluation import calibrate, evaluate, summary, write_evaluated, write_results
+    from raccgan.evaluation.results import evaluate_run
     from raccgan.models import checkpoint as checkpoints
     from raccgan.outputs.files import own_folder
+    from raccgan.scoring.calibration import calibrate
     from raccgan.scoring.detector import choose_threshold
+    from raccgan.scoring.scorer import Scorer
     from raccgan.training.run import prepare, readable
 
     settings = options.settings_of(given)
@@ -64,21 +66,23 @@ def main(arguments: Sequence[str]) -> int:
     as_stored = given.label_policy == stored.held_out_policy and config.score == checkpoints.config_of(stored).score
     folder = given.out or (given.run if given.run.is_dir() else given.run.parent)
     with ranks.entered_on_first(lambda: own_folder(folder)) as out:
-        scorer = run.scorer(checkpoints.networks_of(stored, run.config, device), given.label_policy)
+        networks = checkpoints.networks_of(stored, run.config, device)
+        scorer = Scorer.of(run.config, networks, run.classes, given.label_policy)
         if stored.held_out and as_stored:
             threshold = choose_threshold(stored, quantile=settings.get("quantile"))
             calibration = checkpoints.Calibration(threshold, stored.held_out, given.label_policy)
         elif stored.threshold is None or "quantile" in settings or not as_stored:
-            calibration = calibrate(run, scorer, given.label_policy)
+            held_out = run.dataset(run.split.held_out)
+            calibration = calibrate(scorer, held_out, quantile=run.config.quantile, policy=given.label_policy)
         else:
             calibration = checkpoints.Calibration(stored.threshold, {}, given.label_policy)
-        evaluation = evaluate(run, scorer, calibration.threshold, seconds=stored.seconds, details=given.report)
-        if evaluation is None:
+        named = str(given.run) if given.report else ""
+        assessment = evaluate_run(
+            out, run, scorer, calibration, seconds=stored.seconds, history=stored.history, report_of=named
+        )
+        if assessment is None:
             return 0
-        write_results(out, run, evaluation, scorer, stored.history)
-        if given.report:
-            write_evaluated(out / "report.html", run, evaluation, calibration, str(given.run))
-        print(summary(evaluation))
+        print(assessment.summary())
         tell(f"metrics, scores and pictures are in {out}")
     return 0
 

@@ -120,8 +120,10 @@ def _begin(found: _Found, config: Config) -> None:
 def _run_phases(
     run: Run, data: ImageDataset, phase: str, out: Path, resumed: Checkpoint | None, *, compiled: bool
 ) -> int:
-    from raccgan.evaluation.evaluation import calibrate, evaluate, fit_density, summary, write_results
+    from raccgan.evaluation.results import evaluate_run
     from raccgan.models.checkpoint import NAME
+    from raccgan.scoring.calibration import calibrate, fit_density
+    from raccgan.scoring.scorer import Scorer
     from raccgan.training.loop import Training
 
     training = Training.of(run, data, out / NAME, resumed, _tensorboard(out), compiled=compiled)
@@ -132,18 +134,19 @@ def _run_phases(
     if phase == "gan":
         _say(f"the generator is trained; --phase encoder --resume {out} goes on")
         return 0
-    fit_density(run, training.networks, training.data)
-    scorer = run.scorer(training.networks)
-    training.calibration = calibration = calibrate(run, scorer)
+    fit_density(training.networks, training.data, batch=run.config.score_batch)
+    scorer = Scorer.of(run.config, training.networks, run.classes)
+    held_out = run.dataset(run.split.held_out)
+    training.calibration = calibration = calibrate(scorer, held_out, quantile=run.config.quantile)
     training.save("encoder")
     if phase == "encoder":
         _say(f"the encoder is trained, threshold {calibration.threshold:.4g}; --phase evaluate --resume {out} goes on")
         return 0
-    evaluation = evaluate(run, scorer, calibration.threshold, seconds=training.seconds)
-    if evaluation is None:
+    seconds, history = training.seconds, training.history
+    assessment = evaluate_run(out, run, scorer, calibration, seconds=seconds, history=history)
+    if assessment is None:
         return 0
-    write_results(out, run, evaluation, scorer, training.history)
-    print(summary(evaluation))
+    print(assessment.summary())
     tell(f"scores, metrics, pictures and the checkpoint are in {out}")
     return 0
 

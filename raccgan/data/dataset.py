@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,11 +15,16 @@ from torch.utils.data import Dataset, Sampler
 
 from raccgan.data.images.decode import decode, decode_mask, decode_stack
 from raccgan.data.samples import Sample
-from raccgan.distributed import ranks
 from raccgan.errors import InputError
 
+T = TypeVar("T")
 Item = tuple[Tensor, int, int]
-Result = TypeVar("Result")
+Problems = list[tuple[int, str]]
+"""The index of each sample that cannot be used, and a line that says why."""
+
+
+def _alone(found: Problems) -> list[Problems]:
+    return [found]
 
 
 class ImageDataset(Dataset[Item]):
@@ -93,34 +98,45 @@ class ImageDataset(Dataset[Item]):
             batch[row] = torch.from_numpy(image)
         return batch
 
-    def verify(self, progress: Callable[[int, int], None] | None = None, share: Sequence[int] | None = None) -> None:
-        """Decode every image and mask once, in threads, so that a bad file is found before training and not in it.
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Decode every image and mask once, in threads, so that a bad file is found before training starts.
 
         Args:
             progress: called with (done, total) after each image.
-            share: the images of this rank, where other ranks decode the others; all of them by default.
 
         Raises:
-            InputError: names the first bad file in the order of the samples, and counts the others; on every rank.
+            InputError: names the first bad file in the order of the samples, and counts the others.
         """
-        bad = list(self.problems(progress, share).items())
-        if len(bad) == 1:
-            raise InputError(bad[0][1])
-        if bad:
-            raise InputError(f"{bad[0][1]} ({len(bad) - 1} more of the {len(self)} images cannot be used either)")
+        if bad := self.problems(progress):
+            raise self.refusal(bad)
+
+    def refusal(self, bad: Mapping[int, str]) -> InputError:
+        """The error of :meth:`verify` for the :meth:`problems` of these samples."""
+        first, *others = bad.values()
+        more = f" ({len(others)} more of the {len(self)} images cannot be used either)" if others else ""
+        return InputError(first + more)
 
     def problems(
-        self, progress: Callable[[int, int], None] | None = None, share: Sequence[int] | None = None
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        share: Sequence[int] | None = None,
+        exchange: Callable[[Problems], list[Problems]] = _alone,
     ) -> dict[int, str]:
-        """:meth:`verify` that raises nothing: the line that says what is wrong, by the index of each bad sample."""
+        """:meth:`verify` without the error: for the index of each bad sample, the line that says what is wrong.
+
+        Args:
+            progress: called with (done, total) after each image.
+            share: the indices to decode here, where other processes decode the others; all of them by default.
+            exchange: gives the problems that every process found for those that this one found.
+        """
         share = range(len(self)) if share is None else share
-        bad = []
+        bad: Problems = []
         for done, (index, problem) in enumerate(zip(share, _in_threads(self._problem, share), strict=True), start=1):
             if problem is not None:
                 bad.append((index, problem))
             if progress is not None:
                 progress(done, len(share))
-        return dict(sorted(item for found in ranks.exchanged(bad) for item in found))
+        return dict(sorted(item for found in exchange(bad) for item in found))
 
     def _problem(self, index: int) -> str | None:
         sample = self.samples[index]
@@ -161,7 +177,7 @@ class ImageDataset(Dataset[Item]):
                 self._cached[part] = True
 
 
-def _in_threads(function: Callable[[int], Result], indices: Sequence[int], few: int = 2) -> Iterator[Result]:
+def _in_threads(function: Callable[[int], T], indices: Sequence[int], few: int = 2) -> Iterator[T]:
     """``map`` in threads, results in order; Pillow decodes without the interpreter lock."""
     if len(indices) <= few:
         yield from map(function, indices)

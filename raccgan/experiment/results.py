@@ -17,7 +17,7 @@ from typing import NamedTuple
 from raccgan.config import SCORES
 from raccgan.errors import InputError
 from raccgan.experiment.tables import Row, Table
-from raccgan.outputs import pictures
+from raccgan.outputs import figures
 from raccgan.outputs.files import write_csv
 
 Result = dict[str, str]
@@ -160,7 +160,7 @@ def draw(path: Path, name: str, table: Table, by_variant: Mapping[str, Mapping[R
     """The same as a picture: one dot a variant with its deviation, controls and published figures as lines."""
     dots = {v: m for v, results in by_variant.items() if (m := mean_of(results, "auroc", len(table.normal)))}
     beside = {b.name: b.auroc for b in _beside(table, by_variant)}
-    pictures.comparison(
+    figures.comparison(
         path,
         {label: (m.mean, m.deviation or 0.0) for label, m in dots.items()},
         beside,

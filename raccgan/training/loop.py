@@ -130,7 +130,8 @@ class Training:
             self.networks.density.forget()
             self._record_if_worth_it(phase)
         begun, before = time.monotonic(), self.seconds
-        with _finish_step_on_interrupt() as interrupted, Progress(_TITLES[phase], goal, start) as progress:
+        counter = Progress(_TITLES[phase], goal, start, shown=ranks.first())
+        with _finish_step_on_interrupt() as interrupted, counter as progress:
             for step, (x, y) in zip(range(start, goal), self._batches(phase), strict=False):
                 losses = step_of(step, x, y)
                 means = collectives.averaged(torch.stack(list(losses.values())))
