@@ -10,6 +10,7 @@ from pathlib import Path
 from raccgan.cli import options
 from raccgan.data.splits import closest
 from raccgan.errors import InputError
+from raccgan.outputs.files import own_folder
 from raccgan.outputs.terminal import say, tell
 
 EXAMPLES = """\
@@ -36,11 +37,11 @@ def main(arguments: Sequence[str]) -> int:
     from raccgan.generation.folder import ImageMaker, require_empty
     from raccgan.generation.real import real_images
     from raccgan.models import checkpoint as checkpoints
-    from raccgan.outputs.files import own_folder
 
     stored = checkpoints.load(given.run)
     config = checkpoints.config_of(stored, **options.settings_of(given))
     options.require_kernels(config.kernels, device)
+    options.note_missing_library(config.kernels)
     if config.threads:
         torch.set_num_threads(config.threads)
     pair = _pair(given.between, stored.classes)

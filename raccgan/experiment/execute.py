@@ -14,8 +14,8 @@ from raccgan.data.samples import spread
 from raccgan.evaluation.assessment import Assessment
 from raccgan.evaluation.metrics import image_metrics
 from raccgan.evaluation.results import evaluate_run
-from raccgan.experiment.results import Result, choice_column, pixel_column, score_column
-from raccgan.experiment.tables import Row
+from raccgan.experiment.results import Figures, choice_column, pixel_column, score_column
+from raccgan.experiment.tables import Trial
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.density import Distances
 from raccgan.scoring.calibration import calibrate, fit_density, score_dataset
@@ -27,7 +27,7 @@ SPARE = 3000
 """The most anomalous images of the training part that are scored."""
 
 
-def execute(row: Row, folder: Path, device: torch.device, data_root: Path) -> Result:
+def execute(row: Trial, folder: Path, device: torch.device, data_root: Path) -> Figures:
     """Train and judge one row in its folder, which is there; part of it that is in there is continued.
 
     Returns:
@@ -55,7 +55,7 @@ def execute(row: Row, folder: Path, device: torch.device, data_root: Path) -> Re
     return _result(row, run, scorer, assessment)
 
 
-def _result(row: Row, run: Run, scorer: Scorer, assessment: Assessment) -> Result:
+def _result(row: Trial, run: Run, scorer: Scorer, assessment: Assessment) -> Figures:
     found = assessment.metrics
     variant, normal, seed, digest = row.key
     return {

@@ -15,7 +15,7 @@ from raccgan.models.generator import Generator
 def generator() -> Generator:
     """A generator as a checkpoint has it: some training behind it, so that norms and classes differ, and in eval."""
     torch.manual_seed(0)
-    g = Generator(widths=(8, 8, 8), classes=3, image_channels=1, latent=12, embedding=4)
+    g = Generator(widths=(8, 8, 8), classes=3, image_channels=1, latent=12, embedding=4, attention=range(2))
     torch.nn.init.normal_(g.embedding.weight)
     for _ in range(5):
         g(torch.randn(16, 12), torch.randint(0, 3, (16,)))
