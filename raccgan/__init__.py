@@ -1,8 +1,8 @@
 """RA-CCGAN: residual attention class-conditional GAN for unsupervised image anomaly detection.
 
-The commands are ``raccgan train``, ``detect``, ``evaluate``, ``calibrate``, ``generate``, ``export``, ``experiment`` and
-``doctor``; ``python -m raccgan.train`` is the same as ``raccgan train``. ``from raccgan import Detector`` scores images
-from Python.
+The commands are ``raccgan train``, ``detect``, ``evaluate``, ``calibrate``, ``generate``, ``export``, ``experiment``
+and ``doctor``; ``python -m raccgan.train`` is the same as ``raccgan train``. ``from raccgan import Detector`` scores
+images from Python.
 
 Importing the package imports neither torch nor the compiled library. The names below are loaded at their first use.
 """

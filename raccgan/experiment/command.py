@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from raccgan.cli import options
 from raccgan.distributed import ranks
 from raccgan.errors import InputError
-from raccgan.experiment.tables import DEFAULT, SEEDS, BENCHMARKS, VARIANTS, Trial, trials
+from raccgan.experiment.tables import BENCHMARKS, DEFAULT, SEEDS, VARIANTS, Trial, trials
 from raccgan.outputs.files import own_folder, prepare_out
 from raccgan.outputs.terminal import say
 

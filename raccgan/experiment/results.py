@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from raccgan.config import SCORES
 from raccgan.errors import InputError
-from raccgan.experiment.tables import Trial, Benchmark
+from raccgan.experiment.tables import Benchmark, Trial
 from raccgan.outputs import figures
 from raccgan.outputs.files import write_csv
 
