@@ -121,7 +121,11 @@ class Config:
     score_batch: int = _scoring(64, "images scored at once, all normal classes of each beside it", low=1)
     control_steps: int = _scoring(1500, "training steps of the autoencoder that results are compared with", low=1)
 
-    kernels: str = _run("fused", "implementation of the ops", choices=("reference", "fused", "native", "triton"))
+    kernels: str = _run(
+        "fused",
+        "backend of the ops; fused chooses one for each call",
+        choices=("reference", "fused", "native", "triton"),
+    )
     # On a CPU with AVX512-BF16 a step in bfloat16 took 0.66 of the time and 0.54 of the memory of one in float32 at 32
     # px; its losses were up to 0.09 off. So float32 is the default.
     precision: str = _run(

@@ -94,7 +94,7 @@ def _parser() -> options.Parser:
 
 
 def _calibration(stored: Checkpoint, run: Run, scorer: Scorer, given: argparse.Namespace) -> Calibration:
-    """The threshold, from the scores of held-out images in the checkpoint where they are of this kind, else from new."""
+    """The threshold: from the checkpoint's scores of held-out images if they are of this kind, else from new scores."""
     from raccgan.models.checkpoint import Calibration, config_of
     from raccgan.scoring.calibration import calibrate
     from raccgan.scoring.detector import choose_threshold

@@ -6,8 +6,9 @@ A row is one trained model: one variant of the table's configuration, one choice
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,20 +189,10 @@ def trials(
     for wanted in normal:
         if wanted not in table.normal:
             raise InputError(f"{name} has no row for {wanted!r}{closest(wanted, table.normal)}")
-    return list(_trials(name, table, variants, normal or table.normal, seeds, dict(settings or {})))
+    common = {**table.settings, **(settings or {})}
 
+    def trial(seed: int, variant: str, wanted: str) -> Trial:
+        own = {"normal": wanted, "seed": seed}
+        return Trial(name, variant, wanted, seed, make_config(table.preset, {**common, **VARIANTS[variant], **own}))
 
-def _trials(
-    name: str,
-    table: Benchmark,
-    variants: Sequence[str],
-    normal: Sequence[str],
-    seeds: Sequence[int],
-    settings: dict[str, Any],
-) -> Iterator[Trial]:
-    for seed in seeds:
-        for variant in variants:
-            for wanted in normal:
-                own = {"normal": wanted, "seed": seed}
-                config = make_config(table.preset, {**table.settings, **settings, **VARIANTS[variant], **own})
-                yield Trial(name, variant, wanted, seed, config)
+    return [trial(*chosen) for chosen in itertools.product(seeds, variants, normal or table.normal)]

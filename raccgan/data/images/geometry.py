@@ -1,4 +1,4 @@
-"""Where an image comes to lie in the square that a model sees; there for pixels and masks, and back for maps."""
+"""The geometry between an image and the square that a model sees: pixels and masks into it, maps back out of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FITS = {
 }
 
 FINEST = 2
-"""A turned image is sampled at least so often along each side of a pixel of the square, against jagged edges."""
+"""Samples along each side of a pixel of the square, at least, where an image is turned: they smooth jagged edges."""
 
 Float = NDArray[np.float32]
 
