@@ -11,14 +11,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
 
 from raccgan.data.images.decode import decode, decode_mask, decode_stack
 from raccgan.data.samples import Sample
 from raccgan.errors import InputError
 
 T = TypeVar("T")
-Item = tuple[Tensor, int, int]
 Problems = list[tuple[int, str]]
 """The index of each sample that cannot be used, and a line that says why."""
 
@@ -27,8 +25,8 @@ def _alone(found: Problems) -> list[Problems]:
     return [found]
 
 
-class ImageDataset(Dataset[Item]):
-    """Decoded samples: ``dataset[i]`` is (float32 [C, size, size] in [-1, 1], class index, i).
+class ImageDataset:
+    """Decoded samples: ``images(indices)`` is float32 [n, C, size, size] in [-1, 1], ``labels[indices]`` int64 [n].
 
     As many images as fit in ``cache_bytes`` are decoded once, on first use, and kept as float32. Pixels that are in
     memory already are decoded together at the start.
@@ -40,7 +38,7 @@ class ImageDataset(Dataset[Item]):
         cache_bytes: the most memory that decoded images may take.
 
     Raises:
-        InputError: from every access, where a file cannot be decoded.
+        InputError: from :meth:`images`, where a file cannot be decoded.
     """
 
     def __init__(
@@ -69,16 +67,6 @@ class ImageDataset(Dataset[Item]):
 
     def __len__(self) -> int:
         return len(self.samples)
-
-    def __getitem__(self, index: int) -> Item:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        return self.__getitems__([index % len(self)])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
-        """A whole batch at once; DataLoader calls this instead of one ``__getitem__`` an image."""
-        labels = self.labels[list(indices)].tolist()
-        return list(zip(self.images(indices), labels, indices, strict=True))
 
     def images(self, indices: Sequence[int] | Tensor) -> Tensor:
         """The images at ``indices`` (0..N-1, in any order, repeats allowed): float32 [n, C, size, size], a copy."""
@@ -186,7 +174,7 @@ def _in_threads(function: Callable[[int], T], indices: Sequence[int], few: int =
         yield from pool.map(function, indices)
 
 
-class StepBatches(Sampler[list[int]]):
+class StepBatches:
     """The batch of each training step as a pure function of (seed, step): what makes resuming exact.
 
     Epoch e is a permutation of all indices, drawn from (seed, e). The permutations follow each other in one endless
@@ -197,26 +185,19 @@ class StepBatches(Sampler[list[int]]):
         length: number of images, at least 1.
         batch_size: indices a step.
         seed: any integer.
-        start_step, stop_step: iteration yields the batches of steps start_step to stop_step - 1.
+
+    Raises:
+        ValueError: ``length`` or ``batch_size`` is below 1.
     """
 
-    def __init__(self, length: int, batch_size: int, *, seed: int, start_step: int = 0, stop_step: int) -> None:
+    def __init__(self, length: int, batch_size: int, *, seed: int) -> None:
         if length < 1 or batch_size < 1:
             raise ValueError(f"length {length} and batch_size {batch_size} have to be at least 1")
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
-        self.start_step = start_step
-        self.stop_step = stop_step
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return max(0, self.stop_step - self.start_step)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start_step, self.stop_step):
-            yield self.batch(step)
 
     def batch(self, step: int) -> list[int]:
         """The indices of one step."""
