@@ -99,6 +99,7 @@ def _scores(stored: Checkpoint, given: argparse.Namespace) -> tuple[dict[str, Te
     # Scoring needs a threshold, and this one decides nothing.
     settings = options.settings_of(given, but=("quantile",))
     detector = Detector.of(stored, 0.0, label_policy=given.label_policy, device=given.device, **settings)
+    options.note_missing_library(detector.config.kernels)
     problems = list(found.problems)
     scores, peaks = [], []
     with Progress("normal images", len(found.files), unit="image", lines=False) as progress:
