@@ -14,7 +14,7 @@ from raccgan.kernels import dispatch, torch_internals
 def needs_grad(ctx: Any, i: int, inputs: Sequence[Any] = ()) -> bool:
     """Whether the backward pass that runs now uses the gradient of input ``i`` of the node ``ctx``.
 
-    ``inputs`` are the node's inputs, needed where one before ``i`` may be no tensor: only tensors have a place in the graph.
+    ``inputs`` are the node's inputs, needed where one before ``i`` may be no tensor: only tensors are in the graph.
 
     ``ctx.needs_input_grad`` says only that the input requires a gradient. ``torch.autograd.grad(value, x)``, with which
     a gradient penalty begins, uses none of the weights', and computing them would cost as much as x's.
@@ -25,9 +25,6 @@ def needs_grad(ctx: Any, i: int, inputs: Sequence[Any] = ()) -> bool:
         return True
     place = i - sum(not isinstance(t, Tensor) for t in inputs[:i])
     return torch_internals.will_execute(ctx.next_functions[place][0])
-
-
-wanted = needs_grad
 
 
 def register(op: str, shape: Callable[..., Any], backward: Callable[..., Any], save: Callable[..., None]) -> None:

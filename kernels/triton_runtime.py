@@ -81,9 +81,6 @@ def supports(call: Call, dtypes: Sequence[torch.dtype] = DTYPES) -> str | None:
     return None
 
 
-why_not = supports
-
-
 def state() -> str:
     """What is there, in one line, for ``raccgan.doctor``."""
     if _MISSING is not None:

@@ -25,7 +25,7 @@ import torch
 from raccgan.kernels import library
 from tests.kernels import emulation
 from tests.kernels.capability import CAPABILITIES
-from tests.kernels.grid import FAMILIES, LAYOUTS, Family, Inputs, tensors
+from tests.kernels.grid import FAMILIES, LAYOUTS, Family, Inputs
 from tests.kernels.test_grid import first_order, second_order, through_penalty
 
 ROOT = Path(__file__).parent.parent

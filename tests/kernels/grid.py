@@ -44,8 +44,13 @@ class Family:
 
     def run(self, implementation: str, inputs: Inputs) -> tuple[Tensor, ...]:
         """The differentiable outputs of one implementation."""
-        result = self.implementations[implementation].run(*self.arguments(*inputs.values()))
+        result = self.taking_inputs(implementation)(*inputs.values())
         return result if isinstance(result, tuple) else (result,)
+
+    def taking_inputs(self, implementation: str) -> Callable[..., Any]:
+        """One implementation as a function of the inputs, in their order."""
+        run, arguments = self.implementations[implementation].run, self.arguments
+        return lambda *inputs: run(*arguments(*inputs))
 
     def call(self, inputs: Mapping[Any, Any]) -> dispatch.Call:
         """The call of the op with these inputs."""

@@ -165,8 +165,11 @@ def test_compiles_in_one_graph(family: Family, implementation: str, case: str, d
         skip_unless_served(family, implementation, inputs)
     made = leaves(inputs)
     torch._dynamo.reset()  # it gives up on a function after eight different calls, and here are more
-    run, arguments = family.implementations[implementation].run, family.arguments
-    compiled = torch.compile(lambda *inputs: run(*arguments(*inputs)), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        family.taking_inputs(implementation),
+        fullgraph=True,
+        backend="aot_eager",
+    )
     result = compiled(*made.values())
     outputs = result if isinstance(result, tuple) else (result,)
     for got, wanted in zip(outputs, family.run(implementation, made), strict=True):

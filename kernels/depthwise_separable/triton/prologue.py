@@ -1,6 +1,6 @@
 """The derivatives of the prologue phi(x) = m ((m0 x - center) scale + shift), as registered ops.
 
-phi is bilinear but for its masks m0 and m, where its ReLUs are open. Its vector-Jacobian and its Jacobian-vector product
+phi is bilinear but for its masks m0 and m, where its ReLUs are open. Its vector-Jacobian and Jacobian-vector products
 are each other's gradients:
 
     prologue_vjp(g; a, s)              m m0 g s,  sum of m g (m0 a - center),  sum of m g      over the pixels
