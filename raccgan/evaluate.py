@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     device = options.pick_device(given.device)
 
-    from raccgan.evaluation.results import evaluate_run
+    from raccgan.evaluation.result_files import evaluate_run
     from raccgan.models import checkpoint as checkpoints
     from raccgan.scoring.scorer import Scorer
     from raccgan.training.run import prepare, readable
