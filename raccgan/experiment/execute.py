@@ -1,4 +1,4 @@
-"""One row of a table, from the images to the figures: trained, or continued, in a folder of its own."""
+"""Runs one row of a benchmark in a folder of its own, from images to figures; a stopped one goes on."""
 
 from __future__ import annotations
 
