@@ -55,7 +55,7 @@ def _calibrate(file: Path, given: argparse.Namespace) -> int:
     quantile = given.quantile
     if given.threshold is None and given.sensitivity is None and quantile is None:
         quantile = checkpoints.config_of(stored).quantile
-    fresh = checkpoints.Checkpoint(stored.config, stored.classes, stored.channels, {}, held_out=held_out)
+    fresh = checkpoints.Checkpoint(stored.config, stored.classes, stored.channels, held_out=held_out)
     threshold = choose_threshold(fresh, threshold=given.threshold, quantile=quantile, sensitivity=given.sensitivity)
     checkpoints.recalibrate(file, checkpoints.Calibration(threshold, held_out, policy))
     before = "none" if stored.threshold is None else f"{stored.threshold:.4g}"

@@ -203,10 +203,10 @@ def _place(given: argparse.Namespace) -> tuple[Path, Path | None]:
 
 def _start(source: Path) -> tuple[Checkpoint | None, dict[str, Any]]:
     """The checkpoint to go on from; or, of a run that was killed before its first one, the settings to begin with."""
-    from raccgan.models.checkpoint import NAME, load
+    from raccgan.models.checkpoint import NAME, PICKLED_NAME, load
 
     file = source / SETTINGS
-    if (source / NAME).exists() or not file.is_file():
+    if any((source / name).exists() for name in (NAME, PICKLED_NAME)) or not file.is_file():
         return load(source), {}
     try:
         settings = json.loads(file.read_bytes())

@@ -178,11 +178,11 @@ def require_kernels(kernels: str, device: Any) -> None:
     Raises:
         InputError: with the reason and the way out.
     """
-    from raccgan.kernels import backend
+    from raccgan.kernels import dispatch
 
     try:
-        backend.require(kernels, device)
-    except backend.KernelError as error:
+        dispatch.require(kernels, device)
+    except dispatch.KernelError as error:
         raise InputError(str(error)) from None
 
 

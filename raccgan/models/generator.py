@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from raccgan.kernels.depthwise_separable import Prologue, Resize
 from raccgan.models.blocks import CBAM, BatchNorm, ConditionalBatchNorm, Pointwise, convolution, initialise
 from raccgan.models.few_channels import FewChannels
 
@@ -38,8 +39,10 @@ class GeneratorBlock(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         skip = x if self.skip is None else self.skip(x)
         skip = F.interpolate(skip, scale_factor=2, mode="nearest")
-        h = self.first(x, self.norm1(x, y), activation="relu", upsample=2)
-        h = self.second(h, self.norm2(h, y), activation="relu", residual=skip)
+        scale, shift = self.norm1(x, y)
+        h = self.first(x, Prologue(scale=scale, shift=shift, relu=True), Resize(upsample=2))
+        scale, shift = self.norm2(h, y)
+        h = self.second(h, Prologue(scale=scale, shift=shift, relu=True), residual=skip)
         return h if self.attention is None else self.attention(h)
 
 

@@ -123,8 +123,9 @@ class Detector:
 
         Args:
             path: the folder or the file.
-            threshold, quantile, sensitivity: at most one of them decides instead of the checkpoint's threshold, see
-                :func:`choose_threshold`.
+            threshold: decides instead of the checkpoint's; at most one of this and the next two.
+            quantile: of the scores of held-out normal images, see :func:`choose_threshold`.
+            sensitivity: the share of held-out normal images to flag at most, see :func:`choose_threshold`.
             label_policy: ``minimum``, or the normal class that the images are known to belong to, if normal.
             device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: a GPU where there is one.
             compiled: score through torch.compile, see :class:`raccgan.scoring.scorer.Scorer`.

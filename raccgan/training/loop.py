@@ -163,7 +163,7 @@ class Training:
             classes=self.classes,
             channels=self.channels,
             networks={name: network.state_dict() for name, network in self.networks.items()},
-            optimisers={name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            optimisers={name: checkpoints.optimiser_state(optimiser) for name, optimiser in self.optimisers.items()},
             steps=self.steps,
             history=self.history,
             seconds=self.seconds,
@@ -302,7 +302,8 @@ class Training:
 
     def _restore(self, resumed: Checkpoint) -> None:
         resumed.restore(self.networks)
-        begun = {name for name in self.optimisers if name != "encoder" or resumed.steps.get("encoder", 0)}
+        phase_of = {"generator": "gan", "discriminator": "gan", "encoder": "encoder"}
+        begun = {name for name, phase in phase_of.items() if resumed.steps.get(phase, 0)}
         if "encoder" in begun:
             before, now = checkpoints.config_of(resumed).generator_tuning, self.config.generator_tuning
             if (before > 0) != (now > 0):

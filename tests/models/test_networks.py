@@ -118,6 +118,26 @@ def test_cbam_has_at_least_one_reduced_channel() -> None:
     assert CBAM(64, "reference").reduce.out_features == 4
 
 
+@pytest.mark.parametrize("kernels", ["reference", "fused"])
+def test_cbam_normalises_its_scores_as_batch_norm_does_and_keeps_the_same_running_moments(kernels: str) -> None:
+    torch.manual_seed(0)
+    module, norm = CBAM(6, kernels), nn.BatchNorm2d(1, momentum=0.01)
+
+    def with_batch_norm(x: torch.Tensor) -> torch.Tensor:
+        logits = sum(module.expand(module.reduce(v).relu()) for v in (x.mean(dim=(2, 3)), x.amax(dim=(2, 3))))
+        gated = x * logits.sigmoid()[:, :, None, None]
+        planes = torch.stack([gated.amax(dim=1), gated.mean(dim=1)], dim=1)
+        return gated * norm(module.spatial(planes)).sigmoid()
+
+    for _ in range(3):
+        x = 3 * torch.randn(2, 6, 2, 3)  # few scores: the unbiased variance is 12/11 of the biased one
+        torch.testing.assert_close(module(x), with_batch_norm(x))
+    torch.testing.assert_close(module.running_mean, norm.running_mean, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(module.running_var, norm.running_var, rtol=1e-5, atol=0)
+    module.eval(), norm.eval()
+    torch.testing.assert_close(module(x), with_batch_norm(x))
+
+
 def test_conditional_batch_norm_in_evaluation_is_the_batch_norm_of_training() -> None:
     """Where the running moments are those of the batch, evaluation gives what training gave."""
     torch.manual_seed(0)
