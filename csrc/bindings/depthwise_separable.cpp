@@ -196,19 +196,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_double_backward_cpu(
 }  // namespace raccgan
 
 #define RACCGAN_LAYER                                                                                    \
-  "Tensor x, Tensor w, Tensor? scale, Tensor? shift, int upsample, int pool, bool rectify_first, "      \
-  "bool normalise, bool rectify, float eps"
+  "Tensor x, Tensor w, Tensor? scale, Tensor? shift, int upsample, int pool, bool pre_relu, "           \
+  "bool normalise, bool relu, float eps"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
   m.def("depthwise_native(" RACCGAN_LAYER ") -> Tensor");
   // All of it in one call, without gradients, on a CPU alone.
   m.def("depthwise_separable_native(Tensor x, Tensor w, Tensor? bias, Tensor pointwise, Tensor? pointwise_bias, "
-        "Tensor? scale, Tensor? shift, Tensor? residual, Tensor? packed, int upsample, int pool, bool rectify_first, "
-        "bool normalise, bool rectify, float eps) -> Tensor");
-  // All of it in one kernel, on a GPU alone: y and, where they are wanted, its sum, sum of squares and max.
+        "Tensor? scale, Tensor? shift, Tensor? residual, Tensor? packed, int upsample, int pool, bool pre_relu, "
+        "bool normalise, bool relu, float eps) -> Tensor");
+  // All of it in one kernel, on a GPU alone.
   m.def("depthwise_native_fused(Tensor x, Tensor w, Tensor pointwise, Tensor? bias, Tensor? scale, Tensor? shift, "
-        "Tensor? residual, int upsample, int pool, bool rectify_first, bool normalise, bool rectify, float eps, "
-        "bool tf32, bool statistics) -> (Tensor, Tensor, Tensor, Tensor)");
+        "Tensor? residual, int upsample, int pool, bool pre_relu, bool normalise, bool relu, float eps, bool tf32) "
+        "-> Tensor");
   m.def("depthwise_native_backward(Tensor g, " RACCGAN_LAYER
         ", bool want_x, bool want_w, bool want_affine) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("depthwise_native_double_backward(Tensor t, Tensor g, " RACCGAN_LAYER

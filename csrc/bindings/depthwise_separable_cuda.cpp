@@ -2,8 +2,6 @@
 // derivatives of that; the schemas are in depthwise_separable.cpp.
 #if defined(RACCGAN_CUDA) || defined(RACCGAN_EMULATION)
 
-#include <math.h>
-
 #include <tuple>
 
 #include "../cuda/depthwise_separable.h"
@@ -62,11 +60,10 @@ Tensor depthwise_cuda(const Tensor& x, const Tensor& w, const std::optional<Tens
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_fused_cuda(
-    const Tensor& x, const Tensor& w, const Tensor& pointwise, const std::optional<Tensor>& bias,
-    const std::optional<Tensor>& scale, const std::optional<Tensor>& shift, const std::optional<Tensor>& residual_in,
-    int64_t upsample, int64_t pool, bool rectify_first, bool normalise, bool rectify, double eps, bool tf32,
-    bool statistics) {
+Tensor depthwise_fused_cuda(const Tensor& x, const Tensor& w, const Tensor& pointwise, const std::optional<Tensor>& bias,
+                            const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                            const std::optional<Tensor>& residual_in, int64_t upsample, int64_t pool,
+                            bool rectify_first, bool normalise, bool rectify, double eps, bool tf32) {
   const OnDevice device(x);
   const Call call(x, w, scale, shift, upsample, pool, rectify_first, normalise, rectify, eps);
   const cuda::DepthwiseLayer& s = call.layer;
@@ -74,22 +71,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_fused_cuda(
   const int64_t d = matrix.size(0);
   const std::optional<Tensor> added = call.bias(bias, d), residual = call.residual(residual_in, d);
   const Tensor y = empty_channels_last(call.x, d, s.out(s.h), s.out(s.w));
-  const auto statistic = [&](double of_nothing) {
-    Tensor t = torch::stable::new_empty(x, statistics ? std::vector<int64_t>{s.n, d} : std::vector<int64_t>{0},
-                                        ScalarType::Float);
-    return y.numel() == 0 ? torch::stable::fill_(t, of_nothing) : t;
-  };
-  const Tensor sum = statistic(0.0), squares = statistic(0.0), largest = statistic(-INFINITY);
-  if (y.numel() == 0) return {y, sum, squares, largest};
+  if (y.numel() == 0) return y;
   STD_TORCH_CHECK(s.c > 0, "x must have a channel");
   const cuda::FusedArgs args{s, d, call.x.const_data_ptr(), matrix.const_data_ptr(),
                              added ? added->const_data_ptr<float>() : nullptr,
-                             residual ? residual->const_data_ptr() : nullptr, tf32, y.mutable_data_ptr(),
-                             floats_of(sum, statistics), floats_of(squares, statistics),
-                             floats_of(largest, statistics)};
+                             residual ? residual->const_data_ptr() : nullptr, tf32, y.mutable_data_ptr()};
   const Tensor scratch = scratch_like(x, cuda::fused_floats(args));
   check_launch(cuda::fused(args, scratch.mutable_data_ptr<float>(), device.index(), device.stream()), kOp);
-  return {y, sum, squares, largest};
+  return y;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_backward_cuda(

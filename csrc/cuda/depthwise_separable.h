@@ -46,7 +46,6 @@ struct FusedArgs {
   const void* residual;          // like y, or null
   bool tf32;                     // whether float32 may be rounded to it in the product
   void* y;                       // [N, H', W', D], out
-  float *sum, *squares, *largest;  // of y over the pixels, [N, D] each, out; or null
 };
 
 // Gradients for the gradient g of y. Null where not wanted.

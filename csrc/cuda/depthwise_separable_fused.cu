@@ -23,7 +23,6 @@ namespace {
 constexpr int kTileWidth = 8;                   // columns of a product's result
 constexpr int kMostTiles = 128 / kTileWidth;    // a block's, of columns
 constexpr int kStepWords = 8;                   // 4-byte words of a row that a product takes
-constexpr int kStatistics = 3;                  // sum, sum of squares, max
 
 // A row of 32 channels.
 template <class T>
@@ -82,7 +81,6 @@ struct SeparateArgs {
   const float* packed;     // the depthwise weights
   const unsigned* matrix;
   int64_t rows, columns;   // of the result
-  float* partial;          // [N, tiles, kStatistics, D], or null
 };
 
 template <int K, Form kForm>
@@ -99,7 +97,6 @@ struct Plan {
   using Sums = float[kRowTiles][kTiles][4];
   // 16 pixels of all columns, as a warp turns them round: no two rows that it writes at once share a bank.
   using Turned = float[16][kColumns + 8];
-  using Statistics = float[kStatistics][Shape::kWarps][kColumns];
 };
 
 template <class T, class Plan>
@@ -113,7 +110,6 @@ template <class T, class Plan>
 union Shared {
   Multiplied<T, Plan> operands;
   typename Plan::Turned turned[Plan::Shape::kWarps];
-  typename Plan::Statistics statistics;
 };
 
 // The least that a GPU of compute capability 8.0 or later gives to a block.
@@ -159,7 +155,6 @@ struct Share {
   static constexpr int kColumns = Plan::kColumns;
   static constexpr int kAcross = kColumns / V < kWarp ? kColumns / V : kWarp, kEvery = kWarp / kAcross;
   static constexpr int kGroups = kColumns / (kAcross * V);
-  using Found = float[kStatistics][kGroups][V];
 };
 
 // Where a block's results belong.
@@ -168,10 +163,10 @@ struct Place {
   int first_row, first_column, columns;  // the columns that there are, from first_d on
 };
 
-// Adds bias and residual, writes what lies inside of the image, and takes the statistics of what was written.
+// Adds bias and residual, and writes what lies inside of the image.
 template <class T, int V, class Plan>
 __device__ void finish(const SeparateArgs& args, const Place& place, const typename Plan::Sums& sums,
-                       typename Plan::Turned& turned, typename Share<Plan, V>::Found& found) {
+                       typename Plan::Turned& turned) {
   using Mine = Share<Plan, V>;
   constexpr int kStrip = Plan::Shape::kStrip;
   const FusedArgs& call = args.call;
@@ -205,66 +200,10 @@ __device__ void finish(const SeparateArgs& args, const Place& place, const typen
         if (residual) load<T, V>(residual + to, added);
 #pragma unroll
         for (int j = 0; j < V; ++j) v[j] += bias[j] + added[j];
-        const Packed<T, V> stored = narrow<T, V>(v);
-        put<T, V>(static_cast<typename T::Stored*>(call.y) + to, stored);
-        widen<T>(stored, v);
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-          found[0][group][j] += v[j];
-          found[1][group][j] = fmaf(v[j], v[j], found[1][group][j]);
-          found[2][group][j] = larger(found[2][group][j], v[j]);
-        }
+        store<T, V>(static_cast<typename T::Stored*>(call.y) + to, v);
       }
     }
   }
-}
-
-inline __device__ float combined(int statistic, float a, float b) { return statistic == 2 ? larger(a, b) : a + b; }
-
-// The block's statistics of what its threads have found, by way of `shared`: to [kStatistics, D].
-template <int V, class Plan>
-__device__ void summarise(const typename Share<Plan, V>::Found& found, int columns, int64_t d,
-                          typename Plan::Statistics& shared, float* to) {
-  using Mine = Share<Plan, V>;
-  const int lane = threadIdx.x % kWarp;
-  __syncthreads();
-#pragma unroll
-  for (int statistic = 0; statistic < kStatistics; ++statistic) {
-#pragma unroll
-    for (int group = 0; group < Mine::kGroups; ++group) {
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        float v = found[statistic][group][j];
-#pragma unroll
-        for (int offset = Mine::kAcross; offset < kWarp; offset *= 2) {
-          v = combined(statistic, v, __shfl_xor_sync(0xffffffff, v, offset));
-        }
-        const int column = (group * Mine::kAcross + lane % Mine::kAcross) * V + j;
-        if (lane < Mine::kAcross) shared[statistic][threadIdx.x / kWarp][column] = v;
-      }
-    }
-  }
-  __syncthreads();
-  for (int i = threadIdx.x; i < kStatistics * columns; i += Plan::kThreads) {
-    const int statistic = i / columns, column = i % columns;
-    float v = shared[statistic][0][column];
-#pragma unroll
-    for (int warp = 1; warp < Plan::Shape::kWarps; ++warp) v = combined(statistic, v, shared[statistic][warp][column]);
-    to[statistic * d + column] = v;
-  }
-}
-
-template <class T, int V, class Plan>
-__device__ void finish_block(const SeparateArgs& args, const Place& place, const typename Plan::Sums& sums,
-                             Shared<T, Plan>& shared, float* partial) {
-  typename Share<Plan, V>::Found found = {};
-#pragma unroll
-  for (int group = 0; group < Share<Plan, V>::kGroups; ++group) {
-#pragma unroll
-    for (int j = 0; j < V; ++j) found[2][group][j] = -INFINITY;
-  }
-  finish<T, V, Plan>(args, place, sums, shared.turned[threadIdx.x / kWarp], found);
-  if (partial) summarise<V, Plan>(found, place.columns, args.call.d, shared.statistics, partial);
 }
 
 // A block of columns, a tile and a sample.
@@ -306,30 +245,12 @@ __global__ void __launch_bounds__(Plan<K, kForm, kTiles>::kThreads) separate(Sep
     __syncthreads();  // before the next chunk, or the result, takes the place of this one
   }
 
-  float* partial = args.partial;
-  if (partial) partial += (place.n * tiles + at) * kStatistics * args.call.d + first_d;
+  auto& turned = shared.turned[threadIdx.x / kWarp];
   if (args.wide_result) {
-    finish_block<T, kVector<T>, Own>(args, place, sums, shared, partial);
+    finish<T, kVector<T>, Own>(args, place, sums, turned);
   } else {
-    finish_block<T, 1, Own>(args, place, sums, shared, partial);
+    finish<T, 1, Own>(args, place, sums, turned);
   }
-}
-
-// sum, sum of squares and max [N, D] each, from partial [N, pieces, kStatistics, D].
-__global__ void __launch_bounds__(kThreads) finish_statistics(FusedArgs args, int64_t pieces, const float* partial) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= args.layer.n * args.d) return;
-  const float* from = partial + i / args.d * pieces * kStatistics * args.d + i % args.d;
-  double sum = 0.0, squares = 0.0;
-  float largest = -INFINITY;
-  for (int64_t piece = 0; piece < pieces; ++piece, from += kStatistics * args.d) {
-    sum += from[0];
-    squares += from[args.d];
-    largest = larger(largest, from[2 * args.d]);
-  }
-  args.sum[i] = static_cast<float>(sum);
-  args.squares[i] = static_cast<float>(squares);
-  args.largest[i] = largest;
 }
 
 // ---- host --------------------------------------------------------------------------------------------------------
@@ -359,11 +280,9 @@ void separate_as(Queue& queue, Form form, const SeparateArgs& args) {
   }
 }
 
-int64_t tiles_of(const DepthwiseLayer& s) { return tiles<Block>(form_of(s.resize, false), s.out(s.h), s.out(s.w)); }
-
 // The scratch memory of the pass; only what it needs has a place.
 struct Workspace {
-  float *mean, *var, *moments, *packed, *matrix, *partial;
+  float *mean, *var, *moments, *packed, *matrix;
   int64_t words = 0, floats = 0;
 
   Workspace(const FusedArgs& args, float* memory) {
@@ -379,7 +298,6 @@ struct Workspace {
     moments = next(s.normalise, moments_floats(runs_of(s, nullptr)));
     packed = next(true, taps(s) * taps(s) * s.c);
     matrix = next(true, words);
-    partial = next(args.sum != nullptr, s.n * tiles_of(s) * kStatistics * args.d);
   }
 };
 
@@ -402,10 +320,9 @@ const char* fused(const FusedArgs& args, float* scratch, int device, void* strea
     using T = decltype(element);
     queue(pack_matrix<T>, ceiling(work.words, kThreads), kThreads, args, work.words, matrix);
     const SeparateArgs all{args, {work.mean, work.var, nullptr, nullptr}, decltype(vector)::width > 1, wide_result,
-                           work.packed, matrix, s.out(s.h), s.out(s.w), work.partial};
+                           work.packed, matrix, s.out(s.h), s.out(s.w)};
     for_size(s.k, [&](auto k) { separate_as<T, decltype(k)::value>(queue, form_of(s.resize, false), all); });
   }, args.x);
-  if (args.sum) queue(finish_statistics, ceiling(s.n * args.d, kThreads), kThreads, args, tiles_of(s), work.partial);
   return queue.error();
 }
 

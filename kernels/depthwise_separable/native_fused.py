@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels import library
-from raccgan.kernels.autograd import differentiate, register, wanted
-from raccgan.kernels.depthwise_separable import native_pointwise, reference
+from raccgan.kernels.autograd import register, wanted
+from raccgan.kernels.depthwise_separable import native_pointwise
 from raccgan.kernels.depthwise_separable.rewritten import PointwiseProduct, PointwiseTransposed
 
 _OP = "raccgan::depthwise_native_fused"
-_OPTIONS = 6  # upsample, pool, rectify_first, normalise, rectify, eps; tf32 and statistics follow
+_OPTIONS = 6  # upsample, pool, pre_relu, normalise, relu, eps; tf32 follows
 
 # Settled once, at import, so that torch.compile sees constants. On a CPU only in emulation.
 _MISSING = library.why_not()
@@ -77,7 +77,7 @@ def depthwise_separable(
         x, depthwise_weight, pointwise_weight.flatten(1).to(x.dtype),
         _bias(depthwise_bias, pointwise_weight, pointwise_bias), scale, shift, residual if alike else None,
         upsample, pool, preactivation, norm, activation, eps,
-    )[0]  # fmt: skip
+    )  # fmt: skip
     return y if residual is None or alike else y + residual
 
 
@@ -95,23 +95,20 @@ def fused(
     norm: str = "none",
     activation: str = "none",
     eps: float = 1e-5,
-    statistics: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """pointwise pool(depthwise(up(act(norm(pre(x)) * scale + shift)))) + bias + residual, and statistics of it.
+) -> Tensor:
+    """pointwise pool(depthwise(up(act(norm(pre(x)) * scale + shift)))) + bias + residual.
 
     Args:
         x: [N, C, H, W], float32, bfloat16 or float16; read in place where it is channels_last, copied otherwise.
         pointwise: [D, C] of x's dtype.
         bias: [D] float32, or None.
         residual: of the output's shape and x's dtype, or None.
-        statistics: whether to return them too, else they are [0].
         The others: as of :func:`native.depthwise`.
 
     Returns:
-        y [N, D, H * upsample // pool, W * upsample // pool], channels_last, of x's dtype; its sum, sum of squares and
-        max over the pixels, [N, D] float32 each, of y as it is stored. The products add in float32; of float32 they
-        are of tf32 where PyTorch lets its convolutions round to that, and else of three tf32 numbers, near float32.
-        The same bits every time.
+        y [N, D, H * upsample // pool, W * upsample // pool], channels_last, of x's dtype. The products add in float32;
+        of float32 they are of tf32 where PyTorch lets its convolutions round to that, and else of three tf32 numbers,
+        near float32. The same bits every time.
 
     Gradients: every order, for all seven tensors. The depthwise result is not kept for them, but computed again where
         pointwise's is asked for.
@@ -121,11 +118,11 @@ def fused(
     """
     if _MISSING is not None:
         raise RuntimeError(_MISSING)
-    found: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.raccgan.depthwise_native_fused(
+    y: Tensor = torch.ops.raccgan.depthwise_native_fused(
         x, w, pointwise, bias, scale, shift, residual, upsample, pool, preactivation == "relu", norm == "instance",
-        activation == "relu", eps, _tf32(x), statistics,
+        activation == "relu", eps, _tf32(x),
     )  # fmt: skip
-    return found
+    return y
 
 
 def _tf32(x: Tensor) -> bool:
@@ -150,27 +147,17 @@ def _bias(depthwise_bias: Tensor | None, pointwise_weight: Tensor, pointwise_bia
 def _shape(
     x: Tensor, w: Tensor, pointwise: Tensor, bias: Any, scale: Any, shift: Any, residual: Any, upsample: int, pool: int,
     *flags: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    n, d = x.shape[0], pointwise.shape[0]
-    y = native_pointwise.image(x, d, upsample, pool)
-    of_statistic = (n, d) if flags[-1] else (0,)
-    total, squares, largest = (x.new_empty(of_statistic, dtype=torch.float32) for _ in range(3))
-    return y, total, squares, largest
+) -> Tensor:  # fmt: skip
+    return native_pointwise.image(x, pointwise.shape[0], upsample, pool)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:7], output[0] if inputs[-1] else None)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:7])
     ctx.options = inputs[7 : 7 + _OPTIONS]
-    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, g: Tensor | None, *of_statistics: Tensor | None) -> tuple[Any, ...]:
-    *inputs, y = ctx.saved_tensors
-    if y is not None and any(c is not None for c in of_statistics):
-        (more,) = differentiate(reference.statistics, (y,), of_statistics, (True,))
-        g = more if g is None or more is None else g + more
-    if g is None:
-        return (None,) * (9 + _OPTIONS)
+def _backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    inputs = ctx.saved_tensors
     x, w, pointwise, _, scale, shift, _ = inputs
     need_x, need_w, need_matrix, need_bias, need_scale, need_shift, need_residual = (
         wanted(ctx, i, inputs) for i in range(7)
@@ -193,7 +180,7 @@ def _backward(ctx: Any, g: Tensor | None, *of_statistics: Tensor | None) -> tupl
         grad_scale.to(scale.dtype) if grad_scale is not None and need_scale else None,
         grad_shift.to(shift.dtype) if grad_shift is not None and need_shift else None,
         g if need_residual else None,
-        *[None] * (2 + _OPTIONS),
+        *[None] * (1 + _OPTIONS),
     )
 
 
