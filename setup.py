@@ -31,14 +31,14 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-COMMON = [*sorted(str(path) for path in Path("csrc/bindings").glob("*.cpp")), "csrc/cpu/targets.cpp"]
-CPU_KERNELS = sorted({str(path) for path in Path("csrc/cpu").glob("*.cpp")} - set(COMMON))
-CUDA_KERNELS = sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
+COMMON = [*sorted(str(path) for path in Path("csrc/bindings").glob("*.cpp")), "csrc/cpu/simd/targets.cpp"]
+CPU_KERNELS = sorted({str(path) for path in Path("csrc/cpu").rglob("*.cpp")} - set(COMMON))
+CUDA_KERNELS = sorted(str(path) for path in Path("csrc/cuda").rglob("*.cu"))
 HEADERS = sorted(Path("csrc").rglob("*.h"))
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 CPU_TARGETS: dict[str, list[str]] = {"portable": []}
-if X86:  # the same names in csrc/cpu/targets.h
+if X86:  # the same names in csrc/cpu/simd/targets.h
     CPU_TARGETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     CPU_TARGETS["avx512"] = [*CPU_TARGETS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
     CPU_TARGETS["avx512bf16"] = [*CPU_TARGETS["avx512"], "-mavx512bf16"]

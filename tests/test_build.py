@@ -161,9 +161,9 @@ def test_ten_million_elements_keep_six_digits(value: float) -> None:
 
 
 def test_sources_compiled_per_target_include_c_headers_only() -> None:
-    # See csrc/cpu/targets.h: what C++ headers define inline would be merged across targets.
+    # See csrc/cpu/simd/targets.h: what C++ headers define inline would be merged across targets.
     folder = CSRC / "cpu"
-    sources = [*(path for path in folder.glob("*.cpp") if path.name != "targets.cpp"), folder / "vector.h"]
+    sources = [path for path in folder.rglob("*.[ch]*") if path.name != "targets.cpp"]
     for source in sources:
         included = re.findall(r"#include <(.+)>", source.read_text())
         assert set(included) <= {"immintrin.h", "math.h", "stddef.h", "stdint.h", "string.h"}, source
@@ -238,7 +238,7 @@ def test_a_source_is_compiled_once(tmp_path: Path, setup_py: dict[str, Any]) -> 
         assert len(compiled) == count
 
 
-# ---- the CUDA kernels, run on the CPU (csrc/cuda/emulation.h) --------------------------------------------------------
+# ---- the CUDA kernels, run on the CPU (csrc/cuda/common/emulation.h) -------------------------------------------------
 
 
 class Pair(ctypes.Structure):

@@ -17,7 +17,7 @@
 #include <optional>
 #include <vector>
 
-#include "../dtype.h"
+#include "../ops/dtype.h"
 
 namespace raccgan {
 

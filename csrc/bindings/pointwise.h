@@ -1,7 +1,7 @@
 // A pointwise convolution on a CPU, for the bindings that end in one.
 #pragma once
 
-#include "../cpu/pointwise.h"
+#include "../cpu/pointwise/pointwise.h"
 #include "common.h"
 
 namespace raccgan {

@@ -9,7 +9,7 @@
 // wanted: neither changes the score either.
 #include "anomaly_score.h"
 
-#include "vector.h"
+#include "simd/vector.h"
 
 namespace raccgan {
 namespace {

@@ -1,8 +1,8 @@
 // The CPU kernels of the anomaly score, one set a target; see targets.h for how one of them is chosen.
 #pragma once
 
-#include "../anomaly_score.h"
-#include "targets.h"
+#include "../ops/anomaly_score.h"
+#include "simd/targets.h"
 
 namespace raccgan {
 

@@ -5,9 +5,9 @@
 // is float32, and so is the arithmetic.
 #pragma once
 
-#include "../dtype.h"
-#include "integers.h"
-#include "targets.h"
+#include "../ops/dtype.h"
+#include "simd/integers.h"
+#include "simd/targets.h"
 
 namespace raccgan {
 

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cbam.h"
-#include "runs.h"
+#include "simd/runs.h"
 
 namespace raccgan {
 namespace {

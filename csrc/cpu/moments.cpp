@@ -4,7 +4,7 @@
 // group of vectors goes down the pixels of a piece with its sums in registers.
 #include "moments.h"
 
-#include "lanes.h"
+#include "simd/lanes.h"
 
 namespace raccgan {
 namespace {

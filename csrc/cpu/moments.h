@@ -5,9 +5,9 @@
 // Everything is [M, C] in memory, M = N * H * W pixels, without gaps.
 #pragma once
 
-#include "../dtype.h"
-#include "integers.h"
-#include "targets.h"
+#include "../ops/dtype.h"
+#include "simd/integers.h"
+#include "simd/targets.h"
 
 namespace raccgan {
 

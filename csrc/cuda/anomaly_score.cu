@@ -8,7 +8,7 @@
 // on the sample's shape and dtype alone, not on alignment or batch, so a sample's score is always the same.
 #include "anomaly_score.h"
 
-#include "elements.h"
+#include "common/elements.h"
 
 namespace raccgan {
 namespace cuda {

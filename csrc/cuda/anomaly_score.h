@@ -1,7 +1,7 @@
 // The CUDA kernels of the anomaly score, for its bindings: no CUDA header, so that any C++ compiler takes it.
 #pragma once
 
-#include "../anomaly_score.h"
+#include "../ops/anomaly_score.h"
 
 namespace raccgan {
 namespace cuda {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cbam.h"
-#include "columns.h"
+#include "common/columns.h"
 
 #include <type_traits>
 

@@ -7,7 +7,7 @@
 // mean is large. Two launches: float32 within a piece of a run, float64 over its pieces, in a fixed order.
 #include "moments.h"
 
-#include "columns.h"
+#include "common/columns.h"
 
 namespace raccgan {
 namespace cuda {

@@ -12,7 +12,7 @@ import pytest
 
 from tests.kernels.emulation import CSRC
 
-SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
+SOURCES = sorted((CSRC / "cuda").rglob("*.cu"))
 CODES = ("arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a", "arch=compute_90,code=compute_90")
 SHARED_LIMIT = 48 * 1024  # bytes a block has without asking for more
 FLAGS = ["-std=c++17", "-O3", "-Werror=all-warnings", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]

@@ -4,9 +4,9 @@
 
 #include <tuple>
 
-#include "../cuda/depthwise_separable.h"
+#include "../cuda/depthwise/depthwise.h"
 #include "cuda.h"
-#include "depthwise_separable.h"
+#include "depthwise.h"
 
 namespace raccgan {
 namespace {

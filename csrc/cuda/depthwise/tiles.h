@@ -13,7 +13,7 @@
 // of one read from shared memory, and 7 x 7 taps on 2 rows of 16 results read one for 5.7.
 #pragma once
 
-#include "columns.h"
+#include "../common/columns.h"
 
 namespace raccgan {
 namespace cuda {

@@ -9,9 +9,9 @@
 // Zero padding k / 2, k of 3, 5 or 7. Everything is [N, H, W, C] in memory, without gaps.
 #pragma once
 
-#include "../dtype.h"
-#include "integers.h"
-#include "targets.h"
+#include "../../ops/dtype.h"
+#include "../simd/integers.h"
+#include "../simd/targets.h"
 
 namespace raccgan {
 

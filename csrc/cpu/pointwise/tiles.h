@@ -6,8 +6,8 @@
 // Included by the per-target sources only. Everything here is in an anonymous namespace, for the reason in targets.h.
 #pragma once
 
-#include "integers.h"
-#include "runs.h"
+#include "../simd/integers.h"
+#include "../simd/runs.h"
 
 namespace raccgan {
 namespace {

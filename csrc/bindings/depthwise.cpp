@@ -1,8 +1,8 @@
 // The bindings of the depthwise half of a depthwise-separable convolution, and of its two derivatives.
 #include <tuple>
 
-#include "../cpu/depthwise_separable.h"
-#include "depthwise_separable.h"
+#include "../cpu/depthwise/depthwise.h"
+#include "depthwise.h"
 #include "pointwise.h"
 
 namespace raccgan {

@@ -2,7 +2,7 @@
 // The formulas are those of depthwise_separable.cu.
 #pragma once
 
-#include "depthwise_images.h"
+#include "images.h"
 
 namespace raccgan {
 namespace cuda {

@@ -8,7 +8,7 @@
 // and likewise in the other dimension. Up never multiplies by a zero: each output parity has its own (k + 1) / 2 taps.
 #pragma once
 
-#include "lanes.h"
+#include "../simd/lanes.h"
 
 namespace raccgan {
 namespace {

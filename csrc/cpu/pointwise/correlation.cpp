@@ -1,7 +1,7 @@
 // The gradient of a pointwise convolution's weight: few rows and columns, and all pixels to add up.
 #include "pointwise.h"
 
-#include "pointwise_tiles.h"
+#include "tiles.h"
 
 namespace raccgan {
 namespace {

@@ -1,7 +1,7 @@
 // The element types as the kernels read and write them: float32 inside, whatever a tensor holds.
 #pragma once
 
-#include "../dtype.h"
+#include "../../ops/dtype.h"
 #include "device.h"
 
 namespace raccgan {

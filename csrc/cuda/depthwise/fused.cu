@@ -11,8 +11,8 @@
 // convolves them as depthwise_tiles.h does and writes the results beside it, rounded to what the product takes. A warp
 // multiplies what it has convolved itself. At the end each warp turns its sums round in shared memory, so that they
 // meet the residual and leave 16 bytes at a time.
-#include "depthwise_images.h"
-#include "tensor_cores.h"
+#include "images.h"
+#include "../common/tensor_cores.h"
 
 namespace raccgan {
 namespace cuda {

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#include "../dtype.h"
+#include "../../ops/dtype.h"
 
 namespace raccgan {
 namespace cuda {

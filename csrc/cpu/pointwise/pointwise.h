@@ -9,9 +9,9 @@
 // all sums. To multiply bfloat16 images by more than a few columns the weights are rounded to bfloat16.
 #pragma once
 
-#include "../dtype.h"
-#include "integers.h"
-#include "targets.h"
+#include "../../ops/dtype.h"
+#include "../simd/integers.h"
+#include "../simd/targets.h"
 
 namespace raccgan {
 

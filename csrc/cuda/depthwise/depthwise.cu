@@ -16,10 +16,10 @@
 // what leaves as grad_x, by [x > 0]. L and L^T are convolutions of depthwise_tiles.h; what they convolve is computed
 // when a tile is read, what multiplies their results when a tile is written. A sum over pixels is taken tile by tile
 // and finished by a launch of its own.
-#include "depthwise_separable.h"
+#include "depthwise.h"
 
-#include "depthwise_images.h"
-#include "depthwise_norm.h"
+#include "images.h"
+#include "norm.h"
 
 namespace raccgan {
 namespace cuda {

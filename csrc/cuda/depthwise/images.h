@@ -2,9 +2,9 @@
 // applied, and the weights with the resizing folded in.
 #pragma once
 
-#include "depthwise_separable.h"
-#include "depthwise_tiles.h"
-#include "moments.h"
+#include "depthwise.h"
+#include "tiles.h"
+#include "../moments.h"
 
 namespace raccgan {
 namespace cuda {

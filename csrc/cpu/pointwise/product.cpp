@@ -1,7 +1,7 @@
 // The products of a pointwise convolution and of its gradient in x: many rows, few columns, few numbers to add up.
 #include "pointwise.h"
 
-#include "pointwise_tiles.h"
+#include "tiles.h"
 
 namespace raccgan {
 namespace {

@@ -14,11 +14,11 @@
 //
 // Without the norm, r = 1, P u = u and the double backward's grad_x is zero. A ReLU before the norm multiplies t, and
 // what leaves as grad_x, by [x > 0].
-#include "depthwise_separable.h"
+#include "depthwise.h"
 
 #include <math.h>
 
-#include "depthwise_rows.h"
+#include "rows.h"
 
 namespace raccgan {
 namespace {
