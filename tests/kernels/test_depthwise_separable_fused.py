@@ -108,9 +108,7 @@ def test_tf32_is_rounded_to_where_it_is_asked_for() -> None:
     wanted = definition(x.double(), w.double(), pointwise.double(), *nothing)
     errors = [
         relative_error(
-            torch.ops.raccgan.depthwise_native_fused(
-                x, w, pointwise, *nothing, 1, 1, False, False, False, 1e-5, tf32
-            ),
+            torch.ops.raccgan.depthwise_native_fused(x, w, pointwise, *nothing, 1, 1, False, False, False, 1e-5, tf32),
             wanted,
         )
         for tf32 in (False, True)
@@ -137,9 +135,7 @@ def test_gradients_through_a_penalty(upsample: int, pool: int) -> None:
     def reference_run(*given: Any) -> Tensor:
         return definition(*given, upsample, pool, **around)
 
-    got = penalised(
-        lambda *given: native_fused.fused(*given, upsample, pool, **around), placed(tensors, torch.float32)
-    )
+    got = penalised(lambda *given: native_fused.fused(*given, upsample, pool, **around), placed(tensors, torch.float32))
     beside = penalised(reference_run, placed(tensors, torch.float32))
     wanted = penalised(reference_run, tensors)
     assert len(got) == 14
