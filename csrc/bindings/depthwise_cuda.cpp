@@ -1,121 +1,82 @@
 // The CUDA bindings of a depthwise-separable convolution in one kernel, of its depthwise half alone, and of the two
-// derivatives of that; the schemas are in depthwise_separable.cpp.
+// derivatives of that; the schemas are in depthwise.cpp.
 #if defined(RACCGAN_CUDA) || defined(RACCGAN_EMULATION)
 
-#include <tuple>
-
 #include "../cuda/depthwise/depthwise.h"
+
 #include "cuda.h"
 #include "depthwise.h"
 
 namespace raccgan {
 namespace {
 
-constexpr const char* kOp = "depthwise";
-
-struct Call : DepthwiseCall<cuda::DepthwiseLayer> {
-  template <class... Arguments>
-  explicit Call(const Arguments&... arguments) : DepthwiseCall(arguments...) {
-    layer.weight = w.const_data_ptr<float>();
-  }
-
-  // What the matrix product takes, as the kernel reads it.
-  Tensor matrix(const Tensor& pointwise) const {
-    STD_TORCH_CHECK(pointwise.dim() == 2 && pointwise.size(1) == layer.c, "pointwise must be [D, C]");
-    return dense(of_x(pointwise, "pointwise"));
-  }
-  std::optional<Tensor> bias(const std::optional<Tensor>& t, int64_t d) const {
-    if (!t) return std::nullopt;
-    STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == d && t->scalar_type() == ScalarType::Float,
-                    "bias must be [D] of float32");
-    STD_TORCH_CHECK(t->device() == x.device(), "bias and x must be on one device");
-    return dense(*t);
-  }
-  std::optional<Tensor> residual(const std::optional<Tensor>& t, int64_t d) const {
-    if (!t) return std::nullopt;
-    STD_TORCH_CHECK(t->dim() == 4 && t->size(0) == layer.n && t->size(1) == d && t->size(2) == layer.out(layer.h) &&
-                        t->size(3) == layer.out(layer.w),
-                    "residual must be [N, D, H, W] of the output");
-    return channels_last(of_x(*t, "residual"));
-  }
-
- private:
-  const Tensor& of_x(const Tensor& t, const char* what) const {
-    STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), what, " and x must be of one dtype");
-    STD_TORCH_CHECK(t.device() == x.device(), what, " and x must be on one device");
-    return t;
-  }
-};
+// Queues a pass with the scratch memory that it asks for.
+template <class Args>
+void queue(const OnDevice& device, const Tensor& x, const Args& args, int64_t (*scratch_floats)(const Args&),
+           const char* (*pass)(const Args&, float*, int, void*)) {
+  const Tensor scratch = scratch_like(x, scratch_floats(args));
+  check_launch(pass(args, scratch.mutable_data_ptr<float>(), device.index(), device.stream()), "depthwise");
+}
 
 Tensor depthwise_cuda(const Tensor& x, const Tensor& w, const std::optional<Tensor>& scale,
-                      const std::optional<Tensor>& shift, int64_t upsample, int64_t pool, bool rectify_first,
-                      bool normalise, bool rectify, double eps) {
+                      const std::optional<Tensor>& shift, int64_t upsample, int64_t pool, bool pre_relu, bool normalise,
+                      bool relu, double eps) {
   const OnDevice device(x);
-  const Call call(x, w, scale, shift, upsample, pool, rectify_first, normalise, rectify, eps);
+  const DepthwiseCall call(x, w, scale, shift, {upsample, pool, pre_relu, normalise, relu, eps});
   const Tensor y = call.new_y(true);
   if (y.numel() == 0) return y;
-  const cuda::ForwardArgs args{call.layer, call.x.const_data_ptr(), y.mutable_data_ptr()};
-  const Tensor scratch = scratch_like(x, cuda::forward_floats(args));
-  check_launch(cuda::forward(args, scratch.mutable_data_ptr<float>(), device.index(), device.stream()), kOp);
+  const DepthwiseForwardArgs args{call.layer, call.x.const_data_ptr(), y.mutable_data_ptr()};
+  queue(device, x, args, cuda::forward_floats, cuda::forward);
   return y;
 }
 
-Tensor depthwise_fused_cuda(const Tensor& x, const Tensor& w, const Tensor& pointwise, const std::optional<Tensor>& bias,
-                            const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
-                            const std::optional<Tensor>& residual_in, int64_t upsample, int64_t pool,
-                            bool rectify_first, bool normalise, bool rectify, double eps, bool tf32) {
+Tensor depthwise_fused_cuda(const Tensor& x, const Tensor& w, const Tensor& pointwise,
+                            const std::optional<Tensor>& bias_in, const std::optional<Tensor>& scale,
+                            const std::optional<Tensor>& shift, const std::optional<Tensor>& residual_in,
+                            int64_t upsample, int64_t pool, bool pre_relu, bool normalise, bool relu, double eps,
+                            bool tf32) {
   const OnDevice device(x);
-  const Call call(x, w, scale, shift, upsample, pool, rectify_first, normalise, rectify, eps);
-  const cuda::DepthwiseLayer& s = call.layer;
-  const Tensor matrix = call.matrix(pointwise);
+  const DepthwiseCall call(x, w, scale, shift, {upsample, pool, pre_relu, normalise, relu, eps});
+  const DepthwiseLayer& s = call.layer;
+  STD_TORCH_CHECK(pointwise.dim() == 2 && pointwise.size(1) == s.c, "pointwise must be [D, C]");
+  const Tensor matrix = dense(call.same_kind(pointwise, "pointwise"));
   const int64_t d = matrix.size(0);
-  const std::optional<Tensor> added = call.bias(bias, d), residual = call.residual(residual_in, d);
+  std::optional<Tensor> bias, residual;
+  if (bias_in) {
+    bias = floats(*bias_in, d, "bias must be [D] of float32");
+    STD_TORCH_CHECK(bias->device() == x.device(), "bias and x must be on one device");
+  }
+  if (residual_in) residual = call.like_y(*residual_in, d, "residual");
   const Tensor y = empty_channels_last(call.x, d, s.out(s.h), s.out(s.w));
   if (y.numel() == 0) return y;
   STD_TORCH_CHECK(s.c > 0, "x must have a channel");
   const cuda::FusedArgs args{s, d, call.x.const_data_ptr(), matrix.const_data_ptr(),
-                             added ? added->const_data_ptr<float>() : nullptr,
+                             bias ? bias->const_data_ptr<float>() : nullptr,
                              residual ? residual->const_data_ptr() : nullptr, tf32, y.mutable_data_ptr()};
-  const Tensor scratch = scratch_like(x, cuda::fused_floats(args));
-  check_launch(cuda::fused(args, scratch.mutable_data_ptr<float>(), device.index(), device.stream()), kOp);
+  queue(device, x, args, cuda::fused_floats, cuda::fused);
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_backward_cuda(
-    const Tensor& g_in, const Tensor& x, const Tensor& w, const std::optional<Tensor>& scale,
-    const std::optional<Tensor>& shift, int64_t upsample, int64_t pool, bool rectify_first, bool normalise,
-    bool rectify, double eps, bool want_x, bool want_w, bool want_affine) {
+FourTensors depthwise_backward_cuda(const Tensor& g, const Tensor& x, const Tensor& w,
+                                    const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                                    int64_t upsample, int64_t pool, bool pre_relu, bool normalise, bool relu,
+                                    double eps, bool needs_x, bool needs_w, bool needs_affine) {
   const OnDevice device(x);
-  const Call call(x, w, scale, shift, upsample, pool, rectify_first, normalise, rectify, eps);
-  const Tensor g = call.like_y(g_in, "g"), grad_x = call.new_x(want_x);
-  const Tensor grad_w = call.new_weights(want_w);
-  const Tensor grad_scale = call.new_parameter(want_affine), grad_shift = call.new_parameter(want_affine);
-  if (call.x.numel() == 0) return {grad_x, call.zero_weights(want_w), grad_scale, grad_shift};
-  const cuda::BackwardArgs args{call.layer, g.const_data_ptr(), call.x.const_data_ptr(), data_of(grad_x, want_x),
-                                floats_of(grad_w, want_w), floats_of(grad_scale, want_affine),
-                                floats_of(grad_shift, want_affine)};
-  const Tensor scratch = scratch_like(x, cuda::backward_floats(args));
-  check_launch(cuda::backward(args, scratch.mutable_data_ptr<float>(), device.index(), device.stream()), kOp);
-  return {grad_x, grad_w, grad_scale, grad_shift};
+  const DepthwiseCall call(x, w, scale, shift, {upsample, pool, pre_relu, normalise, relu, eps});
+  const DepthwiseBackward pass(call, g, needs_x, needs_w, needs_affine);
+  if (!call.empty()) queue(device, x, pass.args, cuda::backward_floats, cuda::backward);
+  return pass.outputs();
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_double_backward_cuda(
-    const Tensor& t_in, const Tensor& g_in, const Tensor& x, const Tensor& w, const std::optional<Tensor>& scale,
-    const std::optional<Tensor>& shift, int64_t upsample, int64_t pool, bool rectify_first, bool normalise,
-    bool rectify, double eps, bool want_g, bool want_x, bool want_w, bool want_scale) {
+FourTensors depthwise_double_backward_cuda(const Tensor& t, const Tensor& g, const Tensor& x, const Tensor& w,
+                                           const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                                           int64_t upsample, int64_t pool, bool pre_relu, bool normalise, bool relu,
+                                           double eps, bool needs_g, bool needs_x, bool needs_w, bool needs_scale) {
   const OnDevice device(x);
-  const Call call(x, w, scale, shift, upsample, pool, rectify_first, normalise, rectify, eps);
-  const Tensor t = call.like_x(t_in, "t"), g = call.like_y(g_in, "g");
-  const Tensor grad_g = call.new_y(want_g), grad_scale = call.new_parameter(want_scale);
-  Tensor grad_x = call.new_x(want_x), grad_w = call.new_weights(want_w);
-  if (want_x && !normalise) torch::stable::zero_(grad_x);
-  if (call.x.numel() == 0) return {grad_g, grad_x, call.zero_weights(want_w), grad_scale};
-  const cuda::DoubleBackwardArgs args{call.layer, t.const_data_ptr(), g.const_data_ptr(), call.x.const_data_ptr(),
-                                      data_of(grad_g, want_g), data_of(grad_x, want_x && normalise),
-                                      floats_of(grad_w, want_w), floats_of(grad_scale, want_scale)};
-  const Tensor scratch = scratch_like(x, cuda::double_backward_floats(args));
-  check_launch(cuda::double_backward(args, scratch.mutable_data_ptr<float>(), device.index(), device.stream()), kOp);
-  return {grad_g, grad_x, grad_w, grad_scale};
+  const DepthwiseCall call(x, w, scale, shift, {upsample, pool, pre_relu, normalise, relu, eps});
+  const DepthwiseDoubleBackward pass(call, t, g, {needs_g, needs_x, needs_w, needs_scale});
+  if (!call.empty()) queue(device, x, pass.args, cuda::double_backward_floats, cuda::double_backward);
+  return pass.outputs();
 }
 
 }  // namespace

@@ -1,48 +1,41 @@
-// What the bindings hand to the anomaly-score kernels, the same for CPU and CUDA.
+// The arguments of the anomaly-score kernels, on a CPU and on a GPU.
 //
 //     residual[n]  = mean over c,h,w of (a - b)^2      map[n, h, w] = mean over c of (a - b)^2
 //
-// C headers only: this file is part of every per-target translation unit (see cpu/targets.h).
+// C headers only, see cpu/simd/targets.h.
 #pragma once
-
-#include <stdint.h>
 
 #include "dtype.h"
 
 namespace raccgan {
 
-// Two tensors of one dtype, compared sample by sample. A sample is one dense run of elements in the same order in
-// both; the samples themselves may lie anywhere.
-struct Pair {
-  const void* a;
-  const void* b;
-  int64_t stride_a;  // elements from one sample to the next
-  int64_t stride_b;
+// Two tensors of one dtype, compared sample by sample. A sample is dense, with its elements in the same order in both
+// tensors; the samples themselves may lie anywhere.
+struct ComparedTensors {
+  const void *a, *b;
+  int64_t stride_a, stride_b;  // elements from one sample to the next
   Dtype dtype;
 };
 
 // Images [N, C, H, W] with pixels = H * W; an image is [C, pixels] in memory, or [pixels, C] when channels_last.
 struct ImageArgs {
-  Pair images;
+  ComparedTensors images;
   int64_t channels;
   int64_t pixels;
   bool channels_last;
-  float* map;       // [N, pixels], or null when not wanted
-  double* partial;  // [N, pieces], out: the sum of (a - b)^2 over each piece of an image
+  float* map;       // [N, pixels], or null when not needed
+  double* partial;  // [N, chunks], out: the sum of (a - b)^2 over each chunk of an image
 };
 
 // Features [N, ...] with `elements` elements a sample.
 struct FeatureArgs {
-  Pair features;
+  ComparedTensors features;
   int64_t elements;
-  double* partial;  // [N, pieces], out: the sum of (a - b)^2 over each piece of a sample
+  double* partial;  // [N, chunks], out: the sum of (a - b)^2 over each chunk of a sample
 };
 
-// A sample of `size` is cut into pieces of `piece`: fixed by the size alone, never by batch, threads or hardware, so
-// that a sample's sum is always the same tree of additions.
-#ifdef __CUDACC__
-__host__ __device__
-#endif
-constexpr int64_t pieces(int64_t size, int64_t piece) { return (size + piece - 1) / piece; }
+// Chunks of a sample. Their size depends on nothing but the device: not on batch or threads. A sample's sum is always
+// the same tree of additions.
+RACCGAN_HOST_DEVICE constexpr int64_t chunks(int64_t size, int64_t chunk) { return (size + chunk - 1) / chunk; }
 
 }  // namespace raccgan

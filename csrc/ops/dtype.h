@@ -1,7 +1,14 @@
-// The element types that the kernels take, the same for CPU and CUDA. C headers only, see cpu/targets.h.
+// The element types of the kernels, on a CPU and on a GPU. C headers only, see cpu/simd/targets.h.
 #pragma once
 
 #include <stdint.h>
+
+// Code of ops/ that kernels on a GPU run too.
+#ifdef __CUDACC__
+#define RACCGAN_HOST_DEVICE __host__ __device__
+#else
+#define RACCGAN_HOST_DEVICE
+#endif
 
 namespace raccgan {
 

@@ -1,21 +1,19 @@
 // The forward pass of a depthwise-separable convolution in one kernel: the depthwise results of a tile stay in shared
 // memory, where they are the left operand of a matrix product on the tensor cores.
 //
-//     y = (L relu(z scale + shift)) W^T + bias + residual, in the notation of depthwise_separable.cu
+//     y = (L a) W^T + bias + residual, in the notation of ops/depthwise.h
 //
-// Compiled for the architectures in setup.py and run in emulation (emulation.h), but not yet run on a GPU: no speed is
-// claimed for it.
+// Not yet run on a GPU.
 //
 // A block has a tile of one sample's results and up to 128 of their channels, whose sums it keeps in registers. It goes
-// through the channels of x by 32: while the part of W that belongs to them is on its way into shared memory, it
-// convolves them as depthwise_tiles.h does and writes the results beside it, rounded to what the product takes. A warp
-// multiplies what it has convolved itself. At the end each warp turns its sums round in shared memory, so that they
-// meet the residual and leave 16 bytes at a time.
-#include "images.h"
+// through the channels of x by 32: while it copies their part of W into shared memory, it convolves them as tiles.h
+// does and writes the results beside that, rounded to the product's operands. A warp multiplies its own results of the
+// convolution. In the epilogue each warp transposes its sums in shared memory, so that residual and result move 16
+// bytes at a time.
 #include "../common/tensor_cores.h"
+#include "images.h"
 
-namespace raccgan {
-namespace cuda {
+namespace raccgan::cuda {
 namespace {
 
 // ---- the matrix --------------------------------------------------------------------------------------------------
@@ -29,14 +27,14 @@ template <class T>
 struct Row {
   static constexpr int kElements = 4 / sizeof(typename T::Stored);  // a word
   static constexpr int kWords = kWarp / kElements, kSteps = kWords / kStepWords;
-  static constexpr int kPitch = kWords + 4;  // in shared memory: no two of a product's 8 rows and 4 words share a bank
+  static constexpr int kPitch = kWords + 4;  // in shared memory: a product's 8 rows and 4 words have no bank conflict
 };
 
-// The columns of W that the blocks of a tile share out, by tiles of kTileWidth.
-struct ColumnShare {
+// The columns of W, split evenly over the blocks of a tile, by tiles of kTileWidth.
+struct ColumnBlocks {
   int64_t blocks, each;
 
-  __host__ __device__ explicit ColumnShare(int64_t d)
+  __host__ __device__ explicit ColumnBlocks(int64_t d)
       : blocks(ceiling(d, kMostTiles * kTileWidth)), each(ceiling(ceiling(d, kTileWidth), blocks)) {}
 };
 
@@ -44,7 +42,7 @@ struct ColumnShare {
 // together, and all that a block needs of a chunk. Zero beyond C and D.
 template <class T>
 int64_t matrix_words(const FusedArgs& args) {
-  const ColumnShare columns(args.d);
+  const ColumnBlocks columns(args.d);
   return ceiling(args.layer.c, kWarp) * columns.blocks * columns.each * kTileWidth * Row<T>::kWords;
 }
 
@@ -53,7 +51,7 @@ __global__ void __launch_bounds__(kThreads) pack_matrix(FusedArgs args, int64_t 
   using Shape = Row<T>;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= words) return;
-  const ColumnShare columns(args.d);
+  const ColumnBlocks columns(args.d);
   const int part = i % 4, lane = i / 4 % kWarp;
   const int64_t pair = i / (4 * kWarp) % (Shape::kSteps / 2), tile = i / (kTileWidth * Shape::kWords);
   const int64_t word = (2 * pair + part / 2) * kStepWords + lane % 4 + part % 2 * 4;
@@ -83,24 +81,24 @@ struct SeparateArgs {
   int64_t rows, columns;   // of the result
 };
 
-template <int K, Form kForm>
-using Block = Tile<K, kForm, 4>;
+template <int K, Resize kResize>
+using Block = Tile<K, kResize, 4>;
 
-// What a block computes, with room for kTiles tiles of columns: of few, a multiprocessor has registers for a block more.
-// Its warps multiply the pixels that they convolve, by 16, with all of the columns.
-template <int K, Form kForm, int kTiles>
+// The sizes of a block, with sums for kTiles tiles of columns: with few, a multiprocessor has registers for a block
+// more. A warp multiplies the pixels that it convolves, by 16, with all columns.
+template <int K, Resize kResize, int kTiles>
 struct Plan {
-  using Shape = Block<K, kForm>;
+  using Shape = Block<K, kResize>;
   static constexpr int kThreads = Shape::kWarps * kWarp, kColumnTiles = kTiles, kColumns = kTiles * kTileWidth;
-  static constexpr int kPixels = kDeep * Shape::kStrip, kRowTiles = kPixels / 16;  // a warp's
+  static constexpr int kPixels = kThreadRows * Shape::kWide, kRowTiles = kPixels / 16;  // a warp's
   static_assert(kRowTiles * 16 == kPixels);
   using Sums = float[kRowTiles][kTiles][4];
-  // 16 pixels of all columns, as a warp turns them round: no two rows that it writes at once share a bank.
-  using Turned = float[16][kColumns + 8];
+  // 16 pixels of all columns, transposed by a warp: rows that it writes together have no bank conflict.
+  using Rows16 = float[16][kColumns + 8];
 };
 
 template <class T, class Plan>
-struct Multiplied {
+struct ProductOperands {
   Operands<typename Plan::Shape> depthwise;
   alignas(16) unsigned left[Plan::Shape::kWarps * Plan::kPixels * Row<T>::kPitch];
   alignas(16) unsigned right[Plan::kColumns * Row<T>::kWords];
@@ -108,8 +106,8 @@ struct Multiplied {
 
 template <class T, class Plan>
 union Shared {
-  Multiplied<T, Plan> operands;
-  typename Plan::Turned turned[Plan::Shape::kWarps];
+  ProductOperands<T, Plan> operands;
+  typename Plan::Rows16 transposed[Plan::Shape::kWarps];
 };
 
 // The least that a GPU of compute capability 8.0 or later gives to a block.
@@ -149,26 +147,26 @@ __device__ void multiply(bool tf32, int tiles, const unsigned* left, const unsig
 
 // ---- the result --------------------------------------------------------------------------------------------------
 
-// What a thread has of the block's columns at the end: V side by side, in kGroups places, of every kEvery-th pixel.
+// A thread's columns in the epilogue: V side by side, in kGroups places, of every kEvery-th pixel.
 template <class Plan, int V>
-struct Share {
+struct OutputLayout {
   static constexpr int kColumns = Plan::kColumns;
   static constexpr int kAcross = kColumns / V < kWarp ? kColumns / V : kWarp, kEvery = kWarp / kAcross;
   static constexpr int kGroups = kColumns / (kAcross * V);
 };
 
-// Where a block's results belong.
-struct Place {
+// A block's part of y.
+struct OutputTile {
   int64_t n, first_d;
-  int first_row, first_column, columns;  // the columns that there are, from first_d on
+  int first_row, first_column, columns;  // columns: from first_d on, within D
 };
 
 // Adds bias and residual, and writes what lies inside of the image.
 template <class T, int V, class Plan>
-__device__ void finish(const SeparateArgs& args, const Place& place, const typename Plan::Sums& sums,
-                       typename Plan::Turned& turned) {
-  using Mine = Share<Plan, V>;
-  constexpr int kStrip = Plan::Shape::kStrip;
+__device__ void finish(const SeparateArgs& args, const OutputTile& place, const typename Plan::Sums& sums,
+                       typename Plan::Rows16& transposed) {
+  using Layout = OutputLayout<Plan, V>;
+  constexpr int kWide = Plan::Shape::kWide;
   const FusedArgs& call = args.call;
   const auto* const residual = static_cast<const typename T::Stored*>(call.residual);
   const int lane = threadIdx.x % kWarp, first_pixel = threadIdx.x / kWarp * Plan::kPixels;
@@ -179,24 +177,24 @@ __device__ void finish(const SeparateArgs& args, const Place& place, const typen
     for (int tile = 0; tile < Plan::kColumnTiles; ++tile) {
 #pragma unroll
       for (int at = 0; at < 4; ++at) {
-        turned[lane / 4 + at / 2 * 8][tile * kTileWidth + lane % 4 * 2 + at % 2] = sums[row][tile][at];
+        transposed[lane / 4 + at / 2 * 8][tile * kTileWidth + lane % 4 * 2 + at % 2] = sums[row][tile][at];
       }
     }
     __syncwarp();
 #pragma unroll
-    for (int group = 0; group < Mine::kGroups; ++group) {
-      const int d = (group * Mine::kAcross + lane % Mine::kAcross) * V;
+    for (int group = 0; group < Layout::kGroups; ++group) {
+      const int d = (group * Layout::kAcross + lane % Layout::kAcross) * V;
       if (d >= place.columns) continue;
       float bias[V] = {};
       if (call.bias) load_row(call.bias + place.first_d + d, bias);
 #pragma unroll 4
-      for (int i = lane / Mine::kAcross; i < 16; i += Mine::kEvery) {
+      for (int i = lane / Layout::kAcross; i < 16; i += Layout::kEvery) {
         const int pixel = first_pixel + row * 16 + i;
-        const int y_row = place.first_row + pixel / kStrip, y_column = place.first_column + pixel % kStrip;
+        const int y_row = place.first_row + pixel / kWide, y_column = place.first_column + pixel % kWide;
         if (y_row >= args.rows || y_column >= args.columns) continue;
         const int64_t to = ((place.n * args.rows + y_row) * args.columns + y_column) * call.d + place.first_d + d;
         float v[V], added[V] = {};
-        load_floats(&turned[i][d], v);
+        load_floats(&transposed[i][d], v);
         if (residual) load<T, V>(residual + to, added);
 #pragma unroll
         for (int j = 0; j < V; ++j) v[j] += bias[j] + added[j];
@@ -207,97 +205,94 @@ __device__ void finish(const SeparateArgs& args, const Place& place, const typen
 }
 
 // A block of columns, a tile and a sample.
-template <class T, int K, Form kForm, int kTiles>
-__global__ void __launch_bounds__(Plan<K, kForm, kTiles>::kThreads) separate(SeparateArgs args) {
-  using Own = Plan<K, kForm, kTiles>;
-  using Shape = typename Own::Shape;
-  auto& shared = *static_cast<Shared<T, Own>*>(launched_shared());
+template <class T, int K, Resize kResize, int kTiles>
+__global__ void __launch_bounds__(Plan<K, kResize, kTiles>::kThreads) separate(SeparateArgs args) {
+  using Sizes = Plan<K, kResize, kTiles>;
+  using Shape = typename Sizes::Shape;
+  auto& shared = *static_cast<Shared<T, Sizes>*>(launched_shared());
   auto& operands = shared.operands;
   const DepthwiseLayer& s = args.call.layer;
-  const ColumnShare share(args.call.d);
-  const unsigned across = static_cast<unsigned>(ceiling(args.columns, Shape::kStrip));
+  const ColumnBlocks split(args.call.d);
+  const unsigned across = static_cast<unsigned>(ceiling(args.columns, Shape::kWide));
   const unsigned tiles = static_cast<unsigned>(ceiling(args.rows, Shape::kHigh)) * across;
-  const unsigned blocks = static_cast<unsigned>(share.blocks);
+  const unsigned blocks = static_cast<unsigned>(split.blocks);
   const unsigned block = blockIdx.x % blocks, at = blockIdx.x / blocks % tiles;
-  const int64_t first_d = block * share.each * kTileWidth, left_over = args.call.d - first_d;
-  const int64_t columns = left_over < share.each * kTileWidth ? left_over : share.each * kTileWidth;
-  const Place place{blockIdx.x / blocks / tiles, first_d, static_cast<int>(at / across) * Shape::kHigh,
-                    static_cast<int>(at % across) * Shape::kStrip, static_cast<int>(columns)};
-  const int column_tiles = static_cast<int>(share.each), vectors = column_tiles * kTileWidth * Row<T>::kWords / 4;
+  const int64_t first_d = block * split.each * kTileWidth, left_over = args.call.d - first_d;
+  const int64_t columns = left_over < split.each * kTileWidth ? left_over : split.each * kTileWidth;
+  const OutputTile place{blockIdx.x / blocks / tiles, first_d, static_cast<int>(at / across) * Shape::kHigh,
+                         static_cast<int>(at % across) * Shape::kWide, static_cast<int>(columns)};
+  const int column_tiles = static_cast<int>(split.each), vectors = column_tiles * kTileWidth * Row<T>::kWords / 4;
 
-  typename Own::Sums sums = {};
-  unsigned* const left = operands.left + threadIdx.x / kWarp * Own::kPixels * Row<T>::kPitch;
+  typename Sizes::Sums sums = {};
+  unsigned* const left = operands.left + threadIdx.x / kWarp * Sizes::kPixels * Row<T>::kPitch;
   for (int64_t chunk = 0; chunk * kWarp < s.c; ++chunk) {
-    const unsigned* const from = args.matrix + (chunk * share.blocks + block) * vectors * 4;
-    for (int i = threadIdx.x; i < vectors; i += Own::kThreads) copy_async(operands.right + 4 * i, from + 4 * i);
+    const unsigned* const from = args.matrix + (chunk * split.blocks + block) * vectors * 4;
+    for (int i = threadIdx.x; i < vectors; i += Sizes::kThreads) copy_async(operands.right + 4 * i, from + 4 * i);
     operands.depthwise.template load<Activated, T>(s, args.norm, {args.call.x, nullptr, s.h, s.w}, args.wide,
                                                    args.packed, place.n, chunk, place.first_row, place.first_column);
-    float strips[kDeep][Shape::kStrip] = {};
-    convolve_rows<K, kForm, Shape>(operands.depthwise.tile, operands.depthwise.weights, strips);
+    float results[kThreadRows][Shape::kWide] = {};
+    convolve_rows<K, kResize, Shape>(operands.depthwise.tile, operands.depthwise.weights, results);
     auto* const to = reinterpret_cast<typename T::Stored*>(left) + threadIdx.x % kWarp;
 #pragma unroll
-    for (int i = 0; i < Own::kPixels; ++i) {
-      to[i * Row<T>::kPitch * Row<T>::kElements] = T::narrow(strips[i / Shape::kStrip][i % Shape::kStrip]);
+    for (int i = 0; i < Sizes::kPixels; ++i) {
+      to[i * Row<T>::kPitch * Row<T>::kElements] = T::narrow(results[i / Shape::kWide][i % Shape::kWide]);
     }
     wait_for_copies();
     __syncthreads();
-    multiply<T, Own>(args.call.tf32, column_tiles, left, operands.right, sums);
+    multiply<T, Sizes>(args.call.tf32, column_tiles, left, operands.right, sums);
     __syncthreads();  // before the next chunk, or the result, takes the place of this one
   }
 
-  auto& turned = shared.turned[threadIdx.x / kWarp];
+  auto& transposed = shared.transposed[threadIdx.x / kWarp];
   if (args.wide_result) {
-    finish<T, kVector<T>, Own>(args, place, sums, turned);
+    finish<T, kVector<T>, Sizes>(args, place, sums, transposed);
   } else {
-    finish<T, 1, Own>(args, place, sums, turned);
+    finish<T, 1, Sizes>(args, place, sums, transposed);
   }
 }
 
 // ---- host --------------------------------------------------------------------------------------------------------
 
-template <class T, int K, Form kForm, int kTiles>
+template <class T, int K, Resize kResize, int kTiles>
 void separate_as(Queue& queue, const SeparateArgs& args) {
-  using Own = Plan<K, kForm, kTiles>;
-  static_assert(sizeof(Shared<T, Own>) <= kSharedLimit);
-  const int64_t of_sample = tiles<Block>(kForm, args.rows, args.columns) * ColumnShare(args.call.d).blocks;
-  queue.with_shared(sizeof(Shared<T, Own>), separate<T, K, kForm, kTiles>, args.call.layer.n * of_sample, Own::kThreads,
-                    args);
+  using Sizes = Plan<K, kResize, kTiles>;
+  static_assert(sizeof(Shared<T, Sizes>) <= kSharedLimit);
+  const int64_t of_sample = tiles<Block>(kResize, args.rows, args.columns) * ColumnBlocks(args.call.d).blocks;
+  queue.with_shared(sizeof(Shared<T, Sizes>), separate<T, K, kResize, kTiles>, args.call.layer.n * of_sample,
+                    Sizes::kThreads, args);
 }
 
-template <class T, int K, Form kForm>
+template <class T, int K, Resize kResize>
 void separate_as(Queue& queue, const SeparateArgs& args) {
   constexpr int kFew = kMostTiles / 2;
-  const bool few = ColumnShare(args.call.d).each <= kFew;
-  few ? separate_as<T, K, kForm, kFew>(queue, args) : separate_as<T, K, kForm, kMostTiles>(queue, args);
+  const bool few = ColumnBlocks(args.call.d).each <= kFew;
+  few ? separate_as<T, K, kResize, kFew>(queue, args) : separate_as<T, K, kResize, kMostTiles>(queue, args);
 }
 
 template <class T, int K>
-void separate_as(Queue& queue, Form form, const SeparateArgs& args) {
-  switch (form) {
-    case Form::kPlain: separate_as<T, K, Form::kPlain>(queue, args); break;
-    case Form::kDown: separate_as<T, K, Form::kDown>(queue, args); break;
-    case Form::kUp: separate_as<T, K, Form::kUp>(queue, args); break;
+void separate_as(Queue& queue, Resize resize, const SeparateArgs& args) {
+  switch (resize) {
+    case Resize::kNone: separate_as<T, K, Resize::kNone>(queue, args); break;
+    case Resize::kDown: separate_as<T, K, Resize::kDown>(queue, args); break;
+    case Resize::kUp: separate_as<T, K, Resize::kUp>(queue, args); break;
   }
 }
 
 // The scratch memory of the pass; only what it needs has a place.
 struct Workspace {
   float *mean, *var, *moments, *packed, *matrix;
-  int64_t words = 0, floats = 0;
+  int64_t words = 0, floats;
 
   Workspace(const FusedArgs& args, float* memory) {
     const DepthwiseLayer& s = args.layer;
     for_dtype(s.dtype, [&](auto element) { words = matrix_words<decltype(element)>(args); });
-    const auto next = [&](bool needed, int64_t count) {
-      const int64_t at = floats;
-      floats += needed ? ceiling(count, 4) * 4 : 0;  // each on a 16-byte boundary
-      return needed && memory ? memory + at : nullptr;
-    };
-    mean = next(s.normalise, s.n * s.c);
-    var = next(s.normalise, s.n * s.c);
-    moments = next(s.normalise, moments_floats(runs_of(s, nullptr)));
-    packed = next(true, taps(s) * taps(s) * s.c);
-    matrix = next(true, words);
+    Scratch scratch(memory);
+    mean = scratch.take(s.normalise, s.n * s.c);
+    var = scratch.take(s.normalise, s.n * s.c);
+    moments = scratch.take(s.normalise, moments_floats(moments_args(s, nullptr)));
+    packed = scratch.take(true, taps(s) * taps(s) * s.c);
+    matrix = scratch.take(true, words);
+    floats = scratch.floats();
   }
 };
 
@@ -311,7 +306,7 @@ const char* fused(const FusedArgs& args, float* scratch, int device, void* strea
   queue.take(too_large(s));
   const Workspace work(args, scratch);
   auto* const matrix = reinterpret_cast<unsigned*>(work.matrix);
-  if (s.normalise) queue.take(moments(runs_of(s, args.x), work.moments, work.mean, work.var, device, stream));
+  if (s.normalise) queue.take(moments(moments_args(s, args.x), work.moments, work.mean, work.var, device, stream));
   queue(pack, ceiling(taps(s) * taps(s) * s.c, kThreads), kThreads, s, false, work.packed);
   bool wide_result = false;
   const auto note = [&](auto, auto vector) { wide_result = decltype(vector)::width > 1; };
@@ -321,10 +316,9 @@ const char* fused(const FusedArgs& args, float* scratch, int device, void* strea
     queue(pack_matrix<T>, ceiling(work.words, kThreads), kThreads, args, work.words, matrix);
     const SeparateArgs all{args, {work.mean, work.var, nullptr, nullptr}, decltype(vector)::width > 1, wide_result,
                            work.packed, matrix, s.out(s.h), s.out(s.w)};
-    for_size(s.k, [&](auto k) { separate_as<T, decltype(k)::value>(queue, form_of(s.resize, false), all); });
+    for_size(s.k, [&](auto k) { separate_as<T, decltype(k)::value>(queue, resize_of(s.resize, false), all); });
   }, args.x);
   return queue.error();
 }
 
-}  // namespace cuda
-}  // namespace raccgan
+}  // namespace raccgan::cuda
