@@ -51,7 +51,7 @@ bool has_layout(const Tensor& x, bool channels_last) {
   return channels_last ? is(1, 1) && is(3, c) && is(2, c * w) : is(3, 1) && is(2, w) && is(1, h * w);
 }
 
-Pair pair_of(const Tensor& a, const Tensor& b, const char* what) {
+ComparedTensors compared(const Tensor& a, const Tensor& b, const char* what) {
   return {a.const_data_ptr(), b.const_data_ptr(), a.stride(0), b.stride(0), dtype_of(a, what)};
 }
 
@@ -63,7 +63,7 @@ struct AnomalyScore {
   Tensor residual, feature, map;
 
   AnomalyScore(const Tensor& x_in, const Tensor& x_hat_in, const std::optional<Tensor>& f_in,
-               const std::optional<Tensor>& f_hat_in, bool want_map, int64_t max_channels_last)
+               const std::optional<Tensor>& f_hat_in, bool needs_map, int64_t max_channels_last)
       : x(x_in), x_hat(x_hat_in), f(f_in), f_hat(f_hat_in) {
     check();
     channels_last = false;
@@ -81,7 +81,7 @@ struct AnomalyScore {
     }
     residual = empty_float(x, {x.size(0)});
     feature = empty_float(x, {x.size(0)});
-    map = empty_float(x, want_map ? std::vector<int64_t>{x.size(0), x.size(2), x.size(3)} : std::vector<int64_t>{0});
+    map = empty_float(x, needs_map ? std::vector<int64_t>{x.size(0), x.size(2), x.size(3)} : std::vector<int64_t>{0});
   }
 
   void check() const {
@@ -99,11 +99,11 @@ struct AnomalyScore {
   int64_t elements() const { return f && x.size(0) != 0 ? f->numel() / x.size(0) : 0; }  // of f, a sample
 
   ImageArgs image_args(double* partial) const {
-    return {pair_of(x, x_hat, "x"), x.size(1), x.size(2) * x.size(3), channels_last,
+    return {compared(x, x_hat, "x"), x.size(1), x.size(2) * x.size(3), channels_last,
             map.dim() == 3 ? map.mutable_data_ptr<float>() : nullptr, partial};
   }
 
-  FeatureArgs feature_args(double* partial) const { return {pair_of(*f, *f_hat, "f"), elements(), partial}; }
+  FeatureArgs feature_args(double* partial) const { return {compared(*f, *f_hat, "f"), elements(), partial}; }
 
   std::tuple<Tensor, Tensor, Tensor> outputs() const { return {residual, feature, map}; }
 };
@@ -120,15 +120,15 @@ void write_means(const std::vector<double>& partial, int64_t n, int64_t size, fl
 
 std::tuple<Tensor, Tensor, Tensor> anomaly_score_cpu(const Tensor& x, const Tensor& x_hat,
                                                      const std::optional<Tensor>& f,
-                                                     const std::optional<Tensor>& f_hat, bool want_map) {
-  const AnomalyScore call(x, x_hat, f, f_hat, want_map, kMaxChannelsLast);
+                                                     const std::optional<Tensor>& f_hat, bool needs_map) {
+  const AnomalyScore call(x, x_hat, f, f_hat, needs_map, kMaxChannelsLast);
   const int64_t n = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
 
-  std::vector<double> partial(n * pieces(pixels, kImagePiece));
+  std::vector<double> partial(n * chunks(pixels, kImageChunk));
   const ImageArgs images = call.image_args(partial.data());
-  const auto image_pieces = RACCGAN_SELECT(image_pieces);
-  share_out(static_cast<int64_t>(partial.size()), channels * std::min(pixels, kImagePiece),
-            [&](int64_t begin, int64_t end) { image_pieces(images, begin, end); });
+  const auto image_chunks = RACCGAN_SELECT(image_chunks);
+  share_out(static_cast<int64_t>(partial.size()), channels * std::min(pixels, kImageChunk),
+            [&](int64_t begin, int64_t end) { image_chunks(images, begin, end); });
   write_means(partial, n, channels * pixels, call.residual.mutable_data_ptr<float>());
 
   if (!f) {
@@ -136,11 +136,11 @@ std::tuple<Tensor, Tensor, Tensor> anomaly_score_cpu(const Tensor& x, const Tens
     return call.outputs();
   }
   const int64_t elements = call.elements();
-  partial.assign(n * pieces(elements, kFeaturePiece), 0);
+  partial.assign(n * chunks(elements, kFeatureChunk), 0);
   const FeatureArgs features = call.feature_args(partial.data());
-  const auto feature_pieces = RACCGAN_SELECT(feature_pieces);
-  share_out(static_cast<int64_t>(partial.size()), std::min(elements, kFeaturePiece),
-            [&](int64_t begin, int64_t end) { feature_pieces(features, begin, end); });
+  const auto feature_chunks = RACCGAN_SELECT(feature_chunks);
+  share_out(static_cast<int64_t>(partial.size()), std::min(elements, kFeatureChunk),
+            [&](int64_t begin, int64_t end) { feature_chunks(features, begin, end); });
   write_means(partial, n, elements, call.feature.mutable_data_ptr<float>());
   return call.outputs();
 }
@@ -149,18 +149,18 @@ std::tuple<Tensor, Tensor, Tensor> anomaly_score_cpu(const Tensor& x, const Tens
 
 std::tuple<Tensor, Tensor, Tensor> anomaly_score_cuda(const Tensor& x, const Tensor& x_hat,
                                                       const std::optional<Tensor>& f,
-                                                      const std::optional<Tensor>& f_hat, bool want_map) {
+                                                      const std::optional<Tensor>& f_hat, bool needs_map) {
   const OnDevice device(x);
-  const AnomalyScore call(x, x_hat, f, f_hat, want_map, cuda::kMaxChannelsLast);
+  const AnomalyScore call(x, x_hat, f, f_hat, needs_map, cuda::kMaxChannelsLast);
   const int64_t n = x.size(0), pixels = x.size(2) * x.size(3), elements = call.elements();
-  const int64_t image_pieces = pieces(pixels, cuda::kImagePiece);
-  const int64_t feature_pieces = pieces(elements, cuda::kFeaturePiece);
-  const Tensor partial = torch::stable::new_empty(x, {n * (image_pieces + feature_pieces)}, ScalarType::Double);
+  const int64_t image_chunks = chunks(pixels, cuda::kImageChunk);
+  const int64_t feature_chunks = chunks(elements, cuda::kFeatureChunk);
+  const Tensor partial = torch::stable::new_empty(x, {n * (image_chunks + feature_chunks)}, ScalarType::Double);
 
   double* const sums = partial.mutable_data_ptr<double>();
   const ImageArgs images = call.image_args(sums);
   FeatureArgs features{};
-  if (f) features = call.feature_args(sums + n * image_pieces);
+  if (f) features = call.feature_args(sums + n * image_chunks);
   const char* const error = cuda::anomaly_score(
       n, images, f ? &features : nullptr, call.residual.mutable_data_ptr<float>(),
       call.feature.mutable_data_ptr<float>(), device.index(), device.stream());
@@ -175,7 +175,7 @@ std::tuple<Tensor, Tensor, Tensor> anomaly_score_cuda(const Tensor& x, const Ten
 
 STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
   m.def(
-      "anomaly_score_native(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, bool want_map)"
+      "anomaly_score_native(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, bool needs_map)"
       " -> (Tensor residual, Tensor feature, Tensor map)");
 }
 

@@ -1,4 +1,4 @@
-"""A build of the library in which the CUDA kernels serve CPU tensors, emulated (csrc/cuda/emulation.h).
+"""A build of the library in which the CUDA kernels serve CPU tensors, emulated (csrc/cuda/common/emulation.h).
 
 The ``.cu`` sources and their bindings are compiled by the C++ compiler and linked to the library that is there; when
 loaded, they take the place of its CPU kernels. ``RACCGAN_LIBRARY`` names the result to a process, and every test of the
@@ -24,7 +24,7 @@ from raccgan.kernels.cbam import native
 
 ROOT = Path(__file__).parent.parent.parent
 CSRC = ROOT / "csrc"
-SOURCES = [*sorted((CSRC / "cuda").glob("*.cu")), *sorted((CSRC / "bindings").glob("*_cuda.cpp"))]
+SOURCES = [*sorted((CSRC / "cuda").rglob("*.cu")), *sorted((CSRC / "bindings").glob("*_cuda.cpp"))]
 FLAGS = ["-std=c++20", "-O1", "-g1", "-w", "-fPIC", "-fvisibility=hidden"]
 DEFINES = ["-DRACCGAN_EMULATION", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 
@@ -34,7 +34,7 @@ def build(compiler: str, folder: Path) -> Path:
     includes = [f"-I{path}" for path in cpp_extension.include_paths()]
 
     def compiled(source: Path) -> str:
-        made = str(folder / f"{source.name}.o")
+        made = str(folder / f"{str(source.relative_to(CSRC)).replace(os.sep, '_')}.o")
         command = [compiler, *FLAGS, *DEFINES, *includes, "-x", "c++", "-c", str(source), "-o", made]
         subprocess.run(command, check=True)
         return made
