@@ -43,7 +43,7 @@ if X86:  # the same names in csrc/cpu/targets.h
     CPU_TARGETS["avx512"] = [*CPU_TARGETS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
     CPU_TARGETS["avx512bf16"] = [*CPU_TARGETS["avx512"], "-mavx512bf16"]
 
-CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-Wall", "-fvisibility=hidden", *(["-DRACCGAN_X86"] if X86 else [])]
+CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-Wall", "-fvisibility=hidden", "-Icsrc", *(["-DRACCGAN_X86"] if X86 else [])]
 COMMON_FLAGS = [*CXX_FLAGS, "-DTORCH_TARGET_VERSION=0x020b000000000000"]  # 2.11, the oldest in pyproject.toml
 # Every target gives the same bits only if none fuses a multiplication and an addition of its own accord. Two warnings
 # do not apply: no vector passes between functions of different targets (psabi), and GCC 12 finds its own AVX-512

@@ -1,5 +1,5 @@
 // The CUDA bindings of CBAM; the schemas are in cbam.cpp.
-#if defined(RACCGAN_CUDA) || defined(RACCGAN_EMULATION)
+#ifdef RACCGAN_CUDA
 
 #include "../cuda/cbam.h"
 #include "cbam.h"

@@ -1,9 +1,5 @@
-// What the CUDA kernels are written against: the CUDA headers, or their emulation on a CPU for the tests.
+// What the CUDA kernels use of CUDA beyond the language: wide loads and stores, rounding, launches.
 #pragma once
-
-#ifdef RACCGAN_EMULATION
-#include "emulation.h"
-#else
 
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -67,5 +63,3 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStre
 
 }  // namespace cuda
 }  // namespace raccgan
-
-#endif
