@@ -35,7 +35,15 @@ NVCC = ["-std=c++17", "-O3", "-lineinfo", "-gencode=arch=compute_80,code=compute
         "-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{CSRC}"]  # fmt: skip
 
 
-class CannotBuild(RuntimeError):
+def native_library() -> Path:
+    """The package's own compiled library, without importing the package."""
+    found = sorted((ROOT / "raccgan").glob("_native*.so"))
+    if not found:
+        raise BuildError("raccgan's own library is not compiled: the CUDA kernels need its operations")
+    return found[0]
+
+
+class BuildError(RuntimeError):
     """Why there is no machine here, or no CUDA kernels for it: one line."""
 
 
@@ -43,7 +51,7 @@ def compiler() -> str:
     """The C++ compiler."""
     found = shutil.which(os.environ.get("CXX", "c++"))
     if found is None or sys.platform != "linux":
-        raise CannotBuild("no C++ compiler here: the PTX machine cannot be built")
+        raise BuildError("no C++ compiler here: the PTX machine cannot be built")
     return found
 
 
@@ -52,7 +60,7 @@ def nvcc() -> str:
     home = os.environ.get("CUDA_HOME")
     found = str(Path(home, "bin", "nvcc")) if home else shutil.which("nvcc")
     if found is None or not Path(found).exists():
-        raise CannotBuild("no nvcc on PATH and no CUDA_HOME: the CUDA kernels cannot be compiled to PTX")
+        raise BuildError("no nvcc on PATH and no CUDA_HOME: the CUDA kernels cannot be compiled to PTX")
     return found
 
 
@@ -177,18 +185,13 @@ def _torch_libraries() -> list[str]:
 
 
 def main() -> int:
-    from raccgan.kernels import library
-
     with alone():
-        print(machine())
-        native = library.path()
-        if native is None:
-            print(library.why_not(), file=sys.stderr)
-            return 1
         try:
-            print(kernels(native))
-        except CannotBuild as reason:
+            print(machine())
+            print(kernels(native_library()))
+        except BuildError as reason:
             print(reason, file=sys.stderr)
+            return 1
     return 0
 
 

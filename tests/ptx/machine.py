@@ -85,7 +85,8 @@ def findings() -> list[dict[str, Any]]:
 def described(finding: dict[str, Any]) -> str:
     where = f" ({finding['source']})" if finding["source"] else ""
     return (f"{finding['kind']}: {finding['detail']}; {finding['opcode']}, PTX line {finding['line']}{where}, block "
-            f"{finding['block']}, thread {finding['thread']}, {finding['times']} times, in {finding['kernel']}")  # fmt: skip
+            f"{finding['block']}, thread {finding['thread']}, {finding['times']} times, "
+            f"in {finding['kernel']}")  # fmt: skip
 
 
 def counts() -> dict[str, Any]:
