@@ -1,6 +1,6 @@
 // The anomaly score on a GPU: one read of each tensor, no atomics.
 //
-// Compiled for the architectures in setup.py and run in emulation (emulation.h), but not yet run on a GPU: no speed is
+// Compiled for the architectures in setup.py and run on the PTX machine of tests/ptx, but not yet on a GPU: no speed is
 // claimed for it.
 //
 // Two launches. In the first a block sums (a - b)^2 over one piece of a sample: float32 within a thread, float64

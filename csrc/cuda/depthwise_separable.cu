@@ -1,6 +1,6 @@
 // The three passes of depthwise_separable.h on a GPU: deterministic, no atomics.
 //
-// Compiled for the architectures in setup.py and run in emulation (emulation.h), but not yet run on a GPU: no speed is
+// Compiled for the architectures in setup.py and run on the PTX machine of tests/ptx, but not yet on a GPU: no speed is
 // claimed for it.
 //
 // With P u = u - mean(u) - z mean(u z) and r = 1 / sqrt(var + eps), over the pixels of a sample's channel:

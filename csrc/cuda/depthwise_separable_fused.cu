@@ -3,7 +3,7 @@
 //
 //     y = (L relu(z scale + shift)) W^T + bias + residual, in the notation of depthwise_separable.cu
 //
-// Compiled for the architectures in setup.py and run in emulation (emulation.h), but not yet run on a GPU: no speed is
+// Compiled for the architectures in setup.py and run on the PTX machine of tests/ptx, but not yet on a GPU: no speed is
 // claimed for it.
 //
 // A block has a tile of one sample's results and up to 128 of their channels, whose sums it keeps in registers. It goes

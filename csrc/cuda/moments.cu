@@ -1,6 +1,6 @@
 // Moments of each channel over runs of pixels on a GPU, and their gradient: one read of x each, no atomics.
 //
-// Compiled for the architectures in setup.py and run in emulation (emulation.h), but not yet run on a GPU: no speed is
+// Compiled for the architectures in setup.py and run on the PTX machine of tests/ptx, but not yet on a GPU: no speed is
 // claimed for it.
 //
 // What is summed is the distance from a pivot near the mean: a variance from sums of squares would cancel where the

@@ -68,8 +68,8 @@ class _Planted(torch.autograd.Function):
 class Faulty(Family):
     """A family whose backends have a fault in the output (order 0), x's gradient (1) or its second one (2)."""
 
-    order: int
-    fault: Fault
+    order: int = 0
+    fault: Fault = FAULTS["nan"]
     right: tuple[str, ...] = ("reference",)
 
     def run(self, implementation: str, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -85,7 +85,7 @@ class Faulty(Family):
 def faulty(family: str, order: int, fault: str) -> tuple[Faulty, str]:
     """The family with a fault, and a backend of it that serves float32 here."""
     good = FAMILIES[family]
-    made = Faulty(good.name, good.implementations, good.cases, good.make, order, FAULTS[fault])
+    made = Faulty(**vars(good), order=order, fault=FAULTS[fault])
     for name in good.implementations:
         with contextlib.suppress(pytest.skip.Exception):
             skip_unless_served(good, name, good.inputs(next(iter(good.cases)), torch.float32))

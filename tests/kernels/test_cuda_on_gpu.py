@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raccgan.config import make_config
-from raccgan.kernels import backend
+from raccgan.kernels import dispatch
 from raccgan.models.blocks import CBAM, ConditionalBatchNorm
 from raccgan.models.density import TEXTURE, Vectors
 from raccgan.models.networks import Networks, build
@@ -76,8 +76,8 @@ def test_a_graph_records_the_ops(family: str, case: str, gradients: bool, kernel
 def test_a_graph_records_a_scoring_pass(kernels: str) -> None:
     """Encoder, generator, features and score of a batch whose images change before the replay; beside the reference."""
     try:
-        backend.require(kernels, torch.device("cuda"))
-    except backend.KernelError as error:
+        dispatch.require(kernels, torch.device("cuda"))
+    except dispatch.KernelError as error:
         pytest.skip(str(error))
     x, y = torch.rand(4, 1, 8, 8, device="cuda") * 2 - 1, torch.arange(4, device="cuda") % 3
     run, reference = (scoring_pass(name, x, y) for name in (kernels, "reference"))

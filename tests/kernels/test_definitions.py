@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels.cbam import cbam
-from raccgan.kernels.depthwise_separable import depthwise_separable
+from raccgan.kernels.depthwise_separable import Prologue, Resize, Weights, depthwise_separable
 from tests.kernels.compare import assert_each_close
 
 
@@ -22,10 +22,8 @@ def test_depthwise_separable_literally() -> None:
     x, scale, shift = torch.randn(n, c, h, w), torch.randn(n, c), torch.randn(n, c)
     wd, bd, wp, bp = torch.randn(c, 1, k, k), torch.randn(c), torch.randn(d, c, 1, 1), torch.randn(d)
     residual = torch.randn(n, d, h, w)
-    got = depthwise_separable(
-        x, wd, bd, wp, bp, scale=scale, shift=shift, activation="relu", upsample=2, pool=2, residual=residual,
-        kernels="reference",
-    )  # fmt: skip
+    weights, prologue = Weights(wd, bd, wp, bp), Prologue(scale=scale, shift=shift, relu=True)
+    got = depthwise_separable(x, weights, prologue, Resize(2, 2), residual=residual, kernels="reference")
     up = torch.empty(n, c, 2 * h, 2 * w)
     for s in range(n):
         for ch in range(c):

@@ -163,7 +163,9 @@ def test_compiles_in_one_graph(family: Family, implementation: str, case: str, d
     made = leaves(inputs)
     torch._dynamo.reset()  # it gives up on a function after eight different calls, and here are more
     compiled = torch.compile(
-        lambda *arguments: family.implementations[implementation].run(*arguments), fullgraph=True, backend="aot_eager"
+        family.taking_inputs(implementation),
+        fullgraph=True,
+        backend="aot_eager",
     )
     result = compiled(*made.values())
     outputs = result if isinstance(result, tuple) else (result,)

@@ -1,6 +1,6 @@
 """Every implementation of every op family on random cases, against the reference in float64 and what rounding allows.
 
-An implementation joins by its line in its family's ``IMPLEMENTATIONS``. ``--long`` tries 1000 cases of each.
+An implementation joins by its line in its family's ``BACKENDS``. ``--long`` tries 1000 cases of each.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raccgan.kernels import backend
 from tests.kernels.compare import assert_finite
 from tests.kernels.grid import FAMILIES, Inputs
 from tests.kernels.guards import Guards, compiled
@@ -122,7 +121,7 @@ class Tally:
 
 def exact_results(case: Case, penalty: bool) -> Bound:
     wide = {name: v.double() if isinstance(v, Tensor) else v for name, v in case.inputs().items()}
-    reference = backend.families()[case.family]["reference"].run
+    reference = runs(case.family)["reference"]
 
     def run(inputs: Inputs) -> Results:
         return all_orders(reference, inputs, case.seed, penalty=penalty)
@@ -203,7 +202,7 @@ def test_infinities_and_nan(family: str, name: str) -> None:
     infinity times a gate that has fallen to 0 is NaN depends on how near to 0 the gate got. Gradients are not compared:
     which side of a ReLU's kink a NaN is on is nobody's promise, and training stops at a loss that is not finite.
     """
-    run, reference = runs(family)[name], backend.families()[family]["reference"].run
+    run, reference = runs(family)[name], runs(family)["reference"]
 
     @settings(max_examples=examples(name))
     @given(case=cases(family, dtypes_or_skip(family, name), ("normal", "ties", "offset")), places=_PLACES)
