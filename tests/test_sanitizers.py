@@ -35,7 +35,10 @@ WIDE = 33  # channels beside the grid's few: two vectors of the widest target, a
 # build takes a third of the time.
 FLAGS = "-O0 -g1 -w -D_GLIBCXX_ASSERTIONS -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 
-pytestmark = pytest.mark.skipif(library.path() is None, reason=str(library.why_not()))
+pytestmark = [
+    pytest.mark.skipif(library.path() is None, reason=str(library.why_not())),
+    pytest.mark.long,  # it builds the library with both
+]
 
 
 # ---- what runs under the sanitizers, in a process of its own ---------------------------------------------------------

@@ -106,7 +106,7 @@ def test_every_kernel_compiles_for_gpus_and_does_not_spill(family: str, pytestco
         assert f"sm_{architecture}" in done.stdout
 
 
-@pytest.mark.skipif(why_not(DEVICE) is not None, reason=str(why_not(DEVICE)))
+@pytest.mark.skipif(refusal(DEVICE) is not None, reason=str(refusal(DEVICE)))
 @pytest.mark.parametrize("last", [False, True])
 def test_a_score_does_not_depend_on_the_batch_or_on_the_map(last: bool) -> None:
     """Large enough for several pieces of image and features a sample."""

@@ -117,10 +117,10 @@ def take_over_raccgan() -> None:
 
     assert not triton_runtime.INTERPRETED, "TRITON_INTERPRET is set"
     install()
-    why_not = triton_runtime.why_not
+    supports = triton_runtime.supports
 
     def but_a_gpu(*arguments: Any) -> str | None:
-        reason = why_not(*arguments)
+        reason = supports(*arguments)
         return None if reason is not None and reason.startswith("Triton needs a GPU") else reason
 
-    triton_runtime.why_not = but_a_gpu
+    triton_runtime.supports = but_a_gpu
