@@ -1,6 +1,6 @@
 // The CUDA bindings of a depthwise-separable convolution in one kernel, of its depthwise half alone, and of the two
 // derivatives of that; the schemas are in depthwise.cpp.
-#if defined(RACCGAN_CUDA) || defined(RACCGAN_EMULATION)
+#ifdef RACCGAN_CUDA
 
 #include "../cuda/depthwise/depthwise.h"
 

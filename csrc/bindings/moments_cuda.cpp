@@ -1,5 +1,5 @@
 // The CUDA bindings of the moments of each channel; the schemas are in moments.cpp.
-#if defined(RACCGAN_CUDA) || defined(RACCGAN_EMULATION)
+#ifdef RACCGAN_CUDA
 
 #include <limits>
 #include <tuple>

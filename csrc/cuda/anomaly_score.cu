@@ -1,4 +1,4 @@
-// The anomaly score on a GPU: one read of each tensor, no atomics. Not yet run on a GPU. Not yet run on a GPU.
+// The anomaly score on a GPU: one read of each tensor, no atomics. Not yet run on a GPU.
 //
 // Two launches. In the first a block sums (a - b)^2 over one chunk of a sample: float32 within a thread, float64 across
 // threads. The second adds a sample's chunks up in float64, in a fixed order. Which thread adds what depends on the

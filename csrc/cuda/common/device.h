@@ -1,9 +1,5 @@
-// What the CUDA kernels are written against: the CUDA headers, or their emulation on a CPU for the tests.
+// What the CUDA kernels use of CUDA beyond the language: wide loads and stores, rounding, launches.
 #pragma once
-
-#ifdef RACCGAN_EMULATION
-#include "emulation.h"
-#else
 
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -62,5 +58,3 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, i
 
 }  // namespace cuda
 }  // namespace raccgan
-
-#endif

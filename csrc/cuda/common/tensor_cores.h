@@ -14,8 +14,6 @@
 namespace raccgan {
 namespace cuda {
 
-#ifndef RACCGAN_EMULATION
-
 #define RACCGAN_MMA(name, shape_and_types)                                                                      \
   __device__ inline void name(const unsigned (&a)[4], const unsigned (&b)[2], float (&c)[4]) {                  \
     asm volatile("mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "          \
@@ -43,8 +41,6 @@ __device__ inline void copy_async(void* shared, const void* global) {
 }
 
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
-#endif
 
 namespace {
 
