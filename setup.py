@@ -29,7 +29,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-sys.path.append("csrc")
+sys.path.insert(0, "csrc")
 
 from build_tools import Toolkit, find_cxx, find_ninja, jobs, locked, require_setuptools, said_by
 
