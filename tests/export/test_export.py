@@ -328,7 +328,7 @@ def test_what_is_missing_is_named(
     assert "no checkpoint at" in refused(capsys, export, tmp_path / "nothing")
     stored = checkpoints.load(several.run)
     stored.threshold = None
-    checkpoints.save(tmp_path / "checkpoint.pt", stored)
+    checkpoints.save(tmp_path / checkpoints.NAME, stored)
     assert "has no threshold" in refused(capsys, export, tmp_path, "--out", tmp_path / "out")
     find: Any = graph.importlib.util.find_spec
     monkeypatch.setattr(

@@ -99,27 +99,6 @@ class OwnOps(TorchDispatchMode):
         return [op.name() for op, _ in self.calls]
 
 
-def relative_error(got: Tensor, wanted: Tensor) -> float:
-    """Largest difference over the largest magnitude; 0 for empty tensors, infinite where NaN is."""
-    if got.shape != wanted.shape:
-        raise AssertionError(f"shape {list(got.shape)}, wanted {list(wanted.shape)}")
-    if got.numel() == 0:
-        return 0.0
-    difference = (got.double() - wanted.double()).abs().max().item()
-    scale = max(wanted.double().abs().max().item(), 1e-6)
-    return float("inf") if difference != difference else difference / scale
-
-
-def assert_close(got: Tensor, wanted: Tensor, beside: Tensor, what: str) -> None:
-    """``got`` is about as near to the float64 result as plain PyTorch in the same dtype, ``beside``, is.
-
-    Three times that error, and a floor of a few units in the last place for results that PyTorch gets exactly.
-    """
-    allowed = 3 * relative_error(beside, wanted) + 8 * torch.finfo(beside.dtype).eps
-    error = relative_error(got, wanted)
-    assert error <= allowed, f"{what}: relative error {error:.2e}, allowed {allowed:.2e}"
-
-
 def skip_unless_served(family: Family, implementation: str, inputs: Inputs) -> None:
     reason = family.implementations[implementation].supports(family.call(inputs))
     if reason is not None:

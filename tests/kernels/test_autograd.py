@@ -8,7 +8,8 @@ from torch import Tensor
 
 from raccgan.kernels.depthwise_separable import Prologue, Resize, Weights, depthwise_separable
 from raccgan.kernels.moments import moments
-from tests.kernels.grid import OwnOps, relative_error
+from tests.kernels.compare import allowed_beside, assert_close
+from tests.kernels.grid import OwnOps
 
 
 def chain(kernels: str, dtype: torch.dtype) -> list[list[Tensor]]:
@@ -37,7 +38,7 @@ def test_gradients_of_gradients_follow_no_path_twice() -> None:
     beside = chain("reference", torch.float32)
     for order, (ours, theirs, exact) in enumerate(zip(chain("fused", torch.float32), beside, wanted, strict=True), 1):
         for got, plain, right in zip(ours, theirs, exact, strict=True):
-            assert relative_error(got, right) <= 10 * relative_error(plain, right) + 1e-6, f"order {order}"
+            assert_close(got, right, allowed_beside(plain, right, factor=10, least=1e-6), what=f"order {order}")
 
 
 @pytest.mark.parametrize("order", ["penalty", "whole"])

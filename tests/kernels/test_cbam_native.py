@@ -11,7 +11,8 @@ from torch import Tensor
 from raccgan.kernels import dispatch, library
 from raccgan.kernels.cbam import NORMS, native, reference
 from tests.kernels.capability import CAPABILITIES, said_under
-from tests.kernels.grid import FAMILIES, Inputs, OwnOps, cbam_arguments, leaves, relative_error, tensors
+from tests.kernels.compare import assert_close, largest_difference, relative_error
+from tests.kernels.grid import FAMILIES, Inputs, OwnOps, cbam_arguments, leaves, tensors
 from tests.kernels.variations import LAYOUTS, laid_out, threads
 
 CHANNELS = (1, 3, 8, 16, 17, 40, 1000)
@@ -68,8 +69,8 @@ def largest_errors(dtype: torch.dtype, inputs: Inputs) -> dict[str, float]:
     errors = {}
     for name, w in wanted.items():
         alone = w.numel() == 1 and name != "y"
-        error = relative_error(got[name], w)
-        errors[name] = min(error, (got[name].double() - w).abs().max().item()) if alone else error
+        error = relative_error(got[name], w, name)
+        errors[name] = min(error, largest_difference(got[name], w)) if alone else error
     return errors
 
 
@@ -110,8 +111,8 @@ def largest_penalty_errors(dtype: torch.dtype, inputs: Inputs) -> dict[str, floa
     assert "raccgan::cbam_native_double_backward" in own.names
     errors = {}
     for name, w in of_a_penalty(run_reference, inputs).items():
-        error = relative_error(got[name], w)
-        errors[name] = min(error, (got[name].double() - w).abs().max().item()) if w.numel() == 1 else error
+        error = relative_error(got[name], w, name)
+        errors[name] = min(error, largest_difference(got[name], w)) if w.numel() == 1 else error
     return errors
 
 
@@ -165,7 +166,7 @@ def test_what_the_penaltys_kernel_does_not_compute_the_reference_does(case: str)
         got = gradients(run_native, torch.float32)
     assert "raccgan::cbam_native_double_backward" not in own.names
     for one, wanted in zip(got, gradients(run_reference, torch.float64), strict=True):
-        assert relative_error(one, wanted) < 1e-3
+        assert_close(one, wanted, 1e-3)
 
 
 def all_results(inputs: Inputs, layout: str = "contiguous") -> list[Tensor]:
@@ -292,8 +293,8 @@ def test_autocast(of_x: torch.dtype) -> None:
     at = leaves(inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y, beside = run_native(*at.values())[0], run_reference(*at.values())[0]
-    assert y.dtype == beside.dtype == of_x
-    assert relative_error(y, beside) < 0.03
+    assert beside.dtype == of_x
+    assert_close(y, beside, 0.03, dtype=of_x)
     gradients = torch.autograd.grad(y.float().square().sum(), list(tensors(at).values()))
     assert [g.dtype for g in gradients] == [t.dtype for t in tensors(at).values()]
 
@@ -311,4 +312,4 @@ def test_third_order_and_shared_inputs() -> None:
             value = g.square().sum()
         return torch.autograd.grad(value, x)[0]
 
-    assert relative_error(third(run_native, torch.float32), third(run_reference, torch.float64)) < 1e-4
+    assert_close(third(run_native, torch.float32), third(run_reference, torch.float64), 1e-4)

@@ -11,7 +11,8 @@ from torch import Tensor
 from raccgan.kernels import triton_runtime
 from raccgan.kernels.cbam import NORMS, triton
 from raccgan.kernels.dispatch import Call
-from tests.kernels.grid import DEVICES, Inputs, cbam_arguments, leaves, relative_error, tensors
+from tests.kernels.compare import assert_close
+from tests.kernels.grid import DEVICES, Inputs, cbam_arguments, leaves, tensors
 from tests.kernels.test_cbam_native import as_dtype, cotangent, made, outputs_and_gradients, run_reference
 
 DEVICE = DEVICES[-1]
@@ -38,7 +39,7 @@ def test_several_pieces(i: int, last: bool) -> None:
     g = cotangent(inputs["x"])
     got = outputs_and_gradients(run_triton, placed(as_dtype(inputs, torch.float32), last), g.to(DEVICE))
     for name, wanted in outputs_and_gradients(run_reference, inputs, g).items():
-        assert relative_error(got[name].cpu(), wanted) < 1e-4, name
+        assert_close(got[name].cpu(), wanted, 1e-4, what=name)
 
 
 @pytest.mark.parametrize("norm", ["instance", "fixed"])
@@ -78,6 +79,6 @@ def test_autocast(of_x: torch.dtype) -> None:
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
         y, beside = run_triton(*at.values())[0], run_reference(*at.values())[0]
         gradients = torch.autograd.grad(y.float().square().sum(), list(tensors(at).values()))
-    assert y.dtype == beside.dtype == of_x
-    assert relative_error(y, beside) < 0.03
+    assert beside.dtype == of_x
+    assert_close(y, beside, 0.03, dtype=of_x)
     assert [g.dtype for g in gradients] == [t.dtype for t in tensors(at).values()]

@@ -16,6 +16,7 @@ from raccgan.models.density import TEXTURE, Vectors
 from raccgan.models.networks import Networks, build
 from raccgan.scoring.scorer import Scorer
 from tests.conftest import TINY
+from tests.kernels.compare import assert_each_close
 from tests.kernels.grid import FAMILIES, leaves, skip_unless_served, tensors
 
 pytestmark = [
@@ -89,7 +90,7 @@ def test_a_graph_records_a_scoring_pass(kernels: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(outputs, run(), strict=True))
         assert not torch.equal(outputs[0], before)
         for got, wanted in zip(outputs, reference(), strict=True):
-            torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)
+            assert_each_close(got, wanted, rtol=1e-3, atol=1e-5)
 
 
 def scoring_pass(kernels: str, x: Tensor, y: Tensor) -> Callable[[], list[Tensor]]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from raccgan.kernels.cbam import CbamWeights, cbam
 from raccgan.kernels.depthwise_separable import Prologue, Resize, Weights, depthwise_separable
+from tests.kernels.compare import assert_each_close
 
 
 def at(x: Tensor, n: int, c: int, i: int, j: int) -> Tensor:
@@ -44,7 +45,7 @@ def test_depthwise_separable_literally() -> None:
                             )
                             y += wp[o, ch, 0, 0] * (bd[ch] + sum(taps))
                         total += y / 4
-                    torch.testing.assert_close(got[s, o, i, j], total + residual[s, o, i, j], rtol=1e-4, atol=1e-5)
+                    assert_each_close(got[s, o, i, j], total + residual[s, o, i, j], rtol=1e-4, atol=1e-5)
 
 
 def test_cbam_literally() -> None:
@@ -74,5 +75,6 @@ def test_cbam_literally() -> None:
                 )
         mean, var = conv.mean(), conv.var(correction=0)
         gate = torch.sigmoid((conv - mean) / (var + 1e-5).sqrt() * gamma + beta)
-        torch.testing.assert_close(got.y[s], gated * gate, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close((got.mean[s], got.var[s]), (mean, var), rtol=1e-4, atol=1e-5)
+        assert_each_close(got.y[s], gated * gate, rtol=1e-4, atol=1e-5)
+        assert_each_close(got.mean[s], mean, rtol=1e-4, atol=1e-5)
+        assert_each_close(got.var[s], var, rtol=1e-4, atol=1e-5)

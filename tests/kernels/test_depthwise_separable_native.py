@@ -25,7 +25,8 @@ from raccgan.kernels.depthwise_separable.native.depthwise import depthwise
 from raccgan.kernels.depthwise_separable.native.pointwise import DTYPES, product
 from raccgan.kernels.moments.native import moments
 from tests.kernels.capability import CAPABILITIES, said_under
-from tests.kernels.grid import OwnOps, relative_error
+from tests.kernels.compare import allowed_beside, assert_all_close, assert_close, largest, relative_error
+from tests.kernels.grid import OwnOps
 from tests.kernels.variations import LAYOUTS, laid_out, threads
 
 # Batch, channels, height and width: one pixel, one to many channels, smaller than the kernel, a tile and its
@@ -92,7 +93,7 @@ def worst_excess() -> float:
         beside = all_orders(definition, tensors, torch.float32, prologue, resizing)
         got = all_orders(depthwise, tensors, torch.float32, prologue, resizing)
         for ours, theirs, exact in zip(got, beside, wanted, strict=True):
-            excess = max(excess, relative_error(ours, exact) - 3 * relative_error(theirs, exact))
+            excess = largest([excess, relative_error(ours, exact) - allowed_beside(theirs, exact, least=0)])
     return excess
 
 
@@ -143,8 +144,8 @@ def test_bfloat16_is_float32_rounded(prologue: Prologue) -> None:
     tensors = [None if t is None else t.bfloat16().double() for t in made(2, 17, 8, 6, 3, affine=True)]
     got = all_orders(depthwise, tensors, torch.bfloat16, prologue, (1, 2))
     wide = all_orders(depthwise, tensors, torch.float32, prologue, (1, 2))
-    assert relative_error(got[0], wide[0].bfloat16()) <= torch.finfo(torch.bfloat16).eps
-    assert all(relative_error(ours, theirs) < 0.03 for ours, theirs in zip(got, wide, strict=True))
+    assert_close(got[0], wide[0].bfloat16(), torch.finfo(torch.bfloat16).eps)
+    assert_all_close(got, wide, 0.03)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -169,7 +170,7 @@ def test_without_gradients_it_is_one_call(c: int, resizing: tuple[int, int], dty
     assert differentiated.names == ["raccgan::depthwise_native", "raccgan::pointwise_native"]
     assert alone.names == ["raccgan::depthwise_separable_native"]
     assert got.is_contiguous(memory_format=torch.channels_last)
-    assert relative_error(got, wanted) < 4 * torch.finfo(dtype).eps
+    assert_close(got, wanted, 4 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -196,7 +197,7 @@ def test_how_threads_cut_the_one_call_changes_no_bit(
         results.append(y)
     u = torch.ops.raccgan.depthwise_native(x, w.float(), scale, shift, *options) + biases[0].to(dtype).view(-1, 1, 1)
     wanted = product(u, p, biases[1], around[2])
-    assert relative_error(results[0], wanted) < 4 * torch.finfo(dtype).eps
+    assert_close(results[0], wanted, 4 * torch.finfo(dtype).eps)
     assert all(torch.equal(other, results[0]) for other in results[1:])
 
 
@@ -260,4 +261,4 @@ def test_autocast_and_what_is_left_to_pytorch(dtype: torch.dtype, k: int, kernel
             return
         got = depthwise_separable(x, weights, prologue, Resize(pool=2), kernels=kernels)
     assert got.dtype == beside.dtype == dtype
-    assert relative_error(got, beside) < 0.02
+    assert_close(got, beside, 0.02)

@@ -17,7 +17,7 @@ from raccgan.kernels import library
 from raccgan.kernels.depthwise_separable import Weights, convolutions, depthwise_separable, pointwise
 from raccgan.kernels.depthwise_separable.native.pointwise import DTYPES as NATIVE_DTYPES
 from raccgan.kernels.dispatch import KernelError
-from tests.kernels.grid import relative_error
+from tests.kernels.compare import assert_all_close, assert_close
 from tests.kernels.variations import threads
 
 
@@ -48,8 +48,7 @@ def test_pointwise_in_any_layout_with_any_threads(
         g, t = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (g, t))
     with threads(count):
         found = _both_orders(partial(pointwise, kernels=kernels), x, w, b, g, t)
-    for got, exact in zip(found, wanted, strict=True):
-        assert relative_error(got, exact) < 1e-5
+    assert_all_close(found, wanted, 1e-5)
 
 
 @pytest.mark.parametrize("kernels", ["pytorch", "native"])
@@ -85,7 +84,7 @@ def test_the_half_alone_by_name(kernels: str, dtype: torch.dtype) -> None:
         with pytest.raises(KernelError, match="--kernels native cannot serve pointwise"):
             pointwise(x, w, b, kernels=kernels)
         return
-    assert relative_error(pointwise(x, w, b, kernels=kernels), wanted) < 4 * torch.finfo(dtype).eps
+    assert_close(pointwise(x, w, b, kernels=kernels), wanted, 4 * torch.finfo(dtype).eps, dtype=dtype)
 
 
 def test_the_half_alone_refuses_other_shapes() -> None:
@@ -107,5 +106,4 @@ def test_a_depthwise_bias_is_added_where_it_costs_less(pixels: int) -> None:
 
     wanted = gradients(lambda x, w, b: F.conv2d(F.conv2d(x, depthwise, b, padding=1, groups=8), w))
     found = gradients(lambda x, w, b: depthwise_separable(x, Weights(depthwise, b, w, None), kernels="pytorch"))
-    for got, exact in zip(found, wanted, strict=True):
-        assert relative_error(got, exact) < 1e-12
+    assert_all_close(found, wanted, 1e-12)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from raccgan.kernels import triton_runtime
+from tests.kernels.compare import assert_finite
 from tests.kernels.grid import FAMILIES, Inputs
 from tests.kernels.guards import Guards, compiled
 from tests.kernels.random_cases import DATA, Case, all_orders, cases, dtypes_of, rounds_as, runs
@@ -85,11 +86,16 @@ class Tally:
     worst_case: Case | None = field(default=None)
 
     def add(self, case: Case, allowed: Bound, results: Results) -> None:
-        assert all(bool(t.isfinite().all()) for t in allowed.exact.values())
+        for which, results_in_float64 in (("exact", allowed.exact), ("deviation of", allowed.deviation)):
+            for name, t in results_in_float64.items():
+                assert_finite(t, f"{which} {name}")
         known = known_of(self.name, case)
         names = [name for name in allowed.exact if allowed.decided or name.startswith("output")]
         if case.dtype == torch.float16:  # a norm of little variance has second gradients beyond its 65504
             names = [name for name in names if not name.startswith("second")]
+        for name, got in results.items():
+            if case.dtype != torch.float16 or not name.startswith("second"):
+                assert_finite(got, name)
         excess = {
             name: allowed.excess(name, results[name])
             for name in names

@@ -13,7 +13,8 @@ from torch.autograd import forward_ad
 
 from raccgan.kernels import dispatch
 from raccgan.kernels.depthwise_separable import depthwise_separable, pointwise
-from tests.kernels.grid import FAMILIES, relative_error, tensors
+from tests.kernels.compare import assert_close
+from tests.kernels.grid import FAMILIES, tensors
 
 OPS = ("anomaly_score", "cbam", "depthwise_separable", "moments", "pointwise")
 NAMED = [name for name in dispatch.BACKENDS if name != "reference"]
@@ -85,8 +86,8 @@ def test_fused_falls_back_to_right_numbers(op: str, way: Callable[..., Tensor]) 
     wanted = (torch.autograd.grad(run(leaf), leaf)[0] * t).sum()
     got = way(run, x, t)
     assert wanted.abs() > 1e-4
-    assert relative_error(got, wanted) < 1e-4
-    assert relative_error(torch.autograd.grad(run(leaf), leaf)[0], torch.func.grad(run)(x)) < 1e-4  # and as before
+    assert_close(got, wanted, 1e-4)
+    assert_close(torch.autograd.grad(run(leaf), leaf)[0], torch.func.grad(run)(x), 1e-4)  # and as before
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -117,7 +118,7 @@ def test_compiled_together_with_the_transform(op: str) -> None:
     wanted = torch.func.grad(run)(x)
     torch._dynamo.reset()
     got = torch.compile(torch.func.grad(run), backend="aot_eager")(x)
-    assert relative_error(got, wanted) < 1e-5
+    assert_close(got, wanted, 1e-5)
 
 
 def test_inputs_are_found_inside_the_tuples() -> None:
@@ -130,4 +131,4 @@ def test_inputs_are_found_inside_the_tuples() -> None:
     wanted = torch.autograd.grad(depthwise_separable(x, type(weights)(*leaves)).square().sum(), leaves)
     assert len(tensors(found._asdict())) == 4
     for got, one in zip(found, wanted, strict=True):
-        assert relative_error(got, one) < 1e-4
+        assert_close(got, one, 1e-4)
