@@ -19,15 +19,15 @@ void write_means(const std::vector<double>& partial, int64_t n, int64_t size, fl
 
 std::tuple<Tensor, Tensor, Tensor> anomaly_score_cpu(const Tensor& x, const Tensor& x_hat,
                                                      const std::optional<Tensor>& f,
-                                                     const std::optional<Tensor>& f_hat, bool want_map) {
-  const AnomalyScore call(x, x_hat, f, f_hat, want_map, kMaxChannelsLast);
+                                                     const std::optional<Tensor>& f_hat, bool needs_map) {
+  const AnomalyScore call(x, x_hat, f, f_hat, needs_map, kMaxChannelsLast);
   const int64_t n = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
 
-  std::vector<double> partial(n * pieces(pixels, kImagePiece));
+  std::vector<double> partial(n * chunks(pixels, kImageChunk));
   const ImageArgs images = call.image_args(partial.data());
-  const auto image_pieces = RACCGAN_SELECT(image_pieces);
-  share_out(static_cast<int64_t>(partial.size()), channels * std::min(pixels, kImagePiece),
-            [&](int64_t begin, int64_t end) { image_pieces(images, begin, end); });
+  const auto image_chunks = RACCGAN_SELECT(image_chunks);
+  share_out(static_cast<int64_t>(partial.size()), channels * std::min(pixels, kImageChunk),
+            [&](int64_t begin, int64_t end) { image_chunks(images, begin, end); });
   write_means(partial, n, channels * pixels, call.residual.mutable_data_ptr<float>());
 
   if (!f) {
@@ -35,11 +35,11 @@ std::tuple<Tensor, Tensor, Tensor> anomaly_score_cpu(const Tensor& x, const Tens
     return call.outputs();
   }
   const int64_t elements = call.elements();
-  partial.assign(n * pieces(elements, kFeaturePiece), 0);
+  partial.assign(n * chunks(elements, kFeatureChunk), 0);
   const FeatureArgs features = call.feature_args(partial.data());
-  const auto feature_pieces = RACCGAN_SELECT(feature_pieces);
-  share_out(static_cast<int64_t>(partial.size()), std::min(elements, kFeaturePiece),
-            [&](int64_t begin, int64_t end) { feature_pieces(features, begin, end); });
+  const auto feature_chunks = RACCGAN_SELECT(feature_chunks);
+  share_out(static_cast<int64_t>(partial.size()), std::min(elements, kFeatureChunk),
+            [&](int64_t begin, int64_t end) { feature_chunks(features, begin, end); });
   write_means(partial, n, elements, call.feature.mutable_data_ptr<float>());
   return call.outputs();
 }
@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor> anomaly_score_cpu(const Tensor& x, const Tens
 
 STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
   m.def(
-      "anomaly_score_native(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, bool want_map)"
+      "anomaly_score_native(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, bool needs_map)"
       " -> (Tensor residual, Tensor feature, Tensor map)");
 }
 

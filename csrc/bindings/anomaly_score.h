@@ -4,7 +4,7 @@
 #include <tuple>
 #include <utility>
 
-#include "../anomaly_score.h"
+#include "../ops/anomaly_score.h"
 #include "common.h"
 
 namespace raccgan {
@@ -47,7 +47,7 @@ inline bool has_layout(const Tensor& x, bool channels_last) {
   return channels_last ? is(1, 1) && is(3, c) && is(2, c * w) : is(3, 1) && is(2, w) && is(1, h * w);
 }
 
-inline Pair pair_of(const Tensor& a, const Tensor& b, const char* what) {
+inline ComparedTensors compared(const Tensor& a, const Tensor& b, const char* what) {
   return {a.const_data_ptr(), b.const_data_ptr(), a.stride(0), b.stride(0), dtype_of(a, what)};
 }
 
@@ -59,7 +59,7 @@ struct AnomalyScore {
   Tensor residual, feature, map;
 
   AnomalyScore(const Tensor& x_in, const Tensor& x_hat_in, const std::optional<Tensor>& f_in,
-               const std::optional<Tensor>& f_hat_in, bool want_map, int64_t max_channels_last)
+               const std::optional<Tensor>& f_hat_in, bool needs_map, int64_t max_channels_last)
       : x(x_in), x_hat(x_hat_in), f(f_in), f_hat(f_hat_in) {
     check();
     channels_last = false;
@@ -77,7 +77,7 @@ struct AnomalyScore {
     }
     residual = empty_float(x, {x.size(0)});
     feature = empty_float(x, {x.size(0)});
-    map = empty_float(x, want_map ? std::vector<int64_t>{x.size(0), x.size(2), x.size(3)} : std::vector<int64_t>{0});
+    map = empty_float(x, needs_map ? std::vector<int64_t>{x.size(0), x.size(2), x.size(3)} : std::vector<int64_t>{0});
   }
 
   void check() const {
@@ -95,11 +95,11 @@ struct AnomalyScore {
   int64_t elements() const { return f && x.size(0) != 0 ? f->numel() / x.size(0) : 0; }  // of f, a sample
 
   ImageArgs image_args(double* partial) const {
-    return {pair_of(x, x_hat, "x"), x.size(1), x.size(2) * x.size(3), channels_last,
+    return {compared(x, x_hat, "x"), x.size(1), x.size(2) * x.size(3), channels_last,
             map.dim() == 3 ? map.mutable_data_ptr<float>() : nullptr, partial};
   }
 
-  FeatureArgs feature_args(double* partial) const { return {pair_of(*f, *f_hat, "f"), elements(), partial}; }
+  FeatureArgs feature_args(double* partial) const { return {compared(*f, *f_hat, "f"), elements(), partial}; }
 
   std::tuple<Tensor, Tensor, Tensor> outputs() const { return {residual, feature, map}; }
 };

@@ -28,8 +28,8 @@ def of_cbam(x: Tensor, kernels: str) -> Tensor:
 
 
 def of_score(x: Tensor, kernels: str) -> Tensor:
-    f = x.flatten(1)[:, :7]
-    return anomaly_score(x, x.detach() * 0.5, f, f.detach() * 0.25, kernels=kernels).score.square().sum()
+    x_hat, f_hat = drawn(*x.shape, seed=3).to(x.dtype), drawn(len(x), 7, seed=4).to(x.dtype)
+    return anomaly_score(x, x_hat, x.flatten(1)[:, :7], f_hat, kernels=kernels).score.square().sum()
 
 
 OPS: dict[str, Callable[[Tensor, str], Tensor]] = {"cbam": of_cbam, "anomaly_score": of_score}

@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "../columns.h"
+#include "../common/columns.h"
 #include "passes.h"
 
 namespace raccgan {

@@ -1,14 +1,31 @@
-// What one vector holds of a tensor [N, H, W, C], and planes of such vectors in scratch memory.
+// Vectors of a tensor [N, H, W, C], and planes of such vectors in scratch memory.
 //
-// A vector's lanes are channels; where a tensor has fewer channels than a vector has lanes, other samples fill the rest.
-// Included by the per-target sources only. Everything here is in an anonymous namespace, for the reason in targets.h.
+// A vector's lanes are channels; where a tensor has fewer channels than a vector has lanes, other samples fill the
+// rest. Included by the per-target sources only. Everything here is in an anonymous namespace, for the reason in
+// targets.h.
 #pragma once
 
 #include "integers.h"
 #include "runs.h"
 
 namespace raccgan {
+namespace RACCGAN_TARGET {
+
+// Rows of vectors. The columns left of column 0 and right of the last one are zero and stay zero: whoever fills a plane
+// writes its own columns only.
+struct Plane {
+  float* data;  // of row 0, column 0
+  int64_t rows, columns;
+  int64_t stride;  // from row to row, in vectors
+
+  float* at(int64_t row, int64_t column) const { return data + (row * stride + column) * kWidth; }
+};
+
+}  // namespace RACCGAN_TARGET
+
 namespace {
+
+using RACCGAN_TARGET::Plane;
 
 // Lane s * channels + c holds channel `channel` + c of sample `sample` + s.
 struct Lanes {
@@ -28,7 +45,7 @@ inline bool full(const Lanes& l) { return l.channels == kWidth; }
 
 // use(channels), where the usual few channels of an image are a constant, so that loops over them unroll.
 template <class Use>
-inline __attribute__((always_inline)) void with_channels(const Lanes& l, const Use& use) {
+inline RACCGAN_INLINE void with_channels(const Lanes& l, const Use& use) {
   if (l.channels == 1) return use(1);
   if (l.channels == 3) return use(3);
   use(l.channels);
@@ -39,7 +56,7 @@ template <class T>
 Floats load_lanes(const typename T::Stored* from, const Lanes& l, int64_t sample_stride) {
   if (l.samples == 1) return Rest{l.channels}.load<T>(from);
   typename T::Stored lanes[kWidth] = {};
-  with_channels(l, [&](int64_t channels) __attribute__((always_inline)) {
+  with_channels(l, [&](int64_t channels) RACCGAN_INLINE {
     for (int64_t s = 0; s < l.samples; ++s) {
       for (int64_t c = 0; c < channels; ++c) lanes[s * channels + c] = from[s * sample_stride + c];
     }
@@ -52,7 +69,7 @@ void store_lanes(typename T::Stored* to, Floats v, const Lanes& l, int64_t sampl
   if (l.samples == 1) return Rest{l.channels}.store<T>(to, v);
   typename T::Stored lanes[kWidth];
   T::store(lanes, v);
-  with_channels(l, [&](int64_t channels) __attribute__((always_inline)) {
+  with_channels(l, [&](int64_t channels) RACCGAN_INLINE {
     for (int64_t s = 0; s < l.samples; ++s) {
       for (int64_t c = 0; c < channels; ++c) to[s * sample_stride + c] = lanes[s * channels + c];
     }
@@ -70,17 +87,7 @@ inline void store_parameter(float* to, Floats v, const Lanes& l, int64_t c) {
   full(l) ? store(to, v) : store_lanes<Float32>(to, v, l, c);
 }
 
-// Rows of vectors. Left of column 0 and right of the last one lie columns that are zero and stay so: whoever fills a
-// plane writes its own columns only.
-struct Plane {
-  float* data;  // of row 0, column 0
-  int64_t rows, columns;
-  int64_t stride;  // from row to row, in vectors
-
-  float* at(int64_t row, int64_t column) const { return data + (row * stride + column) * kWidth; }
-};
-
-constexpr int64_t kBorder = 4;  // columns of zeros at either side: half a kernel of 7, and what fills up a tile
+constexpr int64_t kBorder = 4;  // columns of zeros at either side: half a kernel of 7, and the end of the last tile
 constexpr int64_t kTile = 4;    // outputs along a row whose sums stay in registers, at least
 
 inline int64_t plane_stride(int64_t columns) { return kBorder + rounded_up(columns, 2 * kTile) + kBorder; }
@@ -107,8 +114,8 @@ struct View {
         lanes.sample * sample_stride + lanes.channel;
   }
 
-  // Roughly the mean: of a few pixels far apart. What is summed as distances from it cancels little.
-  Floats pivot(int64_t rows) const {
+  // Roughly the mean: of a few pixels far apart. Sums of distances from this center cancel little.
+  Floats center(int64_t rows) const {
     constexpr int64_t kPixels = 8;
     const int64_t pixels = rows * columns;
     Floats sum{};
@@ -119,10 +126,10 @@ struct View {
     return sum / static_cast<float>(kPixels);
   }
 
-  // use(column, vector) for each column of a row. The processor's own prefetcher does not follow a vector's channels
-  // from pixel to pixel, so what is read a row later is fetched.
+  // use(column, vector) for each column of a row. The processor does not prefetch one vector of channels from pixel to
+  // pixel by itself, so the row after this one is prefetched here.
   template <class Use>
-  inline __attribute__((always_inline)) void read(int64_t row, const Use& use) const {
+  inline RACCGAN_INLINE void read(int64_t row, const Use& use) const {
     const auto* from = data + row * columns * c;
     if (full(lanes)) {
       const int64_t ahead = most(columns, 16) * c;
@@ -137,7 +144,7 @@ struct View {
 
   // Column i of a row becomes of(i).
   template <class Of>
-  inline __attribute__((always_inline)) void write(int64_t row, const Of& of) const {
+  inline RACCGAN_INLINE void write(int64_t row, const Of& of) const {
     auto* to = data + row * columns * c;
     if (full(lanes)) {
       for (int64_t i = 0; i < columns; ++i, to += c) T::store(to, of(i));

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from raccgan.evaluation.assessment import Assessment, assess, shown, true_mask
-from raccgan.evaluation.pictures import write_pictures
+from raccgan.evaluation.result_pictures import write_pictures
 from raccgan.models.checkpoint import Calibration, History
 from raccgan.outputs.files import write_csv, write_json
 from raccgan.outputs.overlays import MapScale

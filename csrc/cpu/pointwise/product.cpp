@@ -1,12 +1,12 @@
 // The products of a pointwise convolution and of its gradient in x: many rows, few columns, few numbers to add up.
 #include "pointwise.h"
 
-#include "pointwise_tiles.h"
+#include "tiles.h"
 
 namespace raccgan {
 namespace {
 
-// Whole tiles of rows of so many bytes that stay in the second-level cache as panels go by.
+// Rows, in whole tiles and of `bytes` each, that stay in the second-level cache from panel to panel.
 int64_t rows_that_stay(int64_t bytes) {
   constexpr int64_t kNear = 1 << 18;
   return most(kRows, kNear / most(1, bytes) / kRows * kRows);
@@ -27,9 +27,9 @@ int64_t panel_floats(const ProductArgs& args) {
   return words<T>(args.k) * kPanel;
 }
 
-// ---- one panel of columns ---------------------------------------------------------------------------------------------
+// ---- one panel of columns -------------------------------------------------------------------------------------------
 
-// Rows first <= m < last of out. `cold`: what is read of a comes from memory.
+// Rows first <= m < last of out. `cold`: a is not in the cache yet.
 template <class T>
 void product_panel(const ProductArgs& args, int64_t first, int64_t last, int64_t panel, const float* packed,
                    bool cold) {
@@ -64,7 +64,7 @@ void product_panel(const ProductArgs& args, int64_t first, int64_t last, int64_t
   });
 }
 
-// Few rows: of each panel all rows; what is packed now takes the memory of one panel.
+// Few rows: all of them for one panel after the other, which share the memory of one packed panel.
 template <class T>
 void product_by_columns(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
   for (int64_t panel = begin; panel < end; ++panel) {
@@ -74,7 +74,7 @@ void product_by_columns(const ProductArgs& args, float* scratch, int64_t begin, 
   }
 }
 
-// Many rows: all panels are packed once, if not before the call, and go by a few rows at a time.
+// Many rows: all panels are packed once, or were before the call; a few rows meet all panels before the next rows do.
 template <class T>
 void product_by_rows(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
   const int64_t across = panels(args.n), first = begin * kRowsATask, last = least(args.m, end * kRowsATask);
@@ -91,18 +91,18 @@ void product_by_rows(const ProductArgs& args, float* scratch, int64_t begin, int
   }
 }
 
-// ---- few rows and long sums: the factors changed over, so that the few are packed and b is read as it lies ----------
+// ---- few rows and long sums: a is packed instead of b, and the results are transposed -------------------------------
 
-// Of the time of packing b it takes 0.65 to 0.85 with up to 64 rows of 256 numbers or more, in float32; with shorter
-// sums what it takes to turn the results weighs more.
-bool turns(const ProductArgs& args) {
+// With up to 64 rows of 256 numbers or more, in float32, this takes 0.65 to 0.85 of the time of packing b. With shorter
+// sums transposing the results costs more than packing.
+bool transposes(const ProductArgs& args) {
   return args.packed == nullptr && args.transposed && args.m <= 64 && args.k >= 256;
 }
 
-// Rows of b that are multiplied by one panel after the other.
+// Rows of b that meet all panels before the next rows do.
 int64_t rows_of_b(const ProductArgs& args) { return rows_that_stay(args.k * sizeof *args.b); }
 
-// Rows first <= n < last of b as words: where they are, or rounded to `scratch`.
+// Rows first <= n < last of b as words: in place, or rounded to `scratch`.
 template <class T>
 const typename T::Stored* words_of_b(const ProductArgs& args, int64_t first, int64_t last, float* scratch) {
   const float* const b = args.b + first * args.k;
@@ -119,7 +119,7 @@ const typename T::Stored* words_of_b(const ProductArgs& args, int64_t first, int
 
 // out[m + i, n + r] = sums[r][i] + bias[n + r] + residual[m + i, n + r], for i < count.
 template <class T, int kCount, int kAcross>
-inline RACCGAN_INLINE void store_turned(const ProductArgs& args, Floats (&sums)[kCount][kAcross], int64_t m,
+inline RACCGAN_INLINE void store_transposed(const ProductArgs& args, Floats (&sums)[kCount][kAcross], int64_t m,
                                         int64_t count, int64_t n) {
   constexpr Rest kLanes{kCount};
   const Floats bias = args.bias ? kLanes.load<Float32>(args.bias + n) : Floats{};
@@ -140,14 +140,14 @@ inline RACCGAN_INLINE void store_turned(const ProductArgs& args, Floats (&sums)[
   }
 }
 
-// Rows of b first <= n < last, as words, by a packed panel of `count` rows of a from m on.
+// Rows first <= n < last of b, as words, by a packed panel of rows m to m + count of a.
 template <class T, int kAcross>
-void product_turned(const ProductArgs& args, const typename T::Stored* b, int64_t first, int64_t last, int64_t m,
+void product_transposed(const ProductArgs& args, const typename T::Stored* b, int64_t first, int64_t last, int64_t m,
                     int64_t count, const float* packed) {
   for_rows(first, last, [&](int64_t n, auto rows) RACCGAN_INLINE {
     Floats sums[rows.count][kAcross] = {};
     add_products<T>(b + (n - first) * args.k, args.k, T::kTogether, packed, args.k, sums);
-    store_turned<T>(args, sums, m, count, n);
+    store_transposed<T>(args, sums, m, count, n);
   });
 }
 
@@ -164,16 +164,16 @@ void product_by_rows_of_b(const ProductArgs& args, float* scratch, int64_t begin
     const int64_t until = least(last, n + near);
     const auto* const b = words_of_b<T>(args, n, until, packed(across));
     for (int64_t panel = 0; panel < across; ++panel) {
-      const auto multiply = rows(panel) > kWidth ? product_turned<T, 2> : product_turned<T, 1>;
+      const auto multiply = rows(panel) > kWidth ? product_transposed<T, 2> : product_transposed<T, 1>;
       multiply(args, b, n, until, panel * kPanel, rows(panel), packed(panel));
     }
   }
 }
 
-// ---- few columns ------------------------------------------------------------------------------------------------------
+// ---- few columns ----------------------------------------------------------------------------------------------------
 
-// A vector lies along k here: for each of kWidth rows it holds a sum in every lane, which are joined in the end. b is
-// packed column by column.
+// Vectors lie along k: each of kWidth rows has a sum in every lane, and the lanes are joined in the end. b is packed
+// column by column.
 template <class T>
 void product_of_few(const ProductArgs& args, float* packed, int64_t begin, int64_t end) {
   using Stored = typename T::Stored;
@@ -208,17 +208,17 @@ void product_of_few(const ProductArgs& args, float* packed, int64_t begin, int64
   }
 }
 
-// ---- which of them ----------------------------------------------------------------------------------------------------
+// ---- the choice by shape --------------------------------------------------------------------------------------------
 
 int64_t floats_a_panel(const ProductArgs& args) {
-  return args.dtype == Dtype::kFloat32 ? panel_floats<Single>(args) : panel_floats<Pair>(args);
+  return args.dtype == Dtype::kFloat32 ? panel_floats<Float32Word>(args) : panel_floats<BFloat16Pair>(args);
 }
 
 template <class T>
 void product_as(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
   if (few(args.n)) return product_of_few<T>(args, scratch, begin, end);
   if (!by_columns(args)) return product_by_rows<T>(args, scratch, begin, end);
-  if (turns(args)) return product_by_rows_of_b<T>(args, scratch, begin, end);
+  if (transposes(args)) return product_by_rows_of_b<T>(args, scratch, begin, end);
   product_by_columns<T>(args, scratch, begin, end);
 }
 
@@ -229,7 +229,7 @@ namespace RACCGAN_TARGET {
 int64_t packed_factor(const ProductArgs& args) { return few(args.n) ? 0 : panels(args.n) * floats_a_panel(args); }
 
 void pack_factor(const ProductArgs& args, float* packed) {
-  const auto pack = args.dtype == Dtype::kFloat32 ? pack_panel<Single> : pack_panel<Pair>;
+  const auto pack = args.dtype == Dtype::kFloat32 ? pack_panel<Float32Word> : pack_panel<BFloat16Pair>;
   for (int64_t panel = 0; panel < panels(args.n); ++panel, packed += floats_a_panel(args)) pack(args, panel, packed);
 }
 
@@ -242,11 +242,11 @@ int64_t product_scratch(const ProductArgs& args) {
   if (args.packed != nullptr) return 0;
   const int64_t panel = floats_a_panel(args);
   if (!by_columns(args)) return panels(args.n) * panel;
-  return turns(args) ? panels(args.m) * panel + (rows_of_b(args) * args.k + 1) / 2 : panel;
+  return transposes(args) ? panels(args.m) * panel + (rows_of_b(args) * args.k + 1) / 2 : panel;
 }
 
 void product(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
-  const auto run = args.dtype == Dtype::kFloat32 ? product_as<Single> : product_as<Pair>;
+  const auto run = args.dtype == Dtype::kFloat32 ? product_as<Float32Word> : product_as<BFloat16Pair>;
   run(args, scratch, begin, end);
 }
 

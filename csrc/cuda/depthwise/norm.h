@@ -1,16 +1,14 @@
-// The gradient through a depthwise layer's norm, and of its scale and shift, from the sums that the convolutions leave.
-// The formulas are those of depthwise_separable.cu.
+// The gradient through a depthwise layer's norm, and of its scale and shift, from the sums that convolve.h writes.
 #pragma once
 
-#include "depthwise_images.h"
+#include "images.h"
 
-namespace raccgan {
-namespace cuda {
+namespace raccgan::cuda {
 namespace {
 
 constexpr int kSums = 3;  // of q, q z and q t
 
-// Sums of t and of t z over a piece of a sample: partial [N, pieces, 2, C].
+// Sums of t and of t z over a block's pixels of a sample: partial [N, blocks, 2, C].
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads) sum_tangent(DepthwiseLayer s, Norm norm, const void* x, const void* t,
                                                         Tiling tiling, float* partial) {
@@ -28,9 +26,9 @@ __global__ void __launch_bounds__(kThreads) sum_tangent(DepthwiseLayer s, Norm n
     load<T, V>(static_cast<const typename T::Stored*>(t) + from, v);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      if (s.rectify_first && !(h[i] > 0.0f)) v[i] = 0.0f;
+      if (s.pre_relu && !(h[i] > 0.0f)) v[i] = 0.0f;
       sums[i] += v[i];
-      with_z[i] = fmaf(v[i], ((s.rectify_first ? relu(h[i]) : h[i]) - mean[i]) * root[i], with_z[i]);
+      with_z[i] = fmaf(v[i], ((s.pre_relu ? relu(h[i]) : h[i]) - mean[i]) * root[i], with_z[i]);
     }
   }
   const float sum = add_rows(at, sums), sum_with_z = add_rows(at, with_z);
@@ -40,17 +38,17 @@ __global__ void __launch_bounds__(kThreads) sum_tangent(DepthwiseLayer s, Norm n
   to[s.c] = sum_with_z;
 }
 
-// to[i, n, c] = factor times the sum over the pieces of partial [N, pieces, values, C], for each of the values. A block
-// has a warp of channels of a sample; its warps take the pieces in turn.
-__global__ void __launch_bounds__(kThreads) add_pieces(int64_t samples, int64_t pieces, int values, int64_t channels,
+// to[i, n, c] = factor times the sum over the parts of partial [N, parts, values, C], for each of the values. A block
+// has a warp of channels of a sample; its warps take the parts in turn.
+__global__ void __launch_bounds__(kThreads) add_partial(int64_t samples, int64_t parts, int values, int64_t channels,
                                                        double factor, const float* partial, float* to) {
   __shared__ double shared[kThreads];
   const int64_t chunks = ceiling(channels, kWarp), n = blockIdx.x / chunks;
   const int64_t channel = blockIdx.x % chunks * kWarp + threadIdx.x % kWarp;
   for (int i = 0; i < values; ++i) {
     double sum = 0.0;
-    for (int64_t piece = threadIdx.x / kWarp; piece < pieces && channel < channels; piece += kWarps) {
-      sum += partial[((n * pieces + piece) * values + i) * channels + channel];
+    for (int64_t part = threadIdx.x / kWarp; part < parts && channel < channels; part += kWarps) {
+      sum += partial[((n * parts + part) * values + i) * channels + channel];
     }
     sum = add_warps(sum, shared, kWarps);
     if (threadIdx.x < kWarp && channel < channels) {
@@ -82,17 +80,17 @@ struct FinishArgs {
   void* grad_x;
 };
 
-// grad_x = by_q q + by_t t + by_value (h - centre) + constant, for the backward or, with t, the double backward.
+// grad_x = by_q q + by_t t + by_value (h - center) + constant, for the backward or, with t, the double backward.
 template <int V>
 struct NormGradient {
-  float centre[V], by_q[V], by_t[V] = {}, by_value[V], constant[V];
+  float center[V], by_q[V], by_t[V] = {}, by_value[V], constant[V];
 
   __device__ NormGradient(const FinishArgs& args, int64_t at) {
     const DepthwiseLayer& s = args.layer;
     const int64_t all = s.n * s.c;
     const float over = 1.0f / static_cast<float>(s.h * s.w);
     float root[V], slope[V], q[V], qz[V];
-    load_floats(args.norm.mean + at, centre);
+    load_floats(args.norm.mean + at, center);
     load_floats(args.norm.var + at, root);
     if (s.scale) load_floats(s.scale + at, slope);
     load_floats(args.sums + at, q);
@@ -127,7 +125,7 @@ __global__ void __launch_bounds__(kThreads) finish_norm(FinishArgs args) {
   const Columns<V> at(args.tiling);
   if (!at.active) return;
   const NormGradient<V> by(args, at.in_row(args.tiling));
-  const bool rectify_first = args.layer.rectify_first;
+  const bool pre_relu = args.layer.pre_relu;
   for (int64_t p = at.first, i = at.at(args.tiling, p); p < at.last; p += at.rows, i += at.step) {
     float x[V], t[V] = {}, q[V], v[V];
     load_floats(args.q + i, q);
@@ -135,8 +133,8 @@ __global__ void __launch_bounds__(kThreads) finish_norm(FinishArgs args) {
     if (args.t) load<T, V>(static_cast<const typename T::Stored*>(args.t) + i, t);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const bool passes = !rectify_first || x[j] > 0.0f;
-      const float d = (rectify_first ? relu(x[j]) : x[j]) - by.centre[j];
+      const bool passes = !pre_relu || x[j] > 0.0f;
+      const float d = (pre_relu ? relu(x[j]) : x[j]) - by.center[j];
       v[j] = fmaf(by.by_q[j], q[j], fmaf(by.by_value[j], d, by.constant[j]));
       v[j] = passes ? fmaf(by.by_t[j], t[j], v[j]) : 0.0f;
     }
@@ -145,5 +143,4 @@ __global__ void __launch_bounds__(kThreads) finish_norm(FinishArgs args) {
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace raccgan
+}  // namespace raccgan::cuda

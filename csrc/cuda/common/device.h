@@ -56,10 +56,5 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, i
   return cudaGetLastError();
 }
 
-template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream, Arguments... arguments) {
-  kernel<<<static_cast<unsigned>(blocks), threads, 0, stream>>>(arguments...);
-}
-
 }  // namespace cuda
 }  // namespace raccgan

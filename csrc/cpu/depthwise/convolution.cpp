@@ -1,14 +1,12 @@
-// The arithmetic of a depthwise convolution on planes in scratch memory (lanes.h): rows of it, of its transpose, and
-// its correlation. Kernel sizes k of 3, 5 and 7; p = k / 2; a plane is zero outside of itself.
+// Rows of a depthwise convolution, of its transpose and of its correlation, on planes in scratch memory (lanes.h).
+// Kernel sizes k of 3, 5 and 7; p = k / 2; a plane is zero outside of itself.
 //
 //     plain    y[i] = sum over a of w[a] x[i + a - p]
-//     down     y[i] = sum over b of v[b] x[2i + b - p]       k + 1 taps: the convolution, then a sum over 2 x 2
-//     up       x[m] = sum over i of v[m - 2i + p] y[i]       down transposed: nearest x2, then the convolution
+//     down     y[i] = sum over b of v[b] x[2i + b - p]       v of ops/depthwise.h
+//     up       x[m] = sum over i of v[m - 2i + p] y[i]       down transposed
 //
-// and likewise in the other dimension. Up never multiplies by a zero: each output parity has its own (k + 1) / 2 taps.
-#pragma once
-
-#include "lanes.h"
+// and likewise in the other dimension.
+#include "convolution.h"
 
 namespace raccgan {
 namespace {
@@ -17,7 +15,7 @@ constexpr int kWideTile = kManyRegisters ? 8 : 4;
 
 // sums[t] += sum over j of weights[j] x[t * kStep + j].
 template <int kTaps, int kStep, int kOutputs>
-inline __attribute__((always_inline)) void add_row(const float* x, const float* weights, Floats (&sums)[kOutputs]) {
+inline RACCGAN_INLINE void add_row(const float* x, const float* weights, Floats (&sums)[kOutputs]) {
 #pragma GCC unroll 24
   for (int at = 0; at < (kOutputs - 1) * kStep + kTaps; ++at) {
     const Floats column = load(x + at * kWidth);
@@ -29,26 +27,26 @@ inline __attribute__((always_inline)) void add_row(const float* x, const float* 
   }
 }
 
-// The rows of a plane that meet the taps of one output row: tap `tap` meets row `row`, and so on for `count` of them.
-struct Met {
+// The rows of a plane under the taps of one output row: row `row` under tap `tap`, and so on for `count` of them.
+struct TapRows {
   int64_t row, tap, count;
 };
 
-inline Met met(int64_t first, int64_t taps, int64_t rows) {
+inline TapRows tap_rows(int64_t first, int64_t taps, int64_t rows) {
   const int64_t from = most(0, first);
   return {from, from - first, least(rows, first + taps) - from};
 }
 
-// kOutputs numbers of a row, each kStepOut columns after the one before it.
+// kOutputs numbers of a row, kStepOut columns apart.
 template <int kTaps, int kStep, int kStepOut, int kOutputs>
-inline __attribute__((always_inline)) void row_tile(const Plane& x, const Met& met, int64_t column,
-                                                    const float* weights, float* row) {
+inline RACCGAN_INLINE void row_tile(const Plane& x, const TapRows& rows, int64_t column, const float* weights,
+                                    float* row) {
   Floats sums[kOutputs];
 #pragma GCC unroll 8
   for (int t = 0; t < kOutputs; ++t) sums[t] = Floats{};
-  const float* from = x.at(met.row, column);
-  weights += met.tap * kTaps * kWidth;
-  for (int64_t i = 0; i < met.count; ++i, from += x.stride * kWidth, weights += kTaps * kWidth) {
+  const float* from = x.at(rows.row, column);
+  weights += rows.tap * kTaps * kWidth;
+  for (int64_t i = 0; i < rows.count; ++i, from += x.stride * kWidth, weights += kTaps * kWidth) {
     add_row<kTaps, kStep, kOutputs>(from, weights, sums);
   }
 #pragma GCC unroll 8
@@ -57,50 +55,45 @@ inline __attribute__((always_inline)) void row_tile(const Plane& x, const Met& m
 
 // `columns` numbers of a row; `row` has room for a multiple of kTile.
 template <int kTaps, int kStep, int kStepOut>
-void row_of(const Plane& x, const Met& met, int64_t column, int64_t columns, const float* weights, float* row) {
+void row_of(const Plane& x, const TapRows& rows, int64_t column, int64_t columns, const float* weights, float* row) {
   int64_t w = 0;
   for (; w + kWideTile <= columns; w += kWideTile) {
-    row_tile<kTaps, kStep, kStepOut, kWideTile>(x, met, column + kStep * w, weights, row + kStepOut * w * kWidth);
+    row_tile<kTaps, kStep, kStepOut, kWideTile>(x, rows, column + kStep * w, weights, row + kStepOut * w * kWidth);
   }
   for (; w < columns; w += kTile) {
-    row_tile<kTaps, kStep, kStepOut, kTile>(x, met, column + kStep * w, weights, row + kStepOut * w * kWidth);
+    row_tile<kTaps, kStep, kStepOut, kTile>(x, rows, column + kStep * w, weights, row + kStepOut * w * kWidth);
   }
 }
 
 // Row h of plain(x), `columns` wide, by weights [K][K].
 template <int K>
 void plain_row(const Plane& x, int64_t h, int64_t columns, const float* weights, float* row) {
-  row_of<K, 1, 1>(x, met(h - K / 2, K, x.rows), -(K / 2), columns, weights, row);
+  row_of<K, 1, 1>(x, tap_rows(h - K / 2, K, x.rows), -(K / 2), columns, weights, row);
 }
 
 // Row h of down(x), by weights [K + 1][K + 1].
 template <int K>
 void down_row(const Plane& x, int64_t h, int64_t columns, const float* weights, float* row) {
-  row_of<K + 1, 2, 1>(x, met(2 * h - K / 2, K + 1, x.rows), -(K / 2), columns, weights, row);
+  row_of<K + 1, 2, 1>(x, tap_rows(2 * h - K / 2, K + 1, x.rows), -(K / 2), columns, weights, row);
 }
-
-// Taps of up for outputs of a parity: tap t is v[last_tap - 2t], and meets input j + first_input + t for output 2j.
-constexpr int last_tap(int k, int parity) { return (parity + k / 2) % 2 == 1 ? k : k - 1; }
-constexpr int first_input(int k, int parity) { return (parity + k / 2 - last_tap(k, parity)) / 2; }
 
 // Row h of up(y), by weights [row parity][column parity][(K + 1) / 2][(K + 1) / 2]; `row` has room for 2 * kTile more.
 template <int K>
 void up_row(const Plane& y, int64_t h, int64_t columns, const float* weights, float* row) {
   constexpr int kTaps = (K + 1) / 2;
-  const Met rows = met(h / 2 + first_input(K, h % 2), kTaps, y.rows);
+  const TapRows rows = tap_rows(h / 2 + first_input(K, h % 2), kTaps, y.rows);
   weights += h % 2 * 2 * kTaps * kTaps * kWidth;
   row_of<kTaps, 1, 2>(y, rows, first_input(K, 0), (columns + 1) / 2, weights, row);
   row_of<kTaps, 1, 2>(y, rows, first_input(K, 1), columns / 2, weights + kTaps * kTaps * kWidth, row + kWidth);
 }
 
-// So many sums side by side for each product with a shifted x, so that additions need not wait for each other.
+// Sums side by side for each product with a shifted x, so that additions need not wait for each other.
 template <int kTaps>
 constexpr int kChains = kTaps <= (kWidth == 16 ? 8 : 4) ? 2 : 1;
 
 // sums[.][j] += sum over t of y[t] x[kStep * t + j], for kTile numbers of y.
 template <int kTaps, int kStep>
-inline __attribute__((always_inline)) void add_products(const float* x, const float* y,
-                                                        Floats (&sums)[kChains<kTaps>][kTaps]) {
+inline RACCGAN_INLINE void add_products(const float* x, const float* y, Floats (&sums)[kChains<kTaps>][kTaps]) {
   Floats pixels[kTile];
 #pragma GCC unroll 4
   for (int t = 0; t < kTile; ++t) pixels[t] = load(y + t * kWidth);
@@ -118,14 +111,14 @@ inline __attribute__((always_inline)) void add_products(const float* x, const fl
   }
 }
 
-// totals[a][j] += sum over i, w of y[i, w] x[kStep * i + a - p, kStep * w + j - p], in strips of rows that stay in the
+// totals[a][j] += sum over i, w of y[i, w] x[kStep * i + a - p, kStep * w + j - p], by tiles of rows that stay in the
 // first-level cache.
 template <int K, int kStep>
 void correlate(const Plane& x, const Plane& y, float* totals) {
   constexpr int kTaps = K + kStep - 1, p = K / 2;
-  const int64_t strip = most(2, 24576 / kBytes / (kStep * x.stride + y.stride));
-  for (int64_t h = 0; h < y.rows; h += strip) {
-    const int64_t end = least(y.rows, h + strip);
+  const int64_t tile = most(2, 24576 / kBytes / (kStep * x.stride + y.stride));
+  for (int64_t h = 0; h < y.rows; h += tile) {
+    const int64_t end = least(y.rows, h + tile);
     for (int a = 0; a < kTaps; ++a) {
       const int64_t from = most(h, (p - a + kStep - 1) / kStep);
       Floats sums[kChains<kTaps>][kTaps] = {};
@@ -143,5 +136,22 @@ void correlate(const Plane& x, const Plane& y, float* totals) {
   }
 }
 
+// ---- by kernel size and resizing ----------------------------------------------------------------------------------
+
+template <int K>
+RACCGAN_TARGET::Convolution by_resize(Resize resize) {
+  if (resize == Resize::kUp) return {up_row<K>, down_row<K>, correlate<K, 2>};
+  if (resize == Resize::kDown) return {down_row<K>, up_row<K>, correlate<K, 2>};
+  return {plain_row<K>, plain_row<K>, correlate<K, 1>};
+}
+
 }  // namespace
+
+namespace RACCGAN_TARGET {
+
+Convolution convolution_of(const DepthwiseLayer& s) {
+  return s.k == 3 ? by_resize<3>(s.resize) : s.k == 5 ? by_resize<5>(s.resize) : by_resize<7>(s.resize);
+}
+
+}  // namespace RACCGAN_TARGET
 }  // namespace raccgan

@@ -1,13 +1,13 @@
-// The arithmetic of a matrix product: a tile of kRows rows by a panel of columns stays in registers while all that it is
-// the sum of goes by. The panel's columns are packed beforehand, so that they lie side by side in the nearest cache; the
-// other factor is read where it lies, each word once for a whole row of the tile. A word is what is multiplied at a time:
-// a float32, or two bfloat16 of which each has its own partner and both products join one sum.
+// The arithmetic of a matrix product: the sums of a tile, kRows rows by a panel of columns, stay in registers. The
+// panel's columns are packed before, so that they lie side by side in the first-level cache; the other factor is read
+// in place, each word once for a whole row of the tile. One multiplication takes a word of either factor: a float32, or
+// two bfloat16, whose two products join one sum.
 //
 // Included by the per-target sources only. Everything here is in an anonymous namespace, for the reason in targets.h.
 #pragma once
 
-#include "integers.h"
-#include "runs.h"
+#include "../simd/integers.h"
+#include "../simd/runs.h"
 
 namespace raccgan {
 namespace {
@@ -24,14 +24,14 @@ int64_t panels(int64_t columns) { return rounded_up(columns, kPanel) / kPanel; }
 
 // ---- words ----------------------------------------------------------------------------------------------------------
 
-struct Single : Float32 {
+struct Float32Word : Float32 {
   static constexpr int64_t kTogether = 1;
   static Floats add(Floats sum, float a, Words b) { return multiply_add(all(a), (Floats)b, sum); }
   static float word(const float* at) { return *at; }
   static float rest(const float* at) { return *at; }
 };
 
-struct Pair : BFloat16 {
+struct BFloat16Pair : BFloat16 {
   static constexpr int64_t kTogether = 2;
   static Floats add(Floats sum, uint32_t a, Words b) {
     const Words both = a - Words{};
@@ -55,7 +55,7 @@ int64_t words(int64_t count) {
   return rounded_up(count, T::kTogether) / T::kTogether;
 }
 
-// The words whose first numbers are v[0], and whose second, where there are two, are v[1].
+// Words of the numbers v[0] and, of pairs, v[1].
 template <class T>
 inline RACCGAN_INLINE Words together(const Floats* v) {
   if constexpr (T::kTogether == 1) {
@@ -82,7 +82,7 @@ inline RACCGAN_INLINE void for_rows(int64_t row, int64_t last, const Use& use) {
   if constexpr (kCount > 1) for_rows<kCount / 2>(row, last, use);
 }
 
-// use(lanes, vector) for the vectors of a panel of which `columns` columns are there.
+// use(lanes, vector) for the vectors of a panel that has `columns` columns.
 template <class Use>
 inline RACCGAN_INLINE void for_vectors(int64_t columns, const Use& use) {
 #pragma GCC unroll 2
@@ -111,8 +111,8 @@ inline RACCGAN_INLINE void add_word(const typename T::Stored* a, int64_t row, co
   }
 }
 
-// sums[r, .] += sum over k of a[r * row + k] b[k, .], for `count` of k and a packed panel b. `step` leads from one word
-// of a row to the next. Of a panel that is half empty only the first vector has a sum.
+// sums[r, .] += sum over k < count of a[r * row + k] b[k, .], for a packed panel b. The words of a row lie `step`
+// apart. Of a panel that is half empty only the first vector has a sum.
 template <class T, int kCount, int kAcross>
 inline RACCGAN_INLINE void add_products(const typename T::Stored* a, int64_t row, int64_t step, const float* b,
                                         int64_t count, Floats (&sums)[kCount][kAcross]) {
@@ -120,14 +120,14 @@ inline RACCGAN_INLINE void add_products(const typename T::Stored* a, int64_t row
   if (count % T::kTogether != 0) add_word<T>(a, row, b, T::rest, sums);
 }
 
-// So many bytes, into the second-level cache: the processor's own prefetcher does not follow a tile's rows.
+// Prefetches into the second-level cache: the processor does not prefetch along a tile's rows by itself.
 inline RACCGAN_INLINE void fetch(const void* from, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at, 0, 2);
 }
 
-// ---- packing ----------------------------------------------------------------------------------------------------------
+// ---- packing --------------------------------------------------------------------------------------------------------
 
-// to[word, .] of rows b[k, .], k < count, of `columns` numbers and then zeros. Stored: how the rows are.
+// to[word, .]: rows b[k, .], k < count, of `columns` numbers and then zeros. Stored is the type of b's elements.
 template <class T, class Stored>
 void pack(const typename Stored::Stored* b, int64_t row, int64_t count, int64_t columns, float* to) {
   for (int64_t k = 0; k < count; k += T::kTogether, b += T::kTogether * row, to += kPanel) {

@@ -1,11 +1,10 @@
-// The element types as the kernels read and write them: float32 inside, whatever a tensor holds.
+// The element types: kernels compute in float32 whatever a tensor holds.
 #pragma once
 
-#include "../dtype.h"
+#include "../../ops/dtype.h"
 #include "device.h"
 
-namespace raccgan {
-namespace cuda {
+namespace raccgan::cuda {
 namespace {
 
 struct Float32 {
@@ -41,7 +40,7 @@ struct Float16 : InHalves<Float16> {
 template <class T>
 constexpr int kVector = 16 / sizeof(typename T::Stored);
 
-// V elements as they lie in memory: one, or as many as a 16-byte load has, in words that hold one or two.
+// V elements in memory: one, or a 16-byte load of them, in words of one or two.
 template <class T, int V>
 struct Packed {
   static_assert(V == kVector<T>);
@@ -57,7 +56,7 @@ struct Packed<T, 1> {
   __device__ float operator[](int) const { return T::widen(element); }
 };
 
-// Those at `from`, which is aligned to as much.
+// The elements at `from`, which is aligned to their size.
 template <class T, int V>
 __device__ Packed<T, V> fetch(const typename T::Stored* from) {
   if constexpr (V == 1) {
@@ -167,5 +166,4 @@ void for_vectors(Dtype dtype, int64_t channels, const Run& run, const Tensors*..
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace raccgan
+}  // namespace raccgan::cuda

@@ -4,8 +4,7 @@
 
 #include "elements.h"
 
-namespace raccgan {
-namespace cuda {
+namespace raccgan::cuda {
 namespace {
 
 constexpr int kThreads = 256;
@@ -35,13 +34,13 @@ struct Tiling {
   int64_t blocks() const { return runs * pieces * chunks; }
 };
 
-// A thread's share: the pixels first, first + rows, ... < last of a run, and V channels of them from `channel` on.
+// A thread's part: the pixels first, first + rows, ... < last of a run, and V channels of them from `channel` on.
 template <int V>
 struct Columns {
   int64_t run, piece, first, last, channel;
   int64_t step;  // elements from one of its pixels to the next
   int row, rows, lanes;
-  bool active;  // threads that are not share in barriers alone
+  bool active;  // other threads take part in barriers alone
 
   __device__ explicit Columns(const Tiling& t) {
     // A division of 64 bits is some hundred instructions; a grid's sizes have 32.
@@ -67,11 +66,13 @@ struct Columns {
 
   // In [runs, C], and at a pixel in [runs, pixels, C].
   __device__ int64_t in_row(const Tiling& t) const { return run * t.channels + channel; }
-  __device__ int64_t at(const Tiling& t, int64_t pixel) const { return (run * t.pixels + pixel) * t.channels + channel; }
+  __device__ int64_t at(const Tiling& t, int64_t pixel) const {
+    return (run * t.pixels + pixel) * t.channels + channel;
+  }
 };
 
-// What the threads have of V channels each, combined over the rows of a block in a fixed order: a thread gets that of
-// its column, if it owns one. Every thread of the block calls it.
+// The threads' values of V channels each, combined over the rows of a block in a fixed order: a thread gets the result
+// of its column, if it owns one. Every thread of the block calls it.
 template <class Wide, int V, class Combine>
 __device__ float over_rows(const Columns<V>& at, const float (&values)[V], const Combine& combine) {
   alignas(16) __shared__ float shared[kThreads * V];
@@ -96,7 +97,7 @@ __device__ float max_rows(const Columns<V>& at, const float (&values)[V]) {
   return over_rows<float>(at, values, [](float a, float b) { return fmaxf(a, b); });
 }
 
-// The sum over a block of what its threads have, in a fixed order, the same for all of them. `shared` has room for one
+// The sum of v over a block's threads, in a fixed order, the same for all of them. `shared` has room for one
 // number a thread. Every thread of the block calls it.
 inline __device__ double add_block(double v, double* shared) {
   __syncthreads();
@@ -109,7 +110,7 @@ inline __device__ double add_block(double v, double* shared) {
   return shared[0];
 }
 
-// The sum over a block's warps of what a lane has, in a fixed order, valid in the first warp. `shared` has room for one
+// The sum of a lane's v over a block's warps, in a fixed order, valid in the first warp. `shared` has room for one
 // number a thread. Every thread of the block calls it.
 inline __device__ double add_warps(double v, double* shared, int warps) {
   __syncthreads();
@@ -159,7 +160,7 @@ class Queue {
     fail(launch(kernel, blocks, threads, bytes, stream_, arguments...));
   }
 
-  // What a launcher of another file has said.
+  // The result of a launcher of another file.
   void take(const char* error) {
     if (!error_) error_ = error;
   }
@@ -176,5 +177,4 @@ class Queue {
 };
 
 }  // namespace
-}  // namespace cuda
-}  // namespace raccgan
+}  // namespace raccgan::cuda
