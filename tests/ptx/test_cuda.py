@@ -15,7 +15,9 @@ NUMBERS = "not opcheck and not graph and not gradgradcheck"
 @pytest.fixture(scope="module", autouse=True)
 def built() -> None:
     try:
-        with build.alone():
+        with build.alone("machine"):
+            build.machine()
+        with build.alone("kernels"):
             build.kernels(build.native_library())
     except build.BuildError as reason:
         pytest.skip(str(reason))

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(triton_runtime.triton is None, reason="Triton is
 @pytest.fixture(scope="module", autouse=True)
 def built() -> None:
     try:
-        with build.alone():
+        with build.alone("machine"):
             build.machine()
     except build.BuildError as reason:
         pytest.skip(str(reason))
