@@ -108,8 +108,6 @@ def enter(case: Case, arguments: Arguments) -> tuple[list[Contestant], Outputs]:
         call = family.call(placed.inputs)
         fused = dispatch.choose(case.op, family.implementations, "fused", call).name
         served = [name for name, one in family.implementations.items() if one.supports(call) is None]
-        if case.device == "cpu" and "triton" in served:  # interpreted, for tests
-            served.remove("triton")
         runs = {name: adapted(family.taking_inputs(name)) for name in served} | compiled
         for name, run in runs.items():
             contestants.append(

@@ -4,7 +4,7 @@
 reference   plain PyTorch: the definition of each op, any device, dtype and kind of derivative
 pytorch     PyTorch's own ops on less arithmetic, any device and dtype; for tests and benchmarks to ask for
 native      the compiled extension: C++ on a CPU, CUDA C++ on a GPU
-triton      the Triton kernels; on a CPU they run interpreted, for tests
+triton      the Triton kernels, on a GPU
 fused       automatic choice: the first of native, triton, pytorch and reference that serves the call
 =========== ==============================================================================================
 
@@ -145,8 +145,6 @@ def _first(op: str, backends: Backends, call: Call) -> Choice:
 
 def _left_out(name: str, call: Call) -> str | None:
     """Why ``fused`` does not take a backend that could serve the call: one line, or ``None`` where it does."""
-    if name == "triton" and call.device.type == "cpu":
-        return "interpreted, which is for tests: on a CPU it has to be asked for by name"
     if name in ("native", "triton") and call.device.type == "cuda":
         return f"not measured on a GPU yet: --kernels {name} takes it"
     # Measured on two cores of an AMD EPYC on 30 November 2026 (bench/results/dispatch-amd-epyc.json): 293 classes of

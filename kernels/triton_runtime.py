@@ -9,14 +9,11 @@ and its kernels keep to these rules:
 
 - ``@jit`` and ``tl`` come from here: both are there without Triton too, so that importing never fails.
 - Arithmetic is float32: ``tl.load(...).to(tl.float32)`` at every load, ``.to(pointer.dtype.element_ty)`` at the store.
-  The interpreter computes bfloat16 wrongly, and float32 is what the kernels promise anyway.
 - Offsets that a tensor's size can carry past 2^31 are int64: start from ``tl.program_id(0).to(tl.int64)``.
-- Bounds of a ``for`` are ``tl.constexpr``; others need a ``while``. numpy 2.4 and later does not turn the
-  interpreter's numbers into the integers that ``range`` asks for.
+- Bounds of a ``for`` are ``tl.constexpr``; others need a ``while``.
 - No atomics. A sum over programs is a second launch.
 
-On a CPU the kernels run interpreted, for tests alone: where ``TRITON_INTERPRET=1`` was set before Python started.
-``fused`` never takes them there.
+The kernels need a GPU. The tests compile them without one, and run what Triton makes of them on a CPU (tests/ptx).
 """
 
 from __future__ import annotations
@@ -50,11 +47,12 @@ try:
 
     tl = triton.language
     VERSION: str = triton.__version__
-    INTERPRETED: bool = triton.knobs.runtime.interpret
+    if triton.knobs.runtime.interpret:
+        _MISSING = "TRITON_INTERPRET is set, which would run the kernels in Python: unset it"
     if not VERSION.startswith(tuple(f"{release}." for release in TESTED)):
         _MISSING = f"Triton {VERSION} was not tested, only {', '.join(TESTED)}: install one of those"
 except ImportError:
-    triton, VERSION, INTERPRETED = None, "", False
+    triton, VERSION = None, ""
     _MISSING = f'Triton is not installed: pip install "triton=={TESTED[-1]}.*"'
 
 
@@ -70,11 +68,9 @@ def supports(call: Call, dtypes: Sequence[torch.dtype] = DTYPES) -> str | None:
     if call.dtype not in dtypes:
         return f"the Triton kernels add in float32 and do not take {call.dtype}"
     if call.device.type == "cpu":
-        return None if INTERPRETED else "Triton needs a GPU; interpreted, for tests, with TRITON_INTERPRET=1"
+        return "Triton needs a GPU"
     if call.device.type != "cuda" or torch.version.hip is not None:
         return f"there are no Triton kernels for {'ROCm' if torch.version.hip else call.device.type}"
-    if INTERPRETED:
-        return "TRITON_INTERPRET is set, which would run the kernels on the CPU: unset it"
     major, minor = torch.cuda.get_device_capability(call.device)  # torch.compile knows it as a constant
     if major < OLDEST:
         return f"the GPU's compute capability {major}.{minor} is below {OLDEST}.0"
@@ -85,8 +81,7 @@ def state() -> str:
     """What is there, in one line, for ``raccgan.doctor``."""
     if _MISSING is not None:
         return _MISSING
-    where = "interpreted on the CPU, for tests" if INTERPRETED else f"for GPUs of compute capability {OLDEST}.0 and up"
-    return f"{VERSION}, {where}"
+    return f"{VERSION}, for GPUs of compute capability {OLDEST}.0 and up"
 
 
 class Config(NamedTuple):

@@ -37,10 +37,10 @@ TINY_OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.it
 
 CPU = torch.device("cpu")
 
-KILLS = {"short": 3, "long": 50}
+KILLS = {"short": 2, "long": 50}
 RANDOM_CASES = {"short": 20, "long": 1000}
-SOAK_STEPS = {"short": 300, "long": 5000}
-DETECTED = {"short": (500, 2000), "long": (10_000, 100_000)}
+SOAK_STEPS = {"short": 150, "long": 5000}
+DETECTED = {"short": (300, 1200), "long": (10_000, 100_000)}
 
 for _name, _cases in RANDOM_CASES.items():
     settings.register_profile(

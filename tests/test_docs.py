@@ -97,7 +97,6 @@ def test_the_commands_of_a_page_run(page: Path, prepared: Path, tmp_path: Path) 
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
-        "TRITON_INTERPRET": "0",  # as a reader has it
     }
     wanted = []
     for block in found:

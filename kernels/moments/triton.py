@@ -3,8 +3,8 @@
 d/dx <a, mean(x)> + <b, var(x)> = (a + 2 b (x - mean)) / M        over M = N * H * W pixels
 
 A program takes a piece, some pixels of one sample with all their channels, and leaves a mean and the squared deviations
-from it; a second launch joins them in a fixed order (Chan et al., 1983). Not run on a GPU yet: the tests interpret the
-kernels and compile them for sm_80 and sm_90.
+from it; a second launch joins them in a fixed order (Chan et al., 1983). Not run on a GPU yet: the tests run
+their PTX on a CPU (tests/ptx) and compile them for sm_80 and sm_90.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from PIL import Image
 
 from raccgan import detect, doctor, evaluate, train
 from raccgan.cli import options
-from raccgan.kernels import triton_runtime
 from raccgan.models.checkpoint import NAME
 from tests.conftest import TINY_OPTIONS
 
@@ -222,7 +221,6 @@ def test_bad_options(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(triton_runtime, "INTERPRETED", False)  # as a user has it
     assert message in refused(capsys, train, *arguments)
     assert not (tmp_path / "runs").exists(), "a refused run left a folder behind"
 

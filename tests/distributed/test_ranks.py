@@ -220,10 +220,11 @@ sys.exit(options.call(train.main, sys.argv[1:]))
         ("x = torch.full_like(x, torch.nan)", [2, 2], ["", "gan step 4: losses are .*nan.* of gan step 3"]),
         ("os.kill(os.getpid(), signal.SIGKILL)", [2, -9], ["rank 0: rank 1 was lost", ""]),
         # The silent one finds rank 0 waiting for it, or gone.
-        (
+        pytest.param(
             "time.sleep(60)",
             [2, 2],
             ["rank 0: another rank does not answer", "rank 1: (another rank does not answer|rank 0, or torchrun)"],
+            marks=pytest.mark.long,
         ),
     ],
     ids=["not finite", "killed", "silent"],
@@ -245,6 +246,7 @@ def test_a_fault_of_one_rank_ends_all_with_one_line(
     assert not list((tmp_path / "run").glob("*.part"))
 
 
+@pytest.mark.long
 def test_torchrun_starts_a_run_again_which_goes_on(tmp_path: Path) -> None:
     """Killed after the first checkpoint; the second start finds folder and checkpoint, and ends as it would have."""
     settings = [*arguments(critic_steps=1, gan_steps=60, checkpoint_every=10), "--phase", "gan"]
@@ -267,6 +269,7 @@ def test_torchrun_starts_a_run_again_which_goes_on(tmp_path: Path) -> None:
     assert not (out / train.JOB).exists()
 
 
+@pytest.mark.long
 def test_sigterm_to_torchrun_leaves_a_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with started(*TORCHRUN, "-m", "raccgan.train", "--out", out, *arguments(gan_steps=5000)) as job:

@@ -142,10 +142,10 @@ def _made(name: str, files: Sequence[Path], settings: Sequence[str], make: Calla
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """No other process builds meanwhile."""
+def alone(what: str) -> Iterator[None]:
+    """No other process builds ``what`` meanwhile, "machine" or "kernels": who needs the first waits for no nvcc."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    with open(FOLDER / "lock", "w") as lock:
+    with open(FOLDER / f"{what}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -185,13 +185,14 @@ def _torch_libraries() -> list[str]:
 
 
 def main() -> int:
-    with alone():
-        try:
+    try:
+        with alone("machine"):
             print(machine())
+        with alone("kernels"):
             print(kernels(native_library()))
-        except BuildError as reason:
-            print(reason, file=sys.stderr)
-            return 1
+    except BuildError as reason:
+        print(reason, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -17,7 +17,7 @@ ORDERS = {"ascending": 0, "descending": 1, "random": 2}
 @functools.cache
 def _loaded() -> ctypes.CDLL:
     """libptx.so, built at the first use."""
-    with build.alone():
+    with build.alone("machine"):
         folder = build.machine()
     library = ctypes.CDLL(str(folder / "libptx.so"), mode=ctypes.RTLD_GLOBAL)
     for name, result in (("ptx_error", ctypes.c_char_p), ("ptx_findings", ctypes.c_char_p),

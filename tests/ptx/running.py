@@ -13,15 +13,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_tests(config: pytest.Config, backend: str, *files: str, least: int, **environment: str) -> str:
+def run_tests(
+    config: pytest.Config, backend: str, *files: str, least: int, all_cases: bool = True, **environment: str
+) -> str:
     """Run tests on the machine, at least so many of which must pass and none fail; what pytest said.
 
     Args:
-        files: and options, as for pytest. Tests marked long are left out here where they are left out there.
+        files: and options, as for pytest.
+        all_cases: the process runs tests marked long, and random cases in full, where this one does.
         environment: PTX_ORDER and the like (src/ptx.h).
     """
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "tests.ptx.plugin", *files]
-    command += ["--long"] if config.getoption("long") else []
+    command += ["--long"] if all_cases and config.getoption("long") else []
     command += [f"--hypothesis-seed={config.getoption('hypothesis_seed')}"]
     there = {**os.environ, "PTX_BACKEND": backend, **environment}
     for name in [name for name in there if name.startswith("PYTEST_")]:

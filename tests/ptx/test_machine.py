@@ -21,7 +21,7 @@ ld.param.u64 %rd1, [a]; ld.param.u64 %rd2, [b]; cvta.to.global.u64 %rd1, %rd1; m
 @pytest.fixture(scope="module", autouse=True)
 def built():
     try:
-        with build.alone():
+        with build.alone("machine"):
             build.machine()
     except build.BuildError as reason:
         pytest.skip(str(reason))

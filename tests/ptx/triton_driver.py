@@ -1,7 +1,7 @@
 """Triton's kernels on CPU tensors: compiled by Triton for compute capability 8.0, and their PTX run by the machine.
 
 ``install()`` makes it Triton's driver. ``take_over_raccgan()`` also makes raccgan take its Triton kernels for CPU
-tensors; TRITON_INTERPRET must not be set.
+tensors.
 """
 
 from __future__ import annotations
@@ -112,10 +112,9 @@ def install() -> None:
 
 
 def take_over_raccgan() -> None:
-    """All else is as on a GPU; where they are interpreted some kernels multiply in other types."""
+    """All else is as on a GPU."""
     from raccgan.kernels import triton_runtime
 
-    assert not triton_runtime.INTERPRETED, "TRITON_INTERPRET is set"
     install()
     supports = triton_runtime.supports
 

@@ -4,7 +4,7 @@
     dL/dx       = 2 d (grad_residual / CHW + grad_map / C) = -dL/dx_hat,    f and f_hat likewise
 
 A program writes the sum of one tile; a second launch adds a sample's up, in a fixed order. Not run on a GPU yet: the
-tests interpret the kernels and compile them for sm_80 and sm_90.
+tests run their PTX on a CPU (tests/ptx) and compile them for sm_80 and sm_90.
 """
 
 from __future__ import annotations

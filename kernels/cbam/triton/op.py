@@ -2,7 +2,7 @@
 
 The kernels are the forward pass (:mod:`.forward`) and its gradients (:mod:`.backward`); :mod:`.launch` launches them.
 Gradients of these gradients are the reference's: CBAM stands in a critic, where they are needed, by option only. Not
-run on a GPU yet: the tests interpret the kernels and compile them for sm_80 and sm_90.
+run on a GPU yet: the tests run their PTX on a CPU (tests/ptx) and compile them for sm_80 and sm_90.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 :mod:`ops` says what they compute, :mod:`launch` launches them.
 
 All of them read images through strides, fastest where channels are contiguous; add in float32, and turn to it right
-after each load, as the interpreter's bfloat16 arithmetic is wrong; and address with 64 bits. Height and width are those
+after each load; and address with 64 bits. Height and width are those
 of what is read through a window, out_height and out_width those of the other image. None of them uses an atomic
 operation.
 

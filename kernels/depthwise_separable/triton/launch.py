@@ -226,8 +226,8 @@ def fused(
 
 
 def operand(dtype: torch.dtype) -> object:
-    """What the matrix product multiplies. The interpreter multiplies no bfloat16."""
-    if runtime.INTERPRETED or dtype == torch.float32:
+    """What the matrix product multiplies."""
+    if dtype == torch.float32:
         return tl.float32
     return tl.bfloat16 if dtype == torch.bfloat16 else tl.float16
 
