@@ -21,7 +21,7 @@ def _setting(
 
 
 SCORES = ("reconstruction", "density", "texture", "defects", "both", "all")
-"""What a score may be: :class:`raccgan.scoring.scorer.Scorer` has the formulas."""
+"""What a score may be: :class:`raccgan.scoring.score_module.ScoreModule` has the formulas."""
 
 
 @dataclass(frozen=True)

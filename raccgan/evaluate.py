@@ -48,15 +48,16 @@ def main(arguments: Sequence[str]) -> int:
     from raccgan.distributed import ranks
     from raccgan.evaluation.evaluation import calibrate, evaluate, summary, write_evaluated, write_results
     from raccgan.models import checkpoint as checkpoints
+    from raccgan.models.devices import require_kernels
     from raccgan.outputs.files import own_folder
-    from raccgan.scoring.detector import choose_threshold
+    from raccgan.scoring.threshold import choose_threshold
     from raccgan.training.run import prepare, readable
 
     settings = options.settings_of(given)
     ranks.join(device, settings.get("rank_timeout", Config.rank_timeout))
     stored = ranks.on_first(lambda: checkpoints.load(given.run))
     config = checkpoints.config_of(stored, **settings)
-    options.require_kernels(config.kernels, device)
+    require_kernels(config.kernels, device)
     run = prepare(config, given.data_root, device)
     if config.unreadable == "skip":
         run, _ = readable(run)

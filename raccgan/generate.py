@@ -53,11 +53,12 @@ def main(arguments: Sequence[str]) -> int:
     import torch
 
     from raccgan.models import checkpoint as checkpoints
+    from raccgan.models.devices import require_kernels
     from raccgan.outputs.files import own_folder
 
     stored = checkpoints.load(given.run)
     config = checkpoints.config_of(stored, **options.settings_of(given))
-    options.require_kernels(config.kernels, device)
+    require_kernels(config.kernels, device)
     if config.threads:
         torch.set_num_threads(config.threads)
     pair = _pair(given.between, stored.classes)

@@ -55,6 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from raccgan.distributed import ranks
     from raccgan.models import checkpoint as checkpoints
+    from raccgan.models.devices import require_kernels
     from raccgan.outputs.files import own_folder
     from raccgan.training.run import prepare
 
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     found = ranks.on_first(lambda: _find(given))
     out, resumed, settings = found.out, found.resumed, found.settings | asked
     config = make_config(given.preset, settings) if resumed is None else checkpoints.config_of(resumed, **settings)
-    options.require_kernels(config.kernels, device)
+    require_kernels(config.kernels, device)
     run = prepare(config, given.data_root, device)
     if resumed is not None:
         checkpoints.check_same_model(resumed, run.config, run.classes, run.channels)

@@ -29,7 +29,9 @@ from raccgan.outputs.files import write_csv, write_json
 from raccgan.outputs.overlays import MapScale
 from raccgan.outputs.progress import Progress
 from raccgan.outputs.report import Report, Shown, strip, write_report
-from raccgan.scoring.scorer import MINIMUM, TERMS, Scored, Scorer, concatenate, decision, threshold_of
+from raccgan.scoring.record import TEST_COLUMNS, TITLES, ScoreRecord, cells, decision
+from raccgan.scoring.scorer import MINIMUM, Scored, Scorer, concatenate
+from raccgan.scoring.threshold import threshold_of
 from raccgan.training.run import Run
 
 CONTROL_BYTES = 1 << 30
@@ -37,8 +39,6 @@ CONTROL_BYTES = 1 << 30
 
 DENSITY_IMAGES = 10_000
 """The most training images of a class that its density is fitted to."""
-
-SCORES_HEADER = ("path", "class", "label", "score", "predicted", "nearest_class", *TERMS)
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,7 @@ def score(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = Fal
     found = ranks.gathered((places, own))
     if found is None:
         return None
-    scored = concatenate([part for _, parts in found for part in parts])
-    order = _order(found)
-    ordered: dict[str, Any] = {name: None if t is None else t[order] for name, t in vars(scored).items()}
-    return Scored(**ordered)
+    return concatenate([part for _, parts in found for part in parts])[_order(found)]
 
 
 def evaluate(run: Run, scorer: Scorer, threshold: float, *, seconds: float, details: bool = False) -> Evaluation | None:
@@ -194,7 +191,7 @@ def evaluate(run: Run, scorer: Scorer, threshold: float, *, seconds: float, deta
 def write_results(out: Path, run: Run, evaluation: Evaluation, scorer: Scorer, history: History) -> None:
     """``metrics.json``, ``scores.csv`` and the pictures, into ``out``."""
     write_json(out / "metrics.json", evaluation.metrics)
-    _write_scores(out / "scores.csv", run, evaluation)
+    write_csv(out / "scores.csv", TEST_COLUMNS, (cells(row, TEST_COLUMNS) for row in _records(run, evaluation)))
     _write_samples(out / "samples.png", run, scorer)
     _write_reconstructions(out / "reconstructions.png", run, evaluation, scorer)
     if history:
@@ -220,25 +217,15 @@ def write_evaluated(path: Path, run: Run, evaluation: Evaluation, calibration: C
     assert scored.reconstruction is not None
     test = run.dataset(run.split.test)
     shown = []
-    for i, (sample, terms) in enumerate(zip(run.split.test, scored.terms(), strict=True)):
+    for i, (sample, record) in enumerate(zip(run.split.test, _records(run, evaluation), strict=True)):
         map, image = scored.map[i].numpy(), test.images([i])[0].numpy()
-        mask = _mask(run, sample)
-        shown.append(
-            Shown(
-                path=sample.key,
-                score=float(scored.score[i]),
-                nearest_class=run.classes[int(scored.condition[i])],
-                **terms,
-                map_max=float(map.max()),
-                strip=strip(image, scored.reconstruction[i].numpy(), map, scale, mask),
-                label=sample.label,
-                anomalous=bool(evaluation.anomalous[i]),
-            )
-        )
+        picture = strip(image, scored.reconstruction[i].numpy(), map, scale, _mask(run, sample))
+        shown.append(Shown(record | {"map_max": float(map.max())}, picture))
     image_metrics = evaluation.metrics["image"]
     report = Report(
         title=f"{name} against the test images of {run.config.dataset}",
         threshold=evaluation.threshold,
+        terms=TITLES,
         images=shown,
         held_out=calibration.held_out["score"].tolist() if calibration.held_out else (),
         facts={
@@ -317,32 +304,14 @@ def _control_maps(run: Run, test: ImageDataset) -> dict[str, Tensor]:
     return result
 
 
-def _write_scores(path: Path, run: Run, evaluation: Evaluation) -> None:
-    scored = evaluation.scored
-    rows = zip(
-        run.split.test,
-        evaluation.anomalous.tolist(),
-        scored.score.tolist(),
-        scored.condition.tolist(),
-        scored.terms(),
-        strict=True,
-    )
-    write_csv(
-        path,
-        SCORES_HEADER,
-        (
-            (
-                sample.key,
-                sample.label,
-                decision(anomalous),
-                f"{value:.9g}",
-                decision(value > evaluation.threshold),
-                run.classes[condition],
-                *(f"{term:.9g}" for term in terms.values()),
-            )
-            for sample, anomalous, value, condition, terms in rows
-        ),
-    )
+def _records(run: Run, evaluation: Evaluation) -> list[dict[str, Any]]:
+    """What is known of each test image, by TEST_COLUMNS and more."""
+    rows = zip(run.split.test, evaluation.anomalous.tolist(), evaluation.scored.rows(run.classes), strict=True)
+    return [
+        {"path": sample.key, "class": sample.label, "label": decision(anomalous)}
+        | ScoreRecord(threshold=evaluation.threshold, **row).values()
+        for sample, anomalous, row in rows
+    ]
 
 
 @torch.inference_mode()
@@ -353,7 +322,7 @@ def _write_samples(path: Path, run: Run, scorer: Scorer, columns: int = 10) -> N
     for index, name in list(enumerate(run.classes))[:20]:
         z = torch.randn(columns, run.config.latent_size, generator=draw).to(run.device)
         y = torch.full((columns,), index, device=run.device)
-        rows[name] = scorer.generator(z, y).float().cpu().numpy()
+        rows[name] = scorer.module.generator(z, y).float().cpu().numpy()
     pictures.sample_grid(path, rows, title="generated, one row a normal class")
 
 

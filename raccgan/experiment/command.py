@@ -51,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from raccgan.distributed import ranks
     from raccgan.experiment.results import Results
+    from raccgan.models.devices import require_kernels
     from raccgan.outputs.files import prepare_out
 
     out = given.out or Path("runs") / "experiments" / given.table
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.summary:
         return _summarise(given.table, variants if given.variants else list(VARIANTS), wanted, settings, out, results)
     prepare_out(out)
-    options.require_kernels(wanted[0].config.kernels, device)
+    require_kernels(wanted[0].config.kernels, device)
     place = ranks.place_in()  # ranks deal out the rows, and need nothing else of one another
     wanted = wanted[place.rank :: place.world]
     done = results.of(wanted)

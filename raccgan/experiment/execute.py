@@ -17,7 +17,8 @@ from raccgan.experiment.results import Result, choice_column, pixel_column, scor
 from raccgan.experiment.tables import Row
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.density import Distances
-from raccgan.scoring.scorer import Scored, Scorer, combined
+from raccgan.scoring.score_module import combined
+from raccgan.scoring.scorer import Scored, Scorer
 from raccgan.training.loop import PHASES, Training
 from raccgan.training.run import Run, prepare
 
@@ -99,8 +100,8 @@ def _choices(run: Run, scorer: Scorer) -> dict[str, str]:
 
 def _kinds(scorer: Scorer, scored: Scored) -> list[tuple[str, np.ndarray]]:
     """Each kind of score, [N]."""
-    reconstruction = scored.residual + scorer.kappa * scored.feature
-    distances = Distances(*(getattr(scored, name) for name in Distances._fields))
+    reconstruction = scored.terms["residual"] + scorer.module.kappa * scored.terms["feature"]
+    distances = Distances(*(scored.terms[name] for name in Distances._fields))
     return [(name, combined(name, reconstruction, distances).numpy()) for name in SCORES]
 
 

@@ -54,7 +54,7 @@ class Run:
 
     def scorer(self, networks: Networks, label_policy: str = MINIMUM) -> Scorer:
         """A scorer with this run's settings."""
-        return Scorer.of(self.config, networks, self.classes, label_policy)
+        return Scorer(self.config, networks, self.classes, label_policy)
 
 
 def prepare(config: Config, data_root: Path, device: torch.device) -> Run:
