@@ -102,6 +102,7 @@ def _scores(stored: Checkpoint, given: argparse.Namespace) -> tuple[dict[str, Te
     settings = options.settings_of(given, but=("quantile",))
     device = options.pick_device(given.device)
     detector = Detector.of(stored, 0.0, device, label_policy=given.label_policy, **settings)
+    options.note_missing_library(detector.config.kernels)
     problems = list(found.problems)
     scores, peaks = [], []
     with Progress("normal images", len(found.files), unit="image", lines=False) as progress:

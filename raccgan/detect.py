@@ -66,6 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     detector = Detector.of(
         stored, threshold, device, label_policy=given.label_policy, compiled=given.compile, **settings
     )
+    options.note_missing_library(detector.config.kernels)
     if not ranks.first():
         help_first(detector, ranks)
         return 0

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raccgan.cli import options
 from raccgan.config import Config
+from raccgan.distributed import ranks
+from raccgan.outputs.files import own_folder
 from raccgan.outputs.terminal import tell
+
+if TYPE_CHECKING:
+    from raccgan.models.checkpoint import Calibration, Checkpoint
+    from raccgan.scoring.scorer import Scorer
+    from raccgan.training.run import Run
 
 EXAMPLES = """\
   python -m raccgan.evaluate runs/digits
@@ -30,6 +39,46 @@ SETTINGS = (
 
 
 def main(arguments: Sequence[str]) -> int:
+    given = _parser().parse_args(arguments)
+    device = options.pick_device(given.device)
+
+    from raccgan.evaluation.results import evaluate_run
+    from raccgan.models import checkpoint as checkpoints
+    from raccgan.models.devices import require_kernels
+    from raccgan.scoring.scorer import Scorer
+    from raccgan.training.run import prepare, readable
+
+    settings = options.settings_of(given)
+    ranks.join(device, settings.get("rank_timeout", Config.rank_timeout))
+    stored = ranks.on_first(lambda: checkpoints.load(given.run))
+    config = checkpoints.config_of(stored, **settings)
+    require_kernels(config.kernels, device)
+    options.note_missing_library(config.kernels)
+    run = prepare(config, given.data_root, device)
+    if config.unreadable == "skip":
+        run, _ = readable(run)
+    checkpoints.check_same_model(stored, run.config, run.classes, run.channels)
+    folder = given.out or (given.run if given.run.is_dir() else given.run.parent)
+    with ranks.entered_on_first(lambda: own_folder(folder)) as out:
+        networks = checkpoints.networks_of(stored, run.config, device)
+        scorer = Scorer(run.config, networks, run.classes, given.label_policy)
+        calibration = _calibration(stored, run, scorer, given)
+        assessment = evaluate_run(
+            out,
+            run,
+            scorer,
+            calibration,
+            seconds=stored.seconds,
+            history=stored.history,
+            report_of=str(given.run) if given.report else "",
+        )
+        if assessment is not None:
+            print(assessment.summary())
+            tell(f"metrics, scores and pictures are in {out}")
+    return 0
+
+
+def _parser() -> options.Parser:
     parser = options.Parser(
         "Evaluate a trained run: image AUROC, AUPR and F1, pixel AUROC and AUPRO where there are masks, "
         "and the two plain controls on the same split.",
@@ -42,46 +91,22 @@ def main(arguments: Sequence[str]) -> int:
     options.add_label_policy(parser)
     options.add_places(parser)
     options.add_settings(parser, SETTINGS)
-    given = parser.parse_args(arguments)
-    device = options.pick_device(given.device)
+    return parser
 
-    from raccgan.distributed import ranks
-    from raccgan.evaluation.evaluation import calibrate, evaluate, summary, write_evaluated, write_results
-    from raccgan.models import checkpoint as checkpoints
-    from raccgan.models.devices import require_kernels
-    from raccgan.outputs.files import own_folder
+
+def _calibration(stored: Checkpoint, run: Run, scorer: Scorer, given: argparse.Namespace) -> Calibration:
+    """The threshold: from the checkpoint's scores of held-out images if they are of this kind, else from new scores."""
+    from raccgan.models.checkpoint import Calibration, config_of
+    from raccgan.scoring.calibration import calibrate
     from raccgan.scoring.threshold import choose_threshold
-    from raccgan.training.run import prepare, readable
 
-    settings = options.settings_of(given)
-    ranks.join(device, settings.get("rank_timeout", Config.rank_timeout))
-    stored = ranks.on_first(lambda: checkpoints.load(given.run))
-    config = checkpoints.config_of(stored, **settings)
-    require_kernels(config.kernels, device)
-    run = prepare(config, given.data_root, device)
-    if config.unreadable == "skip":
-        run, _ = readable(run)
-    checkpoints.check_same_model(stored, run.config, run.classes, run.channels)
-    as_stored = given.label_policy == stored.held_out_policy and config.score == checkpoints.config_of(stored).score
-    folder = given.out or (given.run if given.run.is_dir() else given.run.parent)
-    with ranks.entered_on_first(lambda: own_folder(folder)) as out:
-        scorer = run.scorer(checkpoints.networks_of(stored, run.config, device), given.label_policy)
-        if stored.held_out and as_stored:
-            threshold = choose_threshold(stored, quantile=settings.get("quantile"))
-            calibration = checkpoints.Calibration(threshold, stored.held_out, given.label_policy)
-        elif stored.threshold is None or "quantile" in settings or not as_stored:
-            calibration = calibrate(run, scorer, given.label_policy)
-        else:
-            calibration = checkpoints.Calibration(stored.threshold, {}, given.label_policy)
-        evaluation = evaluate(run, scorer, calibration.threshold, seconds=stored.seconds, details=given.report)
-        if evaluation is None:
-            return 0
-        write_results(out, run, evaluation, scorer, stored.history)
-        if given.report:
-            write_evaluated(out / "report.html", run, evaluation, calibration, str(given.run))
-        print(summary(evaluation))
-        tell(f"metrics, scores and pictures are in {out}")
-    return 0
+    policy, quantile = given.label_policy, options.settings_of(given).get("quantile")
+    as_stored = policy == stored.held_out_policy and run.config.score == config_of(stored).score
+    if stored.held_out and as_stored:
+        return Calibration(choose_threshold(stored, quantile=quantile), stored.held_out, policy)
+    if stored.threshold is None or quantile is not None or not as_stored:
+        return calibrate(scorer, run.dataset(run.split.held_out), quantile=run.config.quantile, policy=policy)
+    return Calibration(stored.threshold, {}, policy)
 
 
 if __name__ == "__main__":

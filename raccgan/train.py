@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from raccgan.cli import options
 from raccgan.config import Config, make_config
+from raccgan.distributed import ranks
 from raccgan.errors import InputError
+from raccgan.outputs.files import own_folder, stamp, write_json, write_text
 from raccgan.outputs.terminal import say, tell
 
 if TYPE_CHECKING:
@@ -53,10 +55,8 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"--phase {given.phase!r} is not one of {', '.join(PHASES)}")
     device = options.pick_device(given.device)
 
-    from raccgan.distributed import ranks
     from raccgan.models import checkpoint as checkpoints
     from raccgan.models.devices import require_kernels
-    from raccgan.outputs.files import own_folder
     from raccgan.training.run import prepare
 
     asked = options.settings_of(given)
@@ -65,6 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     out, resumed, settings = found.out, found.resumed, found.settings | asked
     config = make_config(given.preset, settings) if resumed is None else checkpoints.config_of(resumed, **settings)
     require_kernels(config.kernels, device)
+    options.note_missing_library(config.kernels)
     run = prepare(config, given.data_root, device)
     if resumed is not None:
         checkpoints.check_same_model(resumed, run.config, run.classes, run.channels)
@@ -98,7 +99,6 @@ class _Found:
 
 def _find(given: argparse.Namespace) -> _Found:
     from raccgan.models.checkpoint import NAME
-    from raccgan.outputs.files import stamp
 
     out, source = _place(given)
     seen = stamp(out / NAME)
@@ -107,9 +107,7 @@ def _find(given: argparse.Namespace) -> _Found:
 
 
 def _begin(found: _Found, config: Config) -> None:
-    from raccgan.distributed import ranks
     from raccgan.models.checkpoint import NAME
-    from raccgan.outputs.files import stamp, write_json, write_text
 
     if stamp(found.out / NAME) != found.seen:
         raise InputError(f"another run has written into {found.out} just now: give the command again")
@@ -121,8 +119,10 @@ def _begin(found: _Found, config: Config) -> None:
 def _run_phases(
     run: Run, data: ImageDataset, phase: str, out: Path, resumed: Checkpoint | None, *, compiled: bool
 ) -> int:
-    from raccgan.evaluation.evaluation import calibrate, evaluate, fit_density, summary, write_results
+    from raccgan.evaluation.results import evaluate_run
     from raccgan.models.checkpoint import NAME
+    from raccgan.scoring.calibration import calibrate, fit_density
+    from raccgan.scoring.scorer import Scorer
     from raccgan.training.loop import Training
 
     training = Training.of(run, data, out / NAME, resumed, _tensorboard(out), compiled=compiled)
@@ -133,18 +133,19 @@ def _run_phases(
     if phase == "gan":
         _say(f"the generator is trained; --phase encoder --resume {out} goes on")
         return 0
-    fit_density(run, training.networks, training.data)
-    scorer = run.scorer(training.networks)
-    training.calibration = calibration = calibrate(run, scorer)
+    fit_density(training.networks, training.data, batch=run.config.score_batch)
+    scorer = Scorer(run.config, training.networks, run.classes)
+    held_out = run.dataset(run.split.held_out)
+    training.calibration = calibration = calibrate(scorer, held_out, quantile=run.config.quantile)
     training.save("encoder")
     if phase == "encoder":
         _say(f"the encoder is trained, threshold {calibration.threshold:.4g}; --phase evaluate --resume {out} goes on")
         return 0
-    evaluation = evaluate(run, scorer, calibration.threshold, seconds=training.seconds)
-    if evaluation is None:
+    seconds, history = training.seconds, training.history
+    assessment = evaluate_run(out, run, scorer, calibration, seconds=seconds, history=history)
+    if assessment is None:
         return 0
-    write_results(out, run, evaluation, scorer, training.history)
-    print(summary(evaluation))
+    print(assessment.summary())
     tell(f"scores, metrics, pictures and the checkpoint are in {out}")
     return 0
 
@@ -229,8 +230,6 @@ def _folders(given: argparse.Namespace) -> Iterator[Path]:
 
 def _begun(given: argparse.Namespace) -> Path | None:
     """The folder that this job of torchrun began in, if it starts its ranks again; no other run's."""
-    from raccgan.distributed import ranks
-
     if (job := ranks.job()) is None:
         return None
     there = itertools.takewhile(Path.exists, _folders(given))
@@ -260,7 +259,6 @@ def _require_recordable(config: Config) -> None:
 
 def _training_data(run: Run) -> tuple[Run, ImageDataset]:
     """The run and the images to train on, every file of it read once: now, not when the training is over."""
-    from raccgan.distributed import ranks
     from raccgan.training.run import readable
 
     ranks.require_divisible(run.config.batch_size)
@@ -274,8 +272,6 @@ def _training_data(run: Run) -> tuple[Run, ImageDataset]:
 
 def _tensorboard(out: Path) -> Log:
     """Losses to TensorBoard where it is installed, from rank 0; nowhere else."""
-    from raccgan.distributed import ranks
-
     if importlib.util.find_spec("tensorboard") is None or not ranks.first():
         return lambda phase, step, figures: None
     from torch.utils.tensorboard import SummaryWriter
@@ -290,8 +286,6 @@ def _tensorboard(out: Path) -> Log:
 
 
 def _say(line: str) -> None:
-    from raccgan.distributed import ranks
-
     if ranks.first():
         say(line)
 

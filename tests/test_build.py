@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -163,7 +164,9 @@ def test_ten_million_elements_keep_six_digits(value: float) -> None:
 def test_sources_compiled_per_target_include_c_headers_only() -> None:
     # See csrc/cpu/targets.h: what C++ headers define inline would be merged across targets.
     folder = CSRC / "cpu"
-    sources = [*(path for path in folder.glob("*.cpp") if path.name != "targets.cpp"), folder / "vector.h"]
+    sources = [path for path in folder.rglob("*.cpp") if path.name != "targets.cpp"]
+    sources += folder.rglob("vector.h")
+    assert len(sources) > 3
     for source in sources:
         included = re.findall(r"#include <(.+)>", source.read_text())
         assert set(included) <= {"immintrin.h", "math.h", "stddef.h", "stdint.h", "string.h"}, source
@@ -183,6 +186,7 @@ def test_the_cuda_part_is_there_where_nvcc_is() -> None:
 def build_backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     pytest.importorskip("setuptools")
     pytest.importorskip("packaging")
+    monkeypatch.syspath_prepend(str(CSRC))
     spec = importlib.util.spec_from_file_location("build_backend", CSRC / "build_backend.py")
     assert spec is not None
     assert spec.loader is not None
@@ -207,35 +211,144 @@ def test_the_build_asks_for_pytorch_only_where_there_is_none(
         assert build_backend.get_requires_for_build_wheel() == wanted
 
 
-def test_a_source_is_compiled_once(tmp_path: Path, setup_py: dict[str, Any]) -> None:
-    """And again where the source or the command is another; what failed half way is not kept."""
-    kept = setup_py["kept"]
-    source, compiled = tmp_path / "a.cpp", []
+@pytest.fixture
+def small_tree(tmp_path: Path) -> Path:
+    """A checkout whose library is four lines: a binding, the targets, a kernel, and a header."""
+    for name in ("bindings", "cpu/simd"):
+        (tmp_path / "csrc" / name).mkdir(parents=True)
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    shutil.copy(CSRC / "build_tools.py", tmp_path / "csrc")
+    (tmp_path / "csrc" / "number.h").write_text("#define NUMBER 1\n")
+    (tmp_path / "csrc" / "bindings" / "number.cpp").write_text(
+        '#include "number.h"\nextern "C" __attribute__((visibility("default"))) int number() { return NUMBER; }\n'
+    )
+    (tmp_path / "csrc" / "cpu" / "simd" / "targets.cpp").write_text("static_assert(sizeof(int) == 4);\n")
+    (tmp_path / "csrc" / "cpu" / "kernel.cpp").write_text("static_assert(sizeof(int) == 4);\n")
+    return tmp_path
 
-    def compile(part: Path) -> None:
-        compiled.append(part)
-        (part / "a.o").write_text(source.read_text())
-        if source.read_text() == "broken":
-            raise OSError("compiler stopped")
 
-    def objects(*flags: str) -> list[str]:
-        found: list[str] = kept(tmp_path / "objects", str(source), flags, compile)
+COMPILERS = (shutil.which("g++"), shutil.which("ninja"))
+needs_compiler = pytest.mark.skipif(None in COMPILERS, reason=f"no g++ or no ninja on PATH: {COMPILERS}")
+BUILD = [sys.executable, "setup.py", "build_ext", "--inplace"]
+
+
+def build(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    said: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.run(BUILD, cwd=tree, env={**os.environ, "RACCGAN_CUDA": "0", **environment}, **said)
+
+
+def compiled(done: subprocess.CompletedProcess[str]) -> list[str]:
+    assert done.returncode == 0, done.stdout
+    return re.findall(r"C\+\+ build/native/(\S+)\.o", done.stdout)
+
+
+def number(tree: Path) -> int:
+    """What the library computes, asked in a process of its own: this one would keep the first that it loads."""
+    (file,) = (tree / "raccgan").glob("_native*.so")
+    code = f"import ctypes, torch; print(ctypes.CDLL({str(file)!r}).number())"
+    return int(subprocess.check_output([sys.executable, "-c", code], text=True))
+
+
+@needs_compiler
+def test_a_build_compiles_what_has_changed(small_tree: Path) -> None:
+    (small_tree / "raccgan").mkdir()
+    first = build(small_tree, MAX_JOBS="3")
+    kernels = [f"{target}/cpu/kernel" for target in ("portable", "avx2", "avx512", "avx512bf16")]
+    assert set(compiled(first)) >= {"bindings/number", "cpu/simd/targets", kernels[0]}
+    assert set(compiled(first)) <= {"bindings/number", "cpu/simd/targets", *kernels}
+    assert " -j3\n" in first.stdout
+    assert number(small_tree) == 1
+    assert compiled(build(small_tree)) == []
+    (small_tree / "csrc" / "number.h").write_text("#define NUMBER 2\n")
+    assert compiled(build(small_tree)) == ["bindings/number"]
+    assert number(small_tree) == 2
+    assert len(compiled(build(small_tree, CXXFLAGS="-O1"))) == len(compiled(first))
+    (small_tree / "csrc" / "number.h").write_text("#define NUMBER broken\n")
+    for _ in range(2):
+        failed = build(small_tree, CXXFLAGS="-O1")
+        assert failed.returncode != 0
+        assert re.search("error: .*broken", failed.stdout)
+        assert failed.stdout.endswith("error: a source did not compile, see above\n")
+
+
+@needs_compiler
+def test_two_builds_at_once_compile_everything_once(small_tree: Path) -> None:
+    (small_tree / "raccgan").mkdir()
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(build, [small_tree, small_tree]))
+    assert sorted(bool(compiled(done)) for done in both) == [False, True]
+    assert number(small_tree) == 1
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        ("/nonexistent/g++", "No such file or directory"),
+        ("./old", "g++: error: unrecognized command line option '-std=c++20'; did you mean '-std=c++2a'?"),
+    ],
+)
+def test_no_compiler_and_an_old_one_are_one_line(small_tree: Path, compiler: str, reason: str) -> None:
+    # What g++ 9 says.
+    (small_tree / "old").write_text(f'#!/bin/sh\necho "{reason}" >&2\nexit 1\n')
+    (small_tree / "old").chmod(0o755)
+    done = build(small_tree, CXX=compiler)
+    assert done.returncode != 0
+    assert done.stdout.splitlines()[-1] == (
+        f"error: a C++20 compiler is needed: apt install g++ (tried {compiler}: {reason})"
+    )
+
+
+def test_no_ninja_and_a_wrong_number_of_jobs_are_one_line(
+    setup_py: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(BaseException, match="ninja is needed to build: pip install ninja"):
+        setup_py["find_ninja"]()
+    for wrong in ("0", "two", "-1"):
+        monkeypatch.setenv("MAX_JOBS", wrong)
+        with pytest.raises(BaseException, match=f"MAX_JOBS={wrong}: a whole number of at least 1 is needed"):
+            setup_py["jobs"]()
+
+
+def test_jobs_are_what_processors_quota_and_memory_allow(
+    setup_py: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    group = tmp_path / "groups" / "outer" / "inner"
+    for folder in (group, tmp_path / "proc" / "self"):
+        folder.mkdir(parents=True)
+    memory = tmp_path / "proc" / "meminfo"
+    memory.write_text(f"MemTotal: 1 kB\nMemAvailable:  {64 * 2**20} kB\n")
+    (tmp_path / "proc" / "self" / "cgroup").write_text("0::/outer/inner\n")
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(48)))
+
+    def jobs() -> int:
+        found: int = setup_py["jobs"](tmp_path / "groups", tmp_path / "proc")
         return found
 
-    source.write_text("first")
-    (first,) = objects("-O2")
-    assert objects("-O2") == [first]
-    assert len(compiled) == 1
-    assert objects("-O3") != [first]
-    source.write_text("second")
-    (second,) = objects("-O2")
-    assert Path(second).read_text() == "second"
-    assert len(compiled) == 3
-    source.write_text("broken")
-    for count in (4, 5):
-        with pytest.raises(OSError, match="compiler stopped"):
-            objects("-O2")
-        assert len(compiled) == count
+    assert jobs() == 48
+    (group / "cpu.max").write_text("max 100000\n")
+    (group.parent / "cpu.max").write_text("250000 100000\n")
+    assert jobs() == 2
+    (group.parent / "cpu.max").write_text("50000 100000\n")
+    assert jobs() == 1
+    (group.parent / "cpu.max").unlink()
+    (group / "memory.max").write_text(f"{6 * 2**30}\n")
+    assert jobs() == 6
+    memory.write_text(f"MemAvailable:  {3 * 2**20} kB\n")
+    assert jobs() == 3
+    monkeypatch.setenv("MAX_JOBS", "7")
+    assert jobs() == 7
+
+
+def test_an_old_setuptools_is_named(setup_py: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    import setuptools
+
+    setup_py["require_setuptools"]()
+    monkeypatch.setattr(setuptools, "__version__", "65.5.0")
+    with pytest.raises(SystemExit, match=r"setuptools 77 or later is needed, this is 65\.5\.0: pip install"):
+        setup_py["require_setuptools"]()
 
 
 # ---- the CUDA kernels, run on the CPU (csrc/cuda/emulation.h) --------------------------------------------------------

@@ -13,10 +13,19 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from raccgan.distributed import collectives, ranks
-from raccgan.kernels.cbam import CBAMResult, cbam
-from raccgan.kernels.depthwise_separable import depthwise_separable, pointwise
-from raccgan.kernels.depthwise_separable.reference import activated
-from raccgan.kernels.depthwise_separable.rewritten import resized
+from raccgan.kernels.cbam import CbamNorm, CbamWeights, cbam
+from raccgan.kernels.depthwise_separable import (
+    NO_PROLOGUE,
+    SAME_SIZE,
+    Prologue,
+    Resize,
+    Weights,
+    apply_prologue,
+    depthwise_separable,
+    pointwise,
+    pooled,
+    upsampled,
+)
 from raccgan.kernels.moments import moments
 
 CONVOLUTIONS = ("depthwise-separable", "dense")
@@ -40,7 +49,7 @@ class Pointwise(nn.Conv2d):
 class DepthwiseSeparable(nn.Module):
     """Depthwise k x k with bias, then pointwise 1 x 1 with bias.
 
-    What stands ``around`` them rides along: the options of :func:`raccgan.kernels.depthwise_separable`.
+    Prologue, resizing and residual ride along: see :func:`raccgan.kernels.depthwise_separable.depthwise_separable`.
     """
 
     def __init__(self, channels: int, out_channels: int, kernel_size: int, kernels: str) -> None:
@@ -49,19 +58,17 @@ class DepthwiseSeparable(nn.Module):
         self.pointwise = Pointwise(channels, out_channels, kernels)
         self.kernels = kernels
 
-    def forward(self, x: Tensor, affine: Affine | None = None, **around: Any) -> Tensor:
-        scale, shift = affine if affine is not None else (None, None)
-        return depthwise_separable(
-            x,
-            self.depthwise.weight,
-            self.depthwise.bias,
-            self.pointwise.weight,
-            self.pointwise.bias,
-            scale=scale,
-            shift=shift,
-            kernels=self.kernels,
-            **around,
-        )
+    def forward(
+        self,
+        x: Tensor,
+        prologue: Prologue = NO_PROLOGUE,
+        resize: Resize = SAME_SIZE,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        return depthwise_separable(x, self.weights(), prologue, resize, residual=residual, kernels=self.kernels)
+
+    def weights(self) -> Weights:
+        return Weights(self.depthwise.weight, self.depthwise.bias, self.pointwise.weight, self.pointwise.bias)
 
 
 class Dense(nn.Module):
@@ -74,18 +81,12 @@ class Dense(nn.Module):
     def forward(
         self,
         x: Tensor,
-        affine: Affine | None = None,
-        *,
-        preactivation: str = "none",
-        norm: str = "none",
-        activation: str = "none",
-        upsample: int = 1,
-        pool: int = 1,
+        prologue: Prologue = NO_PROLOGUE,
+        resize: Resize = SAME_SIZE,
         residual: Tensor | None = None,
     ) -> Tensor:
-        scale, shift = affine if affine is not None else (None, None)
-        x = activated(x, preactivation, norm, 1e-5, scale, shift, activation)
-        x = resized(self.convolution(resized(x, upsample, 1)), 1, pool)
+        x = upsampled(apply_prologue(x, prologue), resize.upsample)
+        x = pooled(self.convolution(x), resize.pool)
         return x if residual is None else x + residual
 
 
@@ -186,11 +187,16 @@ def _moments(norm: ConditionalBatchNorm | BatchNorm, x: Tensor) -> tuple[Tensor,
     if not norm.training:
         return norm.running_mean, norm.running_var
     mean, var = collectives.shared_moments(*moments(x, kernels=norm.kernels))
+    _update_running(norm, mean, var, x.numel() // x.shape[1])
+    return mean, var
+
+
+def _update_running(norm: ConditionalBatchNorm | BatchNorm | CBAM, mean: Tensor, var: Tensor, count: int) -> None:
+    """Move the running moments by those of all ranks, of ``count`` numbers each; ``var`` is the biased variance."""
     with torch.no_grad():
-        count = ranks.world() * x.numel() // x.shape[1]
+        count = ranks.world() * count
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
         norm.running_var.lerp_((var * (count / max(1, count - 1))).to(norm.running_var.dtype), norm.momentum)
-    return mean, var
 
 
 class CBAM(nn.Module):
@@ -220,25 +226,7 @@ class CBAM(nn.Module):
         self.kernels = kernels
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.norm != "batch":
-            return self._gate(x, self.norm).y
-        if not self.training:
-            return self._gate(x, "fixed", self.running_mean, self.running_var).y
-        result = self._gate(x, "batch")
-        if ranks.world() > 1:
-            # The moments are of what the op computes half way. Its first run serves for those of this rank's samples
-            # alone, and its second is normalised with all ranks'; both are differentiated. That takes 1.04 (32 px) and
-            # 1.01 (128 px) of a step's time with one run; one run of PyTorch's own operations takes 1.20 and 1.06.
-            mean, var = collectives.shared_moments(result.mean, result.var)
-            result = self._gate(x, "fixed", mean, var)
-        with torch.no_grad():
-            self.running_mean.lerp_(result.mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(result.var.to(self.running_var.dtype), self.momentum)
-        return result.y
-
-    def _gate(self, x: Tensor, norm: str, mean: Tensor | None = None, var: Tensor | None = None) -> CBAMResult:
-        return cbam(
-            x,
+        weights = CbamWeights(
             self.reduce.weight,
             self.reduce.bias,
             self.expand.weight,
@@ -246,11 +234,22 @@ class CBAM(nn.Module):
             self.spatial.weight,
             self.weight,
             self.bias,
-            norm=norm,
-            mean=mean,
-            var=var,
-            kernels=self.kernels,
         )
+        if self.norm != "batch":
+            return cbam(x, weights, CbamNorm(self.norm), kernels=self.kernels).y
+        if not self.training:
+            norm = CbamNorm("fixed", self.running_mean, self.running_var)
+            return cbam(x, weights, norm, kernels=self.kernels).y
+        result = cbam(x, weights, CbamNorm("batch"), kernels=self.kernels)
+        if ranks.world() > 1:
+            # The moments are of what the op computes half way. Its first run serves for those of this rank's samples
+            # alone, and its second is normalised with all ranks'; both are differentiated. That takes 1.04 (32 px) and
+            # 1.01 (128 px) of a step's time with one run; one run of PyTorch's own operations takes 1.20 and 1.06.
+            mean, var = collectives.shared_moments(result.mean, result.var)
+            result = cbam(x, weights, CbamNorm("fixed", mean, var), kernels=self.kernels)
+        # One score a pixel; as batch norm does, normalise by the biased variance and keep the unbiased one.
+        _update_running(self, result.mean, result.var, x.numel() // x.shape[1])
+        return result.y
 
 
 class ResidualDown(nn.Module):
@@ -281,15 +280,18 @@ class ResidualDown(nn.Module):
         self.film = nn.Linear(condition, sum(self.film_sizes)) if condition else None
         self.attention = CBAM(out_channels, kernels, norm="instance") if attention else None
         self.preactivation = preactivation
-        self.pool = 2 if down else 1
+        self.resize = Resize(pool=2 if down else 1)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        film = self.film(y).split(self.film_sizes, dim=1) if self.film is not None and y is not None else None
-        skip = x if self.skip is None else self.skip(x, pool=self.pool)
-        pre = "relu" if self.preactivation else "none"
-        around = {"norm": "instance", "activation": "relu"}
-        h = self.first(x, film and (1 + film[0], film[1]), preactivation=pre, **around)
-        h = self.second(h, film and (1 + film[2], film[3]), pool=self.pool, residual=skip, **around)
+        skip = x if self.skip is None else self.skip(x, resize=self.resize)
+        first = Prologue(self.preactivation, "instance", relu=True)
+        second = Prologue(False, "instance", relu=True)
+        if self.film is not None and y is not None:
+            film = self.film(y).split(self.film_sizes, dim=1)
+            first = first._replace(scale=1 + film[0], shift=film[1])
+            second = second._replace(scale=1 + film[2], shift=film[3])
+        h = self.first(x, first)
+        h = self.second(h, second, self.resize, residual=skip)
         return h if self.attention is None else self.attention(h)
 
 

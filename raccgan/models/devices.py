@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from raccgan.errors import InputError
-from raccgan.kernels import backend
+from raccgan.kernels import dispatch
 
 
 def pick_device(name: str, local_rank: int | None = None, local_world: int = 1) -> torch.device:
@@ -46,6 +46,6 @@ def require_kernels(kernels: str, device: torch.device) -> None:
         InputError: with the reason and the way out.
     """
     try:
-        backend.require(kernels, device)
-    except backend.KernelError as error:
+        dispatch.require(kernels, device)
+    except dispatch.KernelError as error:
         raise InputError(str(error)) from None

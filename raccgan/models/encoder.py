@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raccgan.config import attention_blocks
 from raccgan.models.blocks import ResidualDown, flattened, initialise
 
 CONDITIONINGS = ("film", "scalar")
@@ -37,7 +36,7 @@ class Encoder(nn.Module):
         conditioning: str = "film",
         output: str = "linear",
         embedding: int = 128,
-        attention: str = "none",
+        attention: Collection[int] = (),
         kind: str = "depthwise-separable",
         kernels: str = "fused",
     ) -> None:
@@ -46,13 +45,12 @@ class Encoder(nn.Module):
             raise ValueError(f"encoder conditioning {conditioning!r} is not one of {', '.join(CONDITIONINGS)}")
         if output not in LATENTS:
             raise ValueError(f"encoder latent {output!r} is not one of {', '.join(LATENTS)}")
-        attended = attention_blocks(attention, len(widths) - 1)
         film = conditioning == "film"
         self.stem = nn.Conv2d(image_channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList(
             ResidualDown(
                 c, d, preactivation=True, down=True, kind=kind, kernels=kernels,
-                attention=i in attended, condition=embedding if film else 0,
+                attention=i in attention, condition=embedding if film else 0,
             )
             for i, (c, d) in enumerate(pairwise(widths))
         )  # fmt: skip

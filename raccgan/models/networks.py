@@ -46,10 +46,10 @@ def build(config: Config, *, channels: int, classes: int, device: torch.device) 
     with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU, the same on every device
         torch.default_generator.manual_seed(stream(config.seed, "weights").initial_seed())
         generator = Generator(
-            widths=widths, latent=latent, embedding=embedding, attention=config.attention_generator, **common
+            widths=widths, latent=latent, embedding=embedding, attention=config.attended("generator"), **common
         )
         discriminator = Discriminator(
-            widths=widths[::-1], head=config.head, attention=config.attention_discriminator, **common
+            widths=widths[::-1], head=config.head, attention=config.attended("discriminator"), **common
         )
         encoder = Encoder(
             widths=widths[::-1],
@@ -57,7 +57,7 @@ def build(config: Config, *, channels: int, classes: int, device: torch.device) 
             embedding=embedding,
             conditioning=config.encoder_conditioning,
             output=config.encoder_latent,
-            attention=config.attention_encoder,
+            attention=config.attended("encoder"),
             **common,
         )
     density = Density(classes, encoder.described)

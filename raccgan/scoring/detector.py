@@ -21,7 +21,7 @@ import torch
 
 from raccgan.config import Config
 from raccgan.data.images.decode import Decoded
-from raccgan.data.images.geometry import Float, Place
+from raccgan.data.images.geometry import Float, Placement
 from raccgan.errors import InputError
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.checkpoint import Checkpoint
@@ -36,7 +36,7 @@ from raccgan.scoring.threshold import choose_threshold
 class Result(ScoreRecord):
     """The record of one image's score, and what it was scored from. Arrays are read-only, and None without details."""
 
-    place: Place  # of the original, upright, in the square that the model sees
+    place: Placement  # of the original, upright, in the square that the model sees
     path: Path | None = None
     map: Float | None = None  # [size, size]: squared difference per pixel, mean over channels, smoothed
     image: Float | None = None  # [C, size, size] in [-1, 1]: what the model saw

@@ -130,7 +130,8 @@ class Training:
             self.networks.density.forget()
             self._record_if_worth_it(phase)
         begun, before = time.monotonic(), self.seconds
-        with _finish_step_on_interrupt() as interrupted, Progress(_TITLES[phase], goal, start) as progress:
+        counter = Progress(_TITLES[phase], goal, start, shown=ranks.first())
+        with _finish_step_on_interrupt() as interrupted, counter as progress:
             for step, (x, y) in zip(range(start, goal), self._batches(phase), strict=False):
                 losses = step_of(step, x, y)
                 means = collectives.averaged(torch.stack(list(losses.values())))
@@ -281,16 +282,11 @@ class Training:
     def _batches(self, phase: str) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's images and classes of every step still to do, on the device."""
         size = self.config.batch_size * (self.config.critic_steps if phase == "gan" else 1)
-        batches = StepBatches(
-            len(self.data), size, seed=stream(self.config.seed, phase + "/data").initial_seed(),
-            start_step=self.steps[phase], stop_step=self.goals[phase],
-        )  # fmt: skip
-        own = (ranks.own(batch, self.config.batch_size) for batch in batches)
-        for images, labels, _ in torch.utils.data.DataLoader(self.data, batch_sampler=own):
-            yield (
-                images.to(self.device, memory_format=torch.channels_last),
-                labels.to(self.device),
-            )
+        batches = StepBatches(len(self.data), size, seed=stream(self.config.seed, phase + "/data").initial_seed())
+        for step in range(self.steps[phase], self.goals[phase]):
+            own = ranks.own(batches.batch(step), self.config.batch_size)
+            images, labels = self.data.images(own), self.data.labels[own]
+            yield images.to(self.device, memory_format=torch.channels_last), labels.to(self.device)
 
     def _normal(self, draw: torch.Generator) -> Tensor:
         z = torch.randn(self.config.batch_size, self.config.latent_size, generator=draw)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from raccgan.kernels import backend, triton_runtime
+from raccgan.kernels import dispatch, triton_runtime
 from raccgan.kernels.triton_runtime import Compilation
 
 SIZES = {"any": 0, "multiples of 16": 16, "all 1": 1}
@@ -57,7 +57,7 @@ class Compiled:
 
 def families() -> list[str]:
     """Those that have Triton kernels."""
-    return [name for name, implementations in backend.families().items() if "triton" in implementations]
+    return [name for name, implementations in dispatch.ops().items() if "triton" in implementations]
 
 
 def compile_all(family: str, every: int = 1) -> Iterator[Compiled]:

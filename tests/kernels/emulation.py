@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from raccgan.kernels import backend, library
+from raccgan.kernels import dispatch, library
 from raccgan.kernels.cbam import native
 
 ROOT = Path(__file__).parent.parent.parent
@@ -61,5 +61,5 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pytest_configure() -> None:
     """Loaded with ``-p`` into a process that runs the emulated kernels."""
     if "emulated" in os.environ.get("RACCGAN_LIBRARY", ""):
-        backend.CPU_DTYPES = (*backend.CPU_DTYPES, torch.float16)
+        dispatch.COMPILED_DTYPES["cpu"] = (*dispatch.COMPILED_DTYPES["cpu"], torch.float16)
         native._of_a_penalty = lambda *_, **__: False

@@ -11,10 +11,10 @@ from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from raccgan.errors import InputError
-from raccgan.evaluation.evaluation import fit_density
 from raccgan.models import density as module
 from raccgan.models.density import TEXTURE, VISIBLE, Density, Gaussian, Vectors, contrast
 from raccgan.models.maps import smoothed
+from raccgan.scoring.calibration import fit_density
 from raccgan.scoring.detector import Detector
 from raccgan.train import main as train
 from raccgan.training.loop import Training
@@ -151,7 +151,7 @@ def test_an_unfinished_training_has_none_and_a_finished_one_keeps_it(tiny: Make)
         Detector.load(training.path, threshold=1.0)
     assert train(["--phase", "evaluate", "--resume", str(training.path.parent), "--control-steps", "5"]) == 0
     kept = Detector.load(training.path).scorer.module.density.state_dict()
-    fit_density(run, training.networks, training.data)
+    fit_density(training.networks, training.data, batch=run.config.score_batch)
     for name, value in training.networks.density.state_dict().items():
         torch.testing.assert_close(kept[name], value)
     assert (kept["descriptor.images"] > 0).all()

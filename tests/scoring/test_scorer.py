@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from raccgan.config import SCORES
 from raccgan.errors import InputError
-from raccgan.evaluation.evaluation import fit_density
 from raccgan.models.density import Vectors
 from raccgan.models.maps import smoothed
 from raccgan.models.networks import Networks
 from raccgan.models.trace import Replayed
+from raccgan.scoring.calibration import fit_density
 from raccgan.scoring.scorer import Scorer
 from raccgan.scoring.threshold import threshold_of
 from raccgan.training.loop import Training
@@ -31,8 +31,8 @@ def run_and_scorer(tiny: Make) -> tuple[Run, Scorer]:
     run, training = tiny()
     training.run("gan")
     training.run("encoder")
-    fit_density(run, training.networks, training.data)
-    return run, run.scorer(training.networks)
+    fit_density(training.networks, training.data, batch=run.config.score_batch)
+    return run, Scorer(run.config, training.networks, run.classes)
 
 
 def test_a_score_does_not_depend_on_the_batch(run_and_scorer: tuple[Run, Scorer]) -> None:
@@ -133,12 +133,12 @@ def test_the_score_is_the_minimum_over_the_normal_classes(
 def test_a_known_class_conditions_on_it_alone(run_and_scorer: tuple[Run, Scorer], tiny: Make) -> None:
     run, _ = run_and_scorer
     _, training = tiny()
-    fit_density(run, training.networks, training.data)
+    fit_density(training.networks, training.data, batch=run.config.score_batch)
     images = run.dataset(run.split.test).images(range(9))
-    fixed = run.scorer(training.networks, label_policy="3")
+    fixed = Scorer(run.config, training.networks, run.classes, label_policy="3")
     assert set(fixed.score(images).condition.tolist()) == {3}
     with pytest.raises(InputError, match=r"label policy '7' cannot apply: .* \(0, 1, 2, 3, 4\)"):
-        run.scorer(training.networks, label_policy="7")
+        Scorer(run.config, training.networks, run.classes, label_policy="7")
 
 
 def test_both_paths_score_alike(run_and_scorer: tuple[Run, Scorer]) -> None:
@@ -185,7 +185,7 @@ def test_scores_that_are_replayed_have_the_same_bits(
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_a_compiled_scorer_says_so(tiny: Make) -> None:
     run, training = tiny()
-    fit_density(run, training.networks, training.data)
+    fit_density(training.networks, training.data, batch=run.config.score_batch)
     scorer = Scorer(run.config, training.networks, run.classes, compiled=True)
     with pytest.raises(InputError, match=r"the scorer does not compile here: .*No working C\+\+ compiler"):
         scorer.score(torch.zeros(2, 1, 8, 8))
