@@ -56,6 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     device = options.pick_device(given.device)
 
     from raccgan.models import checkpoint as checkpoints
+    from raccgan.models.devices import require_kernels
     from raccgan.training.run import prepare
 
     asked = options.settings_of(given)
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     found = ranks.on_first(lambda: _find(given))
     out, resumed, settings = found.out, found.resumed, found.settings | asked
     config = make_config(given.preset, settings) if resumed is None else checkpoints.config_of(resumed, **settings)
-    options.require_kernels(config.kernels, device)
+    require_kernels(config.kernels, device)
     options.note_missing_library(config.kernels)
     run = prepare(config, given.data_root, device)
     if resumed is not None:
@@ -133,7 +134,7 @@ def _run_phases(
         _say(f"the generator is trained; --phase encoder --resume {out} goes on")
         return 0
     fit_density(training.networks, training.data, batch=run.config.score_batch)
-    scorer = Scorer.of(run.config, training.networks, run.classes)
+    scorer = Scorer(run.config, training.networks, run.classes)
     held_out = run.dataset(run.split.held_out)
     training.calibration = calibration = calibrate(scorer, held_out, quantile=run.config.quantile)
     training.save("encoder")

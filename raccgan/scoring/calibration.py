@@ -20,8 +20,8 @@ from raccgan.models.density import Vectors
 from raccgan.models.inference import frozen
 from raccgan.models.networks import Networks
 from raccgan.outputs.progress import Progress
-from raccgan.scoring.detector import choose_threshold
-from raccgan.scoring.scorer import MINIMUM, Scored, Scorer, concatenate, threshold_of
+from raccgan.scoring.scorer import MINIMUM, Scored, Scorer, concatenate
+from raccgan.scoring.threshold import choose_threshold, threshold_of
 
 DENSITY_IMAGES = 10_000
 """The density of a class is fitted to at most this many training images."""
@@ -139,10 +139,7 @@ def score_dataset(scorer: Scorer, data: ImageDataset, title: str, *, details: bo
     gathered = ranks.gathered((places, own))
     if gathered is None:
         return None
-    scored = concatenate([part for _, parts in gathered for part in parts])
-    order = _order(gathered)
-    ordered: dict[str, Any] = {name: None if t is None else t[order] for name, t in vars(scored).items()}
-    return Scored(**ordered)
+    return concatenate([part for _, parts in gathered for part in parts])[_order(gathered)]
 
 
 def _evenly(labels: Tensor, most: int) -> list[int]:
