@@ -42,7 +42,7 @@ SCORES = ("reconstruction", "density", "texture", "defects", "both", "all")
 
 @dataclass(frozen=True)
 class Config:
-    """What is trained on what, how, and how it is judged. Fields of the model decide whether a checkpoint fits."""
+    """The settings of a run. The fields in MODEL_FIELDS decide whether a checkpoint fits."""
 
     dataset: str = _data("digits", "digits, mnist, fashion-mnist, mvtec, chest-xray; or a folder, or a .csv list")
     category: str = _data("", "which category of an MVTec folder, such as screw")
@@ -126,15 +126,15 @@ class Config:
         "backend of the ops; fused chooses one for each call",
         choices=("reference", "fused", "native", "triton"),
     )
-    # On a CPU with AVX512-BF16 a step in bfloat16 took 0.66 of the time and 0.54 of the memory of one in float32 at 32
-    # px; its losses were up to 0.09 off. So float32 is the default.
+    # float32 is the default because of accuracy. Measured at 32 px on a CPU with AVX512-BF16: a step in bfloat16 took
+    # 0.66 of the time and 0.54 of the memory, and its losses differed by up to 0.09.
     precision: str = _run(
         "float32", "arithmetic of training; scores are always float32", choices=("float32", "bfloat16")
     )
     threads: int = _run(0, "threads of PyTorch on a CPU; 0 for its own choice", low=0, high=1024)
     seed: int = _run(0, "seed of everything random", low=0, high=2**31 - 1)
     checkpoint_every: int = _run(500, "steps between checkpoints", low=1)
-    # As long as rank 0 may take over a checkpoint; a rank whose process ends is noticed at once.
+    # Rank 0 may take this long to write a checkpoint. A rank whose process ends is noticed at once.
     rank_timeout: int = _run(
         300, "under torchrun: seconds that a rank waits for the others before the job ends", low=1, high=86400
     )
@@ -246,8 +246,8 @@ MODEL_FIELDS = (
 """Fields that shape the weights, beside the channels and the classes of the data."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # 8 px is what these digits are; no pixel is invented. Steps and rates: a few minutes on two CPU cores. One thread:
-    # a second took a step from 81 to 65 ms while both cores were free, and to 340 ms when another process wanted one.
+    # These digits have 8 px. Steps and rates: a few minutes on two CPU cores. One thread, because of a measurement on
+    # two cores: a second thread took a step from 81 to 65 ms while both were free, and to 340 ms while one was busy.
     "digits": {
         "dataset": "digits",
         "image_size": 8,
@@ -262,7 +262,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "score": "reconstruction",
         "threads": 1,
     },
-    # What a core trains in about three minutes; docs/results.md has what it detects.
+    # One core trains this in about three minutes. Results: docs/results.md.
     "mnist-small": {
         "dataset": "mnist",
         "image_size": 16,
@@ -276,12 +276,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "score": "density",
         "threads": 1,
     },
-    # The kind of score: what told the training part's other classes from held-out images best, docs/results.md.
+    # The score that told the training part's other classes from held-out images best: docs/results.md.
     "mnist": {"dataset": "mnist", "score": "density"},
     "fashion-mnist": {"dataset": "fashion-mnist", "score": "all"},
-    # The published widths, and the kind of score with the highest mean over three data sets; not run here.
+    # The published widths, and the score with the highest mean over three data sets. Not run here.
     "mvtec": {"dataset": "mvtec", "image_size": 128, "base_width": 96, "batch_size": 16},
-    # Parts on a plain ground, with small defects: on MVTec screws the only settings that told good from bad, by far.
+    # Parts on a plain ground, with small defects. On MVTec screws only these settings told good from bad.
     "parts": {
         "fit": "align",
         "brightness": "level",
@@ -298,7 +298,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "score": "defects",
         "threads": 1,
     },
-    # Published widths again; texture told the X-rays' training part apart best, at 64 px.
+    # The published widths. At 64 px, texture told the X-rays' training part apart best.
     "pulmonary": {"dataset": "chest-xray", "image_size": 128, "base_width": 96, "batch_size": 16, "score": "texture"},
 }
 

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from raccgan.cli import options
 from raccgan.config import Config
 from raccgan.distributed import ranks
 from raccgan.outputs.files import own_folder
 from raccgan.outputs.terminal import tell
-
-if TYPE_CHECKING:
-    from raccgan.models.checkpoint import Calibration, Checkpoint
-    from raccgan.scoring.scorer import Scorer
-    from raccgan.training.run import Run
 
 EXAMPLES = """\
   python -m raccgan.evaluate runs/digits
@@ -42,9 +35,10 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     device = options.pick_device(given.device)
 
-    from raccgan.evaluation.results import evaluate_run
+    from raccgan.evaluation.result_files import evaluate_run
     from raccgan.models import checkpoint as checkpoints
     from raccgan.models.devices import require_kernels
+    from raccgan.scoring.calibration import calibration_for
     from raccgan.scoring.scorer import Scorer
     from raccgan.training.run import prepare, readable
 
@@ -62,7 +56,14 @@ def main(arguments: Sequence[str]) -> int:
     with ranks.entered_on_first(lambda: own_folder(folder)) as out:
         networks = checkpoints.networks_of(stored, run.config, device)
         scorer = Scorer(run.config, networks, run.classes, given.label_policy)
-        calibration = _calibration(stored, run, scorer, given)
+        calibration = calibration_for(
+            stored,
+            run.config,
+            scorer,
+            lambda: run.dataset(run.split.held_out),
+            policy=given.label_policy,
+            quantile=settings.get("quantile"),
+        )
         assessment = evaluate_run(
             out,
             run,
@@ -92,21 +93,6 @@ def _parser() -> options.Parser:
     options.add_places(parser)
     options.add_settings(parser, SETTINGS)
     return parser
-
-
-def _calibration(stored: Checkpoint, run: Run, scorer: Scorer, given: argparse.Namespace) -> Calibration:
-    """The threshold: from the checkpoint's scores of held-out images if they are of this kind, else from new scores."""
-    from raccgan.models.checkpoint import Calibration, config_of
-    from raccgan.scoring.calibration import calibrate
-    from raccgan.scoring.threshold import choose_threshold
-
-    policy, quantile = given.label_policy, options.settings_of(given).get("quantile")
-    as_stored = policy == stored.held_out_policy and run.config.score == config_of(stored).score
-    if stored.held_out and as_stored:
-        return Calibration(choose_threshold(stored, quantile=quantile), stored.held_out, policy)
-    if stored.threshold is None or quantile is not None or not as_stored:
-        return calibrate(scorer, run.dataset(run.split.held_out), quantile=run.config.quantile, policy=policy)
-    return Calibration(stored.threshold, {}, policy)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def _begin(found: _Found, config: Config) -> None:
 def _run_phases(
     run: Run, data: ImageDataset, phase: str, out: Path, resumed: Checkpoint | None, *, compiled: bool
 ) -> int:
-    from raccgan.evaluation.results import evaluate_run
+    from raccgan.evaluation.result_files import evaluate_run
     from raccgan.models.checkpoint import NAME
     from raccgan.scoring.calibration import calibrate, fit_density
     from raccgan.scoring.scorer import Scorer

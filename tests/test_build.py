@@ -5,7 +5,6 @@ Shapes, dtypes and gradients of the operations are tested in tests/kernels/.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import importlib.util
 import json
@@ -27,6 +26,7 @@ from torch import Tensor
 from raccgan.kernels import library
 from raccgan.kernels.anomaly_score import native, reference
 from tests.kernels.capability import CAPABILITIES, said_under
+from tests.kernels.compare import assert_each_close, largest
 
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
@@ -54,7 +54,7 @@ def digest_and_error() -> tuple[str, float]:
             inputs = *image_pair(shape, dtype), *image_pair((shape[0], 40001), dtype, seed=1)
             for got, expected in zip(native.anomaly_score(*inputs, True), in_float64(*inputs), strict=True):
                 digest.update(got.numpy().tobytes())
-                error = max(error, ((got - expected).abs() / (expected + 1e-9)).max().item())
+                error = largest([error, ((got - expected).abs() / (expected + 1e-9)).max().item()])
     return digest.hexdigest(), error
 
 
@@ -154,19 +154,17 @@ def test_ten_million_elements_keep_six_digits(value: float) -> None:
     x = torch.full((1, 1, 4000, 2500), value)
     residual, feature, _ = native.anomaly_score(x, torch.zeros_like(x), x, torch.zeros_like(x), False)
     expected = x[0, 0, 0, 0].double() ** 2
-    assert torch.allclose(residual.double(), expected, rtol=1e-6, atol=0)
-    assert torch.allclose(feature.double(), expected, rtol=1e-6, atol=0)
+    assert_each_close(residual, expected, rtol=1e-6)
+    assert_each_close(feature, expected, rtol=1e-6)
 
 
 # ---- sources and build -----------------------------------------------------------------------------------------------
 
 
 def test_sources_compiled_per_target_include_c_headers_only() -> None:
-    # See csrc/cpu/targets.h: what C++ headers define inline would be merged across targets.
+    # See csrc/cpu/simd/targets.h: what C++ headers define inline would be merged across targets.
     folder = CSRC / "cpu"
-    sources = [path for path in folder.rglob("*.cpp") if path.name != "targets.cpp"]
-    sources += folder.rglob("vector.h")
-    assert len(sources) > 3
+    sources = [path for path in folder.rglob("*.[ch]*") if path.name != "targets.cpp"]
     for source in sources:
         included = re.findall(r"#include <(.+)>", source.read_text())
         assert set(included) <= {"immintrin.h", "math.h", "stddef.h", "stdint.h", "string.h"}, source
@@ -349,95 +347,3 @@ def test_an_old_setuptools_is_named(setup_py: dict[str, Any], monkeypatch: pytes
     monkeypatch.setattr(setuptools, "__version__", "65.5.0")
     with pytest.raises(SystemExit, match=r"setuptools 77 or later is needed, this is 65\.5\.0: pip install"):
         setup_py["require_setuptools"]()
-
-
-# ---- the CUDA kernels, run on the CPU (csrc/cuda/emulation.h) --------------------------------------------------------
-
-
-class Pair(ctypes.Structure):
-    _fields_ = (
-        ("a", ctypes.c_void_p),
-        ("b", ctypes.c_void_p),
-        ("stride_a", ctypes.c_int64),
-        ("stride_b", ctypes.c_int64),
-        ("dtype", ctypes.c_int32),
-    )
-
-    @classmethod
-    def of(cls, a: Tensor, b: Tensor) -> Pair:
-        return cls(a.data_ptr(), b.data_ptr(), a.stride(0), b.stride(0), DTYPES.index(a.dtype))
-
-
-class ImageArgs(ctypes.Structure):
-    _fields_ = (
-        ("images", Pair),
-        ("channels", ctypes.c_int64),
-        ("pixels", ctypes.c_int64),
-        ("channels_last", ctypes.c_bool),
-        ("map", ctypes.c_void_p),
-        ("partial", ctypes.c_void_p),
-    )
-
-
-class FeatureArgs(ctypes.Structure):
-    _fields_ = (("features", Pair), ("elements", ctypes.c_int64), ("partial", ctypes.c_void_p))
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None or sys.platform != "linux":
-        pytest.skip("no C++ compiler here")
-    folder = tmp_path_factory.mktemp("emulated")
-    (folder / "entry.cpp").write_text(
-        '#include "cuda/anomaly_score.h"\n'
-        "using namespace raccgan;\n"
-        'extern "C" const char* run(int64_t n, const ImageArgs* x, const FeatureArgs* f, float* r, float* s) {\n'
-        "  return cuda::anomaly_score(n, *x, f, r, s, 0, nullptr);\n"
-        "}\n"
-    )
-    flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-DRACCGAN_EMULATION", f"-I{CSRC}", f"-I{CSRC / 'cuda'}"]
-    sources = [str(folder / "entry.cpp"), "-x", "c++", str(CSRC / "cuda" / "anomaly_score.cu")]
-    subprocess.run([compiler, *flags, *sources, "-o", str(folder / "emulated.so")], check=True)
-    loaded = ctypes.CDLL(str(folder / "emulated.so"))
-    loaded.run.restype = ctypes.c_char_p
-    return loaded
-
-
-def run_emulated(emulated: ctypes.CDLL, x: Tensor, x_hat: Tensor, f: Tensor, f_hat: Tensor) -> list[Tensor]:
-    n, c, h, w = x.shape
-    elements = f[0].numel()
-    residual, feature, pixels = (torch.full(s, float("nan")) for s in [(n,), (n,), (n, h, w)])
-    partial = torch.full((2, n * (h * w // 1024 + elements // 16384 + 2)), float("nan"), dtype=torch.float64)
-    images = ImageArgs(
-        Pair.of(x, x_hat), c, h * w, c > 1 and x.stride(1) == 1, pixels.data_ptr(), partial[0].data_ptr()
-    )
-    features = FeatureArgs(Pair.of(f, f_hat), elements, partial[1].data_ptr())
-    outputs = (ctypes.c_void_p(residual.data_ptr()), ctypes.c_void_p(feature.data_ptr()))
-    assert emulated.run(ctypes.c_int64(n), ctypes.byref(images), ctypes.byref(features), *outputs) is None
-    return [residual, feature, pixels]
-
-
-def shifted(t: Tensor) -> Tensor:
-    """The same elements and strides, one element off any 16-byte boundary."""
-    storage = torch.empty(t.numel() + 1, dtype=t.dtype)
-    return storage.as_strided(t.size(), t.stride(), 1).copy_(t)
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "shape", [(2, 3, 7, 5), (1, 1, 1, 1), (2, 4, 40, 32), (1, 40, 6, 6), (1, 7, 3, 41), (1, 300, 2, 3)]
-)
-def test_the_cuda_kernels_in_emulation(
-    emulated: ctypes.CDLL, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool
-) -> None:
-    x, x_hat = image_pair(shape, dtype)
-    if channels_last:
-        x, x_hat = (t.contiguous(memory_format=torch.channels_last) for t in (x, x_hat))
-    f, f_hat = image_pair((shape[0], 16384 + shape[1]), dtype, seed=1)
-    got = run_emulated(emulated, x, x_hat, f, f_hat)
-    for ours, expected in zip(got, in_float64(x, x_hat, f, f_hat), strict=True):
-        assert torch.allclose(ours.double(), expected, rtol=2e-6, atol=0)
-    misaligned = run_emulated(emulated, shifted(x), shifted(x_hat), shifted(f), shifted(f_hat))
-    assert all(torch.equal(a, b) for a, b in zip(got, misaligned, strict=True)), "alignment must not change a bit"

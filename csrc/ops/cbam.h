@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#include "../dtype.h"
+#include "dtype.h"
 
 #ifdef __CUDACC__
 #define RACCGAN_CBAM_BOTH __host__ __device__

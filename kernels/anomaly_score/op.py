@@ -41,8 +41,10 @@ def anomaly_score(
     """Score images against their reconstructions.
 
     Args:
-        x, x_hat: images and reconstructions, [N, C, H, W], in [-1, 1], any strides, of one floating dtype.
-        f, f_hat: their features, [N, ...], of x's dtype; both or neither.
+        x: images, [N, C, H, W], in [-1, 1], any strides, any floating dtype.
+        x_hat: their reconstructions, of x's shape and dtype.
+        f: features of x, [N, ...], of x's dtype; both features or neither.
+        f_hat: features of x_hat, of f's shape and dtype.
         kappa: weight of the feature term.
         want_map: also return the per-pixel map, the mean over C of the squared difference.
         kernels: which backend, see :mod:`raccgan.kernels.dispatch`.

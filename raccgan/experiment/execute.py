@@ -1,4 +1,4 @@
-"""One row of a table, from the images to the figures: trained, or continued, in a folder of its own."""
+"""Runs one row of a benchmark in a folder of its own, from images to figures; a stopped one goes on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raccgan.config import SCORES
 from raccgan.data.samples import spread
 from raccgan.evaluation.assessment import Assessment
 from raccgan.evaluation.metrics import image_metrics
-from raccgan.evaluation.results import evaluate_run
+from raccgan.evaluation.result_files import evaluate_run
 from raccgan.experiment.results import Figures, choice_column, pixel_column, score_column
 from raccgan.experiment.tables import Trial
 from raccgan.models import checkpoint as checkpoints

@@ -1,7 +1,7 @@
-"""The rows that were run, in a CSV that any machine may continue; their means and deviations, as text and picture.
+"""The results of a benchmark: a CSV that any machine may continue, and means and deviations as text and picture.
 
-A row counts for the settings that it was made with alone: where a table's settings have changed since, its digest is
-another one, and the row is to be run again.
+A row counts only for the settings that it was made with. When a setting of the benchmark changes, the digest of the row
+changes too, and the row has to be run again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which runs belong to which table, and the published figures that stand beside it. Imports no torch.
+"""The benchmarks: the rows of each, and published figures to compare with. Imports no torch.
 
 A row is one trained model: one variant of the table's configuration, one choice of normal classes, one seed.
 """
@@ -39,7 +39,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "no-feature-term": {"kappa": 0.0},
     "kappa-0.1": {"kappa": 0.1},
     "kappa-10": {"kappa": 10.0},
-    # Whether the generator learns beside the encoder: the one is what every table but screw's is, the other screw's.
+    # Whether the generator learns beside the encoder: it does for screws, and for nothing else.
     "frozen-generator": {"generator_tuning": 0.0},
     "tuned-generator": {"generator_tuning": 1.0},
     # The generator's moving average.
@@ -157,7 +157,7 @@ class Trial:
 
 
 _HOW = ("kernels", "threads", "score_batch", "checkpoint_every", "rank_timeout")
-"""Settings that change how a result is computed, not what it is."""
+"""Settings that change how a result is computed and not the result."""
 
 _LATER: Mapping[str, Any] = {"generator_tuning": 0.0}
 """Settings that are younger than published rows, at the value that those had without them."""

@@ -174,7 +174,7 @@ def own_folder(path: str | os.PathLike[str], below: Sequence[str] = ()) -> Itera
 
 
 def stamp(path: Path) -> tuple[int, int, int] | None:
-    """What tells a file from one that has taken its place since; None where there is none."""
+    """An identity that changes when another file takes this place; None where there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -235,7 +235,7 @@ def _refusal_behind(error: BaseException | None) -> OSError | None:
 
 
 def said(refusal: OSError) -> str:
-    """What the machine refuses, and what would mend it."""
+    """The reason of an error of the operating system, and what would mend it."""
     mend = "free some space" if refusal.errno in (errno.ENOSPC, errno.EDQUOT) else "name a place that can be written"
     return f"{refusal.strerror or refusal}; {mend}"
 

@@ -6,20 +6,22 @@ that the results are the same bit for bit for any number of ranks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from raccgan.config import Config
 from raccgan.data.dataset import ImageDataset
 from raccgan.distributed import collectives, ranks
-from raccgan.models.checkpoint import Calibration
+from raccgan.models.checkpoint import Calibration, Checkpoint, config_of
 from raccgan.models.density import Vectors
 from raccgan.models.inference import frozen
 from raccgan.models.networks import Networks
 from raccgan.outputs.progress import Progress
 from raccgan.scoring.scorer import MINIMUM, Scored, Scorer, concatenate
-from raccgan.scoring.threshold import threshold_of
+from raccgan.scoring.threshold import choose_threshold, threshold_of
 
 DENSITY_IMAGES = 10_000
 """The density of a class is fitted to at most this many training images."""
@@ -80,6 +82,36 @@ def calibrate(scorer: Scorer, held_out: ImageDataset, *, quantile: float, policy
         return Calibration(threshold_of(scored.score.numpy(), quantile), scores, policy)
 
     return ranks.on_first(calibration)
+
+
+def calibration_for(
+    stored: Checkpoint,
+    config: Config,
+    scorer: Scorer,
+    held_out: Callable[[], ImageDataset],
+    *,
+    policy: str,
+    quantile: float | None,
+) -> Calibration:
+    """The threshold of a trained run under a configuration and a label policy that may differ from the checkpoint's.
+
+    The scores of held-out images in the checkpoint serve where they are of the same kind and policy; else the images
+    are scored again.
+
+    Args:
+        stored: the checkpoint.
+        config: of the evaluation.
+        scorer: scores of the run, of that configuration and policy.
+        held_out: gives the held-out normal images.
+        policy: the label policy.
+        quantile: the quantile that the user asked for, None for the checkpoint's threshold if there is one.
+    """
+    as_stored = policy == stored.held_out_policy and config.score == config_of(stored).score
+    if stored.held_out and as_stored:
+        return Calibration(choose_threshold(stored, quantile=quantile), stored.held_out, policy)
+    if stored.threshold is None or quantile is not None or not as_stored:
+        return calibrate(scorer, held_out(), quantile=config.quantile, policy=policy)
+    return Calibration(stored.threshold, {}, policy)
 
 
 def score_dataset(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = False) -> Scored | None:

@@ -318,7 +318,7 @@ def test_an_output_that_nobody_takes(redirection: str, status: int, said: str) -
     assert (done.returncode, done.stderr) == (status, said)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "detect", "calibrate", "doctor"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "detect", "calibrate", "generate", "doctor"])
 def test_help_teaches_by_example_without_importing_torch(command: str) -> None:
     code = (
         f"import sys; from raccgan import {command}\n"

@@ -11,6 +11,7 @@ from raccgan.data.dataset import ImageDataset, StepBatches
 from raccgan.data.images.decode import decode
 from raccgan.data.samples import Pixels, Sample
 from raccgan.errors import InputError
+from tests.kernels.compare import assert_each_close
 
 Draw = Callable[..., Path]
 SIZE = 6
@@ -34,7 +35,7 @@ def test_images_are_the_decoded_ones_with_any_cache(samples: list[Sample], cache
     expected = torch.stack([torch.from_numpy(decode(sample.image, size=SIZE, channels=channels)) for sample in samples])
     for indices in ([0, 1, 2, 3, 4, 5, 6], [6, 0, 6, 3], [4], [], torch.tensor([2, 5])):
         for _ in range(2):
-            torch.testing.assert_close(
+            assert_each_close(
                 dataset.images(indices), expected[torch.as_tensor(indices, dtype=torch.int64)], rtol=0, atol=0
             )
     assert dataset.images([6]).dtype == torch.float32

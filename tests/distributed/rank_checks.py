@@ -73,6 +73,7 @@ def check_numbers(wanted: dict[str, dict[str, Tensor]]) -> None:
         got = second_order() if name == "second order" else layer(LAYERS[name])
         assert got.keys() == expected.keys()
         for key, value in got.items():
+            assert value.isfinite().all(), (name, key)
             assert torch.allclose(value, expected[key].to(value), rtol=1e-9, atol=1e-12), (name, key)
 
 

@@ -85,7 +85,7 @@ def assert_all_close(got: Iterable[Tensor], wanted: Iterable[Tensor], allowed: f
         assert_close(g, w, allowed, absolute=absolute, what=f"result {i}")
 
 
-def assert_each_close(got: Any, wanted: Any, *, rtol: float, atol: float = 0.0, what: str = "result") -> None:
+def assert_each_close(got: Any, wanted: Any, *, rtol: float = 1e-7, atol: float = 0.0, what: str = "result") -> None:
     """Every number of a tensor, an array or a list is within ``atol + rtol * |wanted|`` of its own wanted one.
 
     ``wanted`` may be broadcast, and dtypes may differ: the comparison is in float64.

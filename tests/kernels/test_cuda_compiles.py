@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.kernels.emulation import CSRC
-
+CSRC = Path(__file__).parents[2] / "csrc"
 SOURCES = sorted((CSRC / "cuda").rglob("*.cu"))
 CODES = ("arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a", "arch=compute_90,code=compute_90")
 SHARED_LIMIT = 48 * 1024  # bytes a block has without asking for more

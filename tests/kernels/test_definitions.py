@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raccgan.kernels.cbam import cbam
+from raccgan.kernels.cbam import CbamWeights, cbam
 from raccgan.kernels.depthwise_separable import Prologue, Resize, Weights, depthwise_separable
 from tests.kernels.compare import assert_each_close
 
@@ -54,7 +54,7 @@ def test_cbam_literally() -> None:
     x = torch.randn(n, c, h, w)
     w1, b1, w2, b2 = torch.randn(r, c), torch.randn(r), torch.randn(c, r), torch.randn(c)
     ws, gamma, beta = torch.randn(1, 2, k, k), torch.randn(1), torch.randn(1)
-    got = cbam(x, w1, b1, w2, b2, ws, gamma, beta, norm="instance", kernels="reference")
+    got = cbam(x, CbamWeights(w1, b1, w2, b2, ws, gamma, beta), kernels="reference")
     for s in range(n):
         average = torch.stack([x[s, ch].mean() for ch in range(c)])
         maximum = torch.stack([x[s, ch].max() for ch in range(c)])

@@ -1,4 +1,4 @@
-"""The compiled kernel of a whole depthwise-separable convolution: on a GPU, or emulated (test_cuda_emulation.py)."""
+"""The compiled kernel of a whole depthwise-separable convolution: on a GPU, or on the PTX machine (tests/ptx)."""
 
 from __future__ import annotations
 

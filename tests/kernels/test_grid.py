@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from raccgan.kernels import triton_runtime
 from tests.kernels.compare import allowed_beside, assert_close, assert_each_close, largest
 from tests.kernels.grid import (
     DTYPES,
@@ -149,13 +147,12 @@ def test_gradients_of_any_subset(family: Family, implementation: str, case: str,
             assert_close(torch.zeros_like(made[name]) if got is None else got, wanted[name], 1e-5, what=name)
 
 
-@grid(cases=False)
+@grid()
 def test_deterministic(family: Family, implementation: str, case: str, device: str) -> None:
-    for case in family.cases:
-        inputs = family.inputs(case, torch.float32, device)
-        skip_unless_served(family, implementation, inputs)
-        first, again = family.run(implementation, inputs), family.run(implementation, inputs)
-        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    inputs = family.inputs(case, torch.float32, device)
+    skip_unless_served(family, implementation, inputs)
+    first, again = family.run(implementation, inputs), family.run(implementation, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 @grid(reference=True, cases=False)
@@ -178,25 +175,18 @@ def test_compiles_in_one_graph(family: Family, implementation: str, case: str, d
     assert made["x"].grad is not None
 
 
-_CHECKED: set[Any] = set()
-"""The interpreted ops that were checked in any case."""
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 @grid()
 def test_opcheck(family: Family, implementation: str, case: str, device: str, layout: str) -> None:
     """Every op of ours that an implementation calls, forward and backward, with the inputs it calls it with."""
     inputs = family.inputs(case, torch.float32, device, layout)
     skip_unless_served(family, implementation, inputs)
-    if implementation == "triton" and triton_runtime.INTERPRETED and layout != "channels_last":
-        pytest.skip("interpreted, a check takes some ten seconds, and a layout changes strides alone: channels_last")
     with OwnOps() as own:
         first_order(family, implementation, inputs)
-    interpreted = implementation == "triton" and triton_runtime.INTERPRETED
-    checked = _CHECKED if interpreted else set()
+    checked = set()
     for op, arguments in own.calls:
-        kind = (op, tuple(a.dim() if isinstance(a, Tensor) else type(a) if interpreted else a for a in arguments))
-        if kind in checked:  # the same op in the same way; interpreted, not for other sizes again
+        kind = (op, tuple(a.dim() if isinstance(a, Tensor) else a for a in arguments))
+        if kind in checked:  # the same op in the same way
             continue
         checked.add(kind)
         fresh = tuple(a.detach().clone().requires_grad_() if isinstance(a, Tensor) else a for a in arguments)

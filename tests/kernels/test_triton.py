@@ -1,11 +1,10 @@
 """Where Triton serves and where it does not, and its kernels compiled for GPUs that are not here.
 
-What the kernels compute is in the shared grid: natively on a GPU, interpreted where there is none.
+What the kernels compute is in the shared grid: on a GPU, or on the PTX machine (tests/ptx) where there is none.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +17,11 @@ from raccgan.kernels.anomaly_score import BACKENDS, anomaly_score
 from raccgan.kernels.dispatch import Call
 from tests.kernels import ahead
 from tests.kernels.compare import assert_each_close
+from tests.kernels.grid import DEVICES
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (2, 3, 8, 8)
+DEVICE = DEVICES[-1]
 
 needs_triton = pytest.mark.skipif(triton_runtime.triton is None, reason="Triton is not installed")
 
@@ -95,27 +96,23 @@ def test_importing_works_without_triton_and_with_another_one(hidden: str, said: 
 @needs_triton
 @pytest.mark.parametrize("family", ahead.families())
 def test_every_kernel_compiles_for_gpus_and_does_not_spill(family: str, pytestconfig: pytest.Config) -> None:
-    """In a process of its own: here the kernels may be interpreted. Its table is printed.
-
-    The short run compiles every kernel, and one in four of their configurations.
-    """
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    """Its table is printed. The short run compiles every kernel, and one in four of their configurations."""
     every = 1 if pytestconfig.getoption("long") else 4
     command = [sys.executable, "-m", "tests.kernels.ahead", family, f"--every={every}"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     for architecture in ahead.ARCHITECTURES:
         assert f"sm_{architecture}" in done.stdout
 
 
-@pytest.mark.skipif(not triton_runtime.INTERPRETED, reason="no Triton, or a GPU: nothing is interpreted")
+@pytest.mark.skipif(refusal(DEVICE) is not None, reason=str(refusal(DEVICE)))
 @pytest.mark.parametrize("last", [False, True])
 def test_a_score_does_not_depend_on_the_batch_or_on_the_map(last: bool) -> None:
     """Large enough for several pieces of image and features a sample."""
     draw = torch.Generator().manual_seed(1)
-    x, x_hat = (torch.randn(3, 3, 40, 50, generator=draw) for _ in range(2))
-    f, f_hat = (torch.randn(3, 2600, generator=draw) for _ in range(2))
+    x, x_hat = (torch.randn(3, 3, 40, 50, generator=draw).to(DEVICE) for _ in range(2))
+    f, f_hat = (torch.randn(3, 2600, generator=draw).to(DEVICE) for _ in range(2))
     if last:
         x, x_hat = (t.contiguous(memory_format=torch.channels_last) for t in (x, x_hat))
     together = anomaly_score(x, x_hat, f, f_hat, kernels="triton")

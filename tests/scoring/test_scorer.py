@@ -22,6 +22,7 @@ from raccgan.scoring.scorer import Scorer
 from raccgan.scoring.threshold import threshold_of
 from raccgan.training.loop import Training
 from raccgan.training.run import Run
+from tests.kernels.compare import assert_each_close
 
 Make = Callable[..., tuple[Run, Training]]
 
@@ -46,7 +47,7 @@ def test_a_score_does_not_depend_on_the_batch(run_and_scorer: tuple[Run, Scorer]
     shuffled[order] = scorer.score(images[order]).score
     batched = scorer.score_batches(lambda indices: images[indices], 37).score
     for other in (alone, shuffled, batched):
-        torch.testing.assert_close(other, whole, rtol=1e-4, atol=0)
+        assert_each_close(other, whole, rtol=1e-4, atol=0)
     assert whole.std() > 0
 
 
@@ -70,7 +71,7 @@ def test_any_batches_in_any_order_give_the_same_scores(run_and_scorer: tuple[Run
         scorer.pairs = pairs
         mixed = images[order].contiguous(memory_format=memory_format)
         parts = [scorer.score(part) for part in mixed.tensor_split(sorted(cuts))]
-        torch.testing.assert_close(torch.cat([p.score for p in parts]), whole[order], rtol=1e-5, atol=0)
+        assert_each_close(torch.cat([p.score for p in parts]), whole[order], rtol=1e-5, atol=0)
 
     check()
 
@@ -120,14 +121,14 @@ def test_the_score_is_the_minimum_over_the_normal_classes(
         )
     table = torch.stack(by_class)
     scored = scorer.score(images, details=True)
-    torch.testing.assert_close(scored.score, table.amin(dim=0).detach(), rtol=1e-4, atol=0)
+    assert_each_close(scored.score, table.amin(dim=0).detach(), rtol=1e-4, atol=0)
     assert torch.equal(scored.condition, table.argmin(dim=0))
     assert len(set(scored.condition.tolist())) > 1
     assert scored.map is not None
     y = scored.condition
     squared = (x - scorer.module.generator(scorer.module.encoder(x, y), y)).square().mean(dim=1)
-    torch.testing.assert_close(scored.terms["residual"], squared.mean(dim=(1, 2)), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(scored.map, smoothed(squared), rtol=1e-3, atol=1e-5)
+    assert_each_close(scored.terms["residual"], squared.mean(dim=(1, 2)), rtol=1e-4, atol=1e-6)
+    assert_each_close(scored.map, smoothed(squared), rtol=1e-3, atol=1e-5)
 
 
 def test_a_known_class_conditions_on_it_alone(run_and_scorer: tuple[Run, Scorer], tiny: Make) -> None:
@@ -146,7 +147,7 @@ def test_both_paths_score_alike(run_and_scorer: tuple[Run, Scorer]) -> None:
     images = run.dataset(run.split.test).images(range(20))
     fused = scorer.score(images).score
     scorer.module.kernels = "reference"
-    torch.testing.assert_close(scorer.score(images).score, fused, rtol=1e-4, atol=0)
+    assert_each_close(scorer.score(images).score, fused, rtol=1e-4, atol=0)
 
 
 def again(run: Run, scorer: Scorer, **options: Any) -> Scorer:
@@ -163,8 +164,8 @@ def test_a_compiled_scorer_scores_alike(run_and_scorer: tuple[Run, Scorer]) -> N
     images = run.dataset(run.split.test).images(range(37))
     for count, details in ((37, False), (1, False), (8, True)):
         wanted, got = (one.score(images[:count], details=details) for one in (scorer, compiled))
-        torch.testing.assert_close(got.score, wanted.score, rtol=1e-4, atol=0)
-        torch.testing.assert_close(got.map, wanted.map, rtol=1e-4, atol=1e-5)
+        assert_each_close(got.score, wanted.score, rtol=1e-4, atol=0)
+        assert_each_close(got.map, wanted.map, rtol=1e-4, atol=1e-5)
         assert torch.equal(got.condition, wanted.condition)
 
 

@@ -1,5 +1,5 @@
 // The CUDA bindings of CBAM; the schemas are in forward.cpp and backward.cpp.
-#if defined(RACCGAN_CUDA) || defined(RACCGAN_EMULATION)
+#ifdef RACCGAN_CUDA
 
 #include "../../cuda/cbam/passes.h"
 #include "../cuda.h"

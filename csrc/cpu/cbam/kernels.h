@@ -3,8 +3,8 @@
 #pragma once
 
 #include "../../ops/cbam.h"
-#include "../integers.h"
-#include "../targets.h"
+#include "../simd/integers.h"
+#include "../simd/targets.h"
 
 namespace raccgan {
 

@@ -3,7 +3,7 @@
 // Included by the per-target sources only. Everything here is in an anonymous namespace, for the reason in targets.h.
 #pragma once
 
-#include "../runs.h"
+#include "../simd/runs.h"
 #include "kernels.h"
 
 namespace raccgan {

@@ -7,7 +7,7 @@
 //     d gate      = sum over p of x d u, through the MLP to d average and d max
 //     d x         = gate d u + d average / P + d max / ties [x is the channel's max]
 //
-// Compiled for the architectures in setup.py and run in emulation (emulation.h), but not yet run on a GPU: no speed is
+// Compiled for the architectures in setup.py and run on the PTX machine of tests/ptx, but not yet on a GPU: no speed is
 // claimed for it. Three sweeps over x and g, a group of samples at a time as in forward.cu.
 #include "backward_channels.h"
 

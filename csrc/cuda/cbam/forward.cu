@@ -1,6 +1,6 @@
 // CBAM on a GPU, forward.
 //
-// Compiled for the architectures in setup.py and run in emulation (emulation.h), but not yet run on a GPU: no speed is
+// Compiled for the architectures in setup.py and run on the PTX machine of tests/ptx, but not yet on a GPU: no speed is
 // claimed for it.
 //
 //     gate[n, c]   = sigmoid(MLP(average over p of x) + MLP(max over p of x))

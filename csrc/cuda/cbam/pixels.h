@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "../columns.h"
+#include "../common/columns.h"
 #include "passes.h"
 
 namespace raccgan {
@@ -18,13 +18,9 @@ struct Range {
 };
 
 // Samples at a time, so that those of `tensors` tensors stay in the second-level cache from one sweep to the next. Not
-// measured on any GPU yet: a third of an H100's cache. In emulation little, so that small shapes have several groups.
+// measured on any GPU yet: a third of an H100's cache.
 inline int64_t samples_a_group(const CbamShape& s, int64_t tensors) {
-#ifdef RACCGAN_EMULATION
-  constexpr int64_t kBytes = 1 << 12;
-#else
   constexpr int64_t kBytes = 16 << 20;
-#endif
   const int64_t bytes = s.c * pixels(s) * size_of(s.dtype) * tensors;
   return bytes < kBytes ? kBytes / bytes : 1;
 }
