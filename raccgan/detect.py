@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     from raccgan.scoring.score_files import FOLDERS, Table, Wanted, find, scan, score_files, take_folder, write_detected
 
     ranks.join(options.pick_device(given.device), getattr(given, "rank_timeout", Config.rank_timeout))
-    stored = ranks.on_first(lambda: checkpoints.load(given.run))
+    stored = ranks.job().on_first(lambda: checkpoints.load(given.run))
     threshold = choose_threshold(
         stored, threshold=given.threshold, quantile=given.quantile, sensitivity=given.sensitivity
     )
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     detector = Detector.of(
         stored, threshold, label_policy=given.label_policy, device=given.device, compiled=given.compile, **settings
     )
-    if not ranks.first():
+    if not ranks.job().first:
         deque(scan(detector), maxlen=0)
         return 0
     found = find(given.images)

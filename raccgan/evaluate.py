@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
 
     settings = options.settings_of(given)
     ranks.join(device, settings.get("rank_timeout", Config.rank_timeout))
-    stored = ranks.on_first(lambda: checkpoints.load(given.run))
+    stored = ranks.job().on_first(lambda: checkpoints.load(given.run))
     config = checkpoints.config_of(stored, **settings)
     options.require_kernels(config.kernels, device)
     run = prepare(config, given.data_root, device)
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     checkpoints.check_same_model(stored, run.config, run.classes, run.channels)
     as_stored = given.label_policy == stored.held_out_policy and config.score == checkpoints.config_of(stored).score
     folder = given.out or (given.run if given.run.is_dir() else given.run.parent)
-    with ranks.entered_on_first(lambda: own_folder(folder)) as out:
+    with ranks.job().entered_on_first(lambda: own_folder(folder)) as out:
         scorer = run.scorer(checkpoints.networks_of(stored, run.config, device), given.label_policy)
         if stored.held_out and as_stored:
             threshold = choose_threshold(stored, quantile=settings.get("quantile"))

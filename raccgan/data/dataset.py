@@ -120,7 +120,7 @@ class ImageDataset(Dataset[Item]):
                 bad.append((index, problem))
             if progress is not None:
                 progress(done, len(share))
-        return dict(sorted(item for found in ranks.exchanged(bad) for item in found))
+        return dict(sorted(item for found in ranks.job().exchanged(bad) for item in found))
 
     def _problem(self, index: int) -> str | None:
         sample = self.samples[index]

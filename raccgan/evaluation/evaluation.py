@@ -16,7 +16,7 @@ from torch import Tensor
 from raccgan.data.dataset import ImageDataset
 from raccgan.data.images.decode import decode_mask
 from raccgan.data.samples import Sample
-from raccgan.distributed import collectives, ranks
+from raccgan.distributed import ranks
 from raccgan.evaluation import controls, metrics
 from raccgan.models.checkpoint import Calibration, History
 from raccgan.models.density import Vectors
@@ -60,14 +60,14 @@ def fit_density(run: Run, networks: Networks, data: ImageDataset) -> None:
     chosen = _evenly(data.labels, DENSITY_IMAGES)
     places = [chosen[i] for i in _own_places(len(chosen), batch)]
     own: list[Vectors] = []
-    with Progress("density of normal images", len(places), unit="image") as progress:
+    with Progress("density of normal images", len(places), unit="image", shown=ranks.job().first) as progress:
         for indices in torch.tensor(places, dtype=torch.int64).split(batch):
             x, y = data.images(indices).to(run.device), data.labels[indices].to(run.device)
             z, h = encoder.describe(x, y)
             map = (x - generator(z, y)).square().mean(dim=1)
             own.append(Vectors(*(v.cpu() for v in Vectors.of(h, x, map))))
             progress.update(len(indices))
-    found = ranks.gathered((places, own))
+    found = ranks.job().gathered((places, own))
 
     def fit() -> None:
         assert found is not None
@@ -76,8 +76,8 @@ def fit_density(run: Run, networks: Networks, data: ImageDataset) -> None:
         vectors = Vectors(*(torch.cat(parts)[order] for parts in zip(*each, strict=True)))
         networks.density.fit(vectors, data.labels[sorted(chosen)])
 
-    ranks.on_first(fit)
-    collectives.copy_from_first([networks.density])
+    ranks.job().on_first(fit)
+    ranks.job().copy_from_first([networks.density])
 
 
 def _evenly(labels: Tensor, most: int) -> list[int]:
@@ -88,7 +88,7 @@ def _evenly(labels: Tensor, most: int) -> list[int]:
 
 def _own_places(count: int, batch: int) -> list[int]:
     """This rank's share of ``count`` images: the batches of a single process, dealt out."""
-    return [i for i in range(count) if i // batch % ranks.world() == ranks.rank()]
+    return [i for i in range(count) if i // batch % ranks.job().world == ranks.job().rank]
 
 
 def _order(found: list[tuple[list[int], Any]]) -> Tensor:
@@ -110,7 +110,7 @@ def calibrate(run: Run, scorer: Scorer, policy: str = MINIMUM) -> Calibration:
         held_out = {"score": scored.score, "peak": scored.map.flatten(1).amax(dim=1)}
         return Calibration(threshold_of(scored.score.numpy(), run.config.quantile), held_out, policy)
 
-    return ranks.on_first(calibration)
+    return ranks.job().on_first(calibration)
 
 
 def score(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = False) -> Scored | None:
@@ -119,7 +119,7 @@ def score(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = Fal
     The batches are those of a single process, dealt out to the ranks, so that the scores are the same bit for bit.
     """
     places = _own_places(len(data), scorer.batch)
-    with Progress(title, len(places), unit="image") as progress:
+    with Progress(title, len(places), unit="image", shown=ranks.job().first) as progress:
         own = [
             scorer.score_batches(
                 lambda some: data.images([places[i] for i in some]),
@@ -129,7 +129,7 @@ def score(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = Fal
             )
             for _ in places[:1]  # a rank without images has nothing to score
         ]
-    found = ranks.gathered((places, own))
+    found = ranks.job().gathered((places, own))
     if found is None:
         return None
     scored = concatenate([part for _, parts in found for part in parts])

@@ -1,4 +1,4 @@
-"""Progress of long work: one bar with time left in a terminal, a plain line every so often anywhere else."""
+"""Progress of long work: a bar with the time left in a terminal, and a plain line every 15 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from raccgan.distributed import ranks
 from raccgan.outputs.terminal import one_line, say
 
 LINE_EVERY = 15.0
@@ -20,15 +19,20 @@ LINE_EVERY = 15.0
 class Progress:
     """A counter from ``start`` to ``total`` on standard error; ``update`` takes live figures to show beside it.
 
-    With ``lines=False`` it says nothing where standard error is no terminal: for commands that scripts call. Of several
-    ranks, the first alone shows anything.
+    Args:
+        title: stands before the counter.
+        total, start, unit: what is counted.
+        lines: show plain lines where standard error is no terminal; False for commands that scripts call.
+        shown: False counts in silence, for all ranks of a job but the first.
     """
 
-    def __init__(self, title: str, total: int, start: int = 0, unit: str = "step", *, lines: bool = True) -> None:
+    def __init__(
+        self, title: str, total: int, start: int = 0, unit: str = "step", *, lines: bool = True, shown: bool = True
+    ) -> None:
         self.title, self.total, self.done, self.unit = title, total, start, unit
-        self.lines = lines and ranks.first()
+        self.lines = lines and shown
         self._bar: Any = None
-        if sys.stderr.isatty() and ranks.first():
+        if sys.stderr.isatty() and shown:
             self._bar = tqdm(total=total, initial=start, desc=title, unit=unit, dynamic_ncols=True)
         self._begun = self._said = time.monotonic()
         self._begun_at = start

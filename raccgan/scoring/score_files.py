@@ -160,13 +160,13 @@ def scan(detector: Detector, files: Sequence[Path] = (), details: bool = False) 
 
     The batches are those of a single process, dealt out to the ranks, so that the scores are the same bit for bit.
     """
-    files, details = ranks.on_first(lambda: (files, details))
+    files, details = ranks.job().on_first(lambda: (files, details))
     size = detector.scorer.batch
     batches = [files[start : start + size] for start in range(0, len(files), size)]
-    own = [path for batch in batches[ranks.rank() :: ranks.world()] for path in batch]
+    own = [path for batch in batches[ranks.job().rank :: ranks.job().world] for path in batch]
     scored = detector.scan_batches(own, details=details)
-    for _ in range(0, len(batches), ranks.world()):
-        found = ranks.gathered(next(scored, None))
+    for _ in range(0, len(batches), ranks.job().world):
+        found = ranks.job().gathered(next(scored, None))
         yield from (batch for batch in found or () if batch is not None)
 
 

@@ -49,7 +49,7 @@ class Run:
             channels=self.channels,
             fit=self.config.fit,
             brightness=self.config.brightness,
-            cache_bytes=CACHE_BYTES // ranks.local_world(),
+            cache_bytes=CACHE_BYTES // ranks.job().local_world,
         )
 
     def scorer(self, networks: Networks, label_policy: str = MINIMUM) -> Scorer:
@@ -70,7 +70,7 @@ def prepare(config: Config, data_root: Path, device: torch.device) -> Run:
     _say_skipped(problems or ())
     normal = [name.strip() for name in config.normal.split(",") if name.strip()]
     split = make_split(source, config.protocol or None, normal, held_out=config.held_out, seed=config.seed)
-    ranks.require_alike(f"the images of {config.dataset}", lambda: _digest(split))
+    ranks.job().require_alike(f"the images of {config.dataset}", lambda: _digest(split))
     resolved = replace(
         config, protocol=config.protocol or source.default_protocol, normal=",".join(split.normal_classes)
     )
@@ -89,8 +89,8 @@ def readable(run: Run) -> tuple[Run, ImageDataset]:
     training: ImageDataset | None = None
     for part in ("train", "held_out", "test"):
         data = run.dataset(getattr(run.split, part))
-        share = range(ranks.rank(), len(data), ranks.world())  # each rank reads its own
-        with Progress("reading images", len(share), unit="image") as progress:
+        share = range(ranks.job().rank, len(data), ranks.job().world)  # each rank reads its own
+        with Progress("reading images", len(share), unit="image", shown=ranks.job().first) as progress:
             if run.config.unreadable == "refuse":
                 data.verify(lambda done, total: progress.update(), share)
                 bad = {}
@@ -110,7 +110,7 @@ def readable(run: Run) -> tuple[Run, ImageDataset]:
 
 
 def _say_skipped(problems: Iterable[str]) -> None:
-    if ranks.first():
+    if ranks.job().first:
         for problem in problems:
             say(f"skipped: {problem}")
 
