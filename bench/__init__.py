@@ -11,7 +11,6 @@ engines.py                who else runs an exported model: ``pip install -e '.[t
 measure.py                the check, then the timing
 machine.py                its name, cache and clock; where it is not quiet, measure with ``--threads 1``
 results.py, picture.py    the table and its picture, in results/ with ``--save-results``
-measured.py               of those: kernels/measured.json, by which ``--kernels fused`` chooses
 test_<op>.py              the cases: each op,
 test_step, test_scorer    the whole training step, the whole scorer
 test_ranks                the training step divided among two ranks

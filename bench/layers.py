@@ -82,11 +82,11 @@ def _residual_down(network: str, config: Config, channels: tuple[int, ...]) -> l
         down = i < len(config.widths) - 1
         size, name, pool = config.image_size // 2**i, f"{network}{config.image_size}.{i + 1}", 2 if down else 1
         norm = {"norm": "instance", "affine": network == "E"}  # the encoder's norms are conditioned
-        first = {"preactivation": "none" if network == "D" and i == 0 else "relu", **norm}
+        first = {"pre_relu": network != "D" or i > 0, **norm}
         layers.append(Layer(f"{name}a", c, size, {"out": d, "k": 3, **first}))
         layers.append(Layer(f"{name}b", d, size, {"out": d, "k": 3, "pool": pool, "residual": True, **norm}))
         if down or c != d:
-            plain = {"affine": False, "activation": "none"}
+            plain = {"affine": False, "relu": False}
             layers.append(Layer(f"{name}s", c, size, {"out": d, "k": 1, "pool": pool, **plain}))
     return layers
 

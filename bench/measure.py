@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.machine import clock
 from bench.results import Key, Row
 from bench.roofline import Cost, name_of
-from tests.kernels.grid import relative_error
+from tests.kernels.compare import largest, relative_error
 
 Outputs = Sequence[Tensor | None]  # None: a gradient that is zero because nothing depends on the tensor
 
@@ -78,7 +78,7 @@ def compare(
     """Check all contestants against ``wanted``, then measure them for about ``seconds``.
 
     Raises:
-        AssertionError: an implementation's outputs are wrong.
+        AssertionError: an implementation's outputs are wrong, or not finite.
     """
     failed = {c: c.raises for c in contestants if c.raises}
     errors: dict[Contestant, float] = {}
@@ -110,14 +110,14 @@ def compare(
 def _largest_error(got: Outputs, wanted: Outputs) -> float:
     """Over all outputs, each relative to its own largest value."""
     assert len(got) == len(wanted)
-    errors = [0.0]
+    errors = []
     for g, w in zip(got, wanted, strict=True):
         shown = next((t for t in (w, g) if t is not None), None)
         if shown is None:
             continue
         zero = torch.zeros_like(shown)
         errors.append(relative_error(zero if g is None else g, zero if w is None else w))
-    return max(errors)
+    return largest(errors)
 
 
 def _assert_right(case: Case, errors: dict[Contestant, float]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bench.peers import LAYOUTS
 from raccgan.config import Config
-from raccgan.kernels import backend
+from raccgan.kernels import dispatch
 from raccgan.models.networks import Networks, build
 
 CLASSES = 10
@@ -23,8 +23,8 @@ def by_name(device: str) -> list[str]:
 
     def serves(kernels: str) -> bool:
         try:
-            backend.require(kernels, torch.device(device))
-        except backend.KernelError:
+            dispatch.require(kernels, torch.device(device))
+        except dispatch.KernelError:
             return False
         return True
 

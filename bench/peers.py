@@ -1,6 +1,6 @@
 """Who takes part in an op's case, on which inputs, in which pass.
 
-Ours are all implementations that the family has and that serve the call. The peers are what a user would otherwise
+Ours are all backends that the op has and that serve the call. The peers are what a user would otherwise
 pick: the op's reference, which is eager PyTorch, and ``torch.compile`` of it. Everyone runs in both memory layouts.
 """
 
@@ -19,8 +19,8 @@ from bench.layers import Arguments
 from bench.machine import cache_bytes
 from bench.measure import Case, Contestant, Outputs
 from bench.roofline import PASSES, WORK
-from raccgan.kernels import anomaly_score, backend, depthwise_separable
-from raccgan.kernels.depthwise_separable.reference import activated
+from raccgan.kernels import dispatch
+from raccgan.kernels.depthwise_separable import Prologue, apply_prologue
 from tests.kernels.grid import FAMILIES, Family, Inputs, leaves, tensors
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -86,7 +86,7 @@ def sample_of(case: Case, arguments: Arguments) -> Sample:
     made = Sample(family.make(torch.Generator().manual_seed(1), **arguments), ())
     placed = _placed(made, case.dtype, case.device, torch.channels_last)
     with torch.no_grad():
-        outputs = _outputs(in_precision(case, family.implementations["reference"].run), placed)
+        outputs = _outputs(in_precision(case, family.taking_inputs("reference")), placed)
     through = _differentiated(outputs, _DIFFERENTIATED[case.op])
     return Sample(placed.inputs, _grown(tuple(map(torch.randn_like, through))))
 
@@ -96,7 +96,7 @@ def enter(case: Case, arguments: Arguments) -> tuple[list[Contestant], Outputs]:
     family, through = FAMILIES[case.op], THROUGH[case.pass_]
     made = _draw(family, arguments, case.dtype, case.device)
     exact = _placed(made, torch.float64, case.device, torch.contiguous_format)
-    reference = family.implementations["reference"].run
+    reference = family.taking_inputs("reference")
     wanted = through(reference, exact)
     refused = _refuses_second_order(reference, exact) if case.pass_ == "penalty" else ""
     adapted = partial(in_precision, case)
@@ -105,12 +105,12 @@ def enter(case: Case, arguments: Arguments) -> tuple[list[Contestant], Outputs]:
     for layout, memory_format in LAYOUTS.items():
         placed = _placed(made, case.dtype, case.device, memory_format)
         pool = rotated(placed, cache_bytes(case.device))
-        call = backend.Call.of(placed.inputs["x"])._replace(kind=kind_of(case.op, arguments), pass_=case.pass_)
-        fused = backend.choose(case.op, family.implementations, "fused", call).name
-        served = [name for name, one in family.implementations.items() if one.can_run(call) is None]
+        call = family.call(placed.inputs)
+        fused = dispatch.choose(case.op, family.implementations, "fused", call).name
+        served = [name for name, one in family.implementations.items() if one.supports(call) is None]
         if case.device == "cpu" and "triton" in served:  # interpreted, for tests
             served.remove("triton")
-        runs = {name: adapted(family.implementations[name].run) for name in served} | compiled
+        runs = {name: adapted(family.taking_inputs(name)) for name in served} | compiled
         for name, run in runs.items():
             contestants.append(
                 Contestant(
@@ -136,13 +136,6 @@ def in_precision(case: Case, run: Run) -> Run:
             return run(*arguments)
 
     return in_autocast
-
-
-def kind_of(op: str, arguments: Arguments) -> str:
-    """What the op itself says of a call with these arguments, as in :mod:`raccgan.kernels.measured`."""
-    if op == "depthwise_separable":
-        return depthwise_separable.kind(arguments["k"], arguments.get("upsample", 1), arguments.get("pool", 1))
-    return anomaly_score.kind(arguments["want_map"]) if op == "anomaly_score" else ""
 
 
 def _next(through: Callable[[Run, Sample], Outputs], run: Run, pool: Iterator[Sample]) -> Outputs:
@@ -187,12 +180,12 @@ def _draw(family: Family, arguments: Arguments, dtype: torch.dtype, device: str)
     """Inputs in float64 that ``dtype`` can hold exactly."""
     draw = torch.Generator().manual_seed(1)
     inputs = family.make(draw, **arguments)
-    if inputs.get("activation") == "relu":
+    if inputs.get("relu"):
         inputs["x"] = _off_the_kinks(inputs)
     inputs = {name: v.to(dtype).double() if isinstance(v, Tensor) else v for name, v in inputs.items()}
     there = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in inputs.items()}
     with torch.no_grad():
-        outputs = _outputs(family.implementations["reference"].run, Sample(there, ()))
+        outputs = _outputs(family.taking_inputs("reference"), Sample(there, ()))
     through = _differentiated(outputs, _DIFFERENTIATED[family.name])
     # The scores' outputs are float32 whatever came in, and so are the gradients that come back to them.
     kept = dtype if family.name != "anomaly_score" else torch.promote_types(dtype, torch.float32)
@@ -203,10 +196,10 @@ def _draw(family: Family, arguments: Arguments, dtype: torch.dtype, device: str)
 def _off_the_kinks(inputs: Inputs) -> Tensor:
     """x, moved where a ReLU would meet about 0: there rounding decides whether a gradient is there or not."""
     x: Tensor = inputs["x"]
-    if inputs["preactivation"] == "relu":
+    if inputs["pre_relu"]:
         x = torch.where(x.abs() < 0.02, x + 0.04, x)
-    preactivation, norm, eps, scale, shift = (inputs[n] for n in ("preactivation", "norm", "eps", "scale", "shift"))
-    met = activated(x, preactivation, norm, eps, scale, shift, "none")
+    scale = inputs["scale"]
+    met = apply_prologue(x, Prologue(*(inputs[n] for n in ("pre_relu", "norm", "eps", "scale", "shift"))))
     slope = torch.ones(x.shape[:2], dtype=x.dtype) if scale is None else scale
     return torch.where(met.abs() < 0.02, x + 0.04 / slope[:, :, None, None], x)
 

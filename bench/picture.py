@@ -17,8 +17,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from bench.results import NOISE, Judged, pick
+from raccgan.outputs.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
 from raccgan.outputs.files import write_atomically
-from raccgan.outputs.pictures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, STYLE
+from raccgan.outputs.pictures import INK
 
 # By what runs: marker and colour. Filled in channels_last, hollow in NCHW.
 _KINDS = {

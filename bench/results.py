@@ -24,7 +24,7 @@ import torch
 import raccgan
 from bench import machine
 from bench.roofline import Ceilings, Cost
-from raccgan.kernels import backend, library, triton_runtime, tuning
+from raccgan.kernels import dispatch, library, triton_runtime
 from raccgan.outputs.files import write_csv, write_text
 
 COLUMNS = (
@@ -229,7 +229,6 @@ def _of_the_gpu() -> Iterator[str]:
     cudnn = torch.backends.cudnn.version()
     yield f"GPU         CUDA {torch.version.cuda}, cuDNN {cudnn}, Triton {triton_runtime.state()}"
     yield f"tf32        in matrix products: {allowed[0]}; in convolutions: {allowed[1]}"
-    yield f"tuning      {tuning.path()}: {'measured anew' if tuning.asked() else 'as kept there'}"
 
 
 def _threads() -> str:
@@ -255,9 +254,8 @@ def _circumstances(device: str, judged: Sequence[Judged], ceilings: Ceilings, ru
     yield f"ceilings    copy {ceilings.copy / 1e9:.1f} GB/s, read {ceilings.read / 1e9:.1f} GB/s, {peak}"
     yield ""
     yield "--kernels fused picks, in float32:"
-    for family, implementations in backend.families().items():
-        call = backend.Call(torch.device(device), torch.float32, ())
-        yield f"  {family:<20} {backend.choose(family, implementations, 'fused', call).name}"
+    for op, choice in dispatch.require("fused", torch.device(device)).items():
+        yield f"  {op:<20} {choice.name}"
     if averages := list(means(judged)):
         yield ""
         yield "Geometric means, channels_last:"

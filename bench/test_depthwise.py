@@ -21,8 +21,9 @@ from bench.measure import Case, Compare, Contestant
 from bench.peers import LAYOUTS, places
 from bench.roofline import Cost, name_of
 from raccgan.kernels import library, triton_runtime
-from raccgan.kernels.backend import Call
-from raccgan.kernels.depthwise_separable import triton_ops
+from raccgan.kernels.depthwise_separable.triton import ops
+from raccgan.kernels.depthwise_separable.triton.arguments import PLAIN, Convolution
+from raccgan.kernels.dispatch import Call
 
 PASSES = ("forward", "input gradient", "weight gradient")
 QUICK = ("7x7 128 @16 b64", "3x3 128 @16 b64", "7x7 96 @128 b4", "3x3 96 @64 b4")
@@ -96,12 +97,12 @@ def native(pass_: str) -> Compute:
 
 def triton(pass_: str) -> Compute:
     def compute(of: Operands) -> Tensor:
-        sides, plain = of.x.shape[2:], triton_ops.PLAIN
+        size, convolution = of.x.shape[2:], Convolution(of.w)
         if pass_ == "forward":
-            return triton_ops.depthwise(of.x, of.w, plain, *sides)
+            return ops.depthwise(of.x, convolution, *size)
         if pass_ == "input gradient":
-            return triton_ops.depthwise(of.g, of.w.flip(2, 3), plain, *sides)
-        return triton_ops.correlation(of.x, of.g, of.w.shape[-1], plain)
+            return ops.depthwise(of.g, convolution.transposed(), *size)
+        return ops.correlation(of.x, of.g, of.w.shape[-1], PLAIN)
 
     return compute
 
@@ -111,7 +112,7 @@ def serving(device: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[st
     compiled = library.why_not() is None and (device == "cpu" or library.cuda())
     if compiled:
         yield "native", native
-    if device == "cuda" and triton_runtime.why_not(Call(torch.device(device), dtype, ())) is None:
+    if device == "cuda" and triton_runtime.supports(Call(torch.device(device), dtype)) is None:
         yield "triton", triton
 
 

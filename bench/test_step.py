@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from bench.results import fastest, milliseconds
 from bench.roofline import training_step
 from raccgan.config import Config, make_config
 from raccgan.distributed.collectives import SINGLE, Collectives
-from raccgan.kernels import cbam, depthwise_separable, moments
+from raccgan.kernels import dispatch
 from raccgan.models.compiling import CompileError
 from raccgan.models.networks import Networks
 from raccgan.models.randomness import stream
@@ -163,21 +164,23 @@ def _that_compiles(c: Contestant) -> Contestant:
 
 
 def _without_kernels(fused: Contestant, how: str) -> Contestant:
-    """The same training with the reference and the rewritten algebra alone, so that kernels get no credit for that."""
+    """The same training with the reference and the pytorch backend alone, so that kernels get no credit for that."""
 
     def hidden(run: Callable[[], Any]) -> Callable[[], Any]:
         def run_without() -> Any:
             with pytest.MonkeyPatch.context() as patch:
-                for family in (cbam, depthwise_separable, moments):
-                    kept = {n: one for n, one in family.IMPLEMENTATIONS.items() if n in ("reference", "rewritten")}
-                    patch.setattr(family, "IMPLEMENTATIONS", kept)
+                for name in dispatch.ops():
+                    op = importlib.import_module(f"raccgan.kernels.{name}.op")
+                    for table in {"BACKENDS", "POINTWISE"} & vars(op).keys():
+                        kept = {n: one for n, one in getattr(op, table).items() if n in ("reference", "pytorch")}
+                        patch.setattr(op, table, kept)
                 return run()
 
         return run_without
 
     check = hidden(fused.check)
     # What compiles cannot be watched; it is what is recorded, whose operations are.
-    name = "rewritten" + NO_KERNEL if how == "compiled" else label("rewritten", check)
+    name = "pytorch" + NO_KERNEL if how == "compiled" else label("pytorch", check)
     return replace(fused, implementation=_named(name, how), fused=False, check=check, call=hidden(fused.call))
 
 

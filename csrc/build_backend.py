@@ -4,6 +4,8 @@ An isolated build sees none of the packages of the environment it installs into,
 own, gigabytes in its CUDA builds, just to compile against. The stable ABI does not mind which one it is, so: where the
 target environment has a PyTorch that pyproject.toml admits, its folder goes to the end of ``sys.path`` for the build;
 elsewhere PyTorch becomes a build requirement, in the bounds of pyproject.toml.
+
+Two installs of one checkout at the same time write the same folders, so the second waits for the first.
 """
 
 from __future__ import annotations
@@ -11,29 +13,18 @@ from __future__ import annotations
 import sys
 import sysconfig
 import tomllib
+from collections.abc import Callable
+from functools import wraps
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from build_tools import locked, require_setuptools
 from setuptools import build_meta
-from setuptools.build_meta import (
-    build_sdist,
-    prepare_metadata_for_build_editable,
-    prepare_metadata_for_build_wheel,
-)
-
-__all__ = [
-    "build_editable",
-    "build_sdist",
-    "build_wheel",
-    "get_requires_for_build_editable",
-    "get_requires_for_build_sdist",
-    "get_requires_for_build_wheel",
-    "prepare_metadata_for_build_editable",
-    "prepare_metadata_for_build_wheel",
-]
 
 Settings = dict[str, Any] | None
+
+require_setuptools()
 
 
 def _torch_requirement() -> str:
@@ -54,10 +45,24 @@ def _folder_of_installed_torch() -> str | None:
     return None
 
 
-def _show_torch_to_the_build() -> None:
-    folder = _folder_of_installed_torch()
-    if folder and folder not in sys.path:
-        sys.path.append(folder)  # behind the build's own setuptools
+def _with_torch(hook: Callable[..., str]) -> Callable[..., str]:
+    @wraps(hook)
+    def run(*args: Any, **kwargs: Any) -> str:
+        folder = _folder_of_installed_torch()
+        if folder and folder not in sys.path:
+            sys.path.append(folder)  # behind the build's own setuptools
+        return _alone(hook)(*args, **kwargs)
+
+    return run
+
+
+def _alone(hook: Callable[..., str]) -> Callable[..., str]:
+    @wraps(hook)
+    def run(*args: Any, **kwargs: Any) -> str:
+        with locked(Path("build/install.lock")):
+            return hook(*args, **kwargs)
+
+    return run
 
 
 # ---- the hooks of PEP 517 and PEP 660; those that only ask for requirements do not run setup.py -----------------
@@ -75,13 +80,8 @@ def get_requires_for_build_sdist(config_settings: Settings = None) -> list[str]:
     return []
 
 
-def build_wheel(wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None) -> str:
-    _show_torch_to_the_build()
-    return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
-
-
-def build_editable(
-    wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
-) -> str:
-    _show_torch_to_the_build()
-    return build_meta.build_editable(wheel_directory, config_settings, metadata_directory)
+build_sdist = _alone(build_meta.build_sdist)
+build_wheel = _with_torch(build_meta.build_wheel)
+build_editable = _with_torch(build_meta.build_editable)
+prepare_metadata_for_build_wheel = _alone(build_meta.prepare_metadata_for_build_wheel)
+prepare_metadata_for_build_editable = _alone(build_meta.prepare_metadata_for_build_editable)

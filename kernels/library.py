@@ -14,12 +14,14 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TypedDict
 
 import torch
 
-import raccgan
+_PACKAGE = Path(__file__).parents[1]
+"""The package raccgan, in which this package is called kernels."""
 
 
 class Build(TypedDict):
@@ -35,7 +37,7 @@ def path() -> Path | None:
     """Where the library is, or ``None`` where it was not built."""
     if named := os.environ.get("RACCGAN_LIBRARY"):
         return Path(named)
-    return next(iter(sorted(Path(raccgan.__file__).parent.glob("_native*.so"))), None)
+    return _library_in(_PACKAGE)
 
 
 @functools.cache
@@ -43,7 +45,7 @@ def why_not() -> str | None:
     """Load the library at the first call. ``None`` if it is loaded, else one line that says why not."""
     library = path()
     if library is None:
-        return 'the compiled library is not built: run "pip install -e ." with PyTorch and a C++ compiler there'
+        return _not_built()
     try:
         torch.ops.load_library(str(library))
         torch.ops.raccgan.native_build()
@@ -70,6 +72,23 @@ def cuda() -> str:
     """The version of the CUDA toolkit that the library was built with, empty where it has no CUDA part."""
     found = build()
     return found["cuda"] if found else ""
+
+
+def _library_in(package: Path) -> Path | None:
+    return next(iter(sorted(package.glob("_native*.so"))), None)
+
+
+def _not_built() -> str:
+    """A checkout that was not built may hide an installed package: Python looks into the current folder first."""
+    how = 'run "pip install -e ." with PyTorch and a C++ compiler there'
+    for place in map(Path, sys.path):
+        installed = place / _PACKAGE.name
+        if installed.resolve() != _PACKAGE.resolve() and _library_in(installed):
+            return (
+                f"the compiled library is not built in {_PACKAGE}, which hides the installed {installed}: start Python "
+                f"in another folder, or {how}"
+            )
+    return f"the compiled library is not built: {how}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 A family's ``triton.py`` has, beside its public function:
 
-    can_run(call)       ``runtime.why_not(call, DTYPES)``, and what else its contract leaves out
+    supports(call)      ``runtime.supports(call)``, and what else its contract leaves out
     compilations()      a :class:`Compilation` for every kernel and configuration that it ships
 
 and its kernels keep to these rules:
@@ -21,13 +21,13 @@ On a CPU the kernels run interpreted, for tests alone: where ``TRITON_INTERPRET=
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from raccgan.kernels.backend import Call
+from raccgan.kernels.dispatch import Call
 
 TESTED = ("3.6", "3.7", "3.8")
 """Releases that the tests were run with, 3.6 all of them; another one may compile to something else, or not at all."""
@@ -36,6 +36,10 @@ OLDEST = 8
 """Major compute capability of the oldest GPU that the kernels are compiled for in the tests: Ampere."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Of the model of the work: programs that an H100 runs at a time, and what starting one costs, in elements that it moves
+# meanwhile; of a batch of that size.
+_AT_A_TIME, _START, _BATCH = 2 * 132, 2048, 16
 
 # Settled once, at import, so that torch.compile sees constants.
 _MISSING: str | None = None
@@ -59,7 +63,7 @@ def jit(kernel: Callable[..., Any]) -> Any:
     return kernel if triton is None else triton.jit(kernel)
 
 
-def why_not(call: Call, dtypes: Sequence[torch.dtype] = DTYPES) -> str | None:
+def supports(call: Call, dtypes: Sequence[torch.dtype] = DTYPES) -> str | None:
     """Why no Triton kernel that takes ``dtypes`` can serve ``call``, in one line; ``None`` where it can."""
     if _MISSING is not None:
         return _MISSING
@@ -121,6 +125,23 @@ def launch(kernel: Any, programs: int, *arguments: Any, config: Config, **consta
 def pointer(dtype: torch.dtype) -> str:
     """A tensor's type in a signature."""
     return {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}[dtype]
+
+
+def cheapest(configs: Iterable[Config], work: Callable[[Config], tuple[int, int]]) -> Config:
+    """The first of the configurations that costs least by a model of the work; no GPU has been asked.
+
+    Not measured by ``triton.autotune``: the order of a sum follows the tile, so that the timing of one run would decide
+    its bits. The batch has no part in the choice either.
+
+    Args:
+        work: how many programs a sample has, and how many elements each of them moves.
+    """
+
+    def cost(config: Config) -> int:
+        programs, elements = work(config)
+        return cdiv(_BATCH * programs, _AT_A_TIME) * (_START + elements)
+
+    return min(configs, key=cost)
 
 
 def cdiv(a: int, b: int) -> int:

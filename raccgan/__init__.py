@@ -1,9 +1,10 @@
 """RA-CCGAN: residual attention class-conditional GAN for unsupervised image anomaly detection.
 
-The commands are ``python -m raccgan.train``, ``raccgan.evaluate``, ``raccgan.detect``, ``raccgan.calibrate``,
-``raccgan.generate``, ``raccgan.export`` and ``raccgan.doctor``; ``from raccgan import Detector`` scores images from
-Python.
-Importing the package imports neither torch nor anything compiled; the names below are loaded when they are asked for.
+The commands are ``raccgan train``, ``detect``, ``evaluate``, ``calibrate``, ``generate``, ``export``, ``experiment``
+and ``doctor``; ``python -m raccgan.train`` is the same as ``raccgan train``. ``from raccgan import Detector`` scores
+images from Python.
+
+Importing the package imports neither torch nor the compiled library. The names below are loaded at their first use.
 """
 
 from __future__ import annotations

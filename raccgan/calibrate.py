@@ -55,7 +55,7 @@ def _calibrate(file: Path, given: argparse.Namespace) -> int:
     quantile = given.quantile
     if given.threshold is None and given.sensitivity is None and quantile is None:
         quantile = checkpoints.config_of(stored).quantile
-    fresh = checkpoints.Checkpoint(stored.config, stored.classes, stored.channels, {}, held_out=held_out)
+    fresh = checkpoints.Checkpoint(stored.config, stored.classes, stored.channels, held_out=held_out)
     threshold = choose_threshold(fresh, threshold=given.threshold, quantile=quantile, sensitivity=given.sensitivity)
     checkpoints.recalibrate(file, checkpoints.Calibration(threshold, held_out, policy))
     before = "none" if stored.threshold is None else f"{stored.threshold:.4g}"
@@ -99,6 +99,7 @@ def _scores(stored: Checkpoint, given: argparse.Namespace) -> tuple[dict[str, Te
     # Scoring needs a threshold, and this one decides nothing.
     settings = options.settings_of(given, but=("quantile",))
     detector = Detector.of(stored, 0.0, label_policy=given.label_policy, device=given.device, **settings)
+    options.note_missing_library(detector.config.kernels)
     problems = list(found.problems)
     scores, peaks = [], []
     with Progress("normal images", len(found.files), unit="image", lines=False) as progress:

@@ -9,16 +9,32 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from raccgan.errors import InputError
 
 
 def _setting(
-    default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None
+    group: str,
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
 ) -> Any:
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+    """A field of :class:`Config`; ``group`` is the heading of its option in ``--help``."""
+    metadata = {"group": group, "help": help, "choices": choices, "low": low, "high": high}
+    return field(default=default, metadata=metadata)
 
+
+_data = partial(_setting, "data")
+_model = partial(_setting, "model")
+_gan = partial(_setting, "training of the generator and the discriminator")
+_encoder = partial(_setting, "training of the encoder")
+_scoring = partial(_setting, "scoring")
+_run = partial(_setting, "run")
 
 SCORES = ("reconstruction", "density", "texture", "defects", "both", "all")
 """What a score may be: :class:`raccgan.scoring.scorer.Scorer` has the formulas."""
@@ -26,102 +42,100 @@ SCORES = ("reconstruction", "density", "texture", "defects", "both", "all")
 
 @dataclass(frozen=True)
 class Config:
-    """What is trained on what, how, and how it is judged. Fields of the model decide whether a checkpoint fits."""
+    """The settings of a run. The fields in MODEL_FIELDS decide whether a checkpoint fits."""
 
-    # The data
-    dataset: str = _setting("digits", "digits, mnist, fashion-mnist, mvtec, chest-xray; or a folder, or a .csv list")
-    category: str = _setting("", "which category of an MVTec folder, such as screw")
-    protocol: str = _setting("", "one-vs-rest, leave-one-out or folder (default: what suits the data set)")
-    normal: str = _setting("", "normal classes, comma-separated (default: what suits the data set)")
-    held_out: float = _setting(0.15, "share of the normal training images kept for the threshold", low=0.01, high=0.9)
-    fit: str = _setting(
+    dataset: str = _data("digits", "digits, mnist, fashion-mnist, mvtec, chest-xray; or a folder, or a .csv list")
+    category: str = _data("", "which category of an MVTec folder, such as screw")
+    protocol: str = _data("", "one-vs-rest, leave-one-out or folder (default: what suits the data set)")
+    normal: str = _data("", "normal classes, comma-separated (default: what suits the data set)")
+    held_out: float = _data(0.15, "share of the normal training images kept for the threshold", low=0.01, high=0.9)
+    fit: str = _data(
         "stretch",
         "how an image becomes square; align turns the one object on a plain ground upright and cuts it out",
         choices=("stretch", "crop", "pad", "align"),
     )
-    brightness: str = _setting(
+    brightness: str = _data(
         "keep",
         "level: every image is brought to the same mean and contrast, where lamps or exposure vary",
         choices=("keep", "level"),
     )
-    unreadable: str = _setting(
+    unreadable: str = _data(
         "refuse", "what becomes of images, and of lines of a list, that cannot be used", choices=("refuse", "skip")
     )
 
-    # The model
-    image_size: int = _setting(
+    image_size: int = _model(
         32, "side of the square that images are resized to: 4 times a power of two", low=8, high=1024
     )
-    channels: int = _setting(0, "1 for grey, 3 for colour, 0 for what the data set has", low=0, high=3)
-    base_width: int = _setting(64, "channels that the multipliers multiply", low=1, high=1024)
-    multipliers: str = _setting(
+    channels: int = _model(0, "1 for grey, 3 for colour, 0 for what the data set has", low=0, high=3)
+    base_width: int = _model(64, "channels that the multipliers multiply", low=1, high=1024)
+    multipliers: str = _model(
         "", "generator widths at 4x4 and after each block, in units of base_width, such as 4,4,2,1"
     )
-    latent: int = _setting(0, "latent size; 0 for 32 a chunk up to 64 px and 20 a chunk above", low=0, high=65536)
-    embedding: int = _setting(128, "size of the class embedding", low=1, high=4096)
-    convolution: str = _setting(
+    latent: int = _model(0, "latent size; 0 for 32 a chunk up to 64 px and 20 a chunk above", low=0, high=65536)
+    embedding: int = _model(128, "size of the class embedding", low=1, high=4096)
+    convolution: str = _model(
         "depthwise-separable", "convolutions of the blocks", choices=("depthwise-separable", "dense")
     )
-    attention_generator: str = _setting("last-4", "blocks that CBAM follows: none, all, last-N, or numbers such as 0,2")
-    attention_discriminator: str = _setting("none", "the same, in the discriminator")
-    attention_encoder: str = _setting("none", "the same, in the encoder")
-    discriminator_head: str = _setting(
+    attention_generator: str = _model("last-4", "blocks that CBAM follows: none, all, last-N, or numbers such as 0,2")
+    attention_discriminator: str = _model("none", "the same, in the discriminator")
+    attention_encoder: str = _model("none", "the same, in the encoder")
+    discriminator_head: str = _model(
         "auto", "sum over pixels, or flatten; auto flattens up to 32 px", choices=("auto", "sum", "flatten")
     )
-    encoder_conditioning: str = _setting(
+    encoder_conditioning: str = _model(
         "film", "how the class enters the encoder; scalar is the authors' form", choices=("film", "scalar")
     )
-    encoder_latent: str = _setting(
+    encoder_latent: str = _model(
         "linear", "output of the encoder; tanh is the authors' form", choices=("linear", "tanh")
     )
 
-    # Training of the generator and the discriminator
-    gan_steps: int = _setting(20000, "generator steps", low=0)
-    batch_size: int = _setting(64, "images a step", low=1)
-    critic_steps: int = _setting(1, "discriminator steps a generator step", low=1, high=100)
-    penalty: float = _setting(10.0, "weight of the gradient penalty", low=0)
-    generator_lr: float = _setting(1e-4, "learning rate of the generator (Adam)", low=0, high=1)
-    discriminator_lr: float = _setting(4e-4, "learning rate of the discriminator (Adam)", low=0, high=1)
-    ema: float = _setting(0.999, "decay of the generator's moving average", low=0, high=0.999999)
+    gan_steps: int = _gan(20000, "generator steps", low=0)
+    batch_size: int = _gan(64, "images a step", low=1)
+    critic_steps: int = _gan(1, "discriminator steps a generator step", low=1, high=100)
+    penalty: float = _gan(10.0, "weight of the gradient penalty", low=0)
+    generator_lr: float = _gan(1e-4, "learning rate of the generator (Adam)", low=0, high=1)
+    discriminator_lr: float = _gan(4e-4, "learning rate of the discriminator (Adam)", low=0, high=1)
+    ema: float = _gan(0.999, "decay of the generator's moving average", low=0, high=0.999999)
 
-    # Training of the encoder
-    encoder_steps: int = _setting(10000, "encoder steps", low=0)
-    encoder_lr: float = _setting(
+    encoder_steps: int = _encoder(10000, "encoder steps", low=0)
+    encoder_lr: float = _encoder(
         1e-3, "learning rate of the encoder (Adam), brought to zero on a cosine", low=0, high=1
     )
-    generator_tuning: float = _setting(
+    generator_tuning: float = _encoder(
         0.0,
         "learning rate of the generator beside the encoder, as a share of the encoder's: above 0 for objects with fine "
         "detail, which a generator trained briefly does not draw; 0 leaves it as it is",
         low=0,
         high=10,
     )
-    kappa: float = _setting(1.0, "weight of the feature term in the encoder's loss and in the score", low=0)
+    kappa: float = _encoder(1.0, "weight of the feature term in the encoder's loss and in the score", low=0)
 
-    # Scoring
-    score: str = _setting(
+    score: str = _scoring(
         "both",  # the highest mean over MNIST, Fashion-MNIST and chest X-rays: docs/results.md
         "what the score is: the error of the reconstruction, the distance of the image's descriptor from those of "
         "normal images (density), that of its contrast and errors (texture), or of its largest errors (defects), the "
         "first two distances (both), or these and the error (all)",
         choices=SCORES,
     )
-    quantile: float = _setting(0.95, "quantile of the held-out normal scores that is the threshold", low=0, high=1)
-    score_batch: int = _setting(64, "images scored at once, all normal classes of each beside it", low=1)
-    control_steps: int = _setting(1500, "training steps of the autoencoder that results are compared with", low=1)
+    quantile: float = _scoring(0.95, "quantile of the held-out normal scores that is the threshold", low=0, high=1)
+    score_batch: int = _scoring(64, "images scored at once, all normal classes of each beside it", low=1)
+    control_steps: int = _scoring(1500, "training steps of the autoencoder that results are compared with", low=1)
 
-    # The run
-    kernels: str = _setting("fused", "implementation of the ops", choices=("reference", "fused", "native", "triton"))
-    # On a CPU with AVX512-BF16 a step in bfloat16 took 0.66 of the time and 0.54 of the memory of one in float32 at 32
-    # px; its losses were up to 0.09 off. So float32 is the default.
-    precision: str = _setting(
+    kernels: str = _run(
+        "fused",
+        "backend of the ops; fused chooses one for each call",
+        choices=("reference", "fused", "native", "triton"),
+    )
+    # float32 is the default because of accuracy. Measured at 32 px on a CPU with AVX512-BF16: a step in bfloat16 took
+    # 0.66 of the time and 0.54 of the memory, and its losses differed by up to 0.09.
+    precision: str = _run(
         "float32", "arithmetic of training; scores are always float32", choices=("float32", "bfloat16")
     )
-    threads: int = _setting(0, "threads of PyTorch on a CPU; 0 for its own choice", low=0, high=1024)
-    seed: int = _setting(0, "seed of everything random", low=0, high=2**31 - 1)
-    checkpoint_every: int = _setting(500, "steps between checkpoints", low=1)
-    # As long as rank 0 may take over a checkpoint; a rank whose process ends is noticed at once.
-    rank_timeout: int = _setting(
+    threads: int = _run(0, "threads of PyTorch on a CPU; 0 for its own choice", low=0, high=1024)
+    seed: int = _run(0, "seed of everything random", low=0, high=2**31 - 1)
+    checkpoint_every: int = _run(500, "steps between checkpoints", low=1)
+    # Rank 0 may take this long to write a checkpoint. A rank whose process ends is noticed at once.
+    rank_timeout: int = _run(
         300, "under torchrun: seconds that a rank waits for the others before the job ends", low=1, high=86400
     )
 
@@ -140,11 +154,8 @@ class Config:
             )
         if self.channels not in (0, 1, 3):
             raise InputError(f"channels must be 0, 1 or 3, got {self.channels}")
-        for name, count in (("generator", blocks), ("discriminator", blocks + 1), ("encoder", blocks)):
-            try:
-                attention_blocks(getattr(self, f"attention_{name}"), count)
-            except ValueError as error:
-                raise InputError(f"attention_{name}: {error}") from None
+        for network in ("generator", "discriminator", "encoder"):
+            self.attended(network)
         if self.latent_size % (blocks + 1):
             raise InputError(
                 f"latent {self.latent} does not divide into the {blocks + 1} equal chunks of {self.image_size} px"
@@ -167,6 +178,18 @@ class Config:
             )
         return widths
 
+    def attended(self, network: str) -> frozenset[int]:
+        """The blocks of ``generator``, ``discriminator`` or ``encoder``, counted from 0, that CBAM follows.
+
+        Raises:
+            InputError: there is no such block, or the setting is of no known form.
+        """
+        blocks = len(self.widths) - (network != "discriminator")
+        try:
+            return attention_blocks(getattr(self, f"attention_{network}"), blocks)
+        except ValueError as error:
+            raise InputError(f"attention_{network}: {error}") from None
+
     @property
     def latent_size(self) -> int:
         chunks = len(self.widths)
@@ -182,19 +205,19 @@ class Config:
         return dataclasses.asdict(self)
 
 
-def attention_blocks(which: str, blocks: int) -> set[int]:
-    """The blocks, counted from 0, that CBAM follows: "none", "all", "last-2", or numbers such as "0,2".
+def attention_blocks(which: str, blocks: int) -> frozenset[int]:
+    """The members of 0 .. ``blocks`` - 1 that are meant by "none", "all", "last-2", or numbers such as "0,2".
 
     Raises:
         ValueError: anything else, or a block that is not there.
     """
     if which in ("none", "all"):
-        return set(range(blocks if which == "all" else 0))
+        return frozenset(range(blocks if which == "all" else 0))
     if which.startswith("last-") and which[5:].isdigit():
-        return set(range(max(0, blocks - int(which[5:])), blocks))
+        return frozenset(range(max(0, blocks - int(which[5:])), blocks))
     parts = [part.strip() for part in which.split(",")]
     if all(part.isdigit() and int(part) < blocks for part in parts):
-        return {int(part) for part in parts}
+        return frozenset(map(int, parts))
     raise ValueError(
         f'attention {which!r} is not "none", "all", "last-N" or block numbers from 0 to {blocks - 1} such as "0,2"'
     )
@@ -223,8 +246,8 @@ MODEL_FIELDS = (
 """Fields that shape the weights, beside the channels and the classes of the data."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # 8 px is what these digits are; no pixel is invented. Steps and rates: a few minutes on two CPU cores. One thread:
-    # a second took a step from 81 to 65 ms while both cores were free, and to 340 ms when another process wanted one.
+    # These digits have 8 px. Steps and rates: a few minutes on two CPU cores. One thread, because of a measurement on
+    # two cores: a second thread took a step from 81 to 65 ms while both were free, and to 340 ms while one was busy.
     "digits": {
         "dataset": "digits",
         "image_size": 8,
@@ -239,7 +262,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "score": "reconstruction",
         "threads": 1,
     },
-    # What a core trains in about three minutes; docs/results.md has what it detects.
+    # One core trains this in about three minutes. Results: docs/results.md.
     "mnist-small": {
         "dataset": "mnist",
         "image_size": 16,
@@ -253,12 +276,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "score": "density",
         "threads": 1,
     },
-    # The kind of score: what told the training part's other classes from held-out images best, docs/results.md.
+    # The score that told the training part's other classes from held-out images best: docs/results.md.
     "mnist": {"dataset": "mnist", "score": "density"},
     "fashion-mnist": {"dataset": "fashion-mnist", "score": "all"},
-    # The published widths, and the kind of score with the highest mean over three data sets; not run here.
+    # The published widths, and the score with the highest mean over three data sets. Not run here.
     "mvtec": {"dataset": "mvtec", "image_size": 128, "base_width": 96, "batch_size": 16},
-    # Parts on a plain ground, with small defects: on MVTec screws the only settings that told good from bad, by far.
+    # Parts on a plain ground, with small defects. On MVTec screws only these settings told good from bad.
     "parts": {
         "fit": "align",
         "brightness": "level",
@@ -275,7 +298,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "score": "defects",
         "threads": 1,
     },
-    # Published widths again; texture told the X-rays' training part apart best, at 64 px.
+    # The published widths. At 64 px, texture told the X-rays' training part apart best.
     "pulmonary": {"dataset": "chest-xray", "image_size": 128, "base_width": 96, "batch_size": 16, "score": "texture"},
 }
 

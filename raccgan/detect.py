@@ -64,6 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     detector = Detector.of(
         stored, threshold, label_policy=given.label_policy, device=given.device, compiled=given.compile, **settings
     )
+    options.note_missing_library(detector.config.kernels)
     if not ranks.job().first:
         deque(scan(detector), maxlen=0)
         return 0

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from raccgan.cli import options
 from raccgan.config import Config
+from raccgan.distributed import ranks
+from raccgan.outputs.files import own_folder
 from raccgan.outputs.terminal import tell
 
 EXAMPLES = """\
@@ -30,6 +32,53 @@ SETTINGS = (
 
 
 def main(arguments: Sequence[str]) -> int:
+    given = _parser().parse_args(arguments)
+    device = options.pick_device(given.device)
+
+    from raccgan.evaluation.result_files import evaluate_run
+    from raccgan.models import checkpoint as checkpoints
+    from raccgan.scoring.calibration import calibration_for
+    from raccgan.scoring.scorer import Scorer
+    from raccgan.training.run import prepare, readable
+
+    settings = options.settings_of(given)
+    ranks.join(device, settings.get("rank_timeout", Config.rank_timeout))
+    stored = ranks.job().on_first(lambda: checkpoints.load(given.run))
+    config = checkpoints.config_of(stored, **settings)
+    options.require_kernels(config.kernels, device)
+    options.note_missing_library(config.kernels)
+    run = prepare(config, given.data_root, device)
+    if config.unreadable == "skip":
+        run, _ = readable(run)
+    checkpoints.check_same_model(stored, run.config, run.classes, run.channels)
+    folder = given.out or (given.run if given.run.is_dir() else given.run.parent)
+    with ranks.job().entered_on_first(lambda: own_folder(folder)) as out:
+        networks = checkpoints.networks_of(stored, run.config, device)
+        scorer = Scorer.of(run.config, networks, run.classes, given.label_policy)
+        calibration = calibration_for(
+            stored,
+            run.config,
+            scorer,
+            lambda: run.dataset(run.split.held_out),
+            policy=given.label_policy,
+            quantile=settings.get("quantile"),
+        )
+        assessment = evaluate_run(
+            out,
+            run,
+            scorer,
+            calibration,
+            seconds=stored.seconds,
+            history=stored.history,
+            report_of=str(given.run) if given.report else "",
+        )
+        if assessment is not None:
+            print(assessment.summary())
+            tell(f"metrics, scores and pictures are in {out}")
+    return 0
+
+
+def _parser() -> options.Parser:
     parser = options.Parser(
         "Evaluate a trained run: image AUROC, AUPR and F1, pixel AUROC and AUPRO where there are masks, "
         "and the two plain controls on the same split.",
@@ -42,45 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     options.add_label_policy(parser)
     options.add_places(parser)
     options.add_settings(parser, SETTINGS)
-    given = parser.parse_args(arguments)
-    device = options.pick_device(given.device)
-
-    from raccgan.distributed import ranks
-    from raccgan.evaluation.evaluation import calibrate, evaluate, summary, write_evaluated, write_results
-    from raccgan.models import checkpoint as checkpoints
-    from raccgan.outputs.files import own_folder
-    from raccgan.scoring.detector import choose_threshold
-    from raccgan.training.run import prepare, readable
-
-    settings = options.settings_of(given)
-    ranks.join(device, settings.get("rank_timeout", Config.rank_timeout))
-    stored = ranks.job().on_first(lambda: checkpoints.load(given.run))
-    config = checkpoints.config_of(stored, **settings)
-    options.require_kernels(config.kernels, device)
-    run = prepare(config, given.data_root, device)
-    if config.unreadable == "skip":
-        run, _ = readable(run)
-    checkpoints.check_same_model(stored, run.config, run.classes, run.channels)
-    as_stored = given.label_policy == stored.held_out_policy and config.score == checkpoints.config_of(stored).score
-    folder = given.out or (given.run if given.run.is_dir() else given.run.parent)
-    with ranks.job().entered_on_first(lambda: own_folder(folder)) as out:
-        scorer = run.scorer(checkpoints.networks_of(stored, run.config, device), given.label_policy)
-        if stored.held_out and as_stored:
-            threshold = choose_threshold(stored, quantile=settings.get("quantile"))
-            calibration = checkpoints.Calibration(threshold, stored.held_out, given.label_policy)
-        elif stored.threshold is None or "quantile" in settings or not as_stored:
-            calibration = calibrate(run, scorer, given.label_policy)
-        else:
-            calibration = checkpoints.Calibration(stored.threshold, {}, given.label_policy)
-        evaluation = evaluate(run, scorer, calibration.threshold, seconds=stored.seconds, details=given.report)
-        if evaluation is None:
-            return 0
-        write_results(out, run, evaluation, scorer, stored.history)
-        if given.report:
-            write_evaluated(out / "report.html", run, evaluation, calibration, str(given.run))
-        print(summary(evaluation))
-        tell(f"metrics, scores and pictures are in {out}")
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from raccgan.cli import options
+from raccgan.data.splits import closest
 from raccgan.errors import InputError
+from raccgan.outputs.files import own_folder
 from raccgan.outputs.terminal import say, tell
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from raccgan.config import Config
-    from raccgan.data.samples import Sample
-    from raccgan.models.generator import Generator
 
 EXAMPLES = """\
   python -m raccgan.generate runs/digits --class 3 --count 100 --out threes
@@ -33,16 +25,6 @@ EXAMPLES = """\
 """
 
 MOST_IMAGES = 10_000
-COLUMNS = 10
-"""Images of a class on the grid, and steps of an interpolation."""
-
-
-@dataclass(frozen=True)
-class Real:
-    """Real images of one class, [N, C, S, S] in [-1, 1]."""
-
-    train: Tensor
-    test: Tensor
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -52,28 +34,37 @@ def main(arguments: Sequence[str]) -> int:
 
     import torch
 
+    from raccgan.generation.folder import ImageMaker, require_empty
+    from raccgan.generation.real import real_images
     from raccgan.models import checkpoint as checkpoints
-    from raccgan.outputs.files import own_folder
 
     stored = checkpoints.load(given.run)
     config = checkpoints.config_of(stored, **options.settings_of(given))
     options.require_kernels(config.kernels, device)
+    options.note_missing_library(config.kernels)
     if config.threads:
         torch.set_num_threads(config.threads)
     pair = _pair(given.between, stored.classes)
     names = _named(given.names, stored.classes) if given.names else pair or stored.classes
-    real = _real_or_why_not(given, config, stored.channels, names)
+    against = given.against or config.dataset
+    try:
+        real = real_images(config, stored.channels, names, against=against, data_root=given.data_root)
+    except InputError as error:
+        if given.against:
+            raise
+        real = {}
+        say(f"no comparison with real images: {error}; or name some with --against")
     generator = checkpoints.networks_of(stored, config, device).average
-    making = _Making(generator, config, stored.classes, given.truncation)
+    maker = ImageMaker(generator, config, stored.classes, given.truncation)
     with own_folder(given.out) as out:
-        _check_empty(out)
-        making.write_images(out, names, given.count)
+        require_empty(out)
+        maker.write_images(out, names, given.count)
         if pair:
-            making.write_between_classes(out / "between-classes.png", pair)
+            maker.write_between_classes(out / "between-classes.png", pair)
         if given.between_latents:
-            making.write_between_latents(out / "between-latents.png", names)
+            maker.write_between_latents(out / "between-latents.png", names)
         if real:
-            _compare(out, making, real, given)
+            maker.write_comparison(out / "metrics.json", real, against)
         tell(f"{given.count} images of each of {', '.join(names)} are in {out}, the first ones in {out / 'grid.png'}")
     return 0
 
@@ -127,8 +118,6 @@ def _check_numbers(given: argparse.Namespace) -> None:
 
 def _named(names: str, classes: Sequence[str]) -> list[str]:
     """The normal classes of a comma-separated list."""
-    from raccgan.data.splits import closest
-
     wanted = [names] if names in classes else [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:
         if name not in classes:
@@ -141,172 +130,6 @@ def _pair(between: str, classes: Sequence[str]) -> list[str]:
     if between and len(pair) != 2:
         raise InputError(f"--between {between!r} must name two different normal classes, such as --between A,B")
     return pair
-
-
-def _check_empty(out: Path) -> None:
-    """One that holds anything is refused, so that no two sets are ever mixed."""
-    from raccgan.outputs.files import LOCK
-
-    if any(path.name != LOCK for path in out.iterdir()):
-        raise InputError(f"{out} is not empty: name another --out, so that these images are not mixed with others")
-
-
-def _real_or_why_not(given: argparse.Namespace, config: Config, channels: int, names: Sequence[str]) -> dict[str, Real]:
-    """Real images by class. Where the run's own data are not there, none, and a line that says why."""
-    from raccgan.data.dataset import ImageDataset
-    from raccgan.data.samples import spread
-    from raccgan.generation.sampling import MOST
-
-    def read(samples: Sequence[Sample]) -> Tensor:
-        chosen = spread(samples, MOST)
-        data = ImageDataset(
-            chosen, classes=(), size=config.image_size, channels=channels, fit=config.fit, brightness=config.brightness
-        )
-        return data.images(range(len(chosen)))
-
-    try:
-        parts = _samples(given, config, names)
-        return {name: Real(read(train), read(test)) for name, (train, test) in parts.items()}
-    except InputError as error:
-        if given.against:
-            raise
-        say(f"no comparison with real images: {error}; or name some with --against")
-        return {}
-
-
-def _samples(
-    given: argparse.Namespace, config: Config, names: Sequence[str]
-) -> dict[str, tuple[list[Sample], list[Sample]]]:
-    """The training and test samples of each class."""
-    from raccgan.data.splits import closest
-
-    against = given.against or config.dataset
-    found = _load(against, given.data_root, config, names)
-    parts = {}
-    for name in names:
-        members = [sample for sample in found if sample.label == name]
-        if not members:
-            raise InputError(f"{against} has no class {name!r}{closest(name, dict.fromkeys(s.label for s in found))}")
-        train, test = ([sample for sample in members if sample.split == split] for split in ("train", "test"))
-        if min(len(train), len(test)) < 2:
-            raise InputError(
-                f"{against} has {len(train)} training and {len(test)} test images of {name!r}: a comparison needs two "
-                "of either"
-            )
-        parts[name] = train, test
-    return parts
-
-
-def _load(against: str, data_root: Path, config: Config, names: Sequence[str]) -> Sequence[Sample]:
-    from raccgan.data.listing import list_images, subfolders
-    from raccgan.data.samples import Sample, printable
-    from raccgan.data.sources.registry import SOURCES, load_source
-    from raccgan.data.splits import split_by_class
-
-    folder = Path(against)
-    if against in SOURCES or not folder.is_dir() or subfolders(folder):
-        category = config.category if against == config.dataset else ""
-        return load_source(against, data_root, category=category or None).samples
-    if len(names) > 1:
-        raise InputError(f"{against} has no class folders: name the one class that its images are of with --class")
-    return split_by_class([Sample(printable(path), names[0], "train", path) for path in list_images(folder).images])
-
-
-@dataclass(frozen=True)
-class _Making:
-    """A generator and what decides its latents."""
-
-    generator: Generator
-    config: Config
-    classes: Sequence[str]
-    truncation: float | None
-
-    def latents(self, indices: range) -> Tensor:
-        from raccgan.generation.sampling import latents
-
-        return latents(indices, self.config.latent_size, seed=self.config.seed, truncation=self.truncation)
-
-    def images(self, name: str, indices: range) -> Tensor:
-        from raccgan.generation import sampling
-
-        return sampling.images(self.generator, self.latents(indices), self.classes.index(name))
-
-    def write_images(self, out: Path, names: Sequence[str], count: int, batch: int = 64) -> None:
-        """A folder of PNG files a class, and the first ones of each on a grid."""
-        from raccgan.outputs import pictures
-        from raccgan.outputs.files import prepare_out
-        from raccgan.outputs.progress import Progress
-
-        rows: dict[str, Any] = {}
-        with Progress("images", count * len(names), unit="image") as progress:
-            for name, folder in zip(names, _folder_names(names), strict=True):
-                prepare_out(out / folder)
-                for start in range(0, count, batch):
-                    made = self.images(name, range(start, min(count, start + batch))).numpy()
-                    rows.setdefault(name, made[:COLUMNS])
-                    for i, pixels in enumerate(made, start):
-                        pictures.image(out / folder / f"{i:04}.png", pixels)
-                    progress.update(len(made))
-        shown = dict(list(rows.items())[:20])
-        pictures.sample_grid(out / "grid.png", shown, title="generated, one row a normal class")
-
-    def write_between_classes(self, path: Path, pair: Sequence[str], rows: int = 5) -> None:
-        from raccgan.generation.sampling import between_classes
-        from raccgan.outputs import pictures
-
-        first, last = (self.classes.index(name) for name in pair)
-        made = {
-            f"latent {i}": between_classes(self.generator, z, first, last, COLUMNS).numpy()
-            for i, z in enumerate(self.latents(range(rows)))
-        }
-        pictures.sample_grid(path, made, title=f"from {pair[0]} to {pair[1]}, one latent a row")
-
-    def write_between_latents(self, path: Path, names: Sequence[str]) -> None:
-        from raccgan.generation.sampling import between_latents, images
-        from raccgan.outputs import pictures
-
-        first, last = self.latents(range(2))
-        points = between_latents(first, last, COLUMNS)
-        made = {name: images(self.generator, points, self.classes.index(name)).numpy() for name in names[:20]}
-        pictures.sample_grid(path, made, title="from latent 0 to latent 1, one class a row")
-
-
-def _folder_names(names: Sequence[str]) -> Iterator[str]:
-    """A folder's name for each class: the class's own, but for what leads elsewhere or is refused by some systems."""
-    taken: set[str] = set()
-    for name in names:
-        plain = "".join(c if c.isalnum() or c in " ._-+" else "_" for c in name).strip(" .")[:100] or "_"
-        folder = next(f for f in (plain, *(f"{plain}-{i}" for i in range(2, 10_000))) if f.casefold() not in taken)
-        taken.add(folder.casefold())
-        yield folder
-
-
-def _compare(out: Path, making: _Making, real: dict[str, Real], given: argparse.Namespace) -> None:
-    """``metrics.json``, and a line a class."""
-    from raccgan.generation.sampling import compare
-    from raccgan.outputs.files import write_json
-
-    found: dict[str, Any] = {}
-    for name, images in real.items():
-        generated = making.images(name, range(len(images.train)))  # as many as the baseline has, written or not
-        distances = compare(generated, images.train, images.test)
-        found[name] = {
-            **{which: round(value, 6) for which, value in dataclasses.asdict(distances).items()},
-            "images": {"generated": len(generated), "real_train": len(images.train), "real_test": len(images.test)},
-        }
-        tell(
-            f"{name}: kernel distance to real test images {distances.generated:.3g}; real training images "
-            f"{distances.real:.3g} (chance: below {distances.chance:.3g}), noise {distances.noise:.3g}"
-        )
-    write_json(
-        out / "metrics.json",
-        {
-            "kernel_distance": found,
-            "against": given.against or making.config.dataset,
-            "seed": making.config.seed,
-            "truncation": given.truncation,
-        },
-    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from raccgan.cli import options
 from raccgan.config import Config, make_config
+from raccgan.distributed import ranks
 from raccgan.errors import InputError
+from raccgan.outputs.files import own_folder
 from raccgan.outputs.terminal import say, tell
 
 if TYPE_CHECKING:
@@ -47,9 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"--phase {given.phase!r} is not one of {', '.join(PHASES)}")
     device = options.pick_device(given.device)
 
-    from raccgan.distributed import ranks
     from raccgan.models import checkpoint as checkpoints
-    from raccgan.outputs.files import own_folder
     from raccgan.training import places
     from raccgan.training.loop import Training, no_log
     from raccgan.training.run import prepare
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     out, resumed, settings = start.out, start.resumed, start.settings | asked
     config = make_config(given.preset, settings) if resumed is None else checkpoints.config_of(resumed, **settings)
     options.require_kernels(config.kernels, device)
+    options.note_missing_library(config.kernels)
     run = prepare(config, given.data_root, device)
     if resumed is not None:
         checkpoints.check_same_model(resumed, run.config, run.classes, run.channels)
@@ -87,7 +88,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run_phases(training: Training, run: Run, phase: str, out: Path) -> None:
     """Train, calibrate and evaluate, or one part of that; on several ranks, the first alone evaluates."""
-    from raccgan.evaluation.evaluation import calibrate, evaluate, fit_density, summary, write_results
+    from raccgan.evaluation.result_files import evaluate_run
+    from raccgan.scoring.calibration import calibrate, fit_density
+    from raccgan.scoring.scorer import Scorer
 
     if phase in ("all", "gan"):
         training.run("gan")
@@ -97,20 +100,21 @@ def _run_phases(training: Training, run: Run, phase: str, out: Path) -> None:
         if training.job.first:
             say(f"the generator is trained; --phase encoder --resume {out} goes on")
         return
-    fit_density(run, training.networks, training.data)
-    scorer = run.scorer(training.networks)
-    training.calibration = calibration = calibrate(run, scorer)
+    fit_density(training.networks, training.data, batch=run.config.score_batch)
+    scorer = Scorer.of(run.config, training.networks, run.classes)
+    held_out = run.dataset(run.split.held_out)
+    training.calibration = calibration = calibrate(scorer, held_out, quantile=run.config.quantile)
     training.save("encoder")
     if phase == "encoder":
         if training.job.first:
             threshold = f"{calibration.threshold:.4g}"
             say(f"the encoder is trained, threshold {threshold}; --phase evaluate --resume {out} goes on")
         return
-    evaluation = evaluate(run, scorer, calibration.threshold, seconds=training.seconds)
-    if evaluation is None:
+    seconds, history = training.seconds, training.history
+    assessment = evaluate_run(out, run, scorer, calibration, seconds=seconds, history=history)
+    if assessment is None:
         return
-    write_results(out, run, evaluation, scorer, training.history)
-    print(summary(evaluation))
+    print(assessment.summary())
     tell(f"scores, metrics, pictures and the checkpoint are in {out}")
 
 

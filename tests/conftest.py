@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import runpy
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, settings
 
 from raccgan.config import Config, make_config
 from raccgan.data.dataset import ImageDataset
-from raccgan.kernels import triton_runtime
 from raccgan.models.checkpoint import NAME, Checkpoint
 from raccgan.models.networks import Networks, build
 from raccgan.training.loop import Training
@@ -41,53 +40,67 @@ CPU = torch.device("cpu")
 KILLS = {"short": 3, "long": 50}
 RANDOM_CASES = {"short": 20, "long": 1000}
 SOAK_STEPS = {"short": 300, "long": 5000}
-INTERPRETED = 10
 DETECTED = {"short": (500, 2000), "long": (10_000, 100_000)}
 
 for _name, _cases in RANDOM_CASES.items():
     settings.register_profile(
-        _name, max_examples=_cases, derandomize=_name == "short", deadline=None, database=None,
+        _name, max_examples=_cases, deadline=None, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("raccgan")
-    group.addoption("--long", action="store_true", help="random cases, kills and soak at full length: over an hour")
+    group.addoption("--long", action="store_true", help="also tests marked long; random cases, kills, soak in full")
     group.addoption("--kills", type=int, metavar="N", help="how often tests/cli/test_crash.py kills training")
 
 
+@pytest.hookimpl(tryfirst=True)  # before hypothesis reads its option
 def pytest_configure(config: pytest.Config) -> None:
     length = "long" if config.getoption("long") else "short"
     settings.load_profile(length)
     config.option.kills = config.option.kills or KILLS[length]
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = f"{datetime.date.today():%Y%m%d}"
+
+
+_LEFT_OUT = pytest.StashKey[int]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Interpreted, the Triton kernels' tests would take as long as all the others: the short run keeps a sample."""
-    if config.getoption("long") or not triton_runtime.INTERPRETED:
+    """The short run leaves out the tests that are marked long."""
+    if config.getoption("long"):
         return
-    left_out = [item for item in items if _is_interpreted(item) and zlib.crc32(item.nodeid.encode()) % INTERPRETED]
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    items[:] = [item for item in items if not item.get_closest_marker("long")]
+    config.stash[_LEFT_OUT] = len(left_out)
     if left_out:
-        chosen = set(left_out)
-        items[:] = [item for item in items if item not in chosen]
         config.hook.pytest_deselected(items=left_out)
 
 
-def _is_interpreted(item: pytest.Item) -> bool:
-    file, _, test = item.nodeid.rpartition("/")[2].partition("::")
-    in_a_grid = file == "test_grid.py" and "triton" in test
-    return in_a_grid or (file.endswith("_triton.py") and file != "test_triton.py")
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Each of pytest-xdist's workers has collected, and left out, the same tests."""
+    node.config.stash[_LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    if config.getoption("long"):
-        return "long run: all random cases, kills, soak steps and images"
-    left_out = {"random cases of each implementation": RANDOM_CASES, "kills": KILLS, "soak steps": SOAK_STEPS}
-    counts = [f"{most['short']} of {most['long']} {what}" for what, most in left_out.items()]
-    counts.append(f"one in {INTERPRETED} tests of interpreted Triton kernels")
-    counts.append(f"{DETECTED['short'][1]} of {DETECTED['long'][1]} images scored from disk")
-    return f"short run: {', '.join(counts)}, as all of them take over an hour; --long runs them"
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(_LEFT_OUT, 0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if left_out := config.stash.get(_LEFT_OUT, 0):
+        terminalreporter.write_line(f"short run: {left_out} tests marked long were left out; --long runs them")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    counts = {"random cases of each backend": RANDOM_CASES, "kills": KILLS, "soak steps": SOAK_STEPS}
+    counts["images scored from disk"] = {length: most[1] for length, most in DETECTED.items()}
+    length = "long" if config.getoption("long") else "short"
+    parts = ", ".join(f"{most[length]} {what}" for what, most in counts.items())
+    seed = config.option.hypothesis_seed
+    return [f"{length} run: {parts}", f"random cases of the day: --hypothesis-seed={seed} draws them again"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -98,10 +111,11 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """Real images of the development machines; tests that need them are skipped where they are not."""
-    root = Path(os.environ.get("RACCGAN_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    """A folder of real images: RACCGAN_DATA, or shared/data beside the checkout; without one, a test is skipped."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = Path(os.environ.get("RACCGAN_DATA") or beside)
     if not root.is_dir():
-        pytest.skip("no real images: set RACCGAN_DATA to a folder with MNIST, mvtec/screw and chest_xray")
+        pytest.skip(f"no real images in {root}: set RACCGAN_DATA to a folder with MNIST, mvtec/screw and chest_xray")
     return root
 
 

@@ -5,7 +5,6 @@ Shapes, dtypes and gradients of the operations are tested in tests/kernels/.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import importlib.util
 import json
@@ -15,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor
 from raccgan.kernels import library
 from raccgan.kernels.anomaly_score import native, reference
 from tests.kernels.capability import CAPABILITIES, said_under
+from tests.kernels.compare import assert_each_close, largest
 
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
@@ -53,7 +54,7 @@ def digest_and_error() -> tuple[str, float]:
             inputs = *image_pair(shape, dtype), *image_pair((shape[0], 40001), dtype, seed=1)
             for got, expected in zip(native.anomaly_score(*inputs, True), in_float64(*inputs), strict=True):
                 digest.update(got.numpy().tobytes())
-                error = max(error, ((got - expected).abs() / (expected + 1e-9)).max().item())
+                error = largest([error, ((got - expected).abs() / (expected + 1e-9)).max().item()])
     return digest.hexdigest(), error
 
 
@@ -153,17 +154,17 @@ def test_ten_million_elements_keep_six_digits(value: float) -> None:
     x = torch.full((1, 1, 4000, 2500), value)
     residual, feature, _ = native.anomaly_score(x, torch.zeros_like(x), x, torch.zeros_like(x), False)
     expected = x[0, 0, 0, 0].double() ** 2
-    assert torch.allclose(residual.double(), expected, rtol=1e-6, atol=0)
-    assert torch.allclose(feature.double(), expected, rtol=1e-6, atol=0)
+    assert_each_close(residual, expected, rtol=1e-6)
+    assert_each_close(feature, expected, rtol=1e-6)
 
 
 # ---- sources and build -----------------------------------------------------------------------------------------------
 
 
 def test_sources_compiled_per_target_include_c_headers_only() -> None:
-    # See csrc/cpu/targets.h: what C++ headers define inline would be merged across targets.
+    # See csrc/cpu/simd/targets.h: what C++ headers define inline would be merged across targets.
     folder = CSRC / "cpu"
-    sources = [*(path for path in folder.glob("*.cpp") if path.name != "targets.cpp"), folder / "vector.h"]
+    sources = [path for path in folder.rglob("*.[ch]*") if path.name != "targets.cpp"]
     for source in sources:
         included = re.findall(r"#include <(.+)>", source.read_text())
         assert set(included) <= {"immintrin.h", "math.h", "stddef.h", "stdint.h", "string.h"}, source
@@ -183,6 +184,7 @@ def test_the_cuda_part_is_there_where_nvcc_is() -> None:
 def build_backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     pytest.importorskip("setuptools")
     pytest.importorskip("packaging")
+    monkeypatch.syspath_prepend(str(CSRC))
     spec = importlib.util.spec_from_file_location("build_backend", CSRC / "build_backend.py")
     assert spec is not None
     assert spec.loader is not None
@@ -207,124 +209,141 @@ def test_the_build_asks_for_pytorch_only_where_there_is_none(
         assert build_backend.get_requires_for_build_wheel() == wanted
 
 
-def test_a_source_is_compiled_once(tmp_path: Path, setup_py: dict[str, Any]) -> None:
-    """And again where the source or the command is another; what failed half way is not kept."""
-    kept = setup_py["kept"]
-    source, compiled = tmp_path / "a.cpp", []
+@pytest.fixture
+def small_tree(tmp_path: Path) -> Path:
+    """A checkout whose library is four lines: a binding, the targets, a kernel, and a header."""
+    for name in ("bindings", "cpu/simd"):
+        (tmp_path / "csrc" / name).mkdir(parents=True)
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    shutil.copy(CSRC / "build_tools.py", tmp_path / "csrc")
+    (tmp_path / "csrc" / "number.h").write_text("#define NUMBER 1\n")
+    (tmp_path / "csrc" / "bindings" / "number.cpp").write_text(
+        '#include "number.h"\nextern "C" __attribute__((visibility("default"))) int number() { return NUMBER; }\n'
+    )
+    (tmp_path / "csrc" / "cpu" / "simd" / "targets.cpp").write_text("static_assert(sizeof(int) == 4);\n")
+    (tmp_path / "csrc" / "cpu" / "kernel.cpp").write_text("static_assert(sizeof(int) == 4);\n")
+    return tmp_path
 
-    def compile(part: Path) -> None:
-        compiled.append(part)
-        (part / "a.o").write_text(source.read_text())
-        if source.read_text() == "broken":
-            raise OSError("compiler stopped")
 
-    def objects(*flags: str) -> list[str]:
-        found: list[str] = kept(tmp_path / "objects", str(source), flags, compile)
+COMPILERS = (shutil.which("g++"), shutil.which("ninja"))
+needs_compiler = pytest.mark.skipif(None in COMPILERS, reason=f"no g++ or no ninja on PATH: {COMPILERS}")
+BUILD = [sys.executable, "setup.py", "build_ext", "--inplace"]
+
+
+def build(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    said: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.run(BUILD, cwd=tree, env={**os.environ, "RACCGAN_CUDA": "0", **environment}, **said)
+
+
+def compiled(done: subprocess.CompletedProcess[str]) -> list[str]:
+    assert done.returncode == 0, done.stdout
+    return re.findall(r"C\+\+ build/native/(\S+)\.o", done.stdout)
+
+
+def number(tree: Path) -> int:
+    """What the library computes, asked in a process of its own: this one would keep the first that it loads."""
+    (file,) = (tree / "raccgan").glob("_native*.so")
+    code = f"import ctypes, torch; print(ctypes.CDLL({str(file)!r}).number())"
+    return int(subprocess.check_output([sys.executable, "-c", code], text=True))
+
+
+@needs_compiler
+def test_a_build_compiles_what_has_changed(small_tree: Path) -> None:
+    (small_tree / "raccgan").mkdir()
+    first = build(small_tree, MAX_JOBS="3")
+    kernels = [f"{target}/cpu/kernel" for target in ("portable", "avx2", "avx512", "avx512bf16")]
+    assert set(compiled(first)) >= {"bindings/number", "cpu/simd/targets", kernels[0]}
+    assert set(compiled(first)) <= {"bindings/number", "cpu/simd/targets", *kernels}
+    assert " -j3\n" in first.stdout
+    assert number(small_tree) == 1
+    assert compiled(build(small_tree)) == []
+    (small_tree / "csrc" / "number.h").write_text("#define NUMBER 2\n")
+    assert compiled(build(small_tree)) == ["bindings/number"]
+    assert number(small_tree) == 2
+    assert len(compiled(build(small_tree, CXXFLAGS="-O1"))) == len(compiled(first))
+    (small_tree / "csrc" / "number.h").write_text("#define NUMBER broken\n")
+    for _ in range(2):
+        failed = build(small_tree, CXXFLAGS="-O1")
+        assert failed.returncode != 0
+        assert re.search("error: .*broken", failed.stdout)
+        assert failed.stdout.endswith("error: a source did not compile, see above\n")
+
+
+@needs_compiler
+def test_two_builds_at_once_compile_everything_once(small_tree: Path) -> None:
+    (small_tree / "raccgan").mkdir()
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(build, [small_tree, small_tree]))
+    assert sorted(bool(compiled(done)) for done in both) == [False, True]
+    assert number(small_tree) == 1
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        ("/nonexistent/g++", "No such file or directory"),
+        ("./old", "g++: error: unrecognized command line option '-std=c++20'; did you mean '-std=c++2a'?"),
+    ],
+)
+def test_no_compiler_and_an_old_one_are_one_line(small_tree: Path, compiler: str, reason: str) -> None:
+    # What g++ 9 says.
+    (small_tree / "old").write_text(f'#!/bin/sh\necho "{reason}" >&2\nexit 1\n')
+    (small_tree / "old").chmod(0o755)
+    done = build(small_tree, CXX=compiler)
+    assert done.returncode != 0
+    assert done.stdout.splitlines()[-1] == (
+        f"error: a C++20 compiler is needed: apt install g++ (tried {compiler}: {reason})"
+    )
+
+
+def test_no_ninja_and_a_wrong_number_of_jobs_are_one_line(
+    setup_py: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(BaseException, match="ninja is needed to build: pip install ninja"):
+        setup_py["find_ninja"]()
+    for wrong in ("0", "two", "-1"):
+        monkeypatch.setenv("MAX_JOBS", wrong)
+        with pytest.raises(BaseException, match=f"MAX_JOBS={wrong}: a whole number of at least 1 is needed"):
+            setup_py["jobs"]()
+
+
+def test_jobs_are_what_processors_quota_and_memory_allow(
+    setup_py: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    group = tmp_path / "groups" / "outer" / "inner"
+    for folder in (group, tmp_path / "proc" / "self"):
+        folder.mkdir(parents=True)
+    memory = tmp_path / "proc" / "meminfo"
+    memory.write_text(f"MemTotal: 1 kB\nMemAvailable:  {64 * 2**20} kB\n")
+    (tmp_path / "proc" / "self" / "cgroup").write_text("0::/outer/inner\n")
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(48)))
+
+    def jobs() -> int:
+        found: int = setup_py["jobs"](tmp_path / "groups", tmp_path / "proc")
         return found
 
-    source.write_text("first")
-    (first,) = objects("-O2")
-    assert objects("-O2") == [first]
-    assert len(compiled) == 1
-    assert objects("-O3") != [first]
-    source.write_text("second")
-    (second,) = objects("-O2")
-    assert Path(second).read_text() == "second"
-    assert len(compiled) == 3
-    source.write_text("broken")
-    for count in (4, 5):
-        with pytest.raises(OSError, match="compiler stopped"):
-            objects("-O2")
-        assert len(compiled) == count
+    assert jobs() == 48
+    (group / "cpu.max").write_text("max 100000\n")
+    (group.parent / "cpu.max").write_text("250000 100000\n")
+    assert jobs() == 2
+    (group.parent / "cpu.max").write_text("50000 100000\n")
+    assert jobs() == 1
+    (group.parent / "cpu.max").unlink()
+    (group / "memory.max").write_text(f"{6 * 2**30}\n")
+    assert jobs() == 6
+    memory.write_text(f"MemAvailable:  {3 * 2**20} kB\n")
+    assert jobs() == 3
+    monkeypatch.setenv("MAX_JOBS", "7")
+    assert jobs() == 7
 
 
-# ---- the CUDA kernels, run on the CPU (csrc/cuda/emulation.h) --------------------------------------------------------
+def test_an_old_setuptools_is_named(setup_py: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    import setuptools
 
-
-class Pair(ctypes.Structure):
-    _fields_ = (
-        ("a", ctypes.c_void_p),
-        ("b", ctypes.c_void_p),
-        ("stride_a", ctypes.c_int64),
-        ("stride_b", ctypes.c_int64),
-        ("dtype", ctypes.c_int32),
-    )
-
-    @classmethod
-    def of(cls, a: Tensor, b: Tensor) -> Pair:
-        return cls(a.data_ptr(), b.data_ptr(), a.stride(0), b.stride(0), DTYPES.index(a.dtype))
-
-
-class ImageArgs(ctypes.Structure):
-    _fields_ = (
-        ("images", Pair),
-        ("channels", ctypes.c_int64),
-        ("pixels", ctypes.c_int64),
-        ("channels_last", ctypes.c_bool),
-        ("map", ctypes.c_void_p),
-        ("partial", ctypes.c_void_p),
-    )
-
-
-class FeatureArgs(ctypes.Structure):
-    _fields_ = (("features", Pair), ("elements", ctypes.c_int64), ("partial", ctypes.c_void_p))
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None or sys.platform != "linux":
-        pytest.skip("no C++ compiler here")
-    folder = tmp_path_factory.mktemp("emulated")
-    (folder / "entry.cpp").write_text(
-        '#include "cuda/anomaly_score.h"\n'
-        "using namespace raccgan;\n"
-        'extern "C" const char* run(int64_t n, const ImageArgs* x, const FeatureArgs* f, float* r, float* s) {\n'
-        "  return cuda::anomaly_score(n, *x, f, r, s, 0, nullptr);\n"
-        "}\n"
-    )
-    flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-DRACCGAN_EMULATION", f"-I{CSRC}", f"-I{CSRC / 'cuda'}"]
-    sources = [str(folder / "entry.cpp"), "-x", "c++", str(CSRC / "cuda" / "anomaly_score.cu")]
-    subprocess.run([compiler, *flags, *sources, "-o", str(folder / "emulated.so")], check=True)
-    loaded = ctypes.CDLL(str(folder / "emulated.so"))
-    loaded.run.restype = ctypes.c_char_p
-    return loaded
-
-
-def run_emulated(emulated: ctypes.CDLL, x: Tensor, x_hat: Tensor, f: Tensor, f_hat: Tensor) -> list[Tensor]:
-    n, c, h, w = x.shape
-    elements = f[0].numel()
-    residual, feature, pixels = (torch.full(s, float("nan")) for s in [(n,), (n,), (n, h, w)])
-    partial = torch.full((2, n * (h * w // 1024 + elements // 16384 + 2)), float("nan"), dtype=torch.float64)
-    images = ImageArgs(
-        Pair.of(x, x_hat), c, h * w, c > 1 and x.stride(1) == 1, pixels.data_ptr(), partial[0].data_ptr()
-    )
-    features = FeatureArgs(Pair.of(f, f_hat), elements, partial[1].data_ptr())
-    outputs = (ctypes.c_void_p(residual.data_ptr()), ctypes.c_void_p(feature.data_ptr()))
-    assert emulated.run(ctypes.c_int64(n), ctypes.byref(images), ctypes.byref(features), *outputs) is None
-    return [residual, feature, pixels]
-
-
-def shifted(t: Tensor) -> Tensor:
-    """The same elements and strides, one element off any 16-byte boundary."""
-    storage = torch.empty(t.numel() + 1, dtype=t.dtype)
-    return storage.as_strided(t.size(), t.stride(), 1).copy_(t)
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "shape", [(2, 3, 7, 5), (1, 1, 1, 1), (2, 4, 40, 32), (1, 40, 6, 6), (1, 7, 3, 41), (1, 300, 2, 3)]
-)
-def test_the_cuda_kernels_in_emulation(
-    emulated: ctypes.CDLL, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool
-) -> None:
-    x, x_hat = image_pair(shape, dtype)
-    if channels_last:
-        x, x_hat = (t.contiguous(memory_format=torch.channels_last) for t in (x, x_hat))
-    f, f_hat = image_pair((shape[0], 16384 + shape[1]), dtype, seed=1)
-    got = run_emulated(emulated, x, x_hat, f, f_hat)
-    for ours, expected in zip(got, in_float64(x, x_hat, f, f_hat), strict=True):
-        assert torch.allclose(ours.double(), expected, rtol=2e-6, atol=0)
-    misaligned = run_emulated(emulated, shifted(x), shifted(x_hat), shifted(f), shifted(f_hat))
-    assert all(torch.equal(a, b) for a, b in zip(got, misaligned, strict=True)), "alignment must not change a bit"
+    setup_py["require_setuptools"]()
+    monkeypatch.setattr(setuptools, "__version__", "65.5.0")
+    with pytest.raises(SystemExit, match=r"setuptools 77 or later is needed, this is 65\.5\.0: pip install"):
+        setup_py["require_setuptools"]()

@@ -3,7 +3,7 @@
 A build of the library with both is loaded in place of the installed one, in processes of their own: every native
 implementation that the grid knows, forward, through both orders of gradient and through a gradient penalty, with every
 processor's instructions that this one has. Whether results are right is tested in tests/kernels/; here no byte may be
-touched outside of the memory that was asked for. The CUDA kernels are held to the same in emulation.
+touched outside of the memory that was asked for. The PTX machine (tests/ptx) holds the CUDA kernels to the same.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from raccgan.kernels import backend, library
-from tests.kernels import emulation
+from raccgan.kernels import library
 from tests.kernels.capability import CAPABILITIES
-from tests.kernels.grid import FAMILIES, LAYOUTS, Family, Inputs, tensors
+from tests.kernels.grid import FAMILIES, LAYOUTS, Family, Inputs
 from tests.kernels.test_grid import first_order, second_order, through_penalty
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +35,10 @@ WIDE = 33  # channels beside the grid's few: two vectors of the widest target, a
 # build takes a third of the time.
 FLAGS = "-O0 -g1 -w -D_GLIBCXX_ASSERTIONS -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 
-pytestmark = pytest.mark.skipif(library.path() is None, reason=str(library.why_not()))
+pytestmark = [
+    pytest.mark.skipif(library.path() is None, reason=str(library.why_not())),
+    pytest.mark.long,  # it builds the library with both
+]
 
 
 # ---- what runs under the sanitizers, in a process of its own ---------------------------------------------------------
@@ -62,7 +64,7 @@ def run_grid(kernels: str = "native", device: str = "cpu") -> None:
             continue
         runs[name] = 0
         for case, inputs in cases(family, device):
-            if family.implementations[kernels].can_run(backend.Call.of(next(iter(tensors(inputs).values())))) is None:
+            if family.implementations[kernels].supports(family.call(inputs)) is None:
                 print(name, case, file=sys.stderr, flush=True)
                 family.run(kernels, inputs)
                 first_order(family, kernels, inputs)
@@ -160,18 +162,4 @@ def test_the_kernels_stay_inside_their_memory(instrumented: Instrumented, built:
         pytest.skip(f"this processor does not run {capability}")
     assert said["library"] == str(built)
     assert said["runs"]
-    assert all(count > 0 for count in said["runs"].values()), said
-
-
-def test_the_cuda_kernels_stay_inside_their_memory(
-    instrumented: Instrumented, tmp_path: Path, pytestconfig: pytest.Config
-) -> None:
-    """Shared memory, too: in emulation it is the compiler's to guard."""
-    if not pytestconfig.getoption("long"):
-        pytest.skip("emulated and instrumented, it takes minutes: --long runs it")
-    file = emulation.build(str(instrumented.compiler), tmp_path)
-    done = instrumented.run("run_grid()", RACCGAN_LIBRARY=str(file))
-    assert done.returncode == 0, done.stderr[-8000:]
-    said = json.loads(done.stdout)
-    assert said["library"] == str(file)
     assert all(count > 0 for count in said["runs"].values()), said

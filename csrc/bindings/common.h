@@ -1,5 +1,4 @@
-// What the bindings of several families use. A family's bindings are where its kernels meet PyTorch: schema, checks,
-// outputs, and who runs on which device.
+// Helpers of all bindings. An op's bindings are where its kernels meet PyTorch: schema, checks and outputs.
 //
 // LibTorch's stable ABI only, so that one library serves every PyTorch from 2.11 on and every Python. Gradients and
 // shape inference are registered from Python, in kernels/<family>/native.py.
@@ -17,7 +16,7 @@
 #include <optional>
 #include <vector>
 
-#include "../dtype.h"
+#include "../ops/dtype.h"
 
 namespace raccgan {
 
@@ -33,7 +32,7 @@ inline Dtype dtype_of(const Tensor& t, const char* what) {
   }
 }
 
-// What CPU kernels take that write a tensor like it.
+// t, of a dtype that CPU kernels can write.
 inline const Tensor& float32_or_bfloat16(const Tensor& t, const char* what = "x") {
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::BFloat16,
                   what, " must be float32 or bfloat16");
@@ -45,8 +44,8 @@ inline bool same_sizes(const Tensor& a, const Tensor& b) {
   return std::equal(sizes_a.begin(), sizes_a.end(), sizes_b.begin(), sizes_b.end());
 }
 
-// The calls below ask first: going through PyTorch's dispatcher to learn that nothing is to be done takes one to two
-// microseconds, and a layer of one small image some fifteen.
+// The functions below check first whether there is anything to do: PyTorch's dispatcher takes one to two microseconds
+// to find that out, and a layer of one small image some fifteen.
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 inline Tensor as_dtype(const Tensor& t, ScalarType dtype) {
@@ -65,7 +64,7 @@ inline Tensor channels_last(const Tensor& t) {
   return is_channels_last(t) ? t : torch::stable::contiguous(t, torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
-// Images that CPU kernels read as they lie in memory.
+// t, in the layout and of a dtype that CPU kernels read.
 inline Tensor image(const Tensor& t, const char* what) {
   STD_TORCH_CHECK(t.dim() == 4, what, " must be [N, C, H, W]");
   return channels_last(float32_or_bfloat16(t, what));
@@ -100,15 +99,15 @@ using AlignedFloats = std::unique_ptr<float[], Free>;
 
 inline AlignedFloats aligned_floats(int64_t count) { return AlignedFloats(new (kAlignment) float[count]); }
 
-// Shares out `count` pieces of `elements` each. A thread is worth waking for about as many elements as PyTorch's own
-// pointwise operations take (at::internal::GRAIN_SIZE).
+// Shares out `count` chunks of `elements` each. A thread pays from about as many elements on as PyTorch gives one in
+// its own pointwise operations (at::internal::GRAIN_SIZE).
 template <class Work>
 void share_out(int64_t count, int64_t elements, const Work& work) {
   constexpr int64_t kElementsAThread = 32768;
   torch::stable::parallel_for(0, count, std::max<int64_t>(1, kElementsAThread / std::max<int64_t>(1, elements)), work);
 }
 
-// to[i] = partial[0, i] + partial[1, i] + ..., in float64 and in that order: what threads added up apart.
+// to[i] = partial[0, i] + partial[1, i] + ..., in float64 and in that order.
 inline void add_up(const float* partial, int64_t count, int64_t size, float* to) {
   std::vector<double> sum(size);
   for (int64_t j = 0; j < count; ++j) {

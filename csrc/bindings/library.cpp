@@ -3,7 +3,7 @@
 #include <string>
 #include <utility>
 
-#include "../cpu/targets.h"
+#include "../cpu/simd/targets.h"
 #include "common.h"
 
 namespace raccgan {

@@ -1,4 +1,4 @@
-// The bindings of the moments of each channel.
+// The CPU bindings of the moments of each channel, and the schemas of these ops.
 #include <cmath>
 #include <limits>
 #include <tuple>
@@ -20,20 +20,21 @@ std::tuple<Tensor, Tensor> moments_cpu(const Tensor& x_in) {
     std::fill_n(var_data, c, std::numeric_limits<float>::quiet_NaN());
     return {mean, var};
   }
-  std::vector<float> partial(moments_pieces(m) * 2 * c), pivot(c);
-  const MomentsArgs args{m, c, dtype_of(x, "x"), x.const_data_ptr(), pivot.data(), partial.data()};
-  RACCGAN_SELECT(pivot)(args, pivot.data());
+  std::vector<float> partial(moments_chunks(m) * 2 * c), center(c);
+  const MomentsArgs args{1, m, c, dtype_of(x, "x"), x.const_data_ptr(), false};
+  RACCGAN_SELECT(find_center)(args, center.data());
   const auto moments = RACCGAN_SELECT(moments);
   const int64_t tasks = moments_tasks(m, c);
-  share_out(tasks, m * c / tasks, [&](int64_t begin, int64_t end) { moments(args, begin, end); });
+  share_out(tasks, m * c / tasks,
+            [&](int64_t begin, int64_t end) { moments(args, center.data(), partial.data(), begin, end); });
   for (int64_t i = 0; i < c; ++i) {
     double sum = 0, squares = 0;
-    for (int64_t piece = 0; piece < moments_pieces(m); ++piece) {
-      sum += partial[piece * 2 * c + i];
-      squares += partial[(piece * 2 + 1) * c + i];
+    for (int64_t chunk = 0; chunk < moments_chunks(m); ++chunk) {
+      sum += partial[chunk * 2 * c + i];
+      squares += partial[(chunk * 2 + 1) * c + i];
     }
     const double distance = sum / m, spread = squares / m - distance * distance;
-    mean_data[i] = static_cast<float>(pivot[i] + distance);
+    mean_data[i] = static_cast<float>(center[i] + distance);
     var_data[i] = static_cast<float>(spread < 0 ? 0 : spread);  // NaN stays NaN
   }
   return {mean, var};
@@ -57,8 +58,8 @@ Tensor moments_backward_cpu(const Tensor& grad_mean_in, const Tensor& grad_var_i
     slope[i] = static_cast<float>(2.0 * grad_var.const_data_ptr<float>()[i] / m);
     constant[i] = static_cast<float>(grad_mean.const_data_ptr<float>()[i] / static_cast<double>(m));
   }
-  const AffineArgs args{m, c, dtype_of(x, "x"), x.const_data_ptr(), slope.data(), mean.const_data_ptr<float>(),
-                        constant.data(), grad.mutable_data_ptr()};
+  const AffineArgs args{{1, m, c, dtype_of(x, "x"), x.const_data_ptr(), false}, slope.data(),
+                        mean.const_data_ptr<float>(), constant.data(), grad.mutable_data_ptr()};
   const auto affine = RACCGAN_SELECT(affine);
   share_out(m, c, [&](int64_t begin, int64_t end) { affine(args, begin, end); });
   return grad;

@@ -1,5 +1,5 @@
 // The CUDA bindings of the moments of each channel; the schemas are in moments.cpp.
-#if defined(RACCGAN_CUDA) || defined(RACCGAN_EMULATION)
+#ifdef RACCGAN_CUDA
 
 #include <limits>
 #include <tuple>
@@ -10,14 +10,14 @@
 namespace raccgan {
 namespace {
 
-// All of x as one run of pixels, and the channels_last tensor that it reads.
-struct OneRun {
+// All of x as one group of pixels, and the channels_last tensor that it reads.
+struct OneGroup {
   Tensor x;
-  cuda::Runs runs;
+  MomentsArgs args;
 
-  explicit OneRun(const Tensor& x_in) : x(checked(x_in)) {
+  explicit OneGroup(const Tensor& x_in) : x(checked(x_in)) {
     const int64_t c = x.size(1);
-    runs = {1, c == 0 ? 0 : x.numel() / c, c, dtype_of(x, "x"), x.const_data_ptr(), false};
+    args = {1, c == 0 ? 0 : x.numel() / c, c, dtype_of(x, "x"), x.const_data_ptr(), false};
   }
 
   static Tensor checked(const Tensor& x) {
@@ -28,15 +28,15 @@ struct OneRun {
 
 std::tuple<Tensor, Tensor> moments_cuda(const Tensor& x) {
   const OnDevice device(x);
-  const OneRun of(x);
-  Tensor mean = torch::stable::new_empty(x, {of.runs.channels}, ScalarType::Float);
-  Tensor var = torch::stable::new_empty(x, {of.runs.channels}, ScalarType::Float);
+  const OneGroup of(x);
+  Tensor mean = torch::stable::new_empty(x, {of.args.channels}, ScalarType::Float);
+  Tensor var = torch::stable::new_empty(x, {of.args.channels}, ScalarType::Float);
   if (x.numel() == 0) {  // as PyTorch's mean of nothing
     const double nan = std::numeric_limits<double>::quiet_NaN();
     return {torch::stable::fill_(mean, nan), torch::stable::fill_(var, nan)};
   }
-  const Tensor scratch = scratch_like(x, cuda::moments_floats(of.runs));
-  check_launch(cuda::moments(of.runs, scratch.mutable_data_ptr<float>(), mean.mutable_data_ptr<float>(),
+  const Tensor scratch = scratch_like(x, cuda::moments_floats(of.args));
+  check_launch(cuda::moments(of.args, scratch.mutable_data_ptr<float>(), mean.mutable_data_ptr<float>(),
                              var.mutable_data_ptr<float>(), device.index(), device.stream()),
                "moments");
   return {mean, var};
@@ -45,18 +45,18 @@ std::tuple<Tensor, Tensor> moments_cuda(const Tensor& x) {
 // d/dx of <grad_mean, mean(x)> + <grad_var, var(x)>.
 Tensor moments_backward_cuda(const Tensor& grad_mean, const Tensor& grad_var, const Tensor& x, const Tensor& mean) {
   const OnDevice device(x);
-  const OneRun of(x);
+  const OneGroup of(x);
   for (const auto& t : {grad_mean, grad_var, mean}) {
-    STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == of.runs.channels && t.scalar_type() == ScalarType::Float,
+    STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == of.args.channels && t.scalar_type() == ScalarType::Float,
                     "the moments and their gradients must be float32 [C]");
     STD_TORCH_CHECK(t.device() == x.device(), "the moments and their gradients must be on x's device");
   }
   const Tensor grad = empty_channels_last(x, x.size(1), x.size(2), x.size(3));
   if (x.numel() == 0) return grad;
   const Tensor by_mean = dense(grad_mean), by_var = dense(grad_var);
-  const Tensor centre = dense(mean);
-  check_launch(cuda::moments_backward(of.runs, by_mean.const_data_ptr<float>(), by_var.const_data_ptr<float>(),
-                                      centre.const_data_ptr<float>(), grad.mutable_data_ptr(), device.index(),
+  const Tensor center = dense(mean);
+  check_launch(cuda::moments_backward(of.args, by_mean.const_data_ptr<float>(), by_var.const_data_ptr<float>(),
+                                      center.const_data_ptr<float>(), grad.mutable_data_ptr(), device.index(),
                                       device.stream()),
                "moments");
   return grad;

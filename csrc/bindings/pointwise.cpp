@@ -6,7 +6,7 @@
 namespace raccgan {
 namespace {
 
-// What one thread has to multiply and add before another is worth waking: as long as so many elements take elsewhere.
+// Multiply-adds that take as long as an element of share_out.
 constexpr int64_t kMultiplyAddsAnElement = 32;
 
 // w [D, C, 1, 1]
@@ -16,50 +16,49 @@ Tensor matrix(const Tensor& w) {
   return dense(w);
 }
 
-// Before packed weights: what they were packed of, and for whom. As long as a line of the cache, which what follows is
-// aligned to.
-struct Label {
+// Header of packed weights: their shape, target and dtype. As long as a cache line, to which the weights are aligned.
+struct Header {
   int64_t rows, columns;
   Target target;
   Dtype dtype;
 
-  bool operator==(const Label& other) const {
+  bool operator==(const Header& other) const {
     return rows == other.rows && columns == other.columns && target == other.target && dtype == other.dtype;
   }
 };
-constexpr int64_t kLabelFloats = 16;
-static_assert(sizeof(Label) <= kLabelFloats * sizeof(float));
+constexpr int64_t kHeaderFloats = 16;
+static_assert(sizeof(Header) <= kHeaderFloats * sizeof(float));
 
 // y = x w^T, for images x of the dtype.
 ProductArgs product_with(const Tensor& w, int64_t m, Dtype dtype) {
   return {m, w.size(1), w.size(0), dtype, nullptr, w.const_data_ptr<float>(), true};
 }
 
-Label label_of(const ProductArgs& args) { return {args.n, args.k, chosen_target(), args.dtype}; }
+Header header_of(const ProductArgs& args) { return {args.n, args.k, chosen_target(), args.dtype}; }
 
-// The panels in a tensor that pointwise_packed made, where they are of such a product; null where they are of another
-// dtype's or another processor's, as in a model that was moved.
+// The panels in a tensor that pointwise_packed_cpu made, for the same product; null where they were made for another
+// dtype or processor, as in a model that was moved.
 const float* panels_in(const Tensor& packed, const ProductArgs& args) {
   const int64_t floats = RACCGAN_SELECT(packed_factor)(args);
   STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Float && packed.dim() == 1 && packed.is_contiguous() &&
-                      packed.numel() >= kLabelFloats,
+                      packed.numel() >= kHeaderFloats,
                   "packed must be what pointwise_native_packed returned");
-  Label found;
+  Header found;
   memcpy(&found, packed.const_data_ptr(), sizeof found);
-  if (!(found == label_of(args))) return nullptr;
-  STD_TORCH_CHECK(packed.numel() == kLabelFloats + floats, "packed is not as its label says");
-  return floats == 0 ? nullptr : packed.const_data_ptr<float>() + kLabelFloats;
+  if (!(found == header_of(args))) return nullptr;
+  STD_TORCH_CHECK(packed.numel() == kHeaderFloats + floats, "packed is not as its header says");
+  return floats == 0 ? nullptr : packed.const_data_ptr<float>() + kHeaderFloats;
 }
 
 Tensor pointwise_packed_cpu(const Tensor& w_in, bool halves) {
   const Tensor w = matrix(w_in);
   const ProductArgs args = product_with(w, 0, halves ? Dtype::kBFloat16 : Dtype::kFloat32);
-  const Label label = label_of(args);
-  Tensor packed = torch::stable::new_empty(w, {kLabelFloats + RACCGAN_SELECT(packed_factor)(args)}, ScalarType::Float);
+  const Header header = header_of(args);
+  Tensor packed = torch::stable::new_empty(w, {kHeaderFloats + RACCGAN_SELECT(packed_factor)(args)}, ScalarType::Float);
   float* const to = packed.mutable_data_ptr<float>();
-  std::fill_n(to, kLabelFloats, 0.0f);
-  memcpy(to, &label, sizeof label);
-  if (packed.numel() > kLabelFloats) RACCGAN_SELECT(pack_factor)(args, to + kLabelFloats);
+  std::fill_n(to, kHeaderFloats, 0.0f);
+  memcpy(to, &header, sizeof header);
+  if (packed.numel() > kHeaderFloats) RACCGAN_SELECT(pack_factor)(args, to + kHeaderFloats);
   return packed;
 }
 
@@ -86,23 +85,23 @@ Tensor pointwise_transposed_cpu(const Tensor& g_in, const Tensor& w_in) {
   return x;
 }
 
-std::tuple<Tensor, Tensor> pointwise_product_cpu(const Tensor& x_in, const Tensor& g_in, bool want_sums) {
+std::tuple<Tensor, Tensor> pointwise_product_cpu(const Tensor& x_in, const Tensor& g_in, bool needs_sums) {
   const Tensor x = image(x_in, "x"), g = image(g_in, "g");
   STD_TORCH_CHECK(x.size(0) == g.size(0) && x.size(2) == g.size(2) && x.size(3) == g.size(3),
                   "x and g must be of as many images, and of one size");
   STD_TORCH_CHECK(x.scalar_type() == g.scalar_type(), "x and g must be of one dtype");
   const int64_t c = x.size(1), d = g.size(1);
   Tensor w = torch::stable::new_empty(x, {d, c, 1, 1}, ScalarType::Float);
-  Tensor sums = torch::stable::new_empty(x, {want_sums ? d : 0}, ScalarType::Float);
-  const int64_t pieces = correlation_pieces(pixels(x));
+  Tensor sums = torch::stable::new_empty(x, {needs_sums ? d : 0}, ScalarType::Float);
+  const int64_t chunks = correlation_chunks(pixels(x));
   AlignedFloats partial, partial_sums;
-  const auto by_pieces = [&](const Tensor& t, AlignedFloats& memory) {  // or in place, where there is one piece
-    if (pieces == 1) return t.mutable_data_ptr<float>();
-    memory = aligned_floats(pieces * t.numel());
+  const auto by_chunks = [&](const Tensor& t, AlignedFloats& memory) {  // or in place, where there is one chunk
+    if (chunks == 1) return t.mutable_data_ptr<float>();
+    memory = aligned_floats(chunks * t.numel());
     return memory.get();
   };
   const CorrelationArgs args{pixels(x), d, c, dtype_of(x, "x"), g.const_data_ptr(), x.const_data_ptr(),
-                             by_pieces(w, partial), want_sums ? by_pieces(sums, partial_sums) : nullptr};
+                             by_chunks(w, partial), needs_sums ? by_chunks(sums, partial_sums) : nullptr};
   const int64_t tasks = RACCGAN_SELECT(correlation_tasks)(args);
   const auto correlation = RACCGAN_SELECT(correlation);
   if (tasks > 0) {
@@ -111,9 +110,9 @@ std::tuple<Tensor, Tensor> pointwise_product_cpu(const Tensor& x_in, const Tenso
       correlation(args, memory.get(), begin, end);
     });
   }
-  if (pieces != 1) {
-    add_up(args.partial, pieces, w.numel(), w.mutable_data_ptr<float>());
-    if (want_sums) add_up(args.sums, pieces, d, sums.mutable_data_ptr<float>());
+  if (chunks != 1) {
+    add_up(args.partial, chunks, w.numel(), w.mutable_data_ptr<float>());
+    if (needs_sums) add_up(args.sums, chunks, d, sums.mutable_data_ptr<float>());
   }
   return {w, sums};
 }
@@ -174,7 +173,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
   m.def("pointwise_native(Tensor x, Tensor w, Tensor? bias, Tensor? residual, Tensor? packed=None) -> Tensor");
   m.def("pointwise_native_packed(Tensor w, bool halves) -> Tensor");  // for one of many calls with these weights
   m.def("pointwise_native_transposed(Tensor g, Tensor w) -> Tensor");
-  m.def("pointwise_native_product(Tensor x, Tensor g, bool want_sums) -> (Tensor, Tensor)");
+  m.def("pointwise_native_product(Tensor x, Tensor g, bool needs_sums) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) {

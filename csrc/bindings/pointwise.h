@@ -1,25 +1,25 @@
 // A pointwise convolution on a CPU, for the bindings that end in one.
 #pragma once
 
-#include "../cpu/pointwise.h"
+#include "../cpu/pointwise/pointwise.h"
 #include "common.h"
 
 namespace raccgan {
 
-// y[n, d, h, w] = bias[d] + residual[n, d, h, w] + sum over c of x[n, c, h, w] w[d, c, 0, 0], with all of it but x there
-// and checked; see ../cpu/pointwise.h.
+// y[n, d, h, w] = bias[d] + residual[n, d, h, w] + sum over c of x[n, c, h, w] w[d, c, 0, 0], with all operands but x
+// checked; see ../ops/pointwise.h.
 struct PointwiseCall {
   Tensor w, y;
   std::optional<Tensor> bias, residual;
-  ProductArgs args;  // of all pixels; `a`, which is x, is left open
+  ProductArgs args;  // of all pixels; `a`, which is x, is not set yet
 
-  // packed: w as pointwise_native_packed returned it, which saves time. `like` is any image of x's dtype, and x is
-  // [N, C, H, W] with as many samples.
+  // `like` is any image with x's dtype and number of samples; x is [N, c, h, v]. packed: w as pointwise_native_packed
+  // returned it, which saves time.
   PointwiseCall(const Tensor& like, int64_t c, int64_t h, int64_t v, const Tensor& w,
                 const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
                 const std::optional<Tensor>& packed);
 
-  // For calls with a part of the rows each: packs w for all of them, where that is not done.
+  // Packs w once for many calls of `rows`, unless it is packed already.
   void pack();
 
   // Computes all of y for x.

@@ -1,26 +1,25 @@
 // The anomaly score on a CPU: one read of each tensor, and the same bits whatever the batch, the number of threads
 // and the processor.
 //
-// A sample is cut into pieces of fixed size, which the threads share out. Inside a piece float32 sums stay short
-// (64 additions in a row, about 32 sums side by side); everything above them is added in float64, in a fixed order.
-// The additions form the same tree on every target, and the compiler may not fuse multiplications into them
-// (-ffp-contract=off), so that a threshold set on one machine means the same on another. The channels of a pixel are
-// added in their order in both memory layouts, and the score comes from the per-pixel sums whether or not the map is
-// wanted: neither changes the score either.
+// Threads take chunks of a sample, of fixed size. Inside a chunk float32 sums stay short (64 additions in a row, 32
+// sums side by side); everything above them is added in float64, in a fixed order. The additions form the same tree on
+// every target, and the compiler may not fuse multiplications into them (-ffp-contract=off), so that a threshold set on
+// one machine means the same on another. The channels of a pixel are added in their order in both memory layouts, and
+// the score comes from the per-pixel sums with the map and without: neither changes the score.
 #include "anomaly_score.h"
 
-#include "vector.h"
+#include "simd/vector.h"
 
 namespace raccgan {
 namespace {
 
 constexpr int kLanes = 32;  // sums side by side, in as many vectors as the target needs
 constexpr int kVectors = kLanes / kWidth;
-constexpr int64_t kRun = 64;  // additions in a row in float32
-constexpr int64_t kBlock = kRun * kLanes;
+constexpr int64_t kShort = 64;  // additions in a row in float32
+constexpr int64_t kBlock = kShort * kLanes;
 constexpr int64_t kSquares = kMaxChannelsLast;  // squares of a channels_last image held at a time, 16 KiB
 
-static_assert(kImagePiece <= kBlock && kImagePiece % kLanes == 0 && kSquares % kLanes == 0);
+static_assert(kImageChunk <= kBlock && kImageChunk % kLanes == 0 && kSquares % kLanes == 0);
 
 double sum_of_lanes(const Floats (&sums)[kVectors]) {
   float lanes[kLanes];
@@ -37,9 +36,9 @@ Floats squared_difference(const typename T::Stored* a, const typename T::Stored*
   return d * d;
 }
 
-// use(i, squares) for the elements i, i + 1, ... of (a - b)^2, a vector at a time; the last one is filled up with
-// zeros. `next` says how many elements further the caller reads afterwards: fetching that ahead is worth up to half
-// of the time, since the processor's own prefetcher starts anew in every plane and on every page.
+// use(i, squares) for the elements i, i + 1, ... of (a - b)^2, a vector at a time; zeros fill the last one. The caller
+// reads `next` elements further afterwards. Prefetching that saves up to half of the time, since the processor's own
+// prefetcher starts anew in every plane and on every page.
 template <class T, class Use>
 void for_squares(const typename T::Stored* a, const typename T::Stored* b, int64_t count, int64_t next,
                  const Use& use) {
@@ -81,7 +80,7 @@ double sum_of_block(const typename T::Stored* a, const typename T::Stored* b, in
 }
 
 template <class T>
-double sum_of_feature_piece(const FeatureArgs& args, int64_t n, int64_t first, int64_t count) {
+double sum_of_feature_chunk(const FeatureArgs& args, int64_t n, int64_t first, int64_t count) {
   const auto* a = static_cast<const typename T::Stored*>(args.features.a) + n * args.features.stride_a + first;
   const auto* b = static_cast<const typename T::Stored*>(args.features.b) + n * args.features.stride_b + first;
   double sum = 0;
@@ -93,21 +92,21 @@ double sum_of_feature_piece(const FeatureArgs& args, int64_t n, int64_t first, i
 
 // ---- images ------------------------------------------------------------------------------------------------------
 
-// sums[p] = the sum over the channels of (a - b)^2 at pixel p, for `count` <= kImagePiece pixels of an image whose
-// channels lie `plane` elements apart. Every kRun channels are added up apart, as the other layout does.
+// sums[p] = the sum over the channels of (a - b)^2 at pixel p, for `count` <= kImageChunk pixels of an image whose
+// channels lie `plane` elements apart. Every kShort channels are added up apart, as the other layout does.
 template <class T>
 void sum_planes(const typename T::Stored* a, const typename T::Stored* b, int64_t channels, int64_t plane,
                 int64_t count, float* sums) {
-  alignas(64) float run[kImagePiece];
+  alignas(64) float run[kImageChunk];
   for (int64_t c = 0; c < channels; ++c) {
-    float* const to = c < kRun ? sums : run;
+    float* const to = c < kShort ? sums : run;
     const int64_t next = c + 1 < channels ? plane : count - c * plane;
-    if (c % kRun == 0) {
+    if (c % kShort == 0) {
       for_squares<T>(a, b, count, next, [=](int64_t i, Floats squares) { store(to + i, squares); });
     } else {
       for_squares<T>(a, b, count, next, [=](int64_t i, Floats squares) { store(to + i, load(to + i) + squares); });
     }
-    if (to == run && (c % kRun == kRun - 1 || c == channels - 1)) {
+    if (to == run && (c % kShort == kShort - 1 || c == channels - 1)) {
       for (int64_t i = 0; i < count; ++i) sums[i] += run[i];
     }
     a += plane;
@@ -123,9 +122,9 @@ void sum_channels(const float* squares, int64_t channels, int64_t count, float* 
   for (int64_t p = 0; p < count; ++p) {
     const float* const at = squares + p * step;
     float sum = 0;
-    for (int64_t c0 = 0; c0 < step; c0 += kRun) {
+    for (int64_t c0 = 0; c0 < step; c0 += kShort) {
       float run = at[c0];
-      for (int64_t c = c0 + 1; c < step && c < c0 + kRun; ++c) run += at[c];
+      for (int64_t c = c0 + 1; c < step && c < c0 + kShort; ++c) run += at[c];
       sum = c0 == 0 ? run : sum + run;
     }
     sums[p] = sum;
@@ -148,9 +147,9 @@ void sum_channels_last(const typename T::Stored* a, const typename T::Stored* b,
 }
 
 template <class T>
-double sum_of_image_piece(const ImageArgs& args, int64_t n, int64_t first, int64_t count) {
-  alignas(64) float sums[kImagePiece];
-  for (int64_t i = args.channels > 0 ? count : 0; i < kImagePiece; ++i) sums[i] = 0;
+double sum_of_image_chunk(const ImageArgs& args, int64_t n, int64_t first, int64_t count) {
+  alignas(64) float sums[kImageChunk];
+  for (int64_t i = args.channels > 0 ? count : 0; i < kImageChunk; ++i) sums[i] = 0;
   const int64_t start = args.channels_last ? first * args.channels : first;
   const auto* a = static_cast<const typename T::Stored*>(args.images.a) + n * args.images.stride_a + start;
   const auto* b = static_cast<const typename T::Stored*>(args.images.b) + n * args.images.stride_b + start;
@@ -171,29 +170,29 @@ double sum_of_image_piece(const ImageArgs& args, int64_t n, int64_t first, int64
   return sum_of_lanes(lanes);
 }
 
-// ---- pieces ------------------------------------------------------------------------------------------------------
+// ---- chunks ------------------------------------------------------------------------------------------------------
 
-// partial[i] = sum_of_piece(sample, first element, number of elements) for begin <= i < end.
+// partial[i] = sum_of_chunk(sample, first element, number of elements) for begin <= i < end.
 template <class Sum>
-void for_pieces(int64_t size, int64_t piece, int64_t begin, int64_t end, double* partial, const Sum& sum_of_piece) {
-  const int64_t a_sample = pieces(size, piece);
+void for_chunks(int64_t size, int64_t chunk, int64_t begin, int64_t end, double* partial, const Sum& sum_of_chunk) {
+  const int64_t a_sample = chunks(size, chunk);
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t first = i % a_sample * piece;
-    partial[i] = sum_of_piece(i / a_sample, first, size - first < piece ? size - first : piece);
+    const int64_t first = i % a_sample * chunk;
+    partial[i] = sum_of_chunk(i / a_sample, first, size - first < chunk ? size - first : chunk);
   }
 }
 
 template <class T>
-void image_pieces_of(const ImageArgs& args, int64_t begin, int64_t end) {
-  for_pieces(args.pixels, kImagePiece, begin, end, args.partial, [&](int64_t n, int64_t first, int64_t count) {
-    return sum_of_image_piece<T>(args, n, first, count);
+void image_chunks_of(const ImageArgs& args, int64_t begin, int64_t end) {
+  for_chunks(args.pixels, kImageChunk, begin, end, args.partial, [&](int64_t n, int64_t first, int64_t count) {
+    return sum_of_image_chunk<T>(args, n, first, count);
   });
 }
 
 template <class T>
-void feature_pieces_of(const FeatureArgs& args, int64_t begin, int64_t end) {
-  for_pieces(args.elements, kFeaturePiece, begin, end, args.partial, [&](int64_t n, int64_t first, int64_t count) {
-    return sum_of_feature_piece<T>(args, n, first, count);
+void feature_chunks_of(const FeatureArgs& args, int64_t begin, int64_t end) {
+  for_chunks(args.elements, kFeatureChunk, begin, end, args.partial, [&](int64_t n, int64_t first, int64_t count) {
+    return sum_of_feature_chunk<T>(args, n, first, count);
   });
 }
 
@@ -201,19 +200,19 @@ void feature_pieces_of(const FeatureArgs& args, int64_t begin, int64_t end) {
 
 namespace RACCGAN_TARGET {
 
-void image_pieces(const ImageArgs& args, int64_t begin, int64_t end) {
+void image_chunks(const ImageArgs& args, int64_t begin, int64_t end) {
   switch (args.images.dtype) {
-    case Dtype::kFloat32: return image_pieces_of<Float32>(args, begin, end);
-    case Dtype::kBFloat16: return image_pieces_of<BFloat16>(args, begin, end);
-    case Dtype::kFloat16: return image_pieces_of<Float16>(args, begin, end);
+    case Dtype::kFloat32: return image_chunks_of<Float32>(args, begin, end);
+    case Dtype::kBFloat16: return image_chunks_of<BFloat16>(args, begin, end);
+    case Dtype::kFloat16: return image_chunks_of<Float16>(args, begin, end);
   }
 }
 
-void feature_pieces(const FeatureArgs& args, int64_t begin, int64_t end) {
+void feature_chunks(const FeatureArgs& args, int64_t begin, int64_t end) {
   switch (args.features.dtype) {
-    case Dtype::kFloat32: return feature_pieces_of<Float32>(args, begin, end);
-    case Dtype::kBFloat16: return feature_pieces_of<BFloat16>(args, begin, end);
-    case Dtype::kFloat16: return feature_pieces_of<Float16>(args, begin, end);
+    case Dtype::kFloat32: return feature_chunks_of<Float32>(args, begin, end);
+    case Dtype::kBFloat16: return feature_chunks_of<BFloat16>(args, begin, end);
+    case Dtype::kFloat16: return feature_chunks_of<Float16>(args, begin, end);
   }
 }
 

@@ -1,48 +1,49 @@
 // Moments of each channel, and their gradient, one pass over x each.
 //
-// What is summed is the distance from a pivot: a variance from sums of squares would cancel where the mean is large. A
-// group of vectors goes down the pixels of a piece with its sums in registers.
+// Sums are of the distance from a center: a variance from sums of squares would cancel where the mean is large. A few
+// vectors go down the pixels of a chunk with their sums in registers.
 #include "moments.h"
 
-#include "lanes.h"
+#include "simd/lanes.h"
 
 namespace raccgan {
 namespace {
 
-constexpr int64_t kGroup = 4;  // vectors whose sums are in registers together
-constexpr int64_t kRun = 32;   // pixels added up before they join the piece's sum, which keeps rounding small
+constexpr int64_t kTogether = 4;  // vectors whose sums are in registers at a time
+constexpr int64_t kShort = 32;    // pixels added up before they join the chunk's sum, which keeps rounding small
 
-static_assert(kMomentsChannels % (kGroup * kWidth) == 0);
+static_assert(kMomentsChannels % (kTogether * kWidth) == 0);
 
 // kVectors vectors of channels from `channel` on; the last may have fewer than kWidth of them.
 template <class T, int kVectors>
-void moments_group(const MomentsArgs& args, int64_t channel, int64_t first, int64_t last, float* partial) {
-  const int64_t c = args.c;
+void moments_of_vectors(const MomentsArgs& args, const float* centers, int64_t channel, int64_t first, int64_t last,
+                        float* partial) {
+  const int64_t c = args.channels;
   const auto* const x = static_cast<const typename T::Stored*>(args.x) + channel;
   const bool partly = channel + kVectors * kWidth > c;  // then kVectors is 1
   const Lanes l{0, channel, 1, least(kWidth, c - channel)};
-  const auto read = [&](const typename T::Stored* from) __attribute__((always_inline)) {
+  const auto read = [&](const typename T::Stored* from) RACCGAN_INLINE {
     return partly ? load_lanes<T>(from, l, 0) : T::load(from);
   };
-  Floats pivot[kVectors], sum[kVectors] = {}, squares[kVectors] = {};
+  Floats center[kVectors], sum[kVectors] = {}, squares[kVectors] = {};
 #pragma GCC unroll 4
   for (int v = 0; v < kVectors; ++v) {
-    pivot[v] = partly ? load_lanes<Float32>(args.pivot + channel, l, 0) : load(args.pivot + channel + v * kWidth);
+    center[v] = partly ? load_lanes<Float32>(centers + channel, l, 0) : load(centers + channel + v * kWidth);
   }
-  for (int64_t run = first; run < last; run += kRun) {
-    Floats run_sum[kVectors] = {}, run_squares[kVectors] = {};
-    for (int64_t m = run; m < least(last, run + kRun); ++m) {
+  for (int64_t from = first; from < last; from += kShort) {
+    Floats short_sum[kVectors] = {}, short_squares[kVectors] = {};
+    for (int64_t m = from; m < least(last, from + kShort); ++m) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        const Floats d = read(x + m * c + v * kWidth) - pivot[v];
-        run_sum[v] += d;
-        run_squares[v] = multiply_add(d, d, run_squares[v]);
+        const Floats d = read(x + m * c + v * kWidth) - center[v];
+        short_sum[v] += d;
+        short_squares[v] = multiply_add(d, d, short_squares[v]);
       }
     }
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      sum[v] += run_sum[v];
-      squares[v] += run_squares[v];
+      sum[v] += short_sum[v];
+      squares[v] += short_squares[v];
     }
   }
   for (int v = 0; v < kVectors; ++v) {
@@ -57,45 +58,48 @@ void moments_group(const MomentsArgs& args, int64_t channel, int64_t first, int6
 }
 
 template <class T>
-void moments_as(const MomentsArgs& args, int64_t begin, int64_t end) {
-  const int64_t across = moments_tasks(1, args.c);
+void moments_as(const MomentsArgs& args, const float* center, float* partials, int64_t begin, int64_t end) {
+  const int64_t across = moments_tasks(1, args.channels);
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t piece = task / across, first = piece * kMomentsPiece, last = least(args.m, first + kMomentsPiece);
-    float* const partial = args.partial + piece * 2 * args.c;
+    const int64_t chunk = task / across, first = chunk * kMomentsChunk;
+    const int64_t last = least(args.pixels, first + kMomentsChunk);
+    float* const partial = partials + chunk * 2 * args.channels;
     int64_t channel = task % across * kMomentsChannels;
-    const int64_t end_channel = least(args.c, channel + kMomentsChannels);
-    for (; channel + kGroup * kWidth <= end_channel; channel += kGroup * kWidth) {
-      moments_group<T, kGroup>(args, channel, first, last, partial);
+    const int64_t end_channel = least(args.channels, channel + kMomentsChannels);
+    for (; channel + kTogether * kWidth <= end_channel; channel += kTogether * kWidth) {
+      moments_of_vectors<T, kTogether>(args, center, channel, first, last, partial);
     }
-    for (; channel < end_channel; channel += kWidth) moments_group<T, 1>(args, channel, first, last, partial);
+    for (; channel < end_channel; channel += kWidth) {
+      moments_of_vectors<T, 1>(args, center, channel, first, last, partial);
+    }
   }
 }
 
 template <class T>
 void affine_as(const AffineArgs& args, int64_t begin, int64_t end) {
-  const int64_t c = args.c, whole = c / kWidth * kWidth;
+  const int64_t c = args.of.channels, whole = c / kWidth * kWidth;
   for (int64_t m = begin; m < end; ++m) {
-    const auto* const x = static_cast<const typename T::Stored*>(args.x) + m * c;
+    const auto* const x = static_cast<const typename T::Stored*>(args.of.x) + m * c;
     auto* const grad = static_cast<typename T::Stored*>(args.grad) + m * c;
     for (int64_t i = 0; i < whole; i += kWidth) {
-      const Floats d = T::load(x + i) - load(args.centre + i);
+      const Floats d = T::load(x + i) - load(args.center + i);
       T::store(grad + i, multiply_add(d, load(args.slope + i), load(args.constant + i)));
     }
     if (whole < c) {
       const Lanes l{0, whole, 1, c - whole};
       const Floats slope = load_lanes<Float32>(args.slope + whole, l, 0);
-      const Floats centre = load_lanes<Float32>(args.centre + whole, l, 0);
+      const Floats center = load_lanes<Float32>(args.center + whole, l, 0);
       const Floats constant = load_lanes<Float32>(args.constant + whole, l, 0);
-      store_lanes<T>(grad + whole, multiply_add(load_lanes<T>(x + whole, l, 0) - centre, slope, constant), l, 0);
+      store_lanes<T>(grad + whole, multiply_add(load_lanes<T>(x + whole, l, 0) - center, slope, constant), l, 0);
     }
   }
 }
 
 template <class T>
-void pivot_as(const MomentsArgs& args, float* pivot) {
-  for (int64_t i = 0; i < args.c; i += kWidth) {
-    const Lanes l{0, i, 1, least(kWidth, args.c - i)};
-    store_lanes<Float32>(pivot + i, View<T>(args.x, 1, args.m, args.c, l).pivot(1), l, 0);
+void find_center_as(const MomentsArgs& args, float* center) {
+  for (int64_t i = 0; i < args.channels; i += kWidth) {
+    const Lanes l{0, i, 1, least(kWidth, args.channels - i)};
+    store_lanes<Float32>(center + i, View<T>(args.x, 1, args.pixels, args.channels, l).center(1), l, 0);
   }
 }
 
@@ -103,16 +107,17 @@ void pivot_as(const MomentsArgs& args, float* pivot) {
 
 namespace RACCGAN_TARGET {
 
-void pivot(const MomentsArgs& args, float* pivot) {
-  args.dtype == Dtype::kFloat32 ? pivot_as<Float32>(args, pivot) : pivot_as<BFloat16>(args, pivot);
+void find_center(const MomentsArgs& args, float* center) {
+  args.dtype == Dtype::kFloat32 ? find_center_as<Float32>(args, center) : find_center_as<BFloat16>(args, center);
 }
 
-void moments(const MomentsArgs& args, int64_t begin, int64_t end) {
-  args.dtype == Dtype::kFloat32 ? moments_as<Float32>(args, begin, end) : moments_as<BFloat16>(args, begin, end);
+void moments(const MomentsArgs& args, const float* center, float* partial, int64_t begin, int64_t end) {
+  const auto run = args.dtype == Dtype::kFloat32 ? moments_as<Float32> : moments_as<BFloat16>;
+  run(args, center, partial, begin, end);
 }
 
 void affine(const AffineArgs& args, int64_t begin, int64_t end) {
-  args.dtype == Dtype::kFloat32 ? affine_as<Float32>(args, begin, end) : affine_as<BFloat16>(args, begin, end);
+  args.of.dtype == Dtype::kFloat32 ? affine_as<Float32>(args, begin, end) : affine_as<BFloat16>(args, begin, end);
 }
 
 }  // namespace RACCGAN_TARGET

@@ -1,48 +1,35 @@
-// The CPU kernels of the moments of each channel over batch and pixels; one set a target, see targets.h.
-//
-//     mean[c] = mean of x[., c],   var[c] = mean of (x[., c] - mean[c])^2
-//
-// Everything is [M, C] in memory, M = N * H * W pixels, without gaps.
+// The CPU kernels of ops/moments.h; one set a target, see simd/targets.h. They take one group of float32 or bfloat16.
 #pragma once
 
-#include "../dtype.h"
-#include "integers.h"
-#include "targets.h"
+#include "../ops/moments.h"
+#include "simd/integers.h"
+#include "simd/targets.h"
 
 namespace raccgan {
 
-struct MomentsArgs {
-  int64_t m, c;
-  Dtype dtype;  // float32 or bfloat16
-  const void* x;
-  const float* pivot;  // [C]
-  float* partial;      // [pieces, 2, C], out: sums over a piece of d and d^2, d = x - pivot
-};
-
-// grad[m, c] = slope[c] (x[m, c] - centre[c]) + constant[c]: nothing cancels where x is far from zero.
+// grad[pixel, c] = slope[c] (x[pixel, c] - center[c]) + constant[c]: nothing cancels where x is far from zero.
 struct AffineArgs {
-  int64_t m, c;
-  Dtype dtype;
-  const void* x;
-  const float *slope, *centre, *constant;  // [C] each
-  void* grad;                              // [M, C], out
+  MomentsArgs of;
+  const float *slope, *center, *constant;  // [C] each
+  void* grad;                              // like x, out
 };
 
-constexpr int64_t kMomentsPiece = 1024;  // pixels: what float32 adds up before float64 does; never by threads
-static constexpr int64_t moments_pieces(int64_t m) { return rounded_up(m, kMomentsPiece) / kMomentsPiece; }
+constexpr int64_t kMomentsChunk = 1024;  // pixels: what float32 adds up before float64 does; never by threads
+static constexpr int64_t moments_chunks(int64_t pixels) { return rounded_up(pixels, kMomentsChunk) / kMomentsChunk; }
 
-// A task is some channels of a piece, so that threads share a small batch of many channels too.
+// A task is some channels of a chunk, so that threads share a small batch of many channels too.
 constexpr int64_t kMomentsChannels = 64;
-static constexpr int64_t moments_tasks(int64_t m, int64_t c) {
-  return moments_pieces(m) * (rounded_up(c, kMomentsChannels) / kMomentsChannels);
+static constexpr int64_t moments_tasks(int64_t pixels, int64_t channels) {
+  return moments_chunks(pixels) * (rounded_up(channels, kMomentsChannels) / kMomentsChannels);
 }
 
-// `pivot` writes roughly the mean, from which `moments` then measures.
-#define RACCGAN_DECLARE(target, unused)                                    \
-  namespace target {                                                       \
-  void pivot(const MomentsArgs& args, float* pivot);                       \
-  void moments(const MomentsArgs& args, int64_t begin, int64_t end);       \
-  void affine(const AffineArgs& args, int64_t begin, int64_t end);         \
+// find_center writes roughly the mean, center [C]. moments writes the sums of d and d^2 over each chunk, d = x -
+// center: partial [chunks, 2, C]. A caller may split the tasks begin <= i < end, or the pixels of affine, over threads.
+#define RACCGAN_DECLARE(target, unused)                                                                     \
+  namespace target {                                                                                        \
+  void find_center(const MomentsArgs& args, float* center);                                                 \
+  void moments(const MomentsArgs& args, const float* center, float* partial, int64_t begin, int64_t end);   \
+  void affine(const AffineArgs& args, int64_t begin, int64_t end);                                          \
   }
 RACCGAN_FOR_EACH_TARGET(RACCGAN_DECLARE, )
 #undef RACCGAN_DECLARE

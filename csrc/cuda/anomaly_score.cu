@@ -1,21 +1,16 @@
-// The anomaly score on a GPU: one read of each tensor, no atomics.
+// The anomaly score on a GPU: one read of each tensor, no atomics. Not yet run on a GPU.
 //
-// Compiled for the architectures in setup.py and run in emulation (emulation.h), but not yet run on a GPU: no speed is
-// claimed for it.
-//
-// Two launches. In the first a block sums (a - b)^2 over one piece of a sample: float32 within a thread, float64
-// across threads. The second adds a sample's pieces up in float64, in a fixed order. Which thread adds what depends
-// on the sample's shape and dtype alone, not on alignment or batch, so a sample's score is always the same.
+// Two launches. In the first a block sums (a - b)^2 over one chunk of a sample: float32 within a thread, float64 across
+// threads. The second adds a sample's chunks up in float64, in a fixed order. Which thread adds what depends on the
+// sample's shape and dtype alone, not on alignment or batch, so a sample's score is always the same.
 #include "anomaly_score.h"
 
-#include "elements.h"
+#include "common/columns.h"
 
-namespace raccgan {
-namespace cuda {
+namespace raccgan::cuda {
 namespace {
 
-constexpr int kThreads = 128;
-constexpr int kWarp = 32;
+constexpr int kBlock = 128;  // threads
 constexpr unsigned kAllLanes = 0xffffffff;
 
 // to[i] = from[i] in float32, and 0 from `left` on. kAligned: 16-byte loads, `from` aligned to them and left >= kCount.
@@ -63,24 +58,24 @@ __device__ double sum_over_warp(double value) {
 
 // Every thread of the block calls it; the sum is valid in thread 0.
 __device__ double sum_over_block(double value) {
-  __shared__ double warps[kThreads / kWarp];
+  __shared__ double warps[kBlock / kWarp];
   value = sum_over_warp(value);
   if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = value;
   __syncthreads();
   double sum = 0.0;
-  for (int i = 0; i < kThreads / kWarp; ++i) sum += warps[i];
+  for (int i = 0; i < kBlock / kWarp; ++i) sum += warps[i];
   return sum;
 }
 
-// The block's piece: sample n, elements or pixels first <= i < first + count.
-struct Piece {
+// The block's chunk: sample n, elements or pixels first <= i < first + count.
+struct Chunk {
   int64_t n, first, count;
 
-  __device__ Piece(int64_t size, int64_t piece) {
-    const int64_t a_sample = pieces(size, piece);
+  __device__ Chunk(int64_t size, int64_t chunk) {
+    const int64_t a_sample = chunks(size, chunk);
     n = blockIdx.x / a_sample;
-    first = blockIdx.x % a_sample * piece;
-    count = size - first < piece ? size - first : piece;
+    first = blockIdx.x % a_sample * chunk;
+    count = size - first < chunk ? size - first : chunk;
   }
 };
 
@@ -88,25 +83,25 @@ struct Piece {
 
 // An image is [C, pixels]. A thread takes kVector neighbouring pixels at a time, through all channels.
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kThreads) sum_planes(ImageArgs args) {
+__global__ void __launch_bounds__(kBlock) sum_planes(ImageArgs args) {
   constexpr int kCount = kVector<T>;
-  const Piece piece(args.pixels, kImagePiece);
-  const auto* const a = sample_of<T>(args.images.a, piece.n, args.images.stride_a) + piece.first;
-  const auto* const b = sample_of<T>(args.images.b, piece.n, args.images.stride_b) + piece.first;
-  float* const map = args.map ? args.map + piece.n * args.pixels + piece.first : nullptr;
+  const Chunk chunk(args.pixels, kImageChunk);
+  const auto* const a = sample_of<T>(args.images.a, chunk.n, args.images.stride_a) + chunk.first;
+  const auto* const b = sample_of<T>(args.images.b, chunk.n, args.images.stride_b) + chunk.first;
+  float* const map = args.map ? args.map + chunk.n * args.pixels + chunk.first : nullptr;
   const float channels = static_cast<float>(args.channels);
   double sum = 0.0;
-  for (int64_t p = threadIdx.x * kCount; p < piece.count; p += kThreads * kCount) {
+  for (int64_t p = threadIdx.x * kCount; p < chunk.count; p += kBlock * kCount) {
     float squares[kCount] = {};
 #pragma unroll(kCount > 4 ? 2 : 4)
     for (int64_t c = 0; c < args.channels; ++c) {
       const int64_t at = c * args.pixels + p;
-      add_squares<T, kCount, kAligned>(a + at, b + at, piece.count - p, squares);
+      add_squares<T, kCount, kAligned>(a + at, b + at, chunk.count - p, squares);
     }
     if (map) {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        if (p + i < piece.count) map[p + i] = squares[i] / channels;
+        if (p + i < chunk.count) map[p + i] = squares[i] / channels;
       }
     }
     sum += sum_of(squares);
@@ -118,20 +113,20 @@ __global__ void __launch_bounds__(kThreads) sum_planes(ImageArgs args) {
 // An image is [pixels, C]. `group` neighbouring threads, a power of two up to a warp, share a pixel; a thread takes
 // kCount neighbouring channels at a time, and C is a multiple of kCount.
 template <class T, int kCount, bool kAligned>
-__global__ void __launch_bounds__(kThreads) sum_channels_last(ImageArgs args, int group) {
-  const Piece piece(args.pixels, kImagePiece);
-  const int64_t start = piece.first * args.channels;
-  const auto* const a = sample_of<T>(args.images.a, piece.n, args.images.stride_a) + start;
-  const auto* const b = sample_of<T>(args.images.b, piece.n, args.images.stride_b) + start;
-  float* const map = args.map ? args.map + piece.n * args.pixels + piece.first : nullptr;
+__global__ void __launch_bounds__(kBlock) sum_channels_last(ImageArgs args, int group) {
+  const Chunk chunk(args.pixels, kImageChunk);
+  const int64_t start = chunk.first * args.channels;
+  const auto* const a = sample_of<T>(args.images.a, chunk.n, args.images.stride_a) + start;
+  const auto* const b = sample_of<T>(args.images.b, chunk.n, args.images.stride_b) + start;
+  float* const map = args.map ? args.map + chunk.n * args.pixels + chunk.first : nullptr;
   const float channels = static_cast<float>(args.channels);
   const int member = threadIdx.x % group;
   double sum = 0.0;
   // All threads go round equally often, for the shuffles; those beyond the last pixel add nothing.
-  for (int64_t p0 = 0; p0 < piece.count; p0 += kThreads / group) {
+  for (int64_t p0 = 0; p0 < chunk.count; p0 += kBlock / group) {
     const int64_t p = p0 + threadIdx.x / group;
     float squares[kCount] = {};
-    if (p < piece.count) {
+    if (p < chunk.count) {
 #pragma unroll(kCount > 4 ? 2 : 4)
       for (int64_t c = member * kCount; c < args.channels; c += group * kCount) {
         const int64_t at = p * args.channels + c;
@@ -140,7 +135,7 @@ __global__ void __launch_bounds__(kThreads) sum_channels_last(ImageArgs args, in
     }
     float pixel = sum_of(squares);
     for (int offset = group / 2; offset > 0; offset /= 2) pixel += __shfl_xor_sync(kAllLanes, pixel, offset);
-    if (member == 0 && p < piece.count) {
+    if (member == 0 && p < chunk.count) {
       if (map) map[p] = pixel / channels;
       sum += pixel;
     }
@@ -151,15 +146,15 @@ __global__ void __launch_bounds__(kThreads) sum_channels_last(ImageArgs args, in
 
 // kWhole: the sample's elements are a multiple of a 16-byte load, and aligned to it.
 template <class T, bool kWhole>
-__global__ void __launch_bounds__(kThreads) sum_elements(FeatureArgs args) {
+__global__ void __launch_bounds__(kBlock) sum_elements(FeatureArgs args) {
   constexpr int kCount = kVector<T>;
-  const Piece piece(args.elements, kFeaturePiece);
-  const auto* const a = sample_of<T>(args.features.a, piece.n, args.features.stride_a) + piece.first;
-  const auto* const b = sample_of<T>(args.features.b, piece.n, args.features.stride_b) + piece.first;
+  const Chunk chunk(args.elements, kFeatureChunk);
+  const auto* const a = sample_of<T>(args.features.a, chunk.n, args.features.stride_a) + chunk.first;
+  const auto* const b = sample_of<T>(args.features.b, chunk.n, args.features.stride_b) + chunk.first;
   float squares[kCount] = {};
 #pragma unroll(kCount > 4 ? 2 : 4)
-  for (int64_t i = threadIdx.x * kCount; i < piece.count; i += kThreads * kCount) {
-    add_squares<T, kCount, kWhole>(a + i, b + i, piece.count - i, squares);
+  for (int64_t i = threadIdx.x * kCount; i < chunk.count; i += kBlock * kCount) {
+    add_squares<T, kCount, kWhole>(a + i, b + i, chunk.count - i, squares);
   }
   const double sum = sum_over_block(sum_of(squares));
   if (threadIdx.x == 0) args.partial[blockIdx.x] = sum;
@@ -167,7 +162,7 @@ __global__ void __launch_bounds__(kThreads) sum_elements(FeatureArgs args) {
 
 // ---- second launch -----------------------------------------------------------------------------------------------
 
-// Mean over the `a_sample` pieces of one sample; the warp's lanes take them in turn.
+// Mean over the `a_sample` chunks of one sample; the warp's lanes take them in turn.
 __device__ float mean_of(const double* partial, int64_t a_sample, double size) {
   double sum = 0.0;
   for (int64_t i = threadIdx.x; i < a_sample; i += kWarp) sum += partial[i];
@@ -178,13 +173,13 @@ __device__ float mean_of(const double* partial, int64_t a_sample, double size) {
 __global__ void __launch_bounds__(kWarp) finish(ImageArgs images, FeatureArgs features, bool has_features,
                                                 float* residual, float* feature) {
   const int64_t n = blockIdx.x;
-  const int64_t image_pieces = pieces(images.pixels, kImagePiece);
-  const int64_t feature_pieces = pieces(features.elements, kFeaturePiece);
+  const int64_t image_chunks = chunks(images.pixels, kImageChunk);
+  const int64_t feature_chunks = chunks(features.elements, kFeatureChunk);
   const double image_size = static_cast<double>(images.channels * images.pixels);
-  const float r = mean_of(images.partial + n * image_pieces, image_pieces, image_size);
+  const float r = mean_of(images.partial + n * image_chunks, image_chunks, image_size);
   float f = 0.0f;
   if (has_features) {
-    f = mean_of(features.partial + n * feature_pieces, feature_pieces, static_cast<double>(features.elements));
+    f = mean_of(features.partial + n * feature_chunks, feature_chunks, static_cast<double>(features.elements));
   }
   if (threadIdx.x == 0) {
     residual[n] = r;
@@ -196,18 +191,17 @@ __global__ void __launch_bounds__(kWarp) finish(ImageArgs images, FeatureArgs fe
 
 // Whether every sample of both tensors starts on a 16-byte boundary and `run` elements are a whole number of loads.
 template <class T>
-bool aligned(const Pair& pair, int64_t run) {
+bool aligned(const ComparedTensors& pair, int64_t run) {
   const auto address = reinterpret_cast<uintptr_t>(pair.a) | reinterpret_cast<uintptr_t>(pair.b);
   return address % 16 == 0 && (pair.stride_a | pair.stride_b | run) % kVector<T> == 0;
 }
 
 template <class T>
-void sum_images(const ImageArgs& args, int64_t blocks, cudaStream_t stream) {
+void sum_images(Queue& queue, const ImageArgs& args, int64_t blocks) {
   constexpr int kCount = kVector<T>;
   if (!args.channels_last) {
     const auto kernel = aligned<T>(args.images, args.pixels) ? sum_planes<T, true> : sum_planes<T, false>;
-    launch(kernel, blocks, kThreads, stream, args);
-    return;
+    return queue(kernel, blocks, kBlock, args);
   }
   const bool whole = args.channels % kCount == 0;
   const int64_t loads = whole ? args.channels / kCount : args.channels;
@@ -216,40 +210,25 @@ void sum_images(const ImageArgs& args, int64_t blocks, cudaStream_t stream) {
   const auto kernel = !whole ? sum_channels_last<T, 1, false>
       : aligned<T>(args.images, args.channels) ? sum_channels_last<T, kCount, true>
                                                : sum_channels_last<T, kCount, false>;
-  launch(kernel, blocks, kThreads, stream, args, group);
-}
-
-template <class T>
-void sum_features(const FeatureArgs& args, int64_t blocks, cudaStream_t stream) {
-  const auto kernel = aligned<T>(args.features, args.elements) ? sum_elements<T, true> : sum_elements<T, false>;
-  launch(kernel, blocks, kThreads, stream, args);
+  queue(kernel, blocks, kBlock, args, group);
 }
 
 }  // namespace
 
 const char* anomaly_score(int64_t n, const ImageArgs& images, const FeatureArgs* features, float* residual,
-                          float* feature, int device, void* cuda_stream) {
-  const auto stream = static_cast<cudaStream_t>(cuda_stream);
-  const FeatureArgs none{};
-  const FeatureArgs& f = features ? *features : none;
-  const int64_t image_blocks = n * pieces(images.pixels, kImagePiece);
-  const int64_t feature_blocks = n * pieces(f.elements, kFeaturePiece);
-  if (n == 0) return nullptr;
-  if (image_blocks > INT32_MAX || feature_blocks > INT32_MAX || n > INT32_MAX) return "more blocks than a grid holds";
-
-  // This library's CUDA runtime is linked statically, and has its own idea of the current device.
-  cudaError_t error = cudaSetDevice(device);
-  if (error != cudaSuccess) return cudaGetErrorString(error);
-  if (image_blocks > 0) {
-    for_dtype(images.images.dtype, [&](auto element) { sum_images<decltype(element)>(images, image_blocks, stream); });
-  }
-  if (feature_blocks > 0) {
-    for_dtype(f.features.dtype, [&](auto element) { sum_features<decltype(element)>(f, feature_blocks, stream); });
-  }
-  launch(finish, n, kWarp, stream, images, f, features != nullptr, residual, feature);
-  error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+                          float* feature, int device, void* stream) {
+  Queue queue(device, stream);
+  const FeatureArgs f = features ? *features : FeatureArgs{};
+  for_dtype(images.images.dtype, [&](auto element) {
+    sum_images<decltype(element)>(queue, images, n * chunks(images.pixels, kImageChunk));
+  });
+  for_dtype(f.features.dtype, [&](auto element) {
+    using T = decltype(element);
+    const auto kernel = aligned<T>(f.features, f.elements) ? sum_elements<T, true> : sum_elements<T, false>;
+    queue(kernel, n * chunks(f.elements, kFeatureChunk), kBlock, f);
+  });
+  queue(finish, n, kWarp, images, f, features != nullptr, residual, feature);
+  return queue.error();
 }
 
-}  // namespace cuda
-}  // namespace raccgan
+}  // namespace raccgan::cuda

@@ -1,13 +1,12 @@
-// The CUDA kernels of the anomaly score, for its bindings: no CUDA header, so that any C++ compiler takes it.
+// The CUDA kernels of ops/anomaly_score.h, for their bindings: no CUDA header, so that any C++ compiler takes it.
 #pragma once
 
-#include "../anomaly_score.h"
+#include "../ops/anomaly_score.h"
 
-namespace raccgan {
-namespace cuda {
+namespace raccgan::cuda {
 
-constexpr int64_t kImagePiece = 1024;  // pixels
-constexpr int64_t kFeaturePiece = 16384;  // elements
+constexpr int64_t kImageChunk = 1024;  // pixels
+constexpr int64_t kFeatureChunk = 16384;  // elements
 constexpr int64_t kMaxChannelsLast = INT64_MAX;
 
 // Queues the score of n images on `stream` (a cudaStream_t) of `device`: residual [n] and feature [n], which are zero
@@ -15,5 +14,4 @@ constexpr int64_t kMaxChannelsLast = INT64_MAX;
 const char* anomaly_score(int64_t n, const ImageArgs& images, const FeatureArgs* features, float* residual,
                           float* feature, int device, void* stream);
 
-}  // namespace cuda
-}  // namespace raccgan
+}  // namespace raccgan::cuda

@@ -1,65 +1,62 @@
-// Moments of each channel over runs of pixels on a GPU, and their gradient: one read of x each, no atomics.
+// Moments of each channel over groups of pixels on a GPU, and their gradient: one read of x each, no atomics. Not yet
+// run on a GPU.
 //
-// Compiled for the architectures in setup.py and run in emulation (emulation.h), but not yet run on a GPU: no speed is
-// claimed for it.
-//
-// What is summed is the distance from a pivot near the mean: a variance from sums of squares would cancel where the
-// mean is large. Two launches: float32 within a piece of a run, float64 over its pieces, in a fixed order.
+// Sums are of the distance from a center near the mean: a variance from sums of squares would cancel where the mean is
+// large. Two launches: float32 within a block's pixels, float64 over the blocks, in a fixed order.
 #include "moments.h"
 
-#include "columns.h"
+#include "common/columns.h"
 
-namespace raccgan {
-namespace cuda {
+namespace raccgan::cuda {
 namespace {
 
-constexpr int64_t kLeastPiece = 256, kMostPieces = 512;
+constexpr int64_t kLeastPixels = 256, kMostBlocks = 512;
 
-int64_t piece_of(const Runs& of) {
-  const int64_t piece = ceiling(of.pixels, kMostPieces);
-  return piece < kLeastPiece ? kLeastPiece : piece;
+int64_t pixels_a_block(const MomentsArgs& args) {
+  const int64_t pixels = ceiling(args.pixels, kMostBlocks);
+  return pixels < kLeastPixels ? kLeastPixels : pixels;
 }
 
 // ---- first launch ------------------------------------------------------------------------------------------------
 
-// What the ReLU before the moments lets through is not below it.
-__device__ float floor_of(const Runs& of) { return of.rectify ? 0.0f : -INFINITY; }
+// The least value that the ReLU before the moments passes.
+__device__ float floor_of(const MomentsArgs& args) { return args.relu ? 0.0f : -INFINITY; }
 
-// The average of a few pixels of the run, the same in every block.
+// The average of a few pixels of the group, the same in every block.
 template <class T, int V>
-__device__ void find_pivot(const Runs& of, const Tiling& t, const Columns<V>& at, float (&pivot)[V]) {
+__device__ void find_center(const MomentsArgs& args, const Tiling& t, const Columns<V>& at, float (&center)[V]) {
   constexpr int kPixels = 4;
-  const auto* const x = static_cast<const typename T::Stored*>(of.x);
+  const auto* const x = static_cast<const typename T::Stored*>(args.x);
 #pragma unroll
-  for (int i = 0; i < V; ++i) pivot[i] = 0.0f;
+  for (int i = 0; i < V; ++i) center[i] = 0.0f;
 #pragma unroll
   for (int p = 0; p < kPixels; ++p) {
     float v[V];
     load<T, V>(x + at.at(t, p * t.pixels / kPixels), v);
 #pragma unroll
-    for (int i = 0; i < V; ++i) pivot[i] += larger(v[i], floor_of(of)) / kPixels;
+    for (int i = 0; i < V; ++i) center[i] += larger(v[i], floor_of(args)) / kPixels;
   }
 }
 
-// partial [runs, pieces, 2, C] and pivots [runs, C].
+// partial [groups, blocks, 2, C] and centers [groups, C].
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) sum_moments(Runs of, Tiling t, float* partial, float* pivots) {
+__global__ void __launch_bounds__(kThreads) sum_moments(MomentsArgs args, Tiling t, float* partial, float* centers) {
   const Columns<V> at(t);
-  const auto* const x = static_cast<const typename T::Stored*>(of.x);
-  float pivot[V], sums[V] = {}, squares[V] = {};
-  if (at.active) find_pivot<T, V>(of, t, at, pivot);
+  const auto* const x = static_cast<const typename T::Stored*>(args.x);
+  float center[V], sums[V] = {}, squares[V] = {};
+  if (at.active) find_center<T, V>(args, t, at, center);
 #pragma unroll 4
   for (int64_t p = at.first, from = at.at(t, p); p < at.last; p += at.rows, from += at.step) {
     float v[V];
     load<T, V>(x + from, v);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      const float d = larger(v[i], floor_of(of)) - pivot[i];
+      const float d = larger(v[i], floor_of(args)) - center[i];
       sums[i] += d;
       squares[i] += d * d;
     }
   }
-  if (at.piece == 0 && at.row == 0 && at.active) store_row(pivots + at.in_row(t), pivot);
+  if (at.piece == 0 && at.row == 0 && at.active) store_row(centers + at.in_row(t), center);
   const float sum = add_rows(at, sums), sum_of_squares = add_rows(at, squares);
   if (!at.owns(t)) return;
   float* const to = partial + (at.run * t.pieces + at.piece) * 2 * t.channels + at.column();
@@ -69,8 +66,8 @@ __global__ void __launch_bounds__(kThreads) sum_moments(Runs of, Tiling t, float
 
 // ---- second launch -----------------------------------------------------------------------------------------------
 
-// A block takes a warp of channels of a run; its warps take the pieces in turn.
-__global__ void __launch_bounds__(kThreads) finish_moments(Tiling t, const float* partial, const float* pivots,
+// A block takes a warp of channels of a group; its warps take turns with the first launch's blocks.
+__global__ void __launch_bounds__(kThreads) finish_moments(Tiling t, const float* partial, const float* centers,
                                                            float* mean, float* var) {
   __shared__ double shared[kThreads];
   const int64_t groups = ceiling(t.channels, kWarp), run = blockIdx.x / groups;
@@ -88,7 +85,7 @@ __global__ void __launch_bounds__(kThreads) finish_moments(Tiling t, const float
   if (threadIdx.x >= kWarp || channel >= t.channels) return;
   const double pixels = static_cast<double>(t.pixels), distance = sum / pixels;
   const double spread = squares / pixels - distance * distance;
-  mean[run * t.channels + channel] = static_cast<float>(pivots[run * t.channels + channel] + distance);
+  mean[run * t.channels + channel] = static_cast<float>(centers[run * t.channels + channel] + distance);
   var[run * t.channels + channel] = static_cast<float>(spread < 0.0 ? 0.0 : spread);  // NaN stays NaN
 }
 
@@ -96,16 +93,16 @@ __global__ void __launch_bounds__(kThreads) finish_moments(Tiling t, const float
 
 // grad = (grad_mean + 2 grad_var (x - mean)) / pixels
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) spread_moments(Runs of, Tiling t, const float* grad_mean,
+__global__ void __launch_bounds__(kThreads) spread_moments(MomentsArgs args, Tiling t, const float* grad_mean,
                                                            const float* grad_var, const float* mean, void* grad) {
   const Columns<V> at(t);
-  const auto* const x = static_cast<const typename T::Stored*>(of.x);
+  const auto* const x = static_cast<const typename T::Stored*>(args.x);
   auto* const to = static_cast<typename T::Stored*>(grad);
-  float slope[V] = {}, constant[V] = {}, centre[V] = {};
+  float slope[V] = {}, constant[V] = {}, center[V] = {};
   if (at.active) {
     load_row(grad_var + at.in_row(t), slope);
     load_row(grad_mean + at.in_row(t), constant);
-    load_row(mean + at.in_row(t), centre);
+    load_row(mean + at.in_row(t), center);
   }
   const float over = 1.0f / static_cast<float>(t.pixels);
 #pragma unroll
@@ -118,7 +115,7 @@ __global__ void __launch_bounds__(kThreads) spread_moments(Runs of, Tiling t, co
     float v[V];
     load<T, V>(x + from, v);
 #pragma unroll
-    for (int i = 0; i < V; ++i) v[i] = (v[i] - centre[i]) * slope[i] + constant[i];
+    for (int i = 0; i < V; ++i) v[i] = (v[i] - center[i]) * slope[i] + constant[i];
     store<T, V>(to + from, v);
   }
 }
@@ -127,32 +124,31 @@ __global__ void __launch_bounds__(kThreads) spread_moments(Runs of, Tiling t, co
 
 // ---- host --------------------------------------------------------------------------------------------------------
 
-int64_t moments_floats(const Runs& of) {
-  return of.runs * (2 * ceiling(of.pixels, piece_of(of)) + 1) * of.channels;
+int64_t moments_floats(const MomentsArgs& args) {
+  return args.groups * (2 * ceiling(args.pixels, pixels_a_block(args)) + 1) * args.channels;
 }
 
-const char* moments(const Runs& of, float* scratch, float* mean, float* var, int device, void* stream) {
+const char* moments(const MomentsArgs& args, float* scratch, float* mean, float* var, int device, void* stream) {
   Queue queue(device, stream);
-  float* const partial = scratch + of.runs * of.channels;
-  for_vectors(of.dtype, of.channels, [&](auto element, auto vector) {
+  float* const partial = scratch + args.groups * args.channels;
+  for_vectors(args.dtype, args.channels, [&](auto element, auto vector) {
     constexpr int V = decltype(vector)::width;
-    const Tiling t(of.runs, of.pixels, of.channels, piece_of(of), V);
-    queue(sum_moments<decltype(element), V>, t.blocks(), kThreads, of, t, partial, scratch);
-    queue(finish_moments, of.runs * ceiling(of.channels, kWarp), kThreads, t, partial, scratch, mean, var);
-  }, of.x);
+    const Tiling t(args.groups, args.pixels, args.channels, pixels_a_block(args), V);
+    queue(sum_moments<decltype(element), V>, t.blocks(), kThreads, args, t, partial, scratch);
+    queue(finish_moments, args.groups * ceiling(args.channels, kWarp), kThreads, t, partial, scratch, mean, var);
+  }, args.x);
   return queue.error();
 }
 
-const char* moments_backward(const Runs& of, const float* grad_mean, const float* grad_var, const float* mean,
+const char* moments_backward(const MomentsArgs& args, const float* grad_mean, const float* grad_var, const float* mean,
                              void* grad, int device, void* stream) {
   Queue queue(device, stream);
-  for_vectors(of.dtype, of.channels, [&](auto element, auto vector) {
+  for_vectors(args.dtype, args.channels, [&](auto element, auto vector) {
     constexpr int V = decltype(vector)::width;
-    const Tiling t(of.runs, of.pixels, of.channels, piece_of(of), V);
-    queue(spread_moments<decltype(element), V>, t.blocks(), kThreads, of, t, grad_mean, grad_var, mean, grad);
-  }, of.x, grad);
+    const Tiling t(args.groups, args.pixels, args.channels, pixels_a_block(args), V);
+    queue(spread_moments<decltype(element), V>, t.blocks(), kThreads, args, t, grad_mean, grad_var, mean, grad);
+  }, args.x, grad);
   return queue.error();
 }
 
-}  // namespace cuda
-}  // namespace raccgan
+}  // namespace raccgan::cuda

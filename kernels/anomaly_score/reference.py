@@ -14,7 +14,7 @@ from torch import Tensor
 def anomaly_score(
     x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None, want_map: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Shapes and outputs as in :func:`raccgan.kernels.anomaly_score`; the map is empty unless wanted."""
+    """Shapes and outputs as in :func:`raccgan.kernels.anomaly_score.anomaly_score`; the map is empty unless wanted."""
     squared = _widened(x).sub(_widened(x_hat)).square()  # [N, C, H, W]
     residual = squared.mean(dim=(1, 2, 3))
     if f is None or f_hat is None:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raccgan.kernels.cbam.options import CbamNorm, CbamWeights
+
 
 def convolve(planes: Tensor, weight: Tensor) -> Tensor:
     """[N, 2, H, W] and [1, 2, k, k] to [N, 1, H, W], with zeros around the image."""
@@ -22,39 +24,24 @@ def convolve(planes: Tensor, weight: Tensor) -> Tensor:
 
 
 def cbam(
-    x: Tensor,
-    average: Tensor | None,
-    maximum: Tensor | None,
-    reduce_weight: Tensor,
-    reduce_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    spatial_weight: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    norm: str,
-    mean: Tensor | None,
-    var: Tensor | None,
-    eps: float,
-    convolve: Callable[[Tensor, Tensor], Tensor] = convolve,
+    x: Tensor, weights: CbamWeights, norm: CbamNorm, convolve: Callable[[Tensor, Tensor], Tensor] = convolve
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Shapes and the three returned tensors as in :func:`raccgan.kernels.cbam`."""
+    """y, mean and var, as of :func:`raccgan.kernels.cbam.cbam`. ``convolve`` computes what :func:`convolve` does."""
 
     def mlp(v: Tensor) -> Tensor:
-        return F.linear(F.relu(F.linear(v, reduce_weight, reduce_bias)), expand_weight, expand_bias)
+        hidden = F.relu(F.linear(v, weights.reduce_weight, weights.reduce_bias))
+        return F.linear(hidden, weights.expand_weight, weights.expand_bias)
 
-    average = x.mean(dim=(2, 3)) if average is None else average
-    maximum = x.amax(dim=(2, 3)) if maximum is None else maximum
-    channel_gate = torch.sigmoid(mlp(average) + mlp(maximum))
+    channel_gate = torch.sigmoid(mlp(x.mean(dim=(2, 3))) + mlp(x.amax(dim=(2, 3))))
     x = x * channel_gate[:, :, None, None]
     planes = torch.stack([x.amax(dim=1), x.mean(dim=1)], dim=1)  # [N, 2, H, W]
-    s = convolve(planes, spatial_weight)  # [N, 1, H, W]
-    if norm != "fixed":
+    s = convolve(planes, weights.spatial_weight)  # [N, 1, H, W]
+    if norm.mean is not None and norm.var is not None:
+        mean, var = norm.mean, norm.var
+    else:
         wide = s.to(torch.promote_types(s.dtype, torch.float32))
-        over = (0, 1, 2, 3) if norm == "batch" else (1, 2, 3)
+        over = (0, 1, 2, 3) if norm.kind == "batch" else (1, 2, 3)
         var, mean = (moment.reshape(-1) for moment in torch.var_mean(wide, dim=over, correction=0))
-    assert mean is not None  # the public function has checked
-    assert var is not None
-    scale = norm_weight * torch.rsqrt(var + eps)  # [1] or [N]
-    s = s * scale[:, None, None, None] + (norm_bias - mean * scale)[:, None, None, None]
+    scale = weights.norm_weight * torch.rsqrt(var + norm.eps)  # [1] or [N]
+    s = s * scale[:, None, None, None] + (weights.norm_bias - mean * scale)[:, None, None, None]
     return (x * torch.sigmoid(s)).to(x.dtype), mean, var

@@ -1,4 +1,4 @@
-"""Gradients of CBAM's gradients, for implementations whose kernels end at the first: recomputed by the reference."""
+"""Gradients of CBAM's gradients, for backends whose kernels end at the first: recomputed by the reference."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from torch import Tensor
 
 from raccgan.kernels.autograd import differentiate
 from raccgan.kernels.cbam import reference
-
-TENSORS = 12  # x to var: the reference's tensors, in its order
+from raccgan.kernels.cbam.options import CbamNorm, CbamWeights
 
 
 def gradients_of_gradients(
     inputs: Sequence[Tensor | None],
-    cotangents: Sequence[Tensor | None],
-    mask: int,
+    grad_grads: Sequence[Tensor | None],
     needed: Sequence[bool],
     *,
     batch: bool,
@@ -26,32 +24,30 @@ def gradients_of_gradients(
     """Differentiate the first gradients again, and so on.
 
     Args:
-        inputs: what comes back to y, mean and var, then the 12 tensors: what the first gradients were computed from.
-        cotangents: what comes back to the 12 first gradients.
-        mask: the bits of the first gradients that were wanted.
+        inputs: the gradients of y, mean and var, then the tensors of :class:`.autograd.CbamTensors`: what the first
+            gradients were computed from.
+        grad_grads: the gradients of these first gradients, one for each of the latter; None where it was not used.
         needed: which of ``inputs`` need a gradient.
-        batch, eps: of the norm, as the op has them.
+        batch, eps: of the norm, as the registered ops have them.
 
     Returns:
         A gradient for each of ``inputs``, or None.
     """
-    # Of what was wanted, what came to be used: in a gradient penalty, the gradient of x alone.
-    used = [bool(mask >> i & 1) and v is not None for i, v in enumerate(cotangents)]
+    used = [g is not None for g in grad_grads]
 
     def first(*given: Tensor | None) -> Sequence[Tensor | None]:
         return differentiate(partial(_in_float32, batch=batch, eps=eps), given[3:], given[:3], used)
 
-    return differentiate(first, inputs, cotangents, needed)
+    return differentiate(first, inputs, grad_grads, needed)
 
 
-def _in_float32(*tensors: Tensor | None, batch: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _in_float32(*tensors: Tensor, batch: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """The op's outputs, computed in float32."""
-    *wide, mean, var = (None if t is None else t.float() for t in tensors)
-    norm = "fixed" if mean is not None else "batch" if batch else "instance"
-    y, mean, var = reference.cbam(*wide, norm, mean, var, eps, _convolve_by_columns)  # type: ignore[arg-type, call-arg]
-    x = tensors[0]
+    x, *weights, mean, var = (None if t is None else t.float() for t in tensors)
+    kind = "fixed" if mean is not None else "batch" if batch else "instance"
     assert x is not None
-    return y.to(x.dtype), mean, var
+    y, mean, var = reference.cbam(x, CbamWeights(*weights), CbamNorm(kind, mean, var, eps), _convolve_by_columns)
+    return y.to(tensors[0].dtype), mean, var
 
 
 def _convolve_by_columns(planes: Tensor, weight: Tensor) -> Tensor:

@@ -1,66 +1,37 @@
-"""The definition of the fused depthwise-separable convolution: plain PyTorch, any dtype, any order of derivative.
+"""The definition of the depthwise-separable convolution: plain PyTorch, any dtype, any order of derivative.
 
-y = pool(pointwise(depthwise(up(act(norm(pre(x)) * scale + shift))))) + residual
+y = pool(pointwise(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift))))) + residual
 """
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from raccgan.kernels.depthwise_separable.options import Prologue, Resize, Weights
+from raccgan.kernels.depthwise_separable.prologue import apply_prologue
 
 
 def depthwise_separable(
     x: Tensor,
-    depthwise_weight: Tensor,
-    depthwise_bias: Tensor | None,
-    pointwise_weight: Tensor,
-    pointwise_bias: Tensor | None,
-    preactivation: str,
-    norm: str,
-    eps: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str,
-    upsample: int,
-    pool: int,
+    weights: Weights,
+    prologue: Prologue,
+    resize: Resize,
     residual: Tensor | None,
+    packed: Tensor | None = None,
 ) -> Tensor:
-    """Shapes as in :func:`raccgan.kernels.depthwise_separable`."""
-    x = activated(x, preactivation, norm, eps, scale, shift, activation)
-    if upsample > 1:
-        x = F.interpolate(x, scale_factor=upsample, mode="nearest")
-    k = depthwise_weight.shape[-1]
-    x = F.conv2d(x, depthwise_weight, depthwise_bias, padding=k // 2, groups=depthwise_weight.shape[0])
-    x = pointwise(x, pointwise_weight, pointwise_bias)
-    if pool > 1:
-        x = F.avg_pool2d(x, pool)
+    """Shapes as in :func:`raccgan.kernels.depthwise_separable.depthwise_separable`; ``packed`` is not read."""
+    x = apply_prologue(x, prologue)
+    if resize.upsample > 1:
+        x = F.interpolate(x, scale_factor=resize.upsample, mode="nearest")
+    padding, groups = weights.kernel_size // 2, weights.depthwise.shape[0]
+    x = F.conv2d(x, weights.depthwise, weights.depthwise_bias, padding=padding, groups=groups)
+    x = pointwise(x, weights.pointwise, weights.pointwise_bias)
+    if resize.pool > 1:
+        x = F.avg_pool2d(x, resize.pool)
     return x if residual is None else x + residual
 
 
-def pointwise(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """The 1 x 1 convolution of x [N, C, H, W] by w [D, C, 1, 1], plus b [D]."""
-    return F.conv2d(x, w, b)
-
-
-def activated(
-    x: Tensor, preactivation: str, norm: str, eps: float, scale: Tensor | None, shift: Tensor | None, activation: str
-) -> Tensor:
-    """act(norm(pre(x)) * scale + shift), what the convolution convolves."""
-    if preactivation == "relu":
-        x = F.relu(x)
-    if norm == "instance":
-        # In float32 at least, as PyTorch's own norms do. In two passes: torch.var_mean takes one value at a time on a
-        # CPU, 4 to 20 times as long at the shapes of the models.
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        centred = wide - wide.mean(dim=(2, 3), keepdim=True)
-        x = (centred * torch.rsqrt(centred.square().mean(dim=(2, 3), keepdim=True) + eps)).to(x.dtype)
-    if scale is not None and shift is not None:
-        x = x * scale[:, :, None, None] + shift[:, :, None, None]
-    return F.relu(x) if activation == "relu" else x
-
-
-def statistics(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum, sum of squares and max of y [N, C, H, W] over the pixels, each [N, C] in float32 at least."""
-    wide = y.to(torch.promote_types(y.dtype, torch.float32))
-    return wide.sum(dim=(2, 3)), wide.square().sum(dim=(2, 3)), wide.amax(dim=(2, 3))
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None = None) -> Tensor:
+    """Shapes as in :func:`raccgan.kernels.depthwise_separable.pointwise`; ``packed`` is not read."""
+    return F.conv2d(x, weight, bias)

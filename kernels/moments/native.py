@@ -10,20 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raccgan.kernels import backend, library
-from raccgan.kernels.autograd import differentiate, register, wanted
+from raccgan.kernels import dispatch, library
+from raccgan.kernels.autograd import differentiate, needs_grad, register
 from raccgan.kernels.moments import reference
 
 _FORWARD = "raccgan::moments_native"
 _BACKWARD = "raccgan::moments_native_backward"
-# Settled once, at import, so that torch.compile sees constants.
-_MISSING = library.why_not()
-_CUDA = library.cuda()
 
 
-def can_run(call: backend.Call) -> str | None:
+def supports(call: dispatch.Call) -> str | None:
     """Why the compiled kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    return _MISSING or backend.not_compiled(call, "moments", _CUDA)
+    return dispatch.compiled(call, "moments")
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,11 +54,11 @@ def _save_backward(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None
     ctx.save_for_backward(*inputs)
 
 
-def _backward_backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, ...]:
-    needed = [wanted(ctx, i) for i in range(4)]
-    return tuple(differentiate(reference.gradient, ctx.saved_tensors, (t,), needed))
+def _backward_backward(ctx: Any, grad_grad_x: Tensor) -> tuple[Tensor | None, ...]:
+    needed = [needs_grad(ctx, i) for i in range(4)]
+    return tuple(differentiate(reference.gradient, ctx.saved_tensors, (grad_grad_x,), needed))
 
 
-if _MISSING is None:
+if library.load():
     register(_FORWARD, _forward_shape, _forward_backward, _save_forward)
     register(_BACKWARD, _backward_shape, _backward_backward, _save_backward)

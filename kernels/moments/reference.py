@@ -21,7 +21,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradient(grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor]:
-    """The moments' gradient for x, given what flows back to them: for implementations whose kernels end there."""
-    centred = x - mean[:, None, None]
+    """The moments' gradient for x, given what flows back to them: for backends whose kernels end there."""
+    centered = x - mean[:, None, None]
     pixels = x.numel() // x.shape[1]
-    return (((grad_mean[:, None, None] + 2 * grad_var[:, None, None] * centred) / pixels).to(x.dtype),)
+    return (((grad_mean[:, None, None] + 2 * grad_var[:, None, None] * centered) / pixels).to(x.dtype),)

@@ -9,7 +9,7 @@ kernels and compile them for sm_80 and sm_90.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from itertools import product
 from typing import Any
@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raccgan.kernels import backend, tuning
 from raccgan.kernels import triton_runtime as runtime
-from raccgan.kernels.autograd import differentiate, wanted
+from raccgan.kernels.autograd import differentiate, needs_grad, register_autograd
+from raccgan.kernels.dispatch import Call
 from raccgan.kernels.moments import reference
 from raccgan.kernels.triton_runtime import Compilation, Config, jit, tl
 
 
-def can_run(call: backend.Call) -> str | None:
+def supports(call: Call) -> str | None:
     """Why the Triton kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    return runtime.why_not(call)
+    return runtime.supports(call)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,21 +136,12 @@ def _tile(config: Config, c: int, p: int, last: bool) -> Config:
 
 
 @cache
-def _candidates(c: int, p: int, last: bool) -> list[Config]:
+def _config(c: int, p: int, last: bool) -> Config:
     def work(config: Config) -> tuple[int, int]:
         pixels = _tile(config, c, p, last).tile["PIXELS"]
         return runtime.cdiv(p, pixels), pixels * c
 
-    return tuning.ranked(_ELEMENTS, work)
-
-
-def _cut(x: Tensor, run: Callable[[Config], object] | None = None) -> tuple[int, int, bool, Config]:
-    """Pixels, channels, whether x is channels_last, and the configuration with its tile."""
-    _, c, h, w = x.shape
-    last = not x.is_contiguous()
-    shape = (c, h, w, x.dtype, "channels_last" if last else "NCHW")
-    config = tuning.choose("moments", [__file__], shape, _candidates(c, h * w, last), x.device, run)
-    return h * w, c, last, _tile(config, c, h * w, last)
+    return _tile(runtime.cheapest(_ELEMENTS, work), c, p, last)
 
 
 def _in_order(x: Tensor) -> Tensor:
@@ -161,24 +152,16 @@ def _in_order(x: Tensor) -> Tensor:
 def _forward(x: Tensor) -> tuple[Tensor, Tensor]:
     x = _in_order(x)
     mean, var = _forward_shape(x)
-
-    def run(config: Config) -> None:
-        _launch_forward(x, mean, var, _tile(config, x.shape[1], x.shape[2] * x.shape[3], not x.is_contiguous()))
-
-    *_, config = _cut(x, run)
-    _launch_forward(x, mean, var, config)
-    return mean, var
-
-
-def _launch_forward(x: Tensor, mean: Tensor, var: Tensor, config: Config) -> None:
-    n, c, h, w = x.shape
-    pieces = runtime.cdiv(h * w, config.tile["PIXELS"])
+    n, c, height, width = x.shape
+    pixels, last = height * width, not x.is_contiguous()
+    config = _config(c, pixels, last)
+    pieces = runtime.cdiv(pixels, config.tile["PIXELS"])
     partial = mean.new_empty(n * pieces * 2 * c)
-    runtime.launch(_pieces, n * pieces, x, partial, h * w, pieces, config=config, C=c, LAST=not x.is_contiguous())
-    runtime.launch(
-        _join, runtime.cdiv(c, _JOIN.tile["COLUMNS"]), partial, mean, var, h * w, pieces, n * pieces,
-        float(n * h * w), config=_JOIN, C=c, PIXELS=config.tile["PIXELS"],
-    )  # fmt: skip
+    runtime.launch(_pieces, n * pieces, x, partial, pixels, pieces, config=config, C=c, LAST=last)
+    programs = runtime.cdiv(c, _JOIN.tile["COLUMNS"])
+    merged = (partial, mean, var, pixels, pieces, n * pieces, float(n * pixels))
+    runtime.launch(_join, programs, *merged, config=_JOIN, C=c, PIXELS=config.tile["PIXELS"])
+    return mean, var
 
 
 @_forward.register_fake
@@ -195,12 +178,13 @@ def _forward_shape(x: Tensor) -> tuple[Tensor, Tensor]:
 def _backward(grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor) -> Tensor:
     x = _in_order(x)
     grad = torch.empty_like(x)
-    p, c, last, config = _cut(x)
-    pieces = runtime.cdiv(p, config.tile["PIXELS"])
-    runtime.launch(
-        _gradient, len(x) * pieces, grad_mean.contiguous(), grad_var.contiguous(), x, mean.contiguous(), grad,
-        p, pieces, float(len(x) * p), config=config, C=c, LAST=last,
-    )  # fmt: skip
+    n, c, height, width = x.shape
+    pixels, last = height * width, not x.is_contiguous()
+    config = _config(c, pixels, last)
+    pieces = runtime.cdiv(pixels, config.tile["PIXELS"])
+    images = (grad_mean.contiguous(), grad_var.contiguous(), x, mean.contiguous(), grad)
+    sizes = (pixels, pieces, float(n * pixels))
+    runtime.launch(_gradient, n * pieces, *images, *sizes, config=config, C=c, LAST=last)
     return grad
 
 
@@ -226,12 +210,12 @@ def _save_backward(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None
 
 
 def _backward_backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, ...]:
-    needed = [wanted(ctx, i) for i in range(4)]
+    needed = [needs_grad(ctx, i) for i in range(4)]
     return tuple(differentiate(reference.gradient, ctx.saved_tensors, (t,), needed))
 
 
-_forward.register_autograd(_forward_backward, setup_context=_save_forward)
-_backward.register_autograd(_backward_backward, setup_context=_save_backward)
+register_autograd(_forward, _forward_backward, _save_forward)
+register_autograd(_backward, _backward_backward, _save_backward)
 
 
 # ---- ahead of time --------------------------------------------------------------------------------------------------

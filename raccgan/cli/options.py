@@ -1,4 +1,4 @@
-"""What the commands have in common: options made from the settings, and one clear line for every error.
+"""What the commands share: options that are made from the settings, and one clear line for every error.
 
 Imports no torch, so that ``--help`` answers at once.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -15,34 +16,24 @@ from typing import Any, NoReturn
 
 from raccgan.cli.memory import keep_freed
 from raccgan.config import PRESETS, Config
+from raccgan.distributed import ranks
 from raccgan.errors import InputError
 from raccgan.outputs.terminal import one_line, say
 
 DATA_ROOT_VARIABLE = "RACCGAN_DATA"
 
-_GROUPS = {
-    "dataset": "data",
-    "image_size": "model",
-    "gan_steps": "training of the generator and the discriminator",
-    "encoder_steps": "training of the encoder",
-    "score": "scoring",
-    "kernels": "run",
-}
-"""The first setting of each group of options, in the order of the settings."""
-
-
 _METAVARS = {str: "NAME", int: "N", float: "X"}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with its errors in one line and examples left as they are written."""
+    """argparse, with its errors in one line, examples left as they are written, and commands as the user types them."""
 
     def __init__(self, description: str, examples: str, prog: str, usage: str = "") -> None:
         super().__init__(
-            prog=prog,
-            usage=usage or f"{prog} [option ...]",
+            prog=as_typed(prog),
+            usage=as_typed(usage or f"{prog} [option ...]"),
             description=description,
-            epilog=f"examples:\n{examples}",
+            epilog=as_typed(f"examples:\n{examples}"),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -51,19 +42,34 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, one_line(f"error: {message}; {self.prog} --help shows all options") + "\n")
 
 
+def as_typed(text: str) -> str:
+    """``text`` with ``python -m raccgan.train`` and the like in the form in which the user called this process."""
+    program = Path(sys.argv[0])
+    if program.name == "raccgan":
+        return text.replace("python -m raccgan.", "raccgan ")
+    if program.parts[-2:] == ("raccgan", "__main__.py"):
+        return text.replace("python -m raccgan.", "python -m raccgan ")
+    return text
+
+
 def add_settings(parser: argparse.ArgumentParser, only: Iterable[str] | None = None) -> None:
-    """One option a setting of :class:`Config`; what is not given leaves no trace in the parsed arguments."""
-    group: Any = parser
-    wanted = None if only is None else set(only)
+    """One option a setting of :class:`Config`, in groups; a setting that is not given is not in the parsed arguments.
+
+    Args:
+        parser: gets the options.
+        only: the names of the settings, which then are in no group; all of them by default.
+    """
+    groups: dict[str, Any] = {}
     for f in dataclasses.fields(Config):
-        if f.name in _GROUPS and wanted is None:
-            group = parser.add_argument_group(_GROUPS[f.name])
-        if wanted is not None and f.name not in wanted:
+        if only is not None and f.name not in only:
             continue
+        heading = f.metadata["group"]
+        if only is None and heading not in groups:
+            groups[heading] = parser.add_argument_group(heading)
         choices = f.metadata["choices"]
         text = f.metadata["help"] + (f": {', '.join(choices)}" if choices else "")
         shown = f"{text} (default: {f.default})" if f.default not in ("", None) else text
-        group.add_argument(
+        groups.get(heading, parser).add_argument(
             f"--{f.name.replace('_', '-')}",
             dest=f.name,
             type=type(f.default),
@@ -74,7 +80,7 @@ def add_settings(parser: argparse.ArgumentParser, only: Iterable[str] | None = N
 
 
 def add_places(parser: argparse.ArgumentParser, *, data_root: bool = True, device: bool = True, out: str = "") -> None:
-    """Where data are read and results written, and on which device."""
+    """Options for the folders of data and results, and for the device."""
     group = parser.add_argument_group("places")
     if data_root:
         group.add_argument(
@@ -145,8 +151,6 @@ def pick_device(name: str) -> Any:
     """
     import torch
 
-    from raccgan.distributed import ranks
-
     place = ranks.place_in()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -174,12 +178,23 @@ def require_kernels(kernels: str, device: Any) -> None:
     Raises:
         InputError: with the reason and the way out.
     """
-    from raccgan.kernels import backend
+    from raccgan.kernels import dispatch
 
     try:
-        backend.require(kernels, device)
-    except backend.KernelError as error:
+        dispatch.require(kernels, device)
+    except dispatch.KernelError as error:
         raise InputError(str(error)) from None
+
+
+@functools.cache
+def note_missing_library(kernels: str) -> None:
+    """Say on standard error, once a process, that ``fused`` has no compiled library, and why; on rank 0 alone."""
+    if kernels != "fused" or not ranks.job().first:
+        return
+    from raccgan.kernels import library
+
+    if reason := library.why_not():
+        say(f"note: --kernels fused runs on PyTorch alone, which is slower: {reason}")
 
 
 def call(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
@@ -187,8 +202,6 @@ def call(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
 
     The process of a rank ends here and does not return.
     """
-    from raccgan.distributed import ranks
-
     keep_freed()
     status = _called(command, arguments)
     ranks.end(status)
@@ -224,8 +237,6 @@ def _called(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
 
 def _left(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Run a command, and part from the other ranks with how it ended if it joined any."""
-    from raccgan.distributed import ranks
-
     try:
         status = command(arguments)
     except BaseException as error:

@@ -1,6 +1,6 @@
-"""Where images come from and how they reach a model.
+"""Images and their labels: from files to tensors.
 
-``registry`` names the sources, ``protocol`` splits one into training, held-out and test samples, ``images`` decodes
-pixels, and ``dataset`` (the only module here that imports torch) hands them to training and scoring.
-Importing this package imports nothing, so that ``--help`` stays fast.
+``sources`` lists the images of each data set, ``splits`` parts them into training, held-out and test samples,
+``images`` decodes pixels, and ``dataset`` serves them as tensors. Importing this package imports nothing, so that
+``--help`` stays fast.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,19 +11,22 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
 
 from raccgan.data.images.decode import decode, decode_mask, decode_stack
 from raccgan.data.samples import Sample
-from raccgan.distributed import ranks
 from raccgan.errors import InputError
 
-Item = tuple[Tensor, int, int]
-Result = TypeVar("Result")
+T = TypeVar("T")
+Problems = list[tuple[int, str]]
+"""The index of each sample that cannot be used, and a line that says why."""
 
 
-class ImageDataset(Dataset[Item]):
-    """Decoded samples: ``dataset[i]`` is (float32 [C, size, size] in [-1, 1], class index, i).
+def _alone(found: Problems) -> list[Problems]:
+    return [found]
+
+
+class ImageDataset:
+    """Decoded samples: ``images(indices)`` is float32 [n, C, size, size] in [-1, 1], ``labels[indices]`` int64 [n].
 
     As many images as fit in ``cache_bytes`` are decoded once, on first use, and kept as float32. Pixels that are in
     memory already are decoded together at the start.
@@ -35,7 +38,7 @@ class ImageDataset(Dataset[Item]):
         cache_bytes: the most memory that decoded images may take.
 
     Raises:
-        InputError: from every access, where a file cannot be decoded.
+        InputError: from :meth:`images`, where a file cannot be decoded.
     """
 
     def __init__(
@@ -65,16 +68,6 @@ class ImageDataset(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Item:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        return self.__getitems__([index % len(self)])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
-        """A whole batch at once; DataLoader calls this instead of one ``__getitem__`` an image."""
-        labels = self.labels[list(indices)].tolist()
-        return list(zip(self.images(indices), labels, indices, strict=True))
-
     def images(self, indices: Sequence[int] | Tensor) -> Tensor:
         """The images at ``indices`` (0..N-1, in any order, repeats allowed): float32 [n, C, size, size], a copy."""
         wanted = indices if isinstance(indices, Tensor) else torch.tensor(list(indices), dtype=torch.int64)
@@ -93,34 +86,45 @@ class ImageDataset(Dataset[Item]):
             batch[row] = torch.from_numpy(image)
         return batch
 
-    def verify(self, progress: Callable[[int, int], None] | None = None, share: Sequence[int] | None = None) -> None:
-        """Decode every image and mask once, in threads, so that a bad file is found before training and not in it.
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Decode every image and mask once, in threads, so that a bad file is found before training starts.
 
         Args:
             progress: called with (done, total) after each image.
-            share: the images of this rank, where other ranks decode the others; all of them by default.
 
         Raises:
-            InputError: names the first bad file in the order of the samples, and counts the others; on every rank.
+            InputError: names the first bad file in the order of the samples, and counts the others.
         """
-        bad = list(self.problems(progress, share).items())
-        if len(bad) == 1:
-            raise InputError(bad[0][1])
-        if bad:
-            raise InputError(f"{bad[0][1]} ({len(bad) - 1} more of the {len(self)} images cannot be used either)")
+        if bad := self.problems(progress):
+            raise self.refusal(bad)
+
+    def refusal(self, bad: Mapping[int, str]) -> InputError:
+        """The error of :meth:`verify` for the :meth:`problems` of these samples."""
+        first, *others = bad.values()
+        more = f" ({len(others)} more of the {len(self)} images cannot be used either)" if others else ""
+        return InputError(first + more)
 
     def problems(
-        self, progress: Callable[[int, int], None] | None = None, share: Sequence[int] | None = None
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        share: Sequence[int] | None = None,
+        exchange: Callable[[Problems], list[Problems]] = _alone,
     ) -> dict[int, str]:
-        """:meth:`verify` that raises nothing: the line that says what is wrong, by the index of each bad sample."""
+        """:meth:`verify` without the error: for the index of each bad sample, the line that says what is wrong.
+
+        Args:
+            progress: called with (done, total) after each image.
+            share: the indices to decode here, where other processes decode the others; all of them by default.
+            exchange: gives the problems that every process found for those that this one found.
+        """
         share = range(len(self)) if share is None else share
-        bad = []
+        bad: Problems = []
         for done, (index, problem) in enumerate(zip(share, _in_threads(self._problem, share), strict=True), start=1):
             if problem is not None:
                 bad.append((index, problem))
             if progress is not None:
                 progress(done, len(share))
-        return dict(sorted(item for found in ranks.job().exchanged(bad) for item in found))
+        return dict(sorted(item for found in exchange(bad) for item in found))
 
     def _problem(self, index: int) -> str | None:
         sample = self.samples[index]
@@ -161,7 +165,7 @@ class ImageDataset(Dataset[Item]):
                 self._cached[part] = True
 
 
-def _in_threads(function: Callable[[int], Result], indices: Sequence[int], few: int = 2) -> Iterator[Result]:
+def _in_threads(function: Callable[[int], T], indices: Sequence[int], few: int = 2) -> Iterator[T]:
     """``map`` in threads, results in order; Pillow decodes without the interpreter lock."""
     if len(indices) <= few:
         yield from map(function, indices)
@@ -170,7 +174,7 @@ def _in_threads(function: Callable[[int], Result], indices: Sequence[int], few: 
         yield from pool.map(function, indices)
 
 
-class StepBatches(Sampler[list[int]]):
+class StepBatches:
     """The batch of each training step as a pure function of (seed, step): what makes resuming exact.
 
     Epoch e is a permutation of all indices, drawn from (seed, e). The permutations follow each other in one endless
@@ -181,26 +185,19 @@ class StepBatches(Sampler[list[int]]):
         length: number of images, at least 1.
         batch_size: indices a step.
         seed: any integer.
-        start_step, stop_step: iteration yields the batches of steps start_step to stop_step - 1.
+
+    Raises:
+        ValueError: ``length`` or ``batch_size`` is below 1.
     """
 
-    def __init__(self, length: int, batch_size: int, *, seed: int, start_step: int = 0, stop_step: int) -> None:
+    def __init__(self, length: int, batch_size: int, *, seed: int) -> None:
         if length < 1 or batch_size < 1:
             raise ValueError(f"length {length} and batch_size {batch_size} have to be at least 1")
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
-        self.start_step = start_step
-        self.stop_step = stop_step
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return max(0, self.stop_step - self.start_step)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start_step, self.stop_step):
-            yield self.batch(step)
 
     def batch(self, step: int) -> list[int]:
         """The indices of one step."""

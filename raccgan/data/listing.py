@@ -1,4 +1,4 @@
-"""What is on the disk: class folders and the images in them, in a natural order that no file system changes."""
+"""Class folders and the images in them, in natural order, whatever order the file system gives."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Listing:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The visible folders in ``folder``, natural order; a link that leads back to ``folder`` or above is none."""
+    """The visible folders in ``folder``, in natural order, without links that lead back to ``folder`` or above it."""
     above = [folder.resolve(), *folder.resolve().parents]
     paths = [path for path in visible(folder) if path.is_dir()]
     return [path for path in paths if not (path.is_symlink() and path.resolve() in above)]
@@ -66,10 +66,10 @@ def list_images(folder: Path, problems: list[str] | None = None) -> Listing:
 
 
 def matching(pattern: str, problems: list[str]) -> list[Path]:
-    """The visible files and folders that a pattern means, natural order: ``*``, ``?`` and ``[...]`` within a name.
+    """The visible files and folders that match a pattern, in natural order: ``*``, ``?`` and ``[...]`` within a name.
 
-    ``**`` is any number of folders. It enters no linked one: two links to the folder that they lie in would lead in a
-    circle without end.
+    ``**`` matches any number of folders. It does not follow links: two links to the folder that they lie in would lead
+    in a circle without end.
 
     Args:
         pattern: relative or absolute.

@@ -1,4 +1,4 @@
-"""Which samples are normal, which are trained on, which calibrate the threshold and which are tested.
+"""Splits of a source: which samples train, which calibrate the threshold, and which are tested.
 
 Every protocol trains on normal images of the training part alone and tests on the test part, where every class that
 is not normal is anomalous. They differ in what they demand:

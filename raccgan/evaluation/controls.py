@@ -1,10 +1,10 @@
 """The two plain controls that every result table carries: 1-nearest-neighbour and a plain autoencoder.
 
-Both see the same normal training images as the model and score the same test images; both match famous GANs on small
-images, so a result without them says little.
+Both see the same normal training images as the model and score the same test images. Both match well-known GANs on
+small images, so a result without them says little.
 
-Each makes of a test image what it takes for the same image if it were normal, and gives the squared difference of
-every pixel, mean over channels. Their mean over an image is the control's score, and they are its map, as ours are.
+Each control predicts what a test image would look like if it were normal, and returns the squared difference of every
+pixel, mean over channels: the control's anomaly map. The mean over an image is the control's score.
 
 Images are float tensors [N, C, S, S] in [-1, 1]; results are float32 tensors [M, S, S].
 """

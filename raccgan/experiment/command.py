@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raccgan.cli import options
+from raccgan.distributed import ranks
 from raccgan.errors import InputError
-from raccgan.experiment.tables import DEFAULT, SEEDS, TABLES, VARIANTS, Row, rows
+from raccgan.experiment.tables import BENCHMARKS, DEFAULT, SEEDS, VARIANTS, Trial, trials
+from raccgan.outputs.files import own_folder, prepare_out
 from raccgan.outputs.terminal import say
 
 if TYPE_CHECKING:
     import torch
 
-    from raccgan.experiment.results import Result, Results
+    from raccgan.experiment.results import Figures, Results
 
 EXAMPLES = f"""\
   python -m raccgan.experiment digits
@@ -32,7 +34,7 @@ EXAMPLES = f"""\
   torchrun --standalone --nproc-per-node gpu -m raccgan.experiment mnist
       the same rows, each on one GPU of this machine
 
-tables:    {", ".join(TABLES)}
+tables:    {", ".join(BENCHMARKS)}
 variants:  {", ".join(VARIANTS)}
 
 Results are lines of OUT/results.csv; another machine continues with a copy of that file. A row is run again only where
@@ -44,14 +46,12 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     settings = options.settings_of(given, but=("normal", "seed"))
     variants = _names(given.variants) if given.variants else [DEFAULT]
-    wanted = rows(
+    wanted = trials(
         given.table, variants=variants, normal=_names(given.normal), seeds=_seeds(given.seeds), settings=settings
     )
     device = options.pick_device(given.device)
 
-    from raccgan.distributed import ranks
     from raccgan.experiment.results import Results
-    from raccgan.outputs.files import prepare_out
 
     out = given.out or Path("runs") / "experiments" / given.table
     results = Results(out / "results.csv")
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         return _summarise(given.table, variants if given.variants else list(VARIANTS), wanted, settings, out, results)
     prepare_out(out)
     options.require_kernels(wanted[0].config.kernels, device)
+    options.note_missing_library(wanted[0].config.kernels)
     place = ranks.place_in()  # ranks deal out the rows, and need nothing else of one another
     wanted = wanted[place.rank :: place.world]
     done = results.of(wanted)
@@ -73,11 +74,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(
-    row: Row, number: int, total: int, out: Path, device: torch.device, given: argparse.Namespace, results: Results
+    row: Trial, number: int, total: int, out: Path, device: torch.device, given: argparse.Namespace, results: Results
 ) -> None:
     """Run one row, and write its line before its folder goes."""
     from raccgan.experiment.execute import execute
-    from raccgan.outputs.files import own_folder
 
     say(f"row {number} of {total}: {row.variant}, normal {row.normal}, seed {row.seed}")
     with own_folder(out / row.folder) as folder:
@@ -92,7 +92,7 @@ def _run(
     print(f"{row.variant}, normal {row.normal}, seed {row.seed}: AUROC {result['auroc']} ({beside})", flush=True)
 
 
-def _list(wanted: Sequence[Row], results: Results) -> int:
+def _list(wanted: Sequence[Trial], results: Results) -> int:
     done = results.of(wanted)
     for row in wanted:
         state = f"AUROC {done[row]['auroc']}" if row in done else "to run"
@@ -104,7 +104,7 @@ def _list(wanted: Sequence[Row], results: Results) -> int:
 def _summarise(
     name: str,
     variants: Sequence[str],
-    wanted: Sequence[Row],
+    wanted: Sequence[Trial],
     settings: Mapping[str, object],
     out: Path,
     results: Results,
@@ -112,14 +112,14 @@ def _summarise(
     from raccgan.experiment.results import draw, summary
 
     normal, seeds = list({row.normal: None for row in wanted}), sorted({row.seed for row in wanted})
-    by_variant: dict[str, Mapping[Row, Result]] = {}
+    by_variant: dict[str, Mapping[Trial, Figures]] = {}
     for variant in variants:
-        found = results.of(rows(name, variants=[variant], normal=normal, seeds=seeds, settings=settings))
+        found = results.of(trials(name, variants=[variant], normal=normal, seeds=seeds, settings=settings))
         if found or variant == DEFAULT:
             by_variant[variant] = found
-    print(summary(name, TABLES[name], by_variant))
+    print(summary(name, BENCHMARKS[name], by_variant))
     if any(by_variant.values()):
-        draw(out / "summary.png", name, TABLES[name], by_variant)
+        draw(out / "summary.png", name, BENCHMARKS[name], by_variant)
         say(f"the picture is {out / 'summary.png'}")
     stale = len(results.read()) - sum(map(len, by_variant.values()))
     if stale:
@@ -134,7 +134,7 @@ def _parser() -> options.Parser:
         prog="python -m raccgan.experiment",
         usage="python -m raccgan.experiment TABLE [option ...]",
     )
-    parser.add_argument("table", metavar="TABLE", help=", ".join(TABLES))
+    parser.add_argument("table", metavar="TABLE", help=", ".join(BENCHMARKS))
     which = parser.add_argument_group("which rows")
     which.add_argument("--variants", default="", metavar="NAMES", help="comma-separated (default: default)")
     which.add_argument("--normal", default="", metavar="NAMES", help="only these normal classes (default: all)")

@@ -1,4 +1,4 @@
-"""One row of a table, from the images to the figures: trained, or continued, in a folder of its own."""
+"""Runs one row of a benchmark in a folder of its own, from images to figures; a stopped one goes on."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import torch
 
 from raccgan.config import SCORES
 from raccgan.data.samples import spread
-from raccgan.evaluation.evaluation import Evaluation, calibrate, evaluate, fit_density, score, write_results
+from raccgan.evaluation.assessment import Assessment
 from raccgan.evaluation.metrics import image_metrics
-from raccgan.experiment.results import Result, choice_column, pixel_column, score_column
-from raccgan.experiment.tables import Row
+from raccgan.evaluation.result_files import evaluate_run
+from raccgan.experiment.results import Figures, choice_column, pixel_column, score_column
+from raccgan.experiment.tables import Trial
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.density import Distances
+from raccgan.scoring.calibration import calibrate, fit_density, score_dataset
 from raccgan.scoring.scorer import Scored, Scorer, combined
 from raccgan.training.loop import PHASES, Training
 from raccgan.training.run import Run, prepare
@@ -25,7 +27,7 @@ SPARE = 3000
 """The most anomalous images of the training part that are scored."""
 
 
-def execute(row: Row, folder: Path, device: torch.device, data_root: Path) -> Result:
+def execute(row: Trial, folder: Path, device: torch.device, data_root: Path) -> Figures:
     """Train and judge one row in its folder, which is there; part of it that is in there is continued.
 
     Returns:
@@ -42,18 +44,19 @@ def execute(row: Row, folder: Path, device: torch.device, data_root: Path) -> Re
     training = Training.of(run, run.dataset(run.split.train), folder / checkpoints.NAME, stored)
     for phase in PHASES:
         training.run(phase)
-    fit_density(run, training.networks, training.data)
-    scorer = run.scorer(training.networks)
-    training.calibration = calibrate(run, scorer)
+    fit_density(training.networks, training.data, batch=run.config.score_batch)
+    scorer = Scorer.of(run.config, training.networks, run.classes)
+    held_out = run.dataset(run.split.held_out)
+    training.calibration = calibration = calibrate(scorer, held_out, quantile=run.config.quantile)
     training.save(PHASES[-1])
-    evaluation = evaluate(run, scorer, training.calibration.threshold, seconds=training.seconds)
-    assert evaluation is not None  # a row is of one process
-    write_results(folder, run, evaluation, scorer, training.history)
-    return _result(row, run, scorer, evaluation)
+    seconds, history = training.seconds, training.history
+    assessment = evaluate_run(folder, run, scorer, calibration, seconds=seconds, history=history)
+    assert assessment is not None  # a row is of one process
+    return _result(row, run, scorer, assessment)
 
 
-def _result(row: Row, run: Run, scorer: Scorer, evaluation: Evaluation) -> Result:
-    found = evaluation.metrics
+def _result(row: Trial, run: Run, scorer: Scorer, assessment: Assessment) -> Figures:
+    found = assessment.metrics
     variant, normal, seed, digest = row.key
     return {
         "variant": variant,
@@ -64,7 +67,7 @@ def _result(row: Row, run: Run, scorer: Scorer, evaluation: Evaluation) -> Resul
         "pixel_auroc": _figure(found["pixel"]["auroc"]),
         **{name: _figure(control["auroc"]) for name, control in found["controls"].items()},
         **{pixel_column(name): _figure(control["pixel_auroc"]) for name, control in found["controls"].items()},
-        **_scores(run, scorer, evaluation),
+        **_scores(run, scorer, assessment),
         "train_seconds": f"{found['seconds']:.0f}",
         "score_seconds_per_1000": f"{_scoring_seconds(run, scorer):.2f}",
         "steps": f"{run.config.gan_steps}+{run.config.encoder_steps}",
@@ -75,10 +78,10 @@ def _result(row: Row, run: Run, scorer: Scorer, evaluation: Evaluation) -> Resul
     }
 
 
-def _scores(run: Run, scorer: Scorer, evaluation: Evaluation) -> dict[str, str]:
+def _scores(run: Run, scorer: Scorer, assessment: Assessment) -> dict[str, str]:
     """The AUROC of every kind of score, under the condition that the model's own chose, tested and to choose by."""
-    kinds = _kinds(scorer, evaluation.scored)
-    tested = {score_column(name): _auroc(scores, evaluation.anomalous) for name, scores in kinds}
+    kinds = _kinds(scorer, assessment.scored)
+    tested = {score_column(name): _auroc(scores, assessment.anomalous) for name, scores in kinds}
     return tested | _choices(run, scorer)
 
 
@@ -88,7 +91,7 @@ def _choices(run: Run, scorer: Scorer) -> dict[str, str]:
     if not spare:
         return dict.fromkeys(map(choice_column, SCORES), "")
     normal, anomalous = (
-        score(scorer, run.dataset(samples), "scores to choose by") for samples in (run.split.held_out, spare)
+        score_dataset(scorer, run.dataset(samples), "scores to choose by") for samples in (run.split.held_out, spare)
     )
     assert normal is not None
     assert anomalous is not None

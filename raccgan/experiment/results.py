@@ -1,7 +1,7 @@
-"""The rows that were run, in a CSV that any machine may continue; their means and deviations, as text and picture.
+"""The results of a benchmark: a CSV that any machine may continue, and means and deviations as text and picture.
 
-A row counts for the settings that it was made with alone: where a table's settings have changed since, its digest is
-another one, and the row is to be run again.
+A row counts only for the settings that it was made with. When a setting of the benchmark changes, the digest of the row
+changes too, and the row has to be run again.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from raccgan.config import SCORES
 from raccgan.errors import InputError
-from raccgan.experiment.tables import Row, Table
-from raccgan.outputs import pictures
+from raccgan.experiment.tables import Benchmark, Trial
+from raccgan.outputs import figures
 from raccgan.outputs.files import write_csv
 
-Result = dict[str, str]
+Figures = dict[str, str]
 """One line of the CSV, by column; an empty figure is one that the data do not define."""
 
 CONTROLS = ("autoencoder", "nearest_neighbour")
@@ -58,7 +58,7 @@ class Results:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self) -> list[Result]:
+    def read(self) -> list[Figures]:
         """Every line.
 
         Raises:
@@ -78,12 +78,12 @@ class Results:
             raise InputError(f"{self.path} is no table of results: {what}; name another --out, or mend it")
         return [dict.fromkeys(_YOUNGER, "") | line for line in lines]
 
-    def of(self, rows: Sequence[Row]) -> dict[Row, Result]:
+    def of(self, rows: Sequence[Trial]) -> dict[Trial, Figures]:
         """What is known about these rows, the later line where there are two."""
         by_key = {tuple(line[name] for name in KEY): line for line in self.read()}
         return {row: by_key[row.key] for row in rows if row.key in by_key}
 
-    def add(self, result: Result) -> None:
+    def add(self, result: Figures) -> None:
         """Add one line. Several processes may add to one file."""
         with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -112,7 +112,7 @@ class Mean:
         return f"{self.classes}{missing} {classes}, {self.seeds} {seeds}"
 
 
-def mean_of(results: Mapping[Row, Result], column: str, of: int) -> Mean | None:
+def mean_of(results: Mapping[Trial, Figures], column: str, of: int) -> Mean | None:
     """The mean of a column over the classes that every seed has; None where nothing is known."""
     known = {(row.seed, row.normal): float(line[column]) for row, line in results.items() if line[column]}
     seeds = sorted({seed for seed, _ in known})
@@ -123,7 +123,7 @@ def mean_of(results: Mapping[Row, Result], column: str, of: int) -> Mean | None:
     return Mean(mean(means), stdev(means) if len(means) > 1 else None, len(seeds), len(classes), of)
 
 
-def summary(name: str, table: Table, by_variant: Mapping[str, Mapping[Row, Result]]) -> str:
+def summary(name: str, table: Benchmark, by_variant: Mapping[str, Mapping[Trial, Figures]]) -> str:
     """Everything that is known about a table, for a terminal and for a page.
 
     The controls are those of the first variant: they do not depend on it.
@@ -156,11 +156,11 @@ def summary(name: str, table: Table, by_variant: Mapping[str, Mapping[Row, Resul
     return "\n".join(lines)
 
 
-def draw(path: Path, name: str, table: Table, by_variant: Mapping[str, Mapping[Row, Result]]) -> None:
+def draw(path: Path, name: str, table: Benchmark, by_variant: Mapping[str, Mapping[Trial, Figures]]) -> None:
     """The same as a picture: one dot a variant with its deviation, controls and published figures as lines."""
     dots = {v: m for v, results in by_variant.items() if (m := mean_of(results, "auroc", len(table.normal)))}
     beside = {b.name: b.auroc for b in _beside(table, by_variant)}
-    pictures.comparison(
+    figures.comparison(
         path,
         {label: (m.mean, m.deviation or 0.0) for label, m in dots.items()},
         beside,
@@ -168,7 +168,7 @@ def draw(path: Path, name: str, table: Table, by_variant: Mapping[str, Mapping[R
     )
 
 
-def _first(by_variant: Mapping[str, Mapping[Row, Result]]) -> tuple[str, Mapping[Row, Result]]:
+def _first(by_variant: Mapping[str, Mapping[Trial, Figures]]) -> tuple[str, Mapping[Trial, Figures]]:
     """The first variant of which something is known, and that; nothing where there is none."""
     return next(((variant, results) for variant, results in by_variant.items() if results), ("", {}))
 
@@ -183,7 +183,7 @@ class _Beside(NamedTuple):
     source: str
 
 
-def _beside(table: Table, by_variant: Mapping[str, Mapping[Row, Result]]) -> list[_Beside]:
+def _beside(table: Benchmark, by_variant: Mapping[str, Mapping[Trial, Figures]]) -> list[_Beside]:
     """The controls, and what others published."""
     _, first = _first(by_variant)
     beside = []
@@ -195,7 +195,7 @@ def _beside(table: Table, by_variant: Mapping[str, Mapping[Row, Result]]) -> lis
     return beside + [_Beside(p.name, p.auroc, f"{p.auroc:.3f}", "", p.source) for p in table.published]
 
 
-def _losing(results: Mapping[Row, Result]) -> list[str]:
+def _losing(results: Mapping[Trial, Figures]) -> list[str]:
     """A row that a plain control beats says so."""
     lost = [
         f"  {row.normal}, seed {row.seed}: {line['auroc']} against {max(line[c] for c in CONTROLS)}"

@@ -1,4 +1,4 @@
-"""Which runs belong to which table, and the published figures that stand beside it. Imports no torch.
+"""The benchmarks: the rows of each, and published figures to compare with. Imports no torch.
 
 A row is one trained model: one variant of the table's configuration, one choice of normal classes, one seed.
 """
@@ -6,8 +6,9 @@ A row is one trained model: one variant of the table's configuration, one choice
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "no-feature-term": {"kappa": 0.0},
     "kappa-0.1": {"kappa": 0.1},
     "kappa-10": {"kappa": 10.0},
-    # Whether the generator learns beside the encoder: the one is what every table but screw's is, the other screw's.
+    # Whether the generator learns beside the encoder: it does for screws, and for nothing else.
     "frozen-generator": {"generator_tuning": 0.0},
     "tuned-generator": {"generator_tuning": 1.0},
     # The generator's moving average.
@@ -57,7 +58,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Table:
+class Benchmark:
     """A benchmark: its configuration, and the normal classes of each of its rows."""
 
     preset: str
@@ -82,9 +83,9 @@ _GARMENTS = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot",
 )  # fmt: skip
 
-TABLES: Mapping[str, Table] = {
-    "digits": Table("digits", {"protocol": "one-vs-rest"}, _DIGITS),
-    "mnist": Table(
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "digits": Benchmark("digits", {"protocol": "one-vs-rest"}, _DIGITS),
+    "mnist": Benchmark(
         "mnist-small",
         _SMALL,
         _DIGITS,
@@ -95,7 +96,7 @@ TABLES: Mapping[str, Table] = {
             Published("ARNet", 0.983, "Fei et al., 2020"),
         ),
     ),
-    "fashion-mnist": Table(
+    "fashion-mnist": Benchmark(
         "mnist-small",
         {**_SMALL, "dataset": "fashion-mnist", "score": "all"},
         _GARMENTS,
@@ -106,7 +107,7 @@ TABLES: Mapping[str, Table] = {
             Published("ESAD", 0.940, "Huang et al., 2020"),
         ),
     ),
-    "chest-xray": Table(
+    "chest-xray": Benchmark(
         "mnist-small",
         {**_LARGER, "dataset": "chest-xray", "score": "texture"},
         ("NORMAL",),
@@ -116,7 +117,7 @@ TABLES: Mapping[str, Table] = {
             Published("SQUID", 0.88, "Xiang et al., CVPR 2023"),
         ),
     ),
-    "screw": Table(
+    "screw": Benchmark(
         "parts",
         {"dataset": "mvtec", "category": "screw", "channels": 1, "protocol": "folder"},
         ("good",),
@@ -127,8 +128,8 @@ TABLES: Mapping[str, Table] = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """One run of a table."""
+class Trial:
+    """One row of a benchmark: a model to train and to test."""
 
     table: str
     variant: str
@@ -156,20 +157,20 @@ class Row:
 
 
 _HOW = ("kernels", "threads", "score_batch", "checkpoint_every", "rank_timeout")
-"""Settings that change how a result is computed, not what it is."""
+"""Settings that change how a result is computed and not the result."""
 
 _LATER: Mapping[str, Any] = {"generator_tuning": 0.0}
 """Settings that are younger than published rows, at the value that those had without them."""
 
 
-def rows(
+def trials(
     name: str,
     *,
     variants: Sequence[str] = (DEFAULT,),
     normal: Sequence[str] = (),
     seeds: Sequence[int] = SEEDS,
     settings: Mapping[str, Any] | None = None,
-) -> list[Row]:
+) -> list[Trial]:
     """The rows of a table, seed by seed, so that every class is there once before one is there twice.
 
     Args:
@@ -179,29 +180,19 @@ def rows(
     Raises:
         InputError: no such table, variant or class, or settings that make no configuration.
     """
-    table = TABLES.get(name)
+    table = BENCHMARKS.get(name)
     if table is None:
-        raise InputError(f"no experiment called {name!r}{closest(name, TABLES, 'experiments')}")
+        raise InputError(f"no experiment called {name!r}{closest(name, BENCHMARKS, 'experiments')}")
     for variant in variants:
         if variant not in VARIANTS:
             raise InputError(f"no variant called {variant!r}{closest(variant, VARIANTS, 'variants')}")
     for wanted in normal:
         if wanted not in table.normal:
             raise InputError(f"{name} has no row for {wanted!r}{closest(wanted, table.normal)}")
-    return list(_rows(name, table, variants, normal or table.normal, seeds, dict(settings or {})))
+    common = {**table.settings, **(settings or {})}
 
+    def trial(seed: int, variant: str, wanted: str) -> Trial:
+        own = {"normal": wanted, "seed": seed}
+        return Trial(name, variant, wanted, seed, make_config(table.preset, {**common, **VARIANTS[variant], **own}))
 
-def _rows(
-    name: str,
-    table: Table,
-    variants: Sequence[str],
-    normal: Sequence[str],
-    seeds: Sequence[int],
-    settings: dict[str, Any],
-) -> Iterator[Row]:
-    for seed in seeds:
-        for variant in variants:
-            for wanted in normal:
-                own = {"normal": wanted, "seed": seed}
-                config = make_config(table.preset, {**table.settings, **settings, **VARIANTS[variant], **own})
-                yield Row(name, variant, wanted, seed, config)
+    return [trial(*chosen) for chosen in itertools.product(seeds, variants, normal or table.normal)]

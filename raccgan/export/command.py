@@ -56,6 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     threshold = given.threshold if given.threshold is not None else stored.threshold
     if threshold is None:
         raise InputError(f"{given.run} has no threshold: its encoder is not trained yet; or give one with --threshold")
+    options.note_missing_library(config.kernels)
     scorer, module = _both(stored, config, threshold, given)
     with own_folder(given.out) as out:
         content = graph.export(module, given.format, channels=stored.channels, size=config.image_size)

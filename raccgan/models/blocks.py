@@ -15,10 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from raccgan.kernels.cbam import CBAMResult, cbam
-from raccgan.kernels.depthwise_separable import depthwise_separable, pointwise
-from raccgan.kernels.depthwise_separable.reference import activated
-from raccgan.kernels.depthwise_separable.rewritten import resized
+from raccgan.kernels.cbam import CbamNorm, CbamWeights, cbam
+from raccgan.kernels.depthwise_separable import (
+    NO_PROLOGUE,
+    SAME_SIZE,
+    Prologue,
+    Resize,
+    Weights,
+    apply_prologue,
+    depthwise_separable,
+    pointwise,
+    pooled,
+    upsampled,
+)
 from raccgan.kernels.moments import moments
 
 CONVOLUTIONS = ("depthwise-separable", "dense")
@@ -67,20 +76,18 @@ class DepthwiseSeparable(nn.Module):
         self.pointwise = Pointwise(channels, out_channels, kernels)
         self.kernels = kernels
 
-    def forward(self, x: Tensor, affine: Affine | None = None, **around: Any) -> Tensor:
-        """[N, C, H, W] to [N, D, H', W']; ``around`` are options of :func:`raccgan.kernels.depthwise_separable`."""
-        scale, shift = affine if affine is not None else (None, None)
-        return depthwise_separable(
-            x,
-            self.depthwise.weight,
-            self.depthwise.bias,
-            self.pointwise.weight,
-            self.pointwise.bias,
-            scale=scale,
-            shift=shift,
-            kernels=self.kernels,
-            **around,
-        )
+    def forward(
+        self,
+        x: Tensor,
+        prologue: Prologue = NO_PROLOGUE,
+        resize: Resize = SAME_SIZE,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """[N, C, H, W] to [N, D, H', W']; see :func:`raccgan.kernels.depthwise_separable.depthwise_separable`."""
+        return depthwise_separable(x, self.weights(), prologue, resize, residual=residual, kernels=self.kernels)
+
+    def weights(self) -> Weights:
+        return Weights(self.depthwise.weight, self.depthwise.bias, self.pointwise.weight, self.pointwise.bias)
 
 
 class Dense(nn.Module):
@@ -93,19 +100,13 @@ class Dense(nn.Module):
     def forward(
         self,
         x: Tensor,
-        affine: Affine | None = None,
-        *,
-        preactivation: str = "none",
-        norm: str = "none",
-        activation: str = "none",
-        upsample: int = 1,
-        pool: int = 1,
+        prologue: Prologue = NO_PROLOGUE,
+        resize: Resize = SAME_SIZE,
         residual: Tensor | None = None,
     ) -> Tensor:
         """As :meth:`DepthwiseSeparable.forward`."""
-        scale, shift = affine if affine is not None else (None, None)
-        x = activated(x, preactivation, norm, 1e-5, scale, shift, activation)
-        x = resized(self.convolution(resized(x, upsample, 1)), 1, pool)
+        x = upsampled(apply_prologue(x, prologue), resize.upsample)
+        x = pooled(self.convolution(x), resize.pool)
         return x if residual is None else x + residual
 
 
@@ -208,14 +209,18 @@ def _moments(norm: ConditionalBatchNorm | BatchNorm, x: Tensor) -> tuple[Tensor,
     if not norm.training:
         return norm.running_mean, norm.running_var
     mean, var = moments(x, kernels=norm.kernels)
-    count = x.numel() // x.shape[1]
     if norm.coupling is not None:
         mean, var = norm.coupling.combine(mean, var)
-        count *= norm.coupling.parts
+    _update_running(norm, mean, var, x.numel() // x.shape[1])
+    return mean, var
+
+
+def _update_running(norm: ConditionalBatchNorm | BatchNorm | CBAM, mean: Tensor, var: Tensor, count: int) -> None:
+    """Move the running moments by those of the whole batch; ``var`` is biased, ``count`` numbers are of this part."""
     with torch.no_grad():
+        count *= norm.coupling.parts if norm.coupling is not None else 1
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
         norm.running_var.lerp_((var * (count / max(1, count - 1))).to(norm.running_var.dtype), norm.momentum)
-    return mean, var
 
 
 class CBAM(nn.Module):
@@ -247,24 +252,7 @@ class CBAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, C, H, W]."""
-        if self.norm != "batch":
-            return self._gate(x, self.norm).y
-        if not self.training:
-            return self._gate(x, "fixed", self.running_mean, self.running_var).y
-        result = self._gate(x, "batch")
-        if self.coupling is not None:
-            # The moments are of a tensor inside the op. The first run computes those of this part of the batch, the
-            # second normalises with those of all parts; both are differentiated. A step takes 1.04 (32 px) and 1.01
-            # (128 px) of the time with one run; one run of PyTorch's own operations takes 1.20 and 1.06.
-            result = self._gate(x, "fixed", *self.coupling.combine(result.mean, result.var))
-        with torch.no_grad():
-            self.running_mean.lerp_(result.mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(result.var.to(self.running_var.dtype), self.momentum)
-        return result.y
-
-    def _gate(self, x: Tensor, norm: str, mean: Tensor | None = None, var: Tensor | None = None) -> CBAMResult:
-        return cbam(
-            x,
+        weights = CbamWeights(
             self.reduce.weight,
             self.reduce.bias,
             self.expand.weight,
@@ -272,11 +260,22 @@ class CBAM(nn.Module):
             self.spatial.weight,
             self.weight,
             self.bias,
-            norm=norm,
-            mean=mean,
-            var=var,
-            kernels=self.kernels,
         )
+        if self.norm != "batch":
+            return cbam(x, weights, CbamNorm(self.norm), kernels=self.kernels).y
+        if not self.training:
+            norm = CbamNorm("fixed", self.running_mean, self.running_var)
+            return cbam(x, weights, norm, kernels=self.kernels).y
+        result = cbam(x, weights, CbamNorm("batch"), kernels=self.kernels)
+        if self.coupling is not None:
+            # The moments are of a tensor inside the op. The first run computes those of this part of the batch, the
+            # second normalises with those of all parts; both are differentiated. A step takes 1.04 (32 px) and 1.01
+            # (128 px) of the time with one run; one run of PyTorch's own operations takes 1.20 and 1.06.
+            mean, var = self.coupling.combine(result.mean, result.var)
+            result = cbam(x, weights, CbamNorm("fixed", mean, var), kernels=self.kernels)
+        # One score a pixel; as batch norm does, normalise by the biased variance and keep the unbiased one.
+        _update_running(self, result.mean, result.var, x.numel() // x.shape[1])
+        return result.y
 
 
 class ResidualDown(nn.Module):
@@ -307,16 +306,19 @@ class ResidualDown(nn.Module):
         self.film = nn.Linear(condition, sum(self.film_sizes)) if condition else None
         self.attention = CBAM(out_channels, kernels, norm="instance") if attention else None
         self.preactivation = preactivation
-        self.pool = 2 if down else 1
+        self.resize = Resize(pool=2 if down else 1)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """[N, C, H, W], under the condition y [N, condition], to [N, D, H', W']."""
-        film = self.film(y).split(self.film_sizes, dim=1) if self.film is not None and y is not None else None
-        skip = x if self.skip is None else self.skip(x, pool=self.pool)
-        pre = "relu" if self.preactivation else "none"
-        around = {"norm": "instance", "activation": "relu"}
-        h = self.first(x, film and (1 + film[0], film[1]), preactivation=pre, **around)
-        h = self.second(h, film and (1 + film[2], film[3]), pool=self.pool, residual=skip, **around)
+        skip = x if self.skip is None else self.skip(x, resize=self.resize)
+        first = Prologue(self.preactivation, "instance", relu=True)
+        second = Prologue(False, "instance", relu=True)
+        if self.film is not None and y is not None:
+            film = self.film(y).split(self.film_sizes, dim=1)
+            first = first._replace(scale=1 + film[0], shift=film[1])
+            second = second._replace(scale=1 + film[2], shift=film[3])
+        h = self.first(x, first)
+        h = self.second(h, second, self.resize, residual=skip)
         return h if self.attention is None else self.attention(h)
 
 

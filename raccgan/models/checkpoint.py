@@ -1,63 +1,71 @@
-"""Checkpoints: written whole or not at all, read without running any code they hold.
+"""Checkpoints: written whole or not at all, and read without running any code that they hold.
 
-One file holds the configuration, the names of the classes, all weights (the generator's average included), the
-optimisers, how far each phase has come, the loss history and, once there is one, the threshold with the scores of
-the normal images that it is a quantile of: another threshold can be had from them after training.
+A checkpoint is one safetensors file (:mod:`raccgan.models.tensor_file`). Its tensors are the weights of the networks
+(``networks.generator.linear.weight``), the state of the optimisers (``optimisers.encoder.0.exp_avg``) and the scores of
+the held-out normal images (``held_out.score``). Its header is everything else: see :class:`Header`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
-import pickle
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from raccgan.config import MODEL_FIELDS, Config
 from raccgan.errors import InputError
-from raccgan.models import harmless
+from raccgan.models import tensor_file
 from raccgan.models.networks import Networks, build
+from raccgan.models.tensor_file import Tensors, flat, form, matches
 from raccgan.outputs.files import sync_folder, write_atomically
 
-FORMAT = 4
-NAME = "checkpoint.pt"
+FORMAT = 5
+NAME = "checkpoint.safetensors"
+PICKLED_NAME = "checkpoint.pt"
+"""The name that checkpoints had up to format 4, which was PyTorch's pickle; it is refused with a line of its own."""
 
 History = dict[str, list[tuple[int, float]]]
 
 
 @dataclass
-class Checkpoint:
-    """The content of a checkpoint, as plain tensors, numbers, strings, lists and dictionaries."""
+class Header:
+    """What a checkpoint holds beside tensors. The annotations are the schema that a file's JSON is checked against."""
 
-    config: dict[str, Any]
+    config: dict[str, str | int | float]
     classes: list[str]
     """Names of the normal classes; the position is the condition's index."""
     channels: int
-    networks: dict[str, dict[str, Any]]
-    optimisers: dict[str, dict[str, Any]] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
     """Steps done, by phase: "gan" and "encoder"."""
     history: History = field(default_factory=dict)
+    """Points (step, value) of each loss curve."""
     threshold: float | None = None
     seconds: float = 0.0
     """Training time so far, over all sessions."""
-    held_out: dict[str, Tensor] = field(default_factory=dict)
-    """What the held-out normal images got, float32 [N] each: "score", and "peak", the maximum of the anomaly map. Empty
-    before calibration."""
     held_out_policy: str = "minimum"
-    """The label policy that those scores are under."""
+    """The label policy that the held-out scores are under."""
+
+
+@dataclass
+class Checkpoint(Header):
+    """The content of a checkpoint."""
+
+    networks: dict[str, Tensors] = field(default_factory=dict)
+    """The state dictionary of each network; the generator's average and the density are among them."""
+    optimisers: dict[str, Tensors] = field(default_factory=dict)
+    """Of each optimiser that has begun, as :func:`optimiser_state` gives it."""
+    held_out: Tensors = field(default_factory=dict)
+    """Of the held-out normal images, float32 [N] each: "score", and "peak", the maximum of the anomaly map. Empty
+    before calibration. Another threshold can be had from them after training."""
 
     def calibrated(self, calibration: Calibration) -> Checkpoint:
-        """The same with another threshold, and the scores that it comes from."""
+        """The same with another threshold, and the scores that the threshold comes from."""
         return dataclasses.replace(
             self,
             threshold=calibration.threshold,
@@ -69,32 +77,31 @@ class Checkpoint:
         """Copy the weights into ``networks``.
 
         Raises:
-            InputError: they are of another shape.
+            InputError: a tensor is missing or unknown, or of another shape or dtype.
         """
         for name, network in networks.items():
-            try:
-                network.load_state_dict(self.networks[name])
-            except (KeyError, RuntimeError) as error:
-                reason = str(error).strip().splitlines()[-1].strip()
-                raise InputError(f"the checkpoint's {name} does not fit this configuration: {reason}") from None
+            stored = self.networks.get(name, {})
+            if problem := _difference(stored, network.state_dict()):
+                raise InputError(f"the checkpoint's {name} does not fit this configuration: {problem}")
+            network.load_state_dict(stored)
 
     def restore_optimiser(self, name: str, optimiser: torch.optim.Optimizer) -> None:
-        """Copy the state of one into ``optimiser``.
+        """Copy the state of an optimiser into ``optimiser``, whose learning rates and other settings stay.
 
         Raises:
-            InputError: it is of other weights.
+            InputError: the state is of other weights.
         """
-        try:
-            optimiser.load_state_dict(self.optimisers[name])
-            fits = all(
-                not isinstance(value, Tensor) or value.dim() == 0 or value.shape == weight.shape
-                for weight, state in optimiser.state.items()
-                for value in state.values()
-            )
-        except (LookupError, RuntimeError, TypeError, ValueError, AttributeError):
-            fits = False
-        if not fits:
+        weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+        likes = [{"step": torch.tensor(0.0), "exp_avg": weight, "exp_avg_sq": weight} for weight in weights]
+        stored = self.optimisers.get(name, {})
+        if _difference(stored, flat({str(i): of_weight for i, of_weight in enumerate(likes)})):
             raise InputError(f"the checkpoint's optimiser of the {name} does not fit its weights")
+        # Adam's fused kernel walks through a weight and its state in the order in memory: the weight's.
+        state = {
+            i: {kind: torch.empty_like(like).copy_(stored[f"{i}.{kind}"]) for kind, like in of_weight.items()}
+            for i, of_weight in enumerate(likes)
+        }
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
 @dataclass(frozen=True)
@@ -102,8 +109,17 @@ class Calibration:
     """A threshold, and the normal images' scores that it comes from."""
 
     threshold: float
-    held_out: dict[str, Tensor]
+    held_out: Tensors
     policy: str
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer) -> Tensors:
+    """The state that Adam keeps, by ``INDEX.NAME``, with the index of the weight among all that it is given.
+
+    Learning rates and other settings are not part of the state: they are the configuration's.
+    """
+    state = optimiser.state_dict()["state"]
+    return {f"{index}.{name}": value for index, of_weight in state.items() for name, value in of_weight.items()}
 
 
 def recalibrate(path: Path, calibration: Calibration) -> None:
@@ -122,6 +138,8 @@ def existing(path: Path) -> Path:
         InputError: there is none.
     """
     file = path / NAME if path.is_dir() else path
+    if not file.is_file() and path.is_dir() and (path / PICKLED_NAME).is_file():
+        file = path / PICKLED_NAME
     if not file.is_file():
         raise InputError(f"no checkpoint at {file}; give a run's folder or its {NAME}")
     return file
@@ -129,56 +147,56 @@ def existing(path: Path) -> Path:
 
 def digest(checkpoint: Checkpoint) -> str:
     """What a checkpoint scores with, in 32 hexadecimal digits: weights, classes and settings, not the threshold."""
-    hashed = hashlib.blake2b(digest_size=16)
-    hashed.update(json.dumps([checkpoint.config, checkpoint.classes, checkpoint.channels], sort_keys=True).encode())
-    for name, network in sorted(checkpoint.networks.items()):
-        for key, value in sorted(network.items()):
-            hashed.update(f"{name}.{key} {tuple(value.shape)} {value.dtype}".encode())
-            hashed.update(value.contiguous().flatten().view(torch.uint8).numpy())
-    return hashed.hexdigest()
+    text = json.dumps([checkpoint.config, checkpoint.classes, checkpoint.channels], sort_keys=True)
+    return tensor_file.hash_of(text, flat({"networks": checkpoint.networks}))
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write beside, then rename: an older checkpoint at ``path`` is replaced only by a whole new one.
 
-    When this returns, the new one survives a power cut: its bytes were on the disk before it took its name, and the
-    name is now. Both together took 0.3 ms more for 2 MB, and nothing that could be told from the noise for 60 MB.
+    When this returns, the new checkpoint survives a power cut: its bytes were on the disk before it took its name, and
+    the name is on the disk too.
 
     Raises:
         InputError: the disk is full or the folder cannot be written.
     """
-    content = {"format": FORMAT, **{f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}}
-    write_atomically(path, lambda stream: torch.save(content, stream))
+    header = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(Header)}
+    tensors = {name: getattr(checkpoint, name) for name in ("networks", "optimisers", "held_out")}
+    content = tensor_file.packed({"format": FORMAT} | header, flat(tensors))
+    write_atomically(path, lambda stream: stream.write(content))
     sync_folder(path.parent)
 
 
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint file, or the one in a run's folder. Nothing in it is executed, whoever made it.
 
-    What is read takes no more memory than a few times the file's size.
+    Reading takes no more memory than a few times the file's size.
 
     Raises:
-        InputError: it is missing, truncated, not a checkpoint of ours, or wants to call something.
+        InputError: the file is missing, truncated, damaged or not a checkpoint of ours.
     """
     path = existing(path)
     try:
-        with warnings.catch_warnings():  # about files that are refused right after
-            warnings.simplefilter("ignore")
-            harmless.check(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
-    except Exception as error:  # on damaged bytes the readers of archives and pickles raise anything
-        reason = "its pickle is damaged" if isinstance(error, pickle.UnpicklingError) else _first_line(error)
-        raise InputError(f"{path} is truncated or no checkpoint: {reason}") from None
-    expected = {f.name for f in dataclasses.fields(Checkpoint)} | {"format"}
-    if not isinstance(content, dict) or set(content) != expected:
-        raise InputError(f"{path} is a torch file, but not a checkpoint of raccgan")
-    if content.pop("format") != FORMAT:
-        raise InputError(f"{path} is a checkpoint of another version of raccgan; this one reads format {FORMAT}")
-    for name, value in content.items():
-        if not _IS_VALID[name](value):
+        header, tensors = tensor_file.read(path)
+    except tensor_file.PickleError:
+        raise InputError(
+            f"{path} is a pickle, as raccgan's checkpoints were up to format 4; reading one could run code, so this "
+            "version reads safetensors alone: train anew, or use the version that wrote it"
+        ) from None
+    except tensor_file.DamagedError as error:
+        raise InputError(f"{path} is truncated or no checkpoint: {error}") from None
+    if header.pop("format", None) != FORMAT:
+        raise InputError(f"{path} is no checkpoint of this version of raccgan, which reads format {FORMAT}")
+    content, expected = header | _by_part(tensors), get_type_hints(Checkpoint)
+    if unknown := content.keys() - expected.keys():
+        raise InputError(f"{path} was refused: a checkpoint of raccgan holds no {min(unknown)!r}")
+    for name, kind in expected.items():
+        valid = name in content and matches(content[name], kind)
+        if not valid or (name in _RULES and not _RULES[name](content[name])):
             raise InputError(f"{path} was refused: its {name} is not what a checkpoint of raccgan holds")
+    content["history"] = {
+        name: [(step, value) for step, value in points] for name, points in content["history"].items()
+    }
     return Checkpoint(**content)
 
 
@@ -190,22 +208,27 @@ def config_of(checkpoint: Checkpoint, **overrides: Any) -> Config:
 
 
 def networks_of(checkpoint: Checkpoint, config: Config, device: torch.device) -> Networks:
-    """Networks with a checkpoint's weights, on ``device``."""
-    with _NotDrawn(checkpoint):
+    """Networks with a checkpoint's weights, on ``device``.
+
+    Raises:
+        InputError: the weights are not those of the configuration's networks.
+    """
+    with _Undrawn(sum(value.numel() for value in flat(checkpoint.networks).values())):
         networks = build(config, channels=checkpoint.channels, classes=len(checkpoint.classes), device=device)
     checkpoint.restore(networks)
     return networks
 
 
-class _NotDrawn(TorchFunctionMode):
-    """Builds networks whose weights are overwritten at once, in no more memory than the checkpoint's weights take.
+class _Undrawn(TorchFunctionMode):
+    """Builds networks whose weights are replaced at once.
 
-    They are not made orthogonal: 1.7 of the 2.2 s of building at 128 px.
+    The networks are refused before they take more memory than ``elements`` weights do. Weights are not made orthogonal,
+    which is 1.7 of the 2.2 s of building at 128 px. (On PyTorch's meta device, building takes 3 s: it imports Dynamo.)
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, elements: int) -> None:
         super().__init__()
-        self.left = sum(value.numel() for network in checkpoint.networks.values() for value in network.values())
+        self.left = elements
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -239,67 +262,40 @@ def check_same_model(checkpoint: Checkpoint, config: Config, classes: list[str],
         raise InputError(f"the checkpoint is of another configuration: {'; '.join(differ)}; use another --out")
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+def _by_part(tensors: Tensors) -> dict[str, Any]:
+    """The tensors of a file as the fields of :class:`Checkpoint`; a tensor of another name is one of its own."""
+    parts: dict[str, Any] = {"networks": {}, "optimisers": {}, "held_out": {}}
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        of, _, key = rest.partition(".")
+        if part == "held_out":
+            parts[part][rest] = value
+        elif part in parts:
+            parts[part].setdefault(of, {})[key] = value
+        else:
+            parts[name] = value
+    return parts
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _difference(stored: Tensors, wanted: Tensors) -> str | None:
+    """The first tensor in which a stored state dictionary is not of the form wanted, in words."""
+    for name in {**wanted, **stored}:
+        there, here = (form(of[name]) if name in of else "absent" for of in (stored, wanted))
+        if there != here:
+            return f"{name!r} is {there} there and {here} here"
+    return None
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _are_held_out(scores: Tensors) -> bool:
+    of_numbers = all(v.dtype == torch.float32 and v.dim() == 1 and bool(v.isfinite().all()) for v in scores.values())
+    lengths = {len(v) for v in scores.values() if v.dim()}
+    return not scores or (of_numbers and scores.keys() == {"score", "peak"} and len(lengths) == 1 and lengths != {0})
 
 
-def _is_dict(value: Any, inner: Callable[[Any], bool], names: Iterable[str] | None = None) -> bool:
-    return (
-        isinstance(value, dict)
-        and all(map(_is_text, value))
-        and (names is None or value.keys() == set(names))
-        and all(map(inner, value.values()))
-    )
-
-
-def _is_list(value: Any, inner: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(map(inner, value))
-
-
-def _is_tensor(value: Any) -> bool:
-    """One whose every element is stored: strides of zero make a terabyte out of a byte."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout is torch.strided
-        and value.device.type == "cpu"
-        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-    )
-
-
-def _are_scores(value: Any) -> bool:
-    finite = _is_tensor(value) and value.dtype == torch.float32 and bool(value.isfinite().all())
-    return finite and value.dim() == 1 and len(value) > 0
-
-
-def _is_point(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and _is_count(value[0]) and _is_number(value[1])
-
-
-_IS_VALID: dict[str, Callable[[Any], bool]] = {
-    "config": lambda value: _is_dict(value, lambda setting: _is_text(setting) or _is_number(setting)),
-    "classes": lambda value: _is_list(value, _is_text) and 0 < len(value) == len(set(value)),
-    "channels": lambda value: type(value) is int and value in (1, 3),
-    "networks": lambda value: _is_dict(value, lambda network: _is_dict(network, _is_tensor)),
-    "optimisers": lambda value: _is_dict(value, lambda state: _is_dict(state, lambda part: type(part) in (dict, list))),
-    "steps": lambda value: _is_dict(value, _is_count),
-    "history": lambda value: _is_dict(value, lambda points: _is_list(points, _is_point)),
-    "threshold": lambda value: value is None or _is_number(value),
-    "seconds": _is_number,
-    "held_out": lambda value: (
-        value == {} or (_is_dict(value, _are_scores, ("score", "peak")) and len(value["score"]) == len(value["peak"]))
-    ),
-    "held_out_policy": _is_text,
+_RULES: dict[str, Callable[[Any], bool]] = {
+    "classes": lambda names: 0 < len(names) == len(set(names)),
+    "channels": lambda count: count in (1, 3),
+    "steps": lambda steps: steps.keys() == {"gan", "encoder"} and all(count >= 0 for count in steps.values()),
+    "held_out": _are_held_out,
 }
-"""What the commands rely on, by field."""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+"""What the commands rely on beyond the types."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from raccgan.config import attention_blocks
 from raccgan.models.blocks import ResidualDown, flattened, initialise
 
 HEADS = ("sum", "flatten")
@@ -37,17 +36,16 @@ class Discriminator(nn.Module):
         classes: int,
         image_channels: int,
         head: str,
-        attention: str = "none",
+        attention: Collection[int] = (),
         kind: str = "depthwise-separable",
         kernels: str = "fused",
     ) -> None:
         super().__init__()
         if head not in HEADS:
             raise ValueError(f"discriminator head {head!r} is not one of {', '.join(HEADS)}")
-        attended = attention_blocks(attention, len(widths))
         last = len(widths) - 1
         self.blocks = nn.ModuleList(
-            ResidualDown(c, d, preactivation=i > 0, down=i < last, kind=kind, kernels=kernels, attention=i in attended)
+            ResidualDown(c, d, preactivation=i > 0, down=i < last, kind=kind, kernels=kernels, attention=i in attention)
             for i, (c, d) in enumerate(pairwise((image_channels, *widths)))
         )
         self.head = head

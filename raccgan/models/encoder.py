@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raccgan.config import attention_blocks
 from raccgan.models.blocks import ResidualDown, flattened, initialise
 
 CONDITIONINGS = ("film", "scalar")
@@ -64,18 +63,17 @@ class Encoder(nn.Module):
         image_channels: int,
         latent: int,
         form: EncoderForm = EncoderForm(),
-        attention: str = "none",
+        attention: Collection[int] = (),
         kind: str = "depthwise-separable",
         kernels: str = "fused",
     ) -> None:
         super().__init__()
-        attended = attention_blocks(attention, len(widths) - 1)
         film, embedding = form.conditioning == "film", form.embedding
         self.stem = nn.Conv2d(image_channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList(
             ResidualDown(
                 c, d, preactivation=True, down=True, kind=kind, kernels=kernels,
-                attention=i in attended, condition=embedding if film else 0,
+                attention=i in attention, condition=embedding if film else 0,
             )
             for i, (c, d) in enumerate(pairwise(widths))
         )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from raccgan.kernels.depthwise_separable import depthwise_separable
+from raccgan.kernels.depthwise_separable import Prologue, Weights, depthwise_separable
 
 
 class FewChannels(nn.Module):
@@ -47,13 +47,10 @@ class FewChannels(nn.Module):
 
         Gradients: every order, for all tensors.
         """
+        prologue = Prologue(scale=scale, shift=shift, relu=True)
         if self.image_channels == 1:
-            return depthwise_separable(
-                x, weight.transpose(0, 1), None, self.sums, bias,
-                scale=scale, shift=shift, activation="relu", kernels=self.kernels,
-            )  # fmt: skip
+            weights = Weights(weight.transpose(0, 1), None, self.sums, bias)
+            return depthwise_separable(x, weights, prologue, kernels=self.kernels)
         taps = weight.permute(2, 3, 0, 1).reshape(-1, weight.shape[1], 1, 1)
-        of_taps = depthwise_separable(
-            x, self.here, None, taps, None, scale=scale, shift=shift, activation="relu", kernels=self.kernels
-        )
-        return depthwise_separable(of_taps, self.places, None, self.sums, bias, kernels=self.kernels)
+        of_taps = depthwise_separable(x, Weights(self.here, None, taps, None), prologue, kernels=self.kernels)
+        return depthwise_separable(of_taps, Weights(self.places, None, self.sums, bias), kernels=self.kernels)

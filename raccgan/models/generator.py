@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from raccgan.config import attention_blocks
+from raccgan.kernels.depthwise_separable import Prologue, Resize
 from raccgan.models.blocks import CBAM, BatchNorm, ConditionalBatchNorm, Pointwise, convolution, initialise
 from raccgan.models.few_channels import FewChannels
 
@@ -40,8 +40,10 @@ class GeneratorBlock(nn.Module):
         """[N, C, H, W], under the condition y [N, condition], to [N, D, 2 H, 2 W]."""
         skip = x if self.skip is None else self.skip(x)
         skip = F.interpolate(skip, scale_factor=2, mode="nearest")
-        h = self.first(x, self.norm1(x, y), activation="relu", upsample=2)
-        h = self.second(h, self.norm2(h, y), activation="relu", residual=skip)
+        scale, shift = self.norm1(x, y)
+        h = self.first(x, Prologue(scale=scale, shift=shift, relu=True), Resize(upsample=2))
+        scale, shift = self.norm2(h, y)
+        h = self.second(h, Prologue(scale=scale, shift=shift, relu=True), residual=skip)
         return h if self.attention is None else self.attention(h)
 
 
@@ -70,7 +72,7 @@ class Generator(nn.Module):
         image_channels: int,
         latent: int,
         embedding: int = 128,
-        attention: str = "last-4",
+        attention: Collection[int] = (),
         kind: str = "depthwise-separable",
         kernels: str = "fused",
     ) -> None:
@@ -82,11 +84,10 @@ class Generator(nn.Module):
         self.latent = latent
         self.widths = tuple(widths)
         condition = embedding + self.chunk
-        attended = attention_blocks(attention, blocks)
         self.embedding = nn.Embedding(classes, embedding)
         self.linear = nn.Linear(self.chunk, 16 * widths[0])
         self.blocks = nn.ModuleList(
-            GeneratorBlock(c, d, condition, kind=kind, kernels=kernels, attention=i in attended)
+            GeneratorBlock(c, d, condition, kind=kind, kernels=kernels, attention=i in attention)
             for i, (c, d) in enumerate(pairwise(widths))
         )
         self.norm = BatchNorm(widths[-1], kernels)

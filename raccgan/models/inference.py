@@ -9,14 +9,24 @@ layers compute in float32, under autocast too.
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from raccgan.kernels.depthwise_separable import depthwise_separable, packed, pointwise
+from raccgan.kernels.depthwise_separable import (
+    NO_PROLOGUE,
+    SAME_SIZE,
+    Prologue,
+    Resize,
+    Weights,
+    depthwise_separable,
+    packed,
+    pointwise,
+    pooled,
+)
 from raccgan.models.blocks import (
     CBAM,
     Affine,
@@ -144,12 +154,12 @@ class FixedSkip(FixedPointwise):
     """A 1 x 1 depthwise-separable convolution: one matrix."""
 
     def __init__(self, skip: DepthwiseSeparable, dtype: torch.dtype) -> None:
-        weight = skip.pointwise.weight * skip.depthwise.weight.view(1, -1, 1, 1)
-        super().__init__(weight, _bias(skip), skip.kernels, dtype)
+        weights = skip.weights()
+        super().__init__(weights.matrix(), weights.bias(), skip.kernels, dtype)
 
-    def forward(self, x: Tensor, pool: int = 1) -> Tensor:
+    def forward(self, x: Tensor, resize: Resize = SAME_SIZE) -> Tensor:
         """[N, C, H, W] to [N, D, H // pool, W // pool]."""
-        return super().forward(F.avg_pool2d(x, pool) if pool > 1 else x)
+        return super().forward(pooled(x, resize.pool))
 
 
 class FixedSeparable(FixedPointwise):
@@ -158,25 +168,21 @@ class FixedSeparable(FixedPointwise):
     depthwise: Tensor
 
     def __init__(self, module: DepthwiseSeparable, dtype: torch.dtype) -> None:
-        super().__init__(module.pointwise.weight, _bias(module), module.kernels, dtype)
+        super().__init__(module.pointwise.weight, module.weights().bias(), module.kernels, dtype)
         self.register_buffer("depthwise", module.depthwise.weight.detach())
 
-    def forward(self, x: Tensor, affine: Affine | None = None, **around: Any) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        prologue: Prologue = NO_PROLOGUE,
+        resize: Resize = SAME_SIZE,
+        residual: Tensor | None = None,
+    ) -> Tensor:
         """As :class:`DepthwiseSeparable`."""
-        scale, shift = affine if affine is not None else (None, None)
+        weights = Weights(self.depthwise, None, self.weight, self.bias)
         return depthwise_separable(
-            x, self.depthwise, None, self.weight, self.bias,
-            scale=scale, shift=shift, kernels=self.kernels, packed=self.packed, **around,
-        )  # fmt: skip
-
-
-def _bias(module: DepthwiseSeparable) -> Tensor | None:
-    """Both biases as the pointwise one."""
-    bias, before = module.pointwise.bias, module.depthwise.bias
-    if before is None:
-        return bias
-    through = module.pointwise.weight.flatten(1) @ before
-    return through if bias is None else bias + through
+            x, weights, prologue, resize, residual=residual, packed=self.packed, kernels=self.kernels
+        )
 
 
 class FixedLinear(nn.Module):

@@ -51,16 +51,16 @@ def build(config: Config, *, channels: int, classes: int, device: torch.device) 
     with torch.random.fork_rng(devices=[]):  # drawn on the CPU: the same weights on every device
         torch.default_generator.manual_seed(stream(config.seed, "weights").initial_seed())
         generator = Generator(
-            widths=widths, latent=latent, embedding=embedding, attention=config.attention_generator, **common
+            widths=widths, latent=latent, embedding=embedding, attention=config.attended("generator"), **common
         )
         discriminator = Discriminator(
-            widths=widths[::-1], head=config.head, attention=config.attention_discriminator, **common
+            widths=widths[::-1], head=config.head, attention=config.attended("discriminator"), **common
         )
         encoder = Encoder(
             widths=widths[::-1],
             latent=latent,
             form=EncoderForm(config.encoder_conditioning, config.encoder_latent, embedding),
-            attention=config.attention_encoder,
+            attention=config.attended("encoder"),
             **common,
         )
     density = Density(classes, encoder.described)

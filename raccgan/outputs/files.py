@@ -1,9 +1,9 @@
-"""Files that are either whole or not there: every result is written beside its place and then moved into it.
+"""Atomic writes: every result is written beside its place and then renamed, so that a file is whole or absent.
 
-A run that is stopped, or a disk that fills, leaves the older file as it was and no half-written one. A run that is
-killed leaves the half beside it, under a name that the next run into the folder removes; a folder has one run at a
-time.
-What the machine refuses (disk full, read-only folder, no such place) is an InputError in one line.
+A run that is stopped, or a full disk, leaves the older file as it was. A run that is killed leaves its half-written
+file beside it, under a name that the next run into the folder removes. A folder has one run at a time.
+
+An error of the operating system (disk full, read-only folder, no such place) is an InputError of one line.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from raccgan.errors import InputError
 from raccgan.outputs.terminal import say
 
 LOCK = ".raccgan-lock"
-"""The file that says that a run has its folder. What a killed run left of it holds nobody up."""
+"""The lock file of a folder. The lock ends with its process, so the file of a killed run stops nobody."""
 
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")
 
@@ -174,7 +174,7 @@ def own_folder(path: str | os.PathLike[str], below: Sequence[str] = ()) -> Itera
 
 
 def stamp(path: Path) -> tuple[int, int, int] | None:
-    """What tells a file from one that has taken its place since; None where there is none."""
+    """An identity that changes when another file takes this place; None where there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -235,7 +235,7 @@ def _refusal_behind(error: BaseException | None) -> OSError | None:
 
 
 def said(refusal: OSError) -> str:
-    """What the machine refuses, and what would mend it."""
+    """The reason of an error of the operating system, and what would mend it."""
     mend = "free some space" if refusal.errno in (errno.ENOSPC, errno.EDQUOT) else "name a place that can be written"
     return f"{refusal.strerror or refusal}; {mend}"
 

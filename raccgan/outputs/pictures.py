@@ -1,89 +1,33 @@
-"""The pictures that a run leaves: generated samples, reconstructions with anomaly maps, losses, ROC and histogram.
+"""Images and grids of images as PNG files, written whole or not at all, and text that fits beside them.
 
-Arrays in, one PNG out, written whole or not at all. Images are float [C, H, W] in [-1, 1] with 1 or 3 channels.
-Colours are never alone: what they say is also said in words, and maps use inferno, which survives colour-blindness
-and grey printing.
-
-Every function raises InputError where the picture cannot be written, ValueError for arrays of another shape.
+Images are float [C, H, W] in [-1, 1] with 1 or 3 channels. Every function that writes raises InputError where the file
+cannot be written, and ValueError for an array of another shape.
 """
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
+import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import LogFormatter, PercentFormatter
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from raccgan.evaluation.metrics import roc
 from raccgan.outputs.files import write_atomically
 
 PathLike = str | os.PathLike[str]
 Array = NDArray[Any]
 
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0b6fb8", "#d9550b", "#0a7d55", "#8a4fa8", "#6b7280"
-RED, INK, OUTLINE = "#c22f2f", "#1f2937", "#06b6d4"
+INK = "#1f2937"
 FONT, BOLD = (Path(matplotlib.get_data_path(), "fonts", "ttf", f"DejaVuSans{kind}.ttf") for kind in ("", "-Bold"))
-STYLE = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.titlecolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e5e7eb",
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "font.size": 10,
-    "text.color": INK,
-    "text.parse_math": False,  # a class may be called "$5" or "a_b$"
-    "legend.frameon": False,
-}
-LOSSES: tuple[tuple[str, Mapping[str, str]], ...] = (
-    ("discriminator and generator", {"wasserstein": "Wasserstein estimate", "generator": "generator loss"}),
-    ("gradient penalty", {"penalty": "(gradient norm - 1)²"}),
-    ("encoder", {"image": "image term", "feature": "feature term"}),
-)
 
 
-@dataclass(frozen=True)
-class Reconstruction:
-    """One row of :func:`reconstructions`."""
-
-    original: Array  # [C, H, W] in [-1, 1]
-    reconstruction: Array  # [C, H, W] in [-1, 1]
-    map: Array  # [H, W], at least 0, higher = more anomalous
-    name: str
-    label: str
-    score: float
-    anomalous: bool  # the truth
-    predicted: bool  # the decision
-    mask: Array | None = None  # [H, W] bool, the true anomaly
-
-
-def image(path: PathLike, pixels: Array) -> None:
+def write_image(path: PathLike, pixels: Array) -> None:
     """One image [C, H, W] in [-1, 1] as an 8-bit PNG of its own size, grey or RGB."""
-    picture = Image.fromarray(_to_uint8(pixels))
+    picture = Image.fromarray(to_uint8(pixels))
     write_atomically(path, lambda file: picture.save(file, "PNG"))
 
 
@@ -97,18 +41,18 @@ def sample_grid(path: PathLike, rows: Mapping[str, Array], *, title: str = "", u
             Default: to at least 64 pixels.
     """
     gap, margin = 4, 16
-    pixels = {_plain(name): [_to_uint8(image) for image in images] for name, images in rows.items()}
+    pixels = {plain(name): [to_uint8(image) for image in images] for name, images in rows.items()}
     height, width = next((images[0].shape[:2] for images in pixels.values() if images), (64, 64))
     times = upscale or math.ceil(64 / min(height, width))
     height, width = height * times, width * times
     size = max(15, height // 7)
     font, bold = ImageFont.truetype(FONT, size), ImageFont.truetype(BOLD, size)
-    names = [_short(name, 28) for name in pixels]
+    names = [short(name, 28) for name in pixels]
     left = margin + max((math.ceil(font.getlength(name)) for name in names), default=0) + margin
     top = margin + (size + margin if title else 0)
     step = max(height, size) + gap
     columns = max((len(images) for images in pixels.values()), default=0)
-    title = _plain(title)
+    title = plain(title)
     canvas = Image.new(
         "RGB",
         (
@@ -128,210 +72,7 @@ def sample_grid(path: PathLike, rows: Mapping[str, Array], *, title: str = "", u
     write_atomically(path, lambda file: canvas.save(file, "PNG"))
 
 
-def reconstructions(path: PathLike, items: Sequence[Reconstruction]) -> None:
-    """A row an image: what is known and decided, original, reconstruction, and anomaly map on one common scale.
-
-    The map lies over the original, clearer where it is low. The true mask, where there is one, is outlined.
-    """
-    scale = Normalize(0, max([float(np.quantile(item.map, 0.999)) for item in items] + [1e-12]))
-    with _figure(path, 7.2, 0.9 + 1.5 * len(items)) as figure:
-        heights = [*([1.0] * len(items)), 0.07]
-        grid = figure.add_gridspec(len(heights), 4, width_ratios=(1.5, 1, 1, 1), height_ratios=heights)
-        for row, item in enumerate(items):
-            caption, *axes = (figure.add_subplot(grid[row, column]) for column in range(4))
-            _caption(caption, item)
-            original = _to_uint8(item.original)
-            below = original if original.ndim == 2 else original.mean(axis=-1)  # colours there would mix with the map's
-            for ax, image in zip(axes, (original, _to_uint8(item.reconstruction), below), strict=True):
-                ax.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-                ax.axis("off")
-            clear = 0.4 + 0.6 * np.clip(scale(item.map), 0, 1)
-            axes[2].imshow(item.map, cmap="inferno", norm=scale, alpha=clear, interpolation="nearest")
-            for ax in (axes[0], axes[2]):
-                _outline(ax, item.mask)
-            if row == 0:
-                for ax, title in zip(axes, ("original", "reconstruction", "anomaly map"), strict=True):
-                    ax.set_title(title, loc="center")
-        bar = figure.add_subplot(grid[-1, 1:])
-        figure.colorbar(ScalarMappable(scale, "inferno"), bar, orientation="horizontal", extend="max")
-        bar.set_xlabel("anomaly map: squared error of a pixel, smoothed")
-        if any(item.mask is not None for item in items):
-            note = figure.add_subplot(grid[-1, 0])
-            note.axis("off")
-            note.text(0, 0.5, "outline: the true anomaly", va="center", fontsize=9, color=OUTLINE, weight="bold")
-
-
-def loss_curves(path: PathLike, history: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    """Losses over steps, faint as recorded and smoothed over a fiftieth of the points; a panel a kind.
-
-    Args:
-        history: (step, value) points by name: those of :data:`LOSSES`, others in a panel of their own. Values that
-            are not finite leave a gap.
-    """
-    known = {name for _, labels in LOSSES for name in labels}
-    others = {name: name.replace("_", " ") for name in history if name not in known}
-    panels = [
-        (title, {name: label for name, label in labels.items() if history.get(name)})
-        for title, labels in (*LOSSES, ("other", others))
-    ]
-    panels = [(title, labels) for title, labels in panels if labels]
-    with _figure(path, max(4.4 * len(panels), 4.4), 3.6) as figure:
-        for place, (title, labels) in enumerate(panels):
-            ax = figure.add_subplot(1, len(panels), place + 1)
-            for (name, label), colour in zip(labels.items(), (BLUE, ORANGE, GREEN, PURPLE) * len(labels), strict=False):
-                steps, values = np.array(history[name], dtype=float).T
-                ax.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-                ax.plot(steps, _smooth(values), color=colour, linewidth=1.8, label=_plain(label))
-            ax.set(title=title, xlabel="step", ylabel="loss")
-            finite = np.concatenate([np.array(history[name], dtype=float)[:, 1] for name in labels])
-            if title != LOSSES[0][0] and (finite[np.isfinite(finite)] > 0).all():
-                ax.set_yscale("log")
-                _plain_powers(ax.yaxis)
-            ax.legend(loc="best")
-        if not panels:
-            figure.text(0.5, 0.5, "no step recorded", ha="center", color=GREY)
-
-
-def roc_and_histogram(
-    path: PathLike,
-    scores: ArrayLike,
-    anomalous: ArrayLike,
-    threshold: float,
-    auroc: float | None,
-    controls: Mapping[str, tuple[ArrayLike, float | None]] | None = None,
-) -> None:
-    """Left the ROC of the scores and of the controls, right how scores of normal and anomalous images spread.
-
-    Args:
-        scores: [N], higher = more anomalous.
-        anomalous: [N] bool, the truth; one class may be missing, then the ROC says so.
-        threshold: where score > threshold is predicted anomalous.
-        auroc: of the scores, None where undefined.
-        controls: scores [N] and AUROC by the control's name.
-    """
-    s, y = np.asarray(scores, dtype=np.float64), np.asarray(anomalous).astype(bool)
-    with _figure(path, 10.4, 4.4) as figure:
-        left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
-        _roc(left, y, {"RA-CCGAN": (s, auroc), **(controls or {})})
-        _histogram(right, s, y, threshold)
-
-
-def _roc(ax: Axes, y: Array, curves: Mapping[str, tuple[ArrayLike, float | None]]) -> None:
-    ax.plot((0, 1), (0, 1), color=GREY, linewidth=1, linestyle=":", label="chance, AUROC 0.500")
-    colours = (BLUE, ORANGE, GREEN, PURPLE, GREY) * len(curves)
-    for place, ((name, (scores, auroc)), colour) in enumerate(zip(curves.items(), colours, strict=False)):
-        fpr, tpr = roc(scores, y)
-        label = f"{_plain(_short(name, 24))}, AUROC {'undefined' if auroc is None else f'{auroc:.3f}'}"
-        ax.plot(fpr, tpr, color=colour, linewidth=2.4 if place == 0 else 1.4, label=label, zorder=3 - place * 0.1)
-    ax.set(title="ROC", xlabel="normal images taken for anomalies", ylabel="anomalies found")
-    ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(PercentFormatter(1))
-    ax.legend(loc="lower right", fontsize=9)
-    if y.all() or not y.any():
-        ax.text(0.5, 0.6, "needs normal and\nanomalous images", ha="center", color=INK, backgroundcolor="white")
-
-
-def _histogram(ax: Axes, s: Array, y: Array, threshold: float) -> None:
-    shown = [*s, threshold] if math.isfinite(threshold) else [*s]
-    low, high = (min(shown), max(shown)) if shown else (0.0, 1.0)
-    # Errors spread over decades where a few images are far off: a linear axis would show two bars.
-    logarithmic = low > 0 and high > 50 * low
-    edges = np.geomspace(low, high, 41) if logarithmic else np.histogram_bin_edges([low, high], 40)
-    for chosen, colour, name in ((~y, BLUE, "normal"), (y, ORANGE, "anomalous")):
-        count = int(chosen.sum())
-        shares = np.histogram(s[chosen], edges)[0] / max(count, 1)
-        ax.stairs(shares, edges, fill=True, color=colour, alpha=0.3, label=f"{name}, {count} images")
-        if count:
-            ax.stairs(shares, edges, color=colour, linewidth=1.4)
-    if logarithmic:
-        ax.set_xscale("log")
-        _plain_powers(ax.xaxis)
-    ax.set(title="scores", xlabel="anomaly score", ylabel="share of the class's images")
-    ax.yaxis.set_major_formatter(PercentFormatter(1))
-    ax.set_ylim(0, max(ax.get_ylim()[1] * 1.25, 0.01))  # room for the legend
-    if math.isfinite(threshold):
-        ax.axvline(threshold, color=INK, linewidth=1.4, linestyle="--", label=f"threshold {threshold:.4g}")
-    ax.legend(loc="upper right", fontsize=9)
-
-
-def comparison(
-    path: PathLike, ours: Mapping[str, tuple[float, float]], beside: Mapping[str, float], *, title: str
-) -> None:
-    """One dot with its deviation a variant of ours, and under them one diamond a figure to compare with.
-
-    Args:
-        ours: mean and deviation by name, at least one.
-        beside: other figures on the same scale, by name.
-    """
-    names = [*ours, *beside]
-    with _figure(path, 8, 1.2 + 0.32 * len(names)) as figure:
-        ax = figure.subplots()
-        for place, (value, deviation) in enumerate(ours.values()):
-            ax.errorbar(value, place, xerr=deviation, fmt="o", color=BLUE, capsize=3, markersize=7)
-        others = range(len(ours), len(names))
-        ax.plot(list(beside.values()), list(others), "D", color=GREY, markersize=6, linestyle="none")
-        values = [value for value, _ in ours.values()] + list(beside.values())
-        for place, value in enumerate(values):
-            ax.annotate(f"{value:.3f}", (value, place), (8, 6), textcoords="offset points", fontsize=9)
-        best = max(value for value, _ in ours.values())
-        ax.axvline(best, color=BLUE, linewidth=1, linestyle="--")
-        ax.set_yticks(range(len(names)), [_plain(_short(name, 40)) for name in names])
-        ax.set_ylim(len(names) - 0.4, -0.6)
-        low = min(values)
-        ax.set_xlim(low - 0.08 * max(1 - low, 0.05), 1 + 0.1 * max(1 - low, 0.05))
-        ax.set(title=_plain(title), xlabel="area under the ROC curve (dots: ours, with the deviation over seeds)")
-
-
-def _caption(ax: Axes, item: Reconstruction) -> None:
-    verdict = {
-        (True, True): "anomalous, found",
-        (True, False): "normal, false alarm",
-        (False, True): "anomalous, missed",
-        (False, False): "normal, passed",
-    }[bool(item.predicted), bool(item.anomalous)]
-    ax.axis("off")
-    lines: tuple[tuple[str, dict[str, Any]], ...] = (
-        (_short(item.name, 25), {"weight": "bold"}),
-        (f"class {_short(item.label, 21)}", {"color": GREY}),
-        (f"score {item.score:.4g}", {}),
-        (verdict, {"color": GREEN if item.predicted == item.anomalous else RED, "weight": "bold"}),
-    )
-    for place, (text, style) in enumerate(lines):
-        ax.text(0, 0.76 - 0.17 * place, _plain(text), transform=ax.transAxes, va="center", fontsize=9, **style)
-
-
-def _outline(ax: Axes, mask: Array | None) -> None:
-    if mask is None or not np.any(mask):
-        return
-    framed = np.pad(np.asarray(mask, dtype=float), 1)  # closes the outline at the border of the image
-    height, width = framed.shape
-    ax.contour(np.arange(width) - 1, np.arange(height) - 1, framed, levels=[0.5], colors=OUTLINE, linewidths=1.2)
-    ax.set(xlim=(-0.5, width - 2.5), ylim=(height - 2.5, -0.5))
-
-
-class _PlainPowers(LogFormatter):
-    """0.01 instead of 1e-02, and numbers between where the axis holds less than a decade."""
-
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        return f"{x:g}" if super().__call__(x, pos) else ""
-
-
-def _plain_powers(axis: Axis) -> None:
-    axis.set_major_formatter(_PlainPowers())
-    axis.set_minor_formatter(_PlainPowers(minor_thresholds=(1, 0.4)))
-
-
-def _smooth(values: Array) -> Array:
-    """Centred mean over a fiftieth of the points; the ends and values that are not finite count less, not as 0."""
-    box = np.ones(2 * (len(values) // 100) + 1)
-    good = np.isfinite(values)
-    total = np.convolve(np.where(good, values, 0), box, "same")
-    count = np.convolve(good, box, "same")
-    return np.where(good, total / np.maximum(count, 1), np.nan)
-
-
-def _to_uint8(image: Array) -> Array:
+def to_uint8(image: Array) -> Array:
     """[C, H, W] in [-1, 1] -> uint8 [H, W] or [H, W, 3]."""
     array = np.asarray(image, dtype=np.float32)
     if array.ndim != 3 or array.shape[0] not in (1, 3):
@@ -340,23 +81,13 @@ def _to_uint8(image: Array) -> Array:
     return scaled[0] if len(scaled) == 1 else np.ascontiguousarray(scaled.transpose(1, 2, 0))
 
 
-def _short(text: str, most: int) -> str:
+def short(text: str, most: int) -> str:
     """The middle of a long text left out: of a path, folder and file stay readable."""
     head = most // 2 - 1
     return text if len(text) <= most else f"{text[:head]}…{text[len(text) - most + head + 1 :]}"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Characters that the font lacks as a box, so that no library warns about them."""
     font = get_font(str(FONT))
     return "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "□" for c in text)
-
-
-@contextmanager
-def _figure(path: PathLike, width: float, height: float) -> Iterator[Figure]:
-    """A figure in inches that is written to ``path`` at the end, in our style whatever the user's settings are."""
-    with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(width, height), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
-        FigureCanvasAgg(figure)
-        yield figure
-        write_atomically(path, lambda file: figure.savefig(file, format="png"))

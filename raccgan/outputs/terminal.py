@@ -1,4 +1,4 @@
-"""Lines for a person: whatever a name holds, one line stays one line and no terminal obeys it."""
+"""Lines for a person, with control characters escaped: no name can break a line or send codes to the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STEERING = re.compile(f"[{STEERING}]")
 
 
 def one_line(text: str) -> str:
-    r"""The text with all that would steer a terminal made visible: a line's end as ``\x0a``, an escape as ``\x1b``."""
+    r"""The text with everything that steers a terminal escaped: a line's end as ``\x0a``, an escape as ``\x1b``."""
     return _STEERING.sub(lambda found: escaped(found[0]), text)
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from raccgan.cli import options
 from raccgan.config import Config
 from raccgan.data.images.decode import Decoded, decode_placed, pixels_of
-from raccgan.data.images.geometry import Float, Place, place_in_square
+from raccgan.data.images.geometry import Float, Placement, place_in_square
 from raccgan.errors import InputError
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.checkpoint import Checkpoint
@@ -72,7 +72,7 @@ class Result:
     texture_density: float  # distance of the texture from that of normal images
     defect_density: float  # distance of the largest errors from those of normal images
     peak: Peak
-    place: Place  # of the original, upright, in the square that the model sees
+    place: Placement  # of the original, upright, in the square that the model sees
     path: Path | None = None
     map: Float | None = None  # [size, size]: squared difference per pixel, mean over channels, smoothed
     image: Float | None = None  # [C, size, size] in [-1, 1]: what the model saw
@@ -123,8 +123,9 @@ class Detector:
 
         Args:
             path: the folder or the file.
-            threshold, quantile, sensitivity: at most one of them decides instead of the checkpoint's threshold, see
-                :func:`choose_threshold`.
+            threshold: decides instead of the checkpoint's; at most one of this and the next two.
+            quantile: of the scores of held-out normal images, see :func:`choose_threshold`.
+            sensitivity: the share of held-out normal images to flag at most, see :func:`choose_threshold`.
             label_policy: ``minimum``, or the normal class that the images are known to belong to, if normal.
             device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: a GPU where there is one.
             compiled: score through torch.compile, see :class:`raccgan.scoring.scorer.Scorer`.

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from raccgan.config import Config
 from raccgan.data.dataset import ImageDataset, StepBatches
@@ -165,11 +164,10 @@ class Training(Steps):
         """This rank's images [n, C, H, W] and classes [n] of every step still to do, on the device."""
         size = self.config.batch_size * (self.config.critic_steps if phase == "gan" else 1)
         seed = stream(self.config.seed, phase + "/data").initial_seed()
-        batches = StepBatches(
-            len(self.data), size, seed=seed, start_step=self.steps[phase], stop_step=self.goals[phase]
-        )
-        own = (self.job.own(batch, self.config.batch_size) for batch in batches)
-        for images, labels, _ in DataLoader(self.data, batch_sampler=own):
+        batches = StepBatches(len(self.data), size, seed=seed)
+        for step in range(self.steps[phase], self.goals[phase]):
+            own = self.job.own(batches.batch(step), self.config.batch_size)
+            images, labels = self.data.images(own), self.data.labels[own]
             yield images.to(self.device, memory_format=torch.channels_last), labels.to(self.device)
 
     def _trace_if_worth_it(self, phase: str) -> None:
@@ -200,7 +198,7 @@ class Training(Steps):
             classes=self.file.classes,
             channels=self.file.channels,
             networks={name: network.state_dict() for name, network in self.networks.items()},
-            optimisers={name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            optimisers={name: checkpoints.optimiser_state(optimiser) for name, optimiser in self.optimisers.items()},
             steps=self.steps,
             history=self.history,
             seconds=self.seconds,
@@ -218,7 +216,8 @@ class Training(Steps):
                 after the encoder's training began.
         """
         resumed.restore(self.networks)
-        begun = {name for name in self.optimisers if name != "encoder" or resumed.steps.get("encoder", 0)}
+        phase_of = {"generator": "gan", "discriminator": "gan", "encoder": "encoder"}
+        begun = {name for name, phase in phase_of.items() if resumed.steps.get(phase, 0)}
         if "encoder" in begun:
             before, now = checkpoints.config_of(resumed).generator_tuning, self.config.generator_tuning
             if (before > 0) != (now > 0):

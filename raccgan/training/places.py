@@ -11,7 +11,7 @@ from typing import Any
 
 from raccgan.config import Config
 from raccgan.errors import InputError
-from raccgan.models.checkpoint import NAME, Checkpoint, load
+from raccgan.models.checkpoint import NAME, PICKLED_NAME, Checkpoint, load
 from raccgan.outputs.files import stamp, write_json, write_text
 
 SETTINGS = "config.json"
@@ -121,7 +121,7 @@ def _folders(request: Request) -> Iterator[Path]:
 def _read(source: Path) -> tuple[Checkpoint | None, dict[str, Any]]:
     """The checkpoint to go on from; or the settings of a run that was killed before its first checkpoint."""
     file = source / SETTINGS
-    if (source / NAME).exists() or not file.is_file():
+    if any((source / name).exists() for name in (NAME, PICKLED_NAME)) or not file.is_file():
         return load(source), {}
     try:
         settings = json.loads(file.read_bytes())

@@ -1,4 +1,4 @@
-"""What a command works on: the configuration, the data split by its protocol, and the device."""
+"""A run: the configuration, the data split by its protocol, and the device."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ from raccgan.data.sources.registry import load_source
 from raccgan.data.splits import Split, make_split
 from raccgan.distributed import ranks
 from raccgan.errors import InputError
-from raccgan.models.networks import Networks
 from raccgan.outputs.progress import Progress
 from raccgan.outputs.terminal import say
-from raccgan.scoring.scorer import MINIMUM, Scorer
 
 CACHE_BYTES = 2 << 30
 """The most memory that decoded images may take on a machine."""
@@ -52,10 +50,6 @@ class Run:
             cache_bytes=CACHE_BYTES // ranks.job().local_world,
         )
 
-    def scorer(self, networks: Networks, label_policy: str = MINIMUM) -> Scorer:
-        """A scorer with this run's settings."""
-        return Scorer.of(self.config, networks, self.classes, label_policy)
-
 
 def prepare(config: Config, data_root: Path, device: torch.device) -> Run:
     """Load the data set and split it, and set the number of threads.
@@ -78,7 +72,7 @@ def prepare(config: Config, data_root: Path, device: torch.device) -> Run:
 
 
 def readable(run: Run) -> tuple[Run, ImageDataset]:
-    """Read every image of the split once, so that a broken one is named now and not in the middle.
+    """Read every image of the split once, so that a broken one is named before training starts.
 
     Returns:
         The run, without the broken ones where its configuration skips them; and the images to train on.
@@ -91,11 +85,9 @@ def readable(run: Run) -> tuple[Run, ImageDataset]:
         data = run.dataset(getattr(run.split, part))
         share = range(ranks.job().rank, len(data), ranks.job().world)  # each rank reads its own
         with Progress("reading images", len(share), unit="image", shown=ranks.job().first) as progress:
-            if run.config.unreadable == "refuse":
-                data.verify(lambda done, total: progress.update(), share)
-                bad = {}
-            else:
-                bad = data.problems(lambda done, total: progress.update(), share)
+            bad = data.problems(lambda done, total: progress.update(), share, ranks.job().exchanged)
+        if bad and run.config.unreadable == "refuse":
+            raise data.refusal(bad)
         _say_skipped(bad.values())
         if bad:
             kept = tuple(sample for index, sample in enumerate(data.samples) if index not in bad)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -252,13 +253,13 @@ def test_checkpoints_that_do_not_fit(finished: Path, capsys: pytest.CaptureFixtu
     assert "normal classes are 0,1,2,3,4 there and 0,1 here" in refused(
         capsys, train, "--resume", finished, "--normal", "0,1"
     )
-    cut = tmp_path / "cut.pt"
+    cut = tmp_path / "cut.safetensors"
     whole = (finished / NAME).read_bytes()
     for part in range(10):
         cut.write_bytes(whole[: len(whole) * part // 10])
         assert str(cut) in refused(capsys, evaluate, cut)
-    torch.save({"weights": torch.zeros(3)}, cut)
-    assert "not a checkpoint of raccgan" in refused(capsys, evaluate, cut)
+    cut.write_bytes(safetensors.torch.save({"weights": torch.zeros(3)}))
+    assert "truncated or no checkpoint: its header is not one of raccgan's" in refused(capsys, evaluate, cut)
     assert "label policy '9' cannot apply" in refused(capsys, evaluate, finished, "--label-policy", "9")
 
 
@@ -317,7 +318,7 @@ def test_an_output_that_nobody_takes(redirection: str, status: int, said: str) -
     assert (done.returncode, done.stderr) == (status, said)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "detect", "calibrate", "doctor"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "detect", "calibrate", "generate", "doctor"])
 def test_help_teaches_by_example_without_importing_torch(command: str) -> None:
     code = (
         f"import sys; from raccgan import {command}\n"

@@ -103,7 +103,7 @@ def moment(found: Checkpoint | None, out: Path) -> str:
     """Where the process was when it was killed, as far as its folder shows."""
     if parts := list(out.glob(".*.part")):
         written = parts[0].read_bytes()
-        if written.startswith(b"PK"):
+        if written[8:].startswith(b'{"__metadata__"'):
             return "writing a checkpoint"
         return "writing another file" if written else "writing a file, none of it on the disk yet"
     if found is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from raccgan.scoring import score_files
 from raccgan.scoring.detector import Detector
 from tests.cli.test_commands import refused, run, table
 from tests.conftest import TINY_OPTIONS
+from tests.kernels.compare import assert_each_close
 
 
 @pytest.fixture(scope="module")
@@ -183,8 +185,8 @@ def test_the_three_ways_to_another_threshold(
 def test_a_checkpoint_without_held_out_scores_gets_them(
     trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bare = tmp_path / "bare.pt"
-    torch.save(torch.load(trained / NAME, weights_only=True) | {"held_out": {}}, bare)
+    bare = tmp_path / "bare.safetensors"
+    checkpoint.save(bare, dataclasses.replace(checkpoint.load(trained), held_out={}))
     assert run(detect, bare, images / "a", "--out", tmp_path / "bare", "--overlays") == 0
     assert run(detect, trained, images / "a", "--out", tmp_path / "new") == 0
     assert scores(tmp_path / "bare") == scores(tmp_path / "new")
@@ -310,7 +312,7 @@ def test_two_checkpoints_never_share_a_folder(
 ) -> None:
     stored = checkpoint.load(trained)
     next(iter(stored.networks["encoder"].values())).view(-1)[0] += 0.5
-    other, out = tmp_path / "other.pt", tmp_path / "out"
+    other, out = tmp_path / "other.safetensors", tmp_path / "out"
     checkpoint.save(other, stored)
     with monkeypatch.context() as patch:
         patch.setattr(score_files, "_say_skipped", lambda rows, progress: stop() if list(rows) else None)
@@ -349,7 +351,7 @@ def test_a_changed_file_is_scored_again_and_a_new_one_too(
     ours, whole = scores(out), scores(tmp_path / "whole")
     assert list(ours) == list(whole)
     assert len(ours) == 24
-    np.testing.assert_allclose(list(ours.values()), list(whole.values()), rtol=1e-4)
+    assert_each_close(list(ours.values()), list(whole.values()), rtol=1e-4)
 
 
 def test_a_damaged_journal_is_named(

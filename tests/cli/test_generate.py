@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from raccgan import generate, train
-from raccgan.generate import _folder_names
+from raccgan.generation.folder import folder_names
 from tests.cli.test_commands import refused, run, shapes
 from tests.conftest import TINY_OPTIONS
 
@@ -171,10 +171,10 @@ def test_a_folder_in_use_or_not_to_be_written(
 
 def test_no_class_name_leads_out_of_the_folder() -> None:
     odd = ["a/b", "a\\b", "..", ".", "", "A_B", "a:b", "  x ", "肺", "n" * 300]
-    folders = list(_folder_names(odd))
+    folders = list(folder_names(odd))
     assert len({name.casefold() for name in folders}) == len(odd)
     assert all(name not in ("", ".", "..") and not set(name) & set('/\\:*?"<>|') for name in folders)
-    assert list(_folder_names(["good", "ankle-boot", "3"])) == ["good", "ankle-boot", "3"]
+    assert list(folder_names(["good", "ankle-boot", "3"])) == ["good", "ankle-boot", "3"]
 
 
 def test_help_teaches_by_example_without_importing_torch() -> None:

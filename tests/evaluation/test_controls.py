@@ -8,6 +8,7 @@ from torch import Tensor
 
 from raccgan.evaluation.controls import SIZES, autoencoder, nearest_neighbour
 from raccgan.evaluation.metrics import image_metrics
+from tests.kernels.compare import assert_each_close
 
 
 def images(count: int, channels: int = 1, size: int = 8, seed: int = 0) -> Tensor:
@@ -28,12 +29,12 @@ def test_nearest_neighbour_is_the_smallest_distance() -> None:
     train, test = images(20, 3), images(7, 3, seed=1)
     nearest = [train[(train - image).square().sum(dim=(1, 2, 3)).argmin()] for image in test]
     literal = (torch.stack(nearest) - test).square().mean(dim=1)
-    torch.testing.assert_close(nearest_neighbour(train, test), literal, rtol=1e-5, atol=0)
+    assert_each_close(nearest_neighbour(train, test), literal, rtol=1e-5, atol=0)
 
 
 def test_a_training_image_is_at_distance_zero() -> None:
     train = images(20)
-    np.testing.assert_allclose(nearest_neighbour(train, train[3:5]), 0, atol=1e-3)
+    assert_each_close(nearest_neighbour(train, train[3:5]), 0, atol=1e-3)
 
 
 def test_a_large_training_set_is_thinned_evenly_and_keeps_its_ends() -> None:
@@ -84,8 +85,8 @@ def test_a_score_does_not_depend_on_the_other_images() -> None:
     together = autoencoder(train, test, seed=0, steps=5)
     # The squares of differences near nothing are rounded by where an image lies in the batch: 3e-10 on an Intel Xeon.
     flipped = autoencoder(train, test.flip(0), seed=0, steps=5).flip(0)
-    np.testing.assert_allclose(flipped, together, rtol=1e-5, atol=1e-8)
-    np.testing.assert_allclose(autoencoder(train, test[4:5], seed=0, steps=5), together[4:5], rtol=1e-5)
+    assert_each_close(flipped, together, rtol=1e-5, atol=1e-8)
+    assert_each_close(autoencoder(train, test[4:5], seed=0, steps=5), together[4:5], rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", SIZES)

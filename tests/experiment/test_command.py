@@ -37,7 +37,7 @@ def test_rows_run_once_and_are_summed_up(tmp_path: Path, capsys: pytest.CaptureF
     assert run(tmp_path, "--normal=3,5", "--keep") == 0
     assert [line["normal"] for line in lines(tmp_path)] == ["3", "5"]
     assert lines(tmp_path)[0] == first
-    assert [(path / "checkpoint.pt").exists() for path in tmp_path.iterdir() if path.is_dir()] == [True]
+    assert [(path / "checkpoint.safetensors").exists() for path in tmp_path.iterdir() if path.is_dir()] == [True]
     capsys.readouterr()
     assert run(tmp_path, "--normal=3,5", "--list") == 0
     assert "2 of 2 rows are done" in capsys.readouterr().out
@@ -73,7 +73,7 @@ def test_a_row_that_was_stopped_goes_on(tmp_path: Path) -> None:
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("*/checkpoint.pt")):
+    while not list(tmp_path.glob("*/checkpoint.safetensors")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -81,5 +81,5 @@ def test_a_row_that_was_stopped_goes_on(tmp_path: Path) -> None:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert said.rstrip().endswith("stopped in row 1 of 1; the same command goes on there")
-    assert list(tmp_path.glob("*/checkpoint.pt"))
+    assert list(tmp_path.glob("*/checkpoint.safetensors"))
     assert not (tmp_path / "results.csv").exists()

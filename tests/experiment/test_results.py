@@ -10,32 +10,32 @@ import pytest
 from PIL import Image
 
 from raccgan.errors import InputError
-from raccgan.experiment.results import HEADER, Result, Results, draw, mean_of, summary
-from raccgan.experiment.tables import TABLES, Row, rows
+from raccgan.experiment.results import HEADER, Figures, Results, draw, mean_of, summary
+from raccgan.experiment.tables import BENCHMARKS, Trial, trials
 
 
-def line_of(row: Row, auroc: float, control: float = 0.5) -> Result:
+def line_of(row: Trial, auroc: float, control: float = 0.5) -> Figures:
     key = dict(zip(("variant", "normal", "seed", "digest"), row.key, strict=True))
     figures = dict.fromkeys(HEADER, "0.5") | {"autoencoder": str(control), "nearest_neighbour": str(control)}
     return figures | key | {"auroc": str(auroc), "pixel_auroc": "", "train_seconds": "7"}
 
 
 def test_lines_are_found_again_by_their_row(tmp_path: Path) -> None:
-    results, wanted = Results(tmp_path / "results.csv"), rows("digits", normal=["3", "5"], seeds=[0, 1])
+    results, wanted = Results(tmp_path / "results.csv"), trials("digits", normal=["3", "5"], seeds=[0, 1])
     assert results.of(wanted) == {}
     for row, auroc in zip(wanted[:3], (0.1, 0.2, 0.3), strict=True):
         results.add(line_of(row, auroc))
     assert {row: line["auroc"] for row, line in results.of(wanted).items()} == dict(
         zip(wanted[:3], ("0.1", "0.2", "0.3"), strict=True)
     )
-    others = rows("digits", normal=["3", "5"], seeds=[0, 1], settings={"gan_steps": 1})
+    others = trials("digits", normal=["3", "5"], seeds=[0, 1], settings={"gan_steps": 1})
     assert results.of(others) == {}
     results.add(line_of(wanted[0], 0.9))
     assert results.of(wanted)[wanted[0]]["auroc"] == "0.9"
 
 
 def test_a_table_from_before_a_kind_of_score_is_continued(tmp_path: Path) -> None:
-    wanted = rows("digits", normal=["3"], seeds=[0, 1])
+    wanted = trials("digits", normal=["3"], seeds=[0, 1])
     older = line_of(wanted[0], 0.4)
     names = [name for name in HEADER if "defects" not in name]
     (tmp_path / "results.csv").write_text(f"{','.join(names)}\n{','.join(older[name] for name in names)}\n")
@@ -50,11 +50,11 @@ def test_the_published_lines_are_of_todays_rows(name: str) -> None:
     """Another machine goes on from them; a setting that changed since would make them those of other rows."""
     published = Results(Path(__file__).parents[2] / "bench" / "results" / "experiments" / f"{name}.csv")
     lines = published.read()
-    assert len(published.of(rows(name))) == len(lines) > 0
+    assert len(published.of(trials(name))) == len(lines) > 0
 
 
 def _add(path: Path, seed: int) -> None:
-    Results(path).add(line_of(rows("digits", normal=["3"], seeds=[seed])[0], seed / 10))
+    Results(path).add(line_of(trials("digits", normal=["3"], seeds=[seed])[0], seed / 10))
 
 
 def test_several_processes_add_to_one_file(tmp_path: Path) -> None:
@@ -79,14 +79,14 @@ def test_several_processes_add_to_one_file(tmp_path: Path) -> None:
 def test_another_table_is_refused_and_left_as_it_is(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "results.csv"
     path.write_text(text)
-    (row,) = rows("digits", normal=["3"], seeds=[0])
+    (row,) = trials("digits", normal=["3"], seeds=[0])
     with pytest.raises(InputError, match=re.escape(said)):
         Results(path).add(line_of(row, 0.5))
     assert path.read_text() == text
 
 
 def test_a_mean_is_over_the_classes_that_every_seed_has() -> None:
-    wanted = rows("digits", normal=["3", "5", "7"], seeds=[0, 1])
+    wanted = trials("digits", normal=["3", "5", "7"], seeds=[0, 1])
     aurocs = dict(zip(wanted, (0.9, 0.8, 0.1, 0.7, 0.6), strict=False))  # 7 is not there with seed 1
     found = mean_of({row: line_of(row, auroc) for row, auroc in aurocs.items()}, "auroc", 10)
     assert found is not None
@@ -97,13 +97,13 @@ def test_a_mean_is_over_the_classes_that_every_seed_has() -> None:
 
 
 def test_the_summary_shows_what_lost_and_what_others_reached(tmp_path: Path) -> None:
-    better, worse = rows("mnist", normal=["3", "5"], seeds=[0])
+    better, worse = trials("mnist", normal=["3", "5"], seeds=[0])
     known = {"default": {better: line_of(better, 0.95), worse: line_of(worse, 0.4)}, "no-attention": {}}
-    said = summary("mnist", TABLES["mnist"], known)
+    said = summary("mnist", BENCHMARKS["mnist"], known)
     assert "| default                  | 0.675           |" in said
     assert "| no-attention             | not run yet" in said
     assert "5, seed 0: 0.4 against 0.5" in said
     assert "3, seed 0" not in said
     assert "| OCGAN                    | 0.975           |" in said
-    draw(tmp_path / "summary.png", "mnist", TABLES["mnist"], known)
+    draw(tmp_path / "summary.png", "mnist", BENCHMARKS["mnist"], known)
     assert Image.open(tmp_path / "summary.png").size[0] > 500

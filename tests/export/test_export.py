@@ -28,6 +28,7 @@ from raccgan.models import checkpoint as checkpoints
 from raccgan.scoring.scorer import MINIMUM, Scorer
 from tests.cli.test_commands import refused, run, shapes
 from tests.conftest import CPU, TINY_OPTIONS
+from tests.kernels.compare import assert_each_close
 
 Runner = Callable[[Tensor], list[Tensor]]
 
@@ -125,11 +126,11 @@ def agrees(found: list[Tensor], scorer: Scorer, images: Tensor, threshold: float
     assert wanted.map is not None
     expected = (wanted.score, wanted.residual, wanted.feature, wanted.density, wanted.texture_density)
     *terms, defect_density = terms
-    torch.testing.assert_close(defect_density, wanted.defect_density, rtol=1e-3, atol=1e-4)  # as the map's values
+    assert_each_close(defect_density, wanted.defect_density, rtol=1e-3, atol=1e-4)  # as the map's values
     for ours, theirs in zip((score, *terms), expected, strict=True):
         # Half of what an export is refused for; 1.4e-4 was seen, of one levelled image in 60 on an Intel Xeon.
-        torch.testing.assert_close(ours, theirs, rtol=5e-4, atol=1e-6)
-    torch.testing.assert_close(maps, wanted.map, rtol=1e-3, atol=1e-4)
+        assert_each_close(ours, theirs, rtol=5e-4, atol=1e-6)
+    assert_each_close(maps, wanted.map, rtol=1e-3, atol=1e-4)
     assert torch.equal(nearest, wanted.condition)
     assert torch.equal(anomalous.bool(), wanted.score > threshold)
     return anomalous.bool()
@@ -218,7 +219,7 @@ def test_the_torch_file_needs_no_raccgan(several: Trained, exported: dict[str, P
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     scores = torch.tensor(json.loads(done.stdout))
-    torch.testing.assert_close(scores, several.scorer().score(several.images).score, rtol=1e-4, atol=0)
+    assert_each_close(scores, several.scorer().score(several.images).score, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.25, 1 / 3, 1e-30, 1e-50, 0.0, -0.7, 1e300])
@@ -328,7 +329,7 @@ def test_what_is_missing_is_named(
     assert "no checkpoint at" in refused(capsys, export, tmp_path / "nothing")
     stored = checkpoints.load(several.run)
     stored.threshold = None
-    checkpoints.save(tmp_path / "checkpoint.pt", stored)
+    checkpoints.save(tmp_path / checkpoints.NAME, stored)
     assert "has no threshold" in refused(capsys, export, tmp_path, "--out", tmp_path / "out")
     find: Any = graph.importlib.util.find_spec
     monkeypatch.setattr(

@@ -1,6 +1,6 @@
 """Every Triton kernel and configuration that ships, compiled ahead of time for GPUs that are not here.
 
-    TRITON_INTERPRET=0 python -m tests.kernels.ahead [FAMILY ...]
+    python -m tests.kernels.ahead [FAMILY ...]
 
 prints registers, shared memory, spills and matrix instructions of each, and fails where one spills or does not fit.
 The families plug in by a function ``compilations`` in their ``triton.py``.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from raccgan.kernels import backend, triton_runtime
+from raccgan.kernels import dispatch, triton_runtime
 from raccgan.kernels.triton_runtime import Compilation
 
 SIZES = {"any": 0, "multiples of 16": 16, "all 1": 1}
@@ -57,7 +57,7 @@ class Compiled:
 
 def families() -> list[str]:
     """Those that have Triton kernels."""
-    return [name for name, implementations in backend.families().items() if "triton" in implementations]
+    return [name for name, implementations in dispatch.ops().items() if "triton" in implementations]
 
 
 def compile_all(family: str, every: int = 1) -> Iterator[Compiled]:
@@ -140,8 +140,8 @@ def _title(compilation: Compilation) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    if triton_runtime.INTERPRETED or triton_runtime.triton is None:
-        print("Triton is missing, or TRITON_INTERPRET is set: nothing can be compiled")
+    if triton_runtime.triton is None:
+        print("Triton is missing: nothing can be compiled")
         return 2
     print(f"Triton {triton_runtime.triton.__version__}, PyTorch {torch.__version__}")
     print(f"{'family':<20} {'target':<5} {'regs':>5} {'shared':>8} {'spills':>6} {'matrix':<6} kernel")

@@ -1,12 +1,12 @@
 """The shared grid: what every implementation of every op family is held to, against the reference in float64.
 
-An implementation joins by its line in its family's ``IMPLEMENTATIONS``; a family joins by its line in ``FAMILIES``.
+An implementation joins by its line in its family's ``BACKENDS``; a family joins by its line in ``FAMILIES``.
 Sizes of 1, odd and prime ones, sliced and permuted tensors and ties are in the grid on purpose.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raccgan.kernels import anomaly_score, backend, cbam, depthwise_separable, moments
+from raccgan.kernels import anomaly_score, cbam, depthwise_separable, dispatch, moments
+from raccgan.kernels.cbam import CbamNorm, CbamWeights
+from raccgan.kernels.depthwise_separable import Prologue, Resize, Weights
 from tests.kernels.variations import scattered
 
 Inputs = dict[str, Any]  # by the reference's parameter names, in its order
@@ -30,9 +32,10 @@ class Family:
     """An op family: its implementations, its cases, and how a case becomes inputs."""
 
     name: str
-    implementations: backend.Family
+    implementations: dispatch.Backends
     cases: dict[str, dict[str, Any]]
     make: Callable[..., Inputs]  # (draw, **case) -> float64 inputs on the CPU
+    arguments: Callable[..., tuple[Any, ...]] = lambda *inputs: inputs  # of a backend's run, of the inputs
 
     def inputs(self, case: str, dtype: torch.dtype, device: str = "cpu", layout: str = "contiguous") -> Inputs:
         """A case's inputs; the same numbers, rounded to ``dtype``, in every layout."""
@@ -41,8 +44,19 @@ class Family:
 
     def run(self, implementation: str, inputs: Inputs) -> tuple[Tensor, ...]:
         """The differentiable outputs of one implementation."""
-        result = self.implementations[implementation].run(*inputs.values())
+        result = self.taking_inputs(implementation)(*inputs.values())
         return result if isinstance(result, tuple) else (result,)
+
+    def taking_inputs(self, implementation: str) -> Callable[..., Any]:
+        """One implementation as a function of the inputs, in their order."""
+        run, arguments = self.implementations[implementation].run, self.arguments
+        return lambda *inputs: run(*arguments(*inputs))
+
+    def call(self, inputs: Mapping[Any, Any]) -> dispatch.Call:
+        """The call of the op with these inputs."""
+        arguments = self.arguments(*inputs.values())
+        weights = arguments[1] if self.name == "depthwise_separable" else None
+        return dispatch.Call.of(arguments[0], 0 if weights is None else weights.kernel_size)
 
 
 def _placed(value: Any, dtype: torch.dtype, device: str, layout: str) -> Any:
@@ -85,29 +99,8 @@ class OwnOps(TorchDispatchMode):
         return [op.name() for op, _ in self.calls]
 
 
-def relative_error(got: Tensor, wanted: Tensor) -> float:
-    """Largest difference over the largest magnitude; 0 for empty tensors, infinite where NaN is."""
-    if got.shape != wanted.shape:
-        raise AssertionError(f"shape {list(got.shape)}, wanted {list(wanted.shape)}")
-    if got.numel() == 0:
-        return 0.0
-    difference = (got.double() - wanted.double()).abs().max().item()
-    scale = max(wanted.double().abs().max().item(), 1e-6)
-    return float("inf") if difference != difference else difference / scale
-
-
-def assert_close(got: Tensor, wanted: Tensor, beside: Tensor, what: str) -> None:
-    """``got`` is about as near to the float64 result as plain PyTorch in the same dtype, ``beside``, is.
-
-    Three times that error, and a floor of a few units in the last place for results that PyTorch gets exactly.
-    """
-    allowed = 3 * relative_error(beside, wanted) + 8 * torch.finfo(beside.dtype).eps
-    error = relative_error(got, wanted)
-    assert error <= allowed, f"{what}: relative error {error:.2e}, allowed {allowed:.2e}"
-
-
 def skip_unless_served(family: Family, implementation: str, inputs: Inputs) -> None:
-    reason = family.implementations[implementation].can_run(backend.Call.of(next(iter(tensors(inputs).values()))))
+    reason = family.implementations[implementation].supports(family.call(inputs))
     if reason is not None:
         pytest.skip(f"{implementation}: {reason}")
 
@@ -131,11 +124,11 @@ def _depthwise_separable(
     shape: tuple[int, int, int, int],
     out: int,
     k: int,
-    preactivation: str = "none",
+    pre_relu: bool = False,
     norm: str = "none",
     affine: bool = True,
     bias: bool = True,
-    activation: str = "relu",
+    relu: bool = True,
     upsample: int = 1,
     pool: int = 1,
     residual: bool = False,
@@ -148,16 +141,26 @@ def _depthwise_separable(
         "depthwise_bias": _normal(draw, c) if bias else None,
         "pointwise_weight": _normal(draw, out, c, 1, 1) / c**0.5,
         "pointwise_bias": _normal(draw, out) if bias else None,
-        "preactivation": preactivation,
+        "pre_relu": pre_relu,
         "norm": norm,
         "eps": 1e-5,
         "scale": 1 + _normal(draw, n, c) / 4 if affine else None,
         "shift": _normal(draw, n, c) / 4 if affine else None,
-        "activation": activation,
+        "relu": relu,
         "upsample": upsample,
         "pool": pool,
         "residual": _normal(draw, n, out, *size) if residual else None,
     }
+
+
+def _separable_arguments(
+    x: Tensor, depthwise: Tensor, depthwise_bias: Tensor | None, pointwise: Tensor, pointwise_bias: Tensor | None,
+    pre_relu: bool, norm: str, eps: float, scale: Tensor | None, shift: Tensor | None, relu: bool, upsample: int,
+    pool: int, residual: Tensor | None,
+) -> tuple[Any, ...]:  # fmt: skip
+    weights = Weights(depthwise, depthwise_bias, pointwise, pointwise_bias)
+    prologue = Prologue(pre_relu, norm, eps, scale, shift, relu)
+    return x, weights, prologue, Resize(upsample, pool), residual
 
 
 def _moments(draw: torch.Generator, *, shape: tuple[int, int, int, int]) -> Inputs:
@@ -172,14 +175,11 @@ def _cbam(
     reduced: int = 2,
     k: int = 7,
     ties: bool = False,
-    pooled: bool = False,
 ) -> Inputs:
     c = shape[1]
     x = _normal(draw, *shape)
     return {
         "x": x.relu().round() if ties else x,
-        "average": x.mean(dim=(2, 3)) if pooled else None,
-        "maximum": x.amax(dim=(2, 3)) if pooled else None,
         "reduce_weight": _normal(draw, reduced, c) / c**0.5,
         "reduce_bias": _normal(draw, reduced) / 4,
         "expand_weight": _normal(draw, c, reduced) / reduced**0.5,
@@ -194,12 +194,16 @@ def _cbam(
     }
 
 
+def cbam_arguments(x: Tensor, *inputs: Any) -> tuple[Tensor, CbamWeights, CbamNorm]:
+    return x, CbamWeights(*inputs[:7]), CbamNorm(*inputs[7:])
+
+
 FAMILIES = {
     family.name: family
     for family in (
         Family(
             "anomaly_score",
-            anomaly_score.IMPLEMENTATIONS,
+            anomaly_score.BACKENDS,
             {
                 "grey": {"shape": (3, 1, 8, 8), "features": (6, 4, 4)},
                 "colour": {"shape": (2, 3, 16, 16), "features": (17,)},
@@ -213,9 +217,9 @@ FAMILIES = {
         ),
         Family(
             "depthwise_separable",
-            depthwise_separable.IMPLEMENTATIONS,
+            depthwise_separable.BACKENDS,
             {
-                "plain": {"shape": (2, 4, 6, 6), "out": 3, "k": 3, "affine": False, "activation": "none"},
+                "plain": {"shape": (2, 4, 6, 6), "out": 3, "k": 3, "affine": False, "relu": False},
                 "generator": {"shape": (2, 6, 4, 4), "out": 5, "k": 7, "upsample": 2},
                 "generator, second": {"shape": (2, 3, 8, 8), "out": 3, "k": 7, "residual": True},
                 "discriminator": {"shape": (2, 3, 8, 8), "out": 5, "k": 3, "affine": False, "norm": "instance"},
@@ -228,17 +232,17 @@ FAMILIES = {
                     "pool": 2,
                     "residual": True,
                 },
-                "encoder": {"shape": (2, 3, 6, 7), "out": 4, "k": 3, "norm": "instance", "preactivation": "relu"},
+                "encoder": {"shape": (2, 3, 6, 7), "out": 4, "k": 3, "norm": "instance", "pre_relu": True},
                 "normalised, up": {
                     "shape": (2, 3, 5, 4),
                     "out": 2,
                     "k": 5,
                     "norm": "instance",
-                    "preactivation": "relu",
+                    "pre_relu": True,
                     "upsample": 2,
                 },
                 "affine, pooled": {"shape": (2, 3, 8, 8), "out": 5, "k": 3, "pool": 2, "residual": True},
-                "skip": {"shape": (2, 3, 6, 6), "out": 4, "k": 1, "affine": False, "activation": "none", "pool": 2},
+                "skip": {"shape": (2, 3, 6, 6), "out": 4, "k": 1, "affine": False, "relu": False, "pool": 2},
                 "no bias": {"shape": (1, 2, 5, 5), "out": 3, "k": 5, "bias": False},
                 "skip, no bias": {"shape": (1, 2, 4, 6), "out": 3, "k": 1, "bias": False, "upsample": 2},
                 "one": {"shape": (1, 1, 1, 1), "out": 1, "k": 3},
@@ -247,10 +251,11 @@ FAMILIES = {
                 "up and pool": {"shape": (1, 2, 3, 5), "out": 2, "k": 3, "upsample": 2, "pool": 2},
             },
             _depthwise_separable,
+            _separable_arguments,
         ),
         Family(
             "moments",
-            moments.IMPLEMENTATIONS,
+            moments.BACKENDS,
             {
                 "plain": {"shape": (3, 16, 6, 6)},
                 "prime": {"shape": (5, 7, 13, 11)},
@@ -262,7 +267,7 @@ FAMILIES = {
         ),
         Family(
             "cbam",
-            cbam.IMPLEMENTATIONS,
+            cbam.BACKENDS,
             {
                 "instance": {"shape": (2, 8, 6, 6), "norm": "instance"},
                 "batch": {"shape": (3, 5, 4, 7), "norm": "batch"},
@@ -270,9 +275,9 @@ FAMILIES = {
                 "one channel": {"shape": (2, 1, 4, 4), "norm": "instance", "reduced": 1},
                 "ties": {"shape": (2, 4, 5, 5), "norm": "instance", "ties": True},
                 "prime": {"shape": (1, 13, 11, 3), "norm": "fixed", "k": 3},
-                "pooled by the producer": {"shape": (2, 6, 5, 4), "norm": "instance", "pooled": True},
             },
             _cbam,
+            cbam_arguments,
         ),
     )
 }

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from hypothesis import reject
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raccgan.kernels import backend
+from raccgan.kernels import dispatch
 from tests.kernels.grid import FAMILIES, Inputs, leaves, tensors
 from tests.kernels.rounding import Results
 from tests.kernels.variations import LAYOUTS, laid_out, scattered
@@ -116,11 +117,11 @@ def _depthwise_separable(draw: Any) -> dict[str, Any]:
         "shape": (n, c, h, w),
         "out": draw(st.one_of(_few, _vectors)),
         "k": draw(st.sampled_from([1, 3, 5, 7, 9])),
-        "preactivation": draw(st.sampled_from(["none", "relu"])),
+        "pre_relu": draw(st.booleans()),
         "norm": draw(st.sampled_from(["none", "instance"])),
         "affine": draw(st.booleans()),
         "bias": draw(st.booleans()),
-        "activation": draw(st.sampled_from(["none", "relu"])),
+        "relu": draw(st.booleans()),
         "upsample": upsample,
         "pool": pool,
         "residual": draw(st.booleans()),
@@ -200,13 +201,22 @@ def all_orders(run: Callable[..., Any], inputs: Inputs, seed: int, *, penalty: b
 
 
 def runs(family: str) -> dict[str, Callable[..., Any]]:
-    """Whatever computes a family: each implementation, and ``fused``, the dispatcher's choice for the call."""
-    implementations = backend.families()[family]
+    """Whatever computes a family: each backend, and ``fused``, the dispatcher's choice for the call.
 
-    def fused(x: Tensor, *others: Any) -> Any:
-        return backend.choose(family, implementations, "fused", backend.Call.of(x)).run(x, *others)
+    A drawn case whose kernel size the backend refuses is rejected.
+    """
+    backends, of = dispatch.ops()[family], FAMILIES[family]
 
-    return {name: implementation.run for name, implementation in implementations.items()} | {"fused": fused}
+    def run_of(name: str) -> Callable[..., Any]:
+        def run(*inputs: Any) -> Any:
+            call = of.call(dict(enumerate(inputs)))
+            if name != "fused" and "x9" in str(backends[name].supports(call)):
+                reject()
+            return dispatch.choose(family, backends, name, call).run(*of.arguments(*inputs))
+
+        return run
+
+    return {name: run_of(name) for name in (*backends, "fused")}
 
 
 def dtypes_of(family: str, name: str) -> list[torch.dtype] | str:
@@ -214,5 +224,5 @@ def dtypes_of(family: str, name: str) -> list[torch.dtype] | str:
     every = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
     if name == "fused":
         return every
-    reasons = {d: backend.families()[family][name].can_run(backend.Call(torch.device("cpu"), d, ())) for d in every}
+    reasons = {d: dispatch.ops()[family][name].supports(dispatch.Call(torch.device("cpu"), d)) for d in every}
     return [d for d, reason in reasons.items() if reason is None] or str(reasons[torch.float32])

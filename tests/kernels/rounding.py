@@ -104,8 +104,10 @@ class Bound:
     decided: bool  # whether no ReLU and no max hangs on rounding
 
     def excess(self, name: str, got: Tensor) -> float:
-        """The error of a result over what it may be; above 1 it is wrong. Compared is where the exact one is finite.
+        """The error of a result over what it may be; above 1 it is wrong.
 
+        Compared is where the exact one and its deviation are finite: there a result that is not has an infinite error.
+        Elsewhere the caller says what it wants: that nothing is infinite, or that the result is not finite either.
         The largest error is held against the largest deviation: of each sample, or row, where there are several.
         """
         exact = self.exact[name]
@@ -120,7 +122,7 @@ class Bound:
             t.flatten(1).amax(dim=1) if t.dim() > 1 else t.amax() for t in (error, scale, deviation)
         )
         allowed = DEVIATIONS * deviation + info.eps * scale + 4 * info.tiny
-        return float((error / allowed).max())
+        return float((error / allowed).max())  # allowed is finite, and above zero
 
     def width(self, name: str) -> float:
         """What is allowed, relative to the largest number of a result: how much the comparison says."""

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from raccgan.kernels.depthwise_separable import depthwise_separable
+from raccgan.kernels.depthwise_separable import Prologue, Resize, Weights, depthwise_separable
 from raccgan.kernels.moments import moments
-from tests.kernels.grid import OwnOps, relative_error
+from tests.kernels.compare import allowed_beside, assert_close
+from tests.kernels.grid import OwnOps
 
 
 def chain(kernels: str, dtype: torch.dtype) -> list[list[Tensor]]:
@@ -19,13 +20,10 @@ def chain(kernels: str, dtype: torch.dtype) -> list[list[Tensor]]:
     x = torch.randn(2, 4, 6, 6, generator=draw).to(dtype).requires_grad_()
     average, batch = x.mean(dim=(2, 3)), moments(x, kernels=kernels)
     scale, shift = 1 + average * batch.var, average.square() + batch.mean
-    h = depthwise_separable(
-        x, weights[0], None, weights[1], None, preactivation="relu", norm="instance", scale=scale, shift=shift,
-        activation="relu", kernels=kernels,
-    )  # fmt: skip
-    y = depthwise_separable(
-        h, weights[2], None, weights[3], weights[4], norm="instance", activation="relu", upsample=2, kernels=kernels
-    )
+    prologue = Prologue(True, "instance", scale=scale, shift=shift, relu=True)
+    h = depthwise_separable(x, Weights(weights[0], None, weights[1], None), prologue, kernels=kernels)
+    second, prologue = Weights(weights[2], None, weights[3], weights[4]), Prologue(norm="instance", relu=True)
+    y = depthwise_separable(h, second, prologue, Resize(upsample=2), kernels=kernels)
     orders = []
     value = y.square().sum()
     for _ in range(3):
@@ -40,7 +38,7 @@ def test_gradients_of_gradients_follow_no_path_twice() -> None:
     beside = chain("reference", torch.float32)
     for order, (ours, theirs, exact) in enumerate(zip(chain("fused", torch.float32), beside, wanted, strict=True), 1):
         for got, plain, right in zip(ours, theirs, exact, strict=True):
-            assert relative_error(got, right) <= 10 * relative_error(plain, right) + 1e-6, f"order {order}"
+            assert_close(got, right, allowed_beside(plain, right, factor=10, least=1e-6), what=f"order {order}")
 
 
 @pytest.mark.parametrize("order", ["penalty", "whole"])
@@ -48,10 +46,12 @@ def test_only_what_is_asked_for_is_computed(order: str) -> None:
     """A penalty's first backward pass goes to the image: no gradient of a weight is computed on the way."""
     x, w, p = torch.randn(2, 4, 6, 6), torch.randn(4, 1, 3, 3), torch.randn(5, 4, 1, 1)
     tensors = [t.requires_grad_() for t in (x, w, p)]
-    y = depthwise_separable(x * 1, w * 1, None, p * 1, None, kernels="fused")
+    y = depthwise_separable(x * 1, Weights(w * 1, None, p * 1, None), kernels="fused")
     with OwnOps() as own:
         torch.autograd.grad(y.sum(), tensors[:1] if order == "penalty" else tensors)
-    seen = [tuple(args[-3:]) for op, args in own.calls if op.name() == "raccgan::depthwise_native_backward"]
-    if not seen:
+    backward = [op for op, _ in own.calls if op.name() == "raccgan::depthwise_native_backward"]
+    if not backward:
         pytest.skip("the compiled kernels do not serve here")
-    assert seen == [(True, order == "whole", False)]
+    (calls,) = [given for op, given in own.calls if op is backward[0]]
+    asked = dict(zip((argument.name for argument in backward[0]._schema.arguments), calls, strict=True))
+    assert [asked[name] for name in asked if name.startswith("want")] == [True, order == "whole", False]

@@ -1,7 +1,7 @@
 """The GPU's kernels under NVIDIA's compute-sanitizer, on the shared grid's small shapes: memory, races, barriers, and
 what is read before it was written. The tests of results cannot see those: a race may give right numbers.
 
-The emulation of the CUDA sources on a CPU runs a block's threads in turn: of a missing barrier it sees nothing.
+The PTX machine (tests/ptx) finds the same where there is no GPU.
 """
 
 from __future__ import annotations

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from raccgan.config import make_config
-from raccgan.kernels import backend
+from raccgan.kernels import dispatch
 from raccgan.models.blocks import CBAM, ConditionalBatchNorm
 from raccgan.models.density import TEXTURE, Vectors
 from raccgan.models.networks import Networks, build
 from raccgan.scoring.scorer import Scorer
 from tests.conftest import TINY
+from tests.kernels.compare import assert_each_close
 from tests.kernels.grid import FAMILIES, leaves, skip_unless_served, tensors
 
 pytestmark = [
@@ -75,8 +76,8 @@ def test_a_graph_records_the_ops(family: str, case: str, gradients: bool, kernel
 def test_a_graph_records_a_scoring_pass(kernels: str) -> None:
     """Encoder, generator, features and score of a batch whose images change before the replay; beside the reference."""
     try:
-        backend.require(kernels, torch.device("cuda"))
-    except backend.KernelError as error:
+        dispatch.require(kernels, torch.device("cuda"))
+    except dispatch.KernelError as error:
         pytest.skip(str(error))
     x, y = torch.rand(4, 1, 8, 8, device="cuda") * 2 - 1, torch.arange(4, device="cuda") % 3
     run, reference = (scoring_pass(name, x, y) for name in (kernels, "reference"))
@@ -89,7 +90,7 @@ def test_a_graph_records_a_scoring_pass(kernels: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(outputs, run(), strict=True))
         assert not torch.equal(outputs[0], before)
         for got, wanted in zip(outputs, reference(), strict=True):
-            torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)
+            assert_each_close(got, wanted, rtol=1e-3, atol=1e-5)
 
 
 def scoring_pass(kernels: str, x: Tensor, y: Tensor) -> Callable[[], list[Tensor]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raccgan.kernels.cbam import cbam
-from raccgan.kernels.depthwise_separable import depthwise_separable
+from raccgan.kernels.cbam import CbamWeights, cbam
+from raccgan.kernels.depthwise_separable import Prologue, Resize, Weights, depthwise_separable
+from tests.kernels.compare import assert_each_close
 
 
 def at(x: Tensor, n: int, c: int, i: int, j: int) -> Tensor:
@@ -21,10 +22,8 @@ def test_depthwise_separable_literally() -> None:
     x, scale, shift = torch.randn(n, c, h, w), torch.randn(n, c), torch.randn(n, c)
     wd, bd, wp, bp = torch.randn(c, 1, k, k), torch.randn(c), torch.randn(d, c, 1, 1), torch.randn(d)
     residual = torch.randn(n, d, h, w)
-    got = depthwise_separable(
-        x, wd, bd, wp, bp, scale=scale, shift=shift, activation="relu", upsample=2, pool=2, residual=residual,
-        kernels="reference",
-    )  # fmt: skip
+    weights, prologue = Weights(wd, bd, wp, bp), Prologue(scale=scale, shift=shift, relu=True)
+    got = depthwise_separable(x, weights, prologue, Resize(2, 2), residual=residual, kernels="reference")
     up = torch.empty(n, c, 2 * h, 2 * w)
     for s in range(n):
         for ch in range(c):
@@ -46,7 +45,7 @@ def test_depthwise_separable_literally() -> None:
                             )
                             y += wp[o, ch, 0, 0] * (bd[ch] + sum(taps))
                         total += y / 4
-                    torch.testing.assert_close(got[s, o, i, j], total + residual[s, o, i, j], rtol=1e-4, atol=1e-5)
+                    assert_each_close(got[s, o, i, j], total + residual[s, o, i, j], rtol=1e-4, atol=1e-5)
 
 
 def test_cbam_literally() -> None:
@@ -55,7 +54,7 @@ def test_cbam_literally() -> None:
     x = torch.randn(n, c, h, w)
     w1, b1, w2, b2 = torch.randn(r, c), torch.randn(r), torch.randn(c, r), torch.randn(c)
     ws, gamma, beta = torch.randn(1, 2, k, k), torch.randn(1), torch.randn(1)
-    got = cbam(x, w1, b1, w2, b2, ws, gamma, beta, norm="instance", kernels="reference")
+    got = cbam(x, CbamWeights(w1, b1, w2, b2, ws, gamma, beta), kernels="reference")
     for s in range(n):
         average = torch.stack([x[s, ch].mean() for ch in range(c)])
         maximum = torch.stack([x[s, ch].max() for ch in range(c)])
@@ -76,5 +75,6 @@ def test_cbam_literally() -> None:
                 )
         mean, var = conv.mean(), conv.var(correction=0)
         gate = torch.sigmoid((conv - mean) / (var + 1e-5).sqrt() * gamma + beta)
-        torch.testing.assert_close(got.y[s], gated * gate, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close((got.mean[s], got.var[s]), (mean, var), rtol=1e-4, atol=1e-5)
+        assert_each_close(got.y[s], gated * gate, rtol=1e-4, atol=1e-5)
+        assert_each_close(got.mean[s], mean, rtol=1e-4, atol=1e-5)
+        assert_each_close(got.var[s], var, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The compiled kernel of a whole depthwise-separable convolution: on a GPU, or emulated (test_cuda_emulation.py)."""
+"""The compiled kernel of a whole depthwise-separable convolution: on a GPU, or on the PTX machine (tests/ptx)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from raccgan.kernels.depthwise_separable import native, native_fused, reference
-from tests.kernels.grid import assert_close, relative_error
+from raccgan.kernels.depthwise_separable import Prologue, Resize, Weights, depthwise_separable
+from raccgan.kernels.depthwise_separable.native import fused as native_fused
+from tests.kernels.compare import allowed_beside, assert_close, relative_error
+from tests.kernels.grid import OwnOps
 from tests.kernels.test_cuda_on_gpu import recorded
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -24,18 +26,18 @@ RESIZINGS = ((1, 1), (2, 1), (1, 2))
 # Batch, channels, height, width and output channels: one pixel; a tile and its neighbours; chunks of channels, whole
 # and not; half a block of output channels, a whole one, and two, the second one part of a tile of columns.
 SHAPES = ((1, 1, 1, 1, 1), (2, 3, 9, 18, 5), (1, 40, 4, 6, 17), (1, 8, 5, 4, 64), (1, 64, 3, 5, 128), (1, 8, 2, 2, 137))
-AROUND: tuple[dict[str, str], ...] = (
-    {},
-    {"activation": "relu"},
-    {"norm": "instance", "activation": "relu"},
-    {"preactivation": "relu", "norm": "instance", "activation": "relu"},
+PROLOGUES = (
+    Prologue(),
+    Prologue(relu=True),
+    Prologue(norm="instance", relu=True),
+    Prologue(True, "instance", relu=True),
 )
 
 
 def made(
     n: int, c: int, h: int, v: int, d: int, k: int, upsample: int = 1, pool: int = 1, *, bare: bool = False
 ) -> list[Tensor | None]:
-    """The seven tensors of :func:`native_fused.fused` in float64; without the optional ones where ``bare``."""
+    """The seven tensors of the op in float64; without the optional ones where ``bare``."""
     draw = torch.Generator().manual_seed(1)
 
     def normal(*shape: int) -> Tensor:
@@ -57,31 +59,32 @@ def placed(tensors: list[Tensor | None], dtype: torch.dtype) -> list[Tensor | No
     return [None if t is None else t.to(at_least if i == 3 else dtype) for i, t in enumerate(tensors)]
 
 
-def definition(
-    x: Tensor, w: Tensor, pointwise: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None,
-    residual: Tensor | None, upsample: int = 1, pool: int = 1, **around: str,
-) -> Tensor:  # fmt: skip
-    """What the kernel computes, as the reference does."""
-    pre, norm, act = (around.get(name, "none") for name in ("preactivation", "norm", "activation"))
-    bias = None if bias is None else bias.to(x.dtype)
-    return reference.depthwise_separable(
-        x, w, None, pointwise[:, :, None, None], bias, pre, norm, 1e-5, scale, shift, act, upsample, pool, residual
-    )
+def definition(tensors: list[Tensor | None], prologue: Prologue, resizing: tuple[int, int] = (1, 1)) -> Tensor:
+    """What the kernel computes, by the reference."""
+    x, w, pointwise, bias, scale, shift, residual = tensors
+    assert x is not None
+    assert w is not None
+    assert pointwise is not None
+    weights = Weights(w, None, pointwise[:, :, None, None], None if bias is None else bias.to(x.dtype))
+    around = prologue._replace(scale=scale, shift=shift)
+    return depthwise_separable(x, weights, around, Resize(*resizing), residual=residual, kernels="reference")
 
 
-def check(tensors: list[Tensor | None], dtype: torch.dtype, *options: Any, **around: str) -> None:
-    """Hold the kernel's result to float64 as the shared grid does, and its statistics to the result's."""
+def fused(tensors: list[Tensor | None], prologue: Prologue, resizing: tuple[int, int] = (1, 1)) -> Tensor:
+    x, w, pointwise, bias, scale, shift, residual = tensors
+    around = prologue._replace(scale=scale, shift=shift)
+    return native_fused.fused(x, w, pointwise, bias, residual, around, Resize(*resizing))  # type: ignore[arg-type]
+
+
+def check(
+    tensors: list[Tensor | None], dtype: torch.dtype, prologue: Prologue, resizing: tuple[int, int] = (1, 1)
+) -> None:
+    """Hold the kernel's result to float64 as the shared grid does."""
     given = placed(tensors, dtype)
-    y, *statistics = native_fused.fused(*given, *options, **around, statistics=True)  # type: ignore[arg-type, misc]
-    beside = definition(*given, *options, **around)  # type: ignore[arg-type]
-    wanted = definition(*placed(given, torch.float64), *options, **around)  # type: ignore[arg-type]
-    assert y.dtype == dtype
+    y = fused(given, prologue, resizing)
+    wanted = definition(placed(given, torch.float64), prologue, resizing)
     assert y.is_contiguous(memory_format=torch.channels_last)
-    assert_close(y, wanted, beside, "y")
-    of_y = reference.statistics(y.double())
-    for name, got, one in zip(("sum", "squares", "max"), statistics, of_y, strict=True):
-        assert got.dtype == torch.float32
-        assert relative_error(got, one) < 1e-5, name
+    assert_close(y, wanted, allowed_beside(definition(given, prologue, resizing), wanted), dtype=dtype, what="y")
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -89,7 +92,7 @@ def check(tensors: list[Tensor | None], dtype: torch.dtype, *options: Any, **aro
 def test_shapes(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     for upsample, pool in RESIZINGS:
         if shape[2] >= pool:
-            check(made(*shape, 3, upsample, pool), dtype, upsample, pool, activation="relu")
+            check(made(*shape, 3, upsample, pool), dtype, Prologue(relu=True), (upsample, pool))
 
 
 @pytest.mark.parametrize(
@@ -98,8 +101,8 @@ def test_shapes(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     ids=str,
 )
 def test_kernel_sizes_and_what_stands_around(k: int, dtype: torch.dtype) -> None:
-    for (upsample, pool), around, bare in itertools.product(RESIZINGS, AROUND, (False, True)):
-        check(made(2, 6, 5, 6, 9, k, upsample, pool, bare=bare), dtype, upsample, pool, **around)
+    for resizing, prologue, bare in itertools.product(RESIZINGS, PROLOGUES, (False, True)):
+        check(made(2, 6, 5, 6, 9, k, *resizing, bare=bare), dtype, prologue, resizing)
 
 
 def test_tf32_is_rounded_to_where_it_is_asked_for() -> None:
@@ -109,12 +112,10 @@ def test_tf32_is_rounded_to_where_it_is_asked_for() -> None:
     assert w is not None
     assert pointwise is not None
     nothing = (None,) * 4
-    wanted = definition(x.double(), w.double(), pointwise.double(), *nothing)
+    wanted = definition([x.double(), w.double(), pointwise.double(), *nothing], Prologue())
     errors = [
         relative_error(
-            torch.ops.raccgan.depthwise_native_fused(
-                x, w, pointwise, *nothing, 1, 1, False, False, False, 1e-5, tf32, False
-            )[0],
+            torch.ops.raccgan.depthwise_native_fused(x, w, pointwise, *nothing, 1, 1, False, False, False, 1e-5, tf32),
             wanted,
         )
         for tf32 in (False, True)
@@ -124,11 +125,11 @@ def test_tf32_is_rounded_to_where_it_is_asked_for() -> None:
 
 
 def penalised(run: Any, tensors: list[Tensor | None]) -> list[Tensor]:
-    """The gradients of all tensors, and those of a penalty on x's, through y and through its statistics."""
+    """The gradients of all tensors, and those of a penalty on x's."""
     inputs = [None if t is None else t.detach().requires_grad_() for t in tensors]
     given = [t for t in inputs if t is not None]
-    y, *statistics = run(*inputs)
-    value = (y + y.square()).sum() + sum(t.sin().sum() for t in statistics)
+    y = run(inputs)
+    value = (y + y.square()).sum()
     first = torch.autograd.grad(value, given, create_graph=True)
     second = torch.autograd.grad(first[0].square().sum(), given, allow_unused=True)
     return [*first, *(torch.zeros_like(t) if g is None else g for t, g in zip(given, second, strict=True))]
@@ -136,41 +137,27 @@ def penalised(run: Any, tensors: list[Tensor | None]) -> list[Tensor]:
 
 @pytest.mark.parametrize(("upsample", "pool"), RESIZINGS)
 def test_gradients_through_a_penalty(upsample: int, pool: int) -> None:
-    around = {"preactivation": "relu", "norm": "instance", "activation": "relu"}
-    tensors = made(2, 3, 4, 6, 5, 3, upsample, pool)
-
-    def reference_run(*given: Any) -> tuple[Tensor, ...]:
-        y = definition(*given, upsample, pool, **around)
-        wide = y.to(torch.promote_types(y.dtype, torch.float32))
-        return y, wide.sum(dim=(2, 3)), wide.square().sum(dim=(2, 3)), wide.amax(dim=(2, 3))
-
-    got = penalised(
-        lambda *given: native_fused.fused(*given, upsample, pool, **around, statistics=True),
-        placed(tensors, torch.float32),
-    )
-    beside = penalised(reference_run, placed(tensors, torch.float32))
-    wanted = penalised(reference_run, tensors)
+    prologue, tensors = Prologue(True, "instance", relu=True), made(2, 3, 4, 6, 5, 3, upsample, pool)
+    single = placed(tensors, torch.float32)
+    got = penalised(lambda given: fused(given, prologue, (upsample, pool)), single)
+    beside = penalised(lambda given: definition(given, prologue, (upsample, pool)), single)
+    wanted = penalised(lambda given: definition(given, prologue, (upsample, pool)), tensors)
     assert len(got) == 14
     for i, (g, w, b) in enumerate(zip(got, wanted, beside, strict=True)):
-        if (g.double() - w).abs().max() > 1e-5:
-            assert_close(g, w, b, f"gradient {i}")
+        assert_close(g, w, allowed_beside(b, w), absolute=1e-5, what=f"gradient {i}")
 
 
-@pytest.mark.parametrize("statistics", [False, True])
-def test_opcheck(statistics: bool) -> None:
+def test_opcheck() -> None:
     tensors = placed(made(1, 3, 4, 4, 5, 3), torch.float32)
     inputs = tuple(None if t is None else t.requires_grad_() for t in tensors)
     op = torch.ops.raccgan.depthwise_native_fused.default
-    torch.library.opcheck(op, (*inputs, 1, 1, True, True, True, 1e-5, False, statistics))
+    torch.library.opcheck(op, (*inputs, 1, 1, True, True, True, 1e-5, False))
 
 
 def test_nothing_in_nothing_out() -> None:
     x = torch.zeros(0, 3, 4, 4, device=DEVICE)
-    y, total, squares, largest = native_fused.fused(
-        x, torch.ones(3, 1, 3, 3, device=DEVICE), torch.ones(5, 3, device=DEVICE), statistics=True
-    )
+    y = native_fused.fused(x, torch.ones(3, 1, 3, 3, device=DEVICE), torch.ones(5, 3, device=DEVICE))
     assert y.shape == (0, 5, 4, 4)
-    assert all(t.shape == (0, 5) for t in (total, squares, largest))
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
@@ -188,46 +175,51 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     ):
         arguments = {"pointwise": pointwise, "bias": bias, "residual": residual, **change}
         with pytest.raises(RuntimeError, match=message):
-            native_fused.fused(x, w, scale=scale, shift=shift, **arguments)
+            native_fused.fused(x, w, prologue=Prologue(scale=scale, shift=shift), **arguments)
 
 
 def test_one_kernel_serves_where_it_is_less_work() -> None:
     """channels_last, without a gradient of the pointwise weight, not up and down at once, at most two blocks."""
     x = torch.zeros(2, 8, 4, 4, dtype=torch.bfloat16, device=DEVICE).contiguous(memory_format=torch.channels_last)
     weights = {d: torch.zeros(d, 8, 1, 1, device=DEVICE) for d in (128, 256, 257)}
-    fuses = native_fused.fuses
-    assert fuses(x, weights[128], 7, 1, 1)
-    assert not fuses(x.contiguous(), weights[128], 7, 1, 1)
+
+    def fuses(x: Tensor, pointwise: Tensor, k: int, *resizing: int) -> bool:
+        weights = Weights(torch.zeros(8, 1, k, k, device=DEVICE), None, pointwise, None)
+        return native_fused.fuses(x, weights, Resize(*resizing))
+
+    assert fuses(x, weights[128], 7)
+    assert not fuses(x.contiguous(), weights[128], 7)
     assert not fuses(x, weights[128], 7, 2, 2)
-    assert not fuses(x, weights[128].requires_grad_(), 7, 1, 1)
+    assert not fuses(x, weights[128].requires_grad_(), 7)
     with torch.no_grad():
-        assert fuses(x, weights[128], 7, 1, 1)
-    assert fuses(x, weights[256], 3, 1, 1)
-    assert not fuses(x, weights[256], 7, 1, 1)
+        assert fuses(x, weights[128], 7)
+    assert fuses(x, weights[256], 3)
+    assert not fuses(x, weights[256], 7)
     assert fuses(x, weights[256], 7, 2, 1)
-    assert not fuses(x, weights[257], 3, 1, 1)
+    assert not fuses(x, weights[257], 3)
 
 
 @pytest.mark.parametrize("upsample", [1, 2])
-def test_native_takes_it(upsample: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_takes_it(upsample: int) -> None:
     """The same result as of the two kernels, up to rounding, with biases and a residual of another dtype."""
     x, w, pointwise, bias, scale, shift, residual = placed(made(2, 3, 4, 6, 5, 3, upsample), torch.float32)
     assert x is not None
+    assert w is not None
     assert pointwise is not None
     assert residual is not None
-    taken = []
-    one_kernel = native_fused.fused
-    monkeypatch.setattr(native_fused, "fused", lambda *a, **o: taken.append(a) or one_kernel(*a, **o))
-    arguments = (
-        x, w, torch.linspace(-1, 1, 3, device=DEVICE), pointwise[:, :, None, None], bias, "relu", "instance", 1e-5,
-        scale, shift, "relu", upsample, 1, residual.double(),
-    )  # fmt: skip
-    got = native.depthwise_separable(*arguments)
-    assert len(taken) == 1
-    two = native.depthwise_separable(x.contiguous(), *arguments[1:])
-    assert len(taken) == 1
+    weights = Weights(w, torch.linspace(-1, 1, 3, device=DEVICE), pointwise[:, :, None, None], bias)
+    prologue, resize = Prologue(True, "instance", 1e-5, scale, shift, True), Resize(upsample)
+
+    def run(x: Tensor) -> tuple[Tensor, list[str]]:
+        with OwnOps() as own:
+            y = depthwise_separable(x, weights, prologue, resize, residual=residual.double(), kernels="native")
+        return y, own.names
+
+    (got, one), (two, several) = run(x), run(x.contiguous())
+    assert one == ["raccgan::depthwise_native_fused"]
+    assert "raccgan::depthwise_native_fused" not in several
     assert got.dtype == two.dtype == torch.float64
-    assert relative_error(got, two) < (2e-3 if x.is_cuda else 2e-6)
+    assert_close(got, two, 2e-3 if x.is_cuda else 2e-6)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs are a GPU's")
@@ -236,7 +228,7 @@ def test_a_graph_records_it() -> None:
     tensors = placed(made(2, 40, 9, 18, 17, 3), torch.bfloat16)
 
     def run() -> list[Tensor]:
-        return list(native_fused.fused(*tensors, norm="instance", statistics=True))  # type: ignore[arg-type, misc]
+        return [fused(tensors, Prologue(norm="instance"))]
 
     graph, captured = recorded(run)
     for t in tensors:

@@ -1,6 +1,6 @@
 """The Triton kernels of the depthwise-separable family, beyond what the shared grid holds them to.
 
-On a GPU where there is one, interpreted otherwise.
+On a GPU where there is one, on the PTX machine (tests/ptx) otherwise.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from raccgan.kernels.depthwise_separable import (
 )
 from raccgan.kernels.depthwise_separable.reference import activated
 from raccgan.kernels.depthwise_separable.triton_ops import Geometry, Prologue
-from tests.kernels.grid import FAMILIES, Inputs, OwnOps, assert_close, leaves, relative_error, tensors
+from tests.kernels.compare import allowed_beside, assert_all_close, assert_close, assert_finite
+from tests.kernels.grid import FAMILIES, Inputs, OwnOps, leaves, tensors
 from tests.kernels.test_grid import first_order, poisoned, second_order, through_penalty
 from tests.kernels.variations import LAYOUTS, laid_out
 
@@ -114,7 +115,7 @@ def test_every_derivative_to_third_order(shape: tuple[int, ...], k: int, geometr
     wanted = all_orders(definition, tensors, torch.float64, *options)
     beside = all_orders(definition, tensors, torch.float32, *options)
     for a, b, c in zip(got, wanted, beside, strict=True):  # a sum to one number may cancel: hence the floor
-        assert relative_error(a, b) <= 3 * relative_error(c, b) + 1e-5
+        assert_close(a, b, allowed_beside(c, b, least=1e-5))
 
 
 @pytest.mark.parametrize("affine", [False, True])
@@ -136,7 +137,7 @@ def test_every_derivative_through_an_instance_norm(geometry: str, affine: bool) 
     wanted = all_orders(exact, tensors, torch.float64)
     beside = all_orders(exact, tensors, torch.float32)
     for a, b, c in zip(got, wanted, beside, strict=True):
-        assert relative_error(a, b) <= 3 * relative_error(c, b) + 1e-5
+        assert_close(a, b, allowed_beside(c, b, least=1e-5))
 
 
 @pytest.mark.parametrize("one_kernel", [False, True])
@@ -158,8 +159,9 @@ def test_a_blank_image_is_its_shift_however_far_from_zero(
 
     got, wanted = orders("triton", torch.float32), orders("reference", torch.float64)
     for name in wanted:
+        assert_finite(got[name], name)
         if wanted[name].abs().max() > 1e-3:
-            assert relative_error(got[name], wanted[name]) < 1e-5, name
+            assert_close(got[name], wanted[name], 1e-5, what=name)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -168,9 +170,8 @@ def test_half_precision_is_float32_rounded(geometry: str, dtype: torch.dtype) ->
     tensors = [None if t is None else t.to(dtype).double() for t in made(2, 3, 3, 4, 3, affine=True)]
     got = all_orders(ours, tensors, dtype, GEOMETRIES[geometry], True, True, orders=1)
     wide = all_orders(ours, tensors, torch.float32, GEOMETRIES[geometry], True, True, orders=1)
-    # The interpreter cuts bfloat16 off where a GPU rounds.
-    assert relative_error(got[0], wide[0].to(dtype)) <= 2 * torch.finfo(dtype).eps
-    assert all(relative_error(a, b) < 0.05 for a, b in zip(got, wide, strict=True))
+    assert_close(got[0], wide[0].to(dtype), torch.finfo(dtype).eps)
+    assert_all_close(got, wide, 0.05)
 
 
 @pytest.mark.parametrize(("c", "layout"), [*itertools.product((1, 3), LAYOUTS[1:]), (70, "channels_last")])
@@ -190,7 +191,7 @@ def test_layouts_change_rounding_at_most(c: int, layout: str) -> None:
         first = torch.autograd.grad(y, inputs, upper, create_graph=True)
         mean, var = triton_ops.moments(image, True)
         results.append([y, *first, *torch.autograd.grad(first[0].square().sum(), inputs[1:3]), mean, var])
-    assert all(relative_error(a, b) < 1e-5 for a, b in zip(*results, strict=True))
+    assert_all_close(*results, 1e-5)
 
 
 @pytest.mark.parametrize("rectify_first", [False, True])
@@ -212,7 +213,7 @@ def test_moments_far_from_zero(shape: tuple[int, ...], rectify_first: bool) -> N
     x = (normal(1, *shape) + (0 if rectify_first else 100)).float()
     got = orders(lambda t: triton_ops.moments(t, rectify_first), x)
     for a, b in zip(got, orders(exact, x.double()), strict=True):
-        assert (a.double() - b).abs().max() <= 1e-5 * b.abs().max() + 1e-9
+        assert_close(a, b, 1e-5, absolute=1e-9)
 
 
 @pytest.mark.parametrize("order", [first_order, second_order, through_penalty])
@@ -229,8 +230,8 @@ def test_one_kernel_gives_what_two_do(case: str, order: Callable[..., Any], monk
     beside = {"y": family.run("reference", plain)[0], **order(family, "reference", plain)}
     assert y.is_contiguous(memory_format=torch.channels_last)
     for name in wanted:
-        if not torch.allclose(got[name].double(), wanted[name], rtol=0, atol=1e-5):
-            assert_close(got[name], wanted[name], beside[name], name)
+        allowed = allowed_beside(beside[name], wanted[name])
+        assert_close(got[name], wanted[name], allowed, absolute=1e-5, what=name)
 
 
 def fused(
@@ -282,8 +283,8 @@ def test_statistics_of_the_epilogue_and_their_gradients(
 
     with poisoned():
         got = orders(fused, dtype, torch.float32)
-    for a, b in zip(got, orders(composed, torch.float64, torch.float64), strict=True):
-        assert relative_error(a, b) < (2e-5 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps)
+    allowed = 2e-5 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps
+    assert_all_close(got, orders(composed, torch.float64, torch.float64), allowed)
 
 
 def test_nan_reaches_every_statistic() -> None:
@@ -302,8 +303,7 @@ def test_statistics_beside_the_result(case: str, one_kernel: bool, monkeypatch: 
     monkeypatch.setattr(triton, "fuses", lambda *_: one_kernel)
     inputs, found = inputs_of(case), list[Tensor]()
     y = triton.depthwise_separable(*inputs.values(), statistics=found)
-    for got, wanted in zip(found, reference.statistics(y), strict=True):
-        assert relative_error(got, wanted) < 1e-5
+    assert_all_close(found, reference.statistics(y), 1e-5)
 
 
 @pytest.mark.parametrize("one_kernel", [False, True])
@@ -329,8 +329,7 @@ def test_the_public_statistics_to_both_orders(case: str, one_kernel: bool, monke
     with poisoned():
         got = orders("triton", torch.float32)
     assert bool(read_again) != one_kernel
-    for a, b in zip(got, wanted, strict=True):
-        assert relative_error(a, b) < 1e-4
+    assert_all_close(got, wanted, 1e-4)
 
 
 def test_a_residual_of_another_dtype_or_shape(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,7 +338,7 @@ def test_a_residual_of_another_dtype_or_shape(monkeypatch: pytest.MonkeyPatch) -
     wanted = triton.depthwise_separable(*inputs.values())
     wide = triton.depthwise_separable(*{**inputs, "residual": inputs["residual"].double()}.values())
     assert wide.dtype == torch.float64
-    assert relative_error(wide, wanted) < 1e-6
+    assert_close(wide, wanted, 1e-6)
     with pytest.raises(RuntimeError, match="expand"):
         triton.depthwise_separable(*{**inputs, "residual": inputs["residual"][..., :-1]}.values())
     with pytest.raises(RuntimeError, match="expand"):
@@ -387,7 +386,7 @@ def test_offsets_beyond_two_to_the_31() -> None:
         lambda t: triton_ops.tangent(t, None, None, None, None, t, Prologue(rectify=True)),
         lambda t: triton_separable.separable(t, w, ones(3, 3).half(), None, t, PLAIN, 5, 4, Prologue())[0],
     ):
-        assert relative_error(run(x), run(near)) < 1e-3
+        assert_close(run(x), run(near), 1e-3)
 
 
 def test_opcheck_of_every_op() -> None:
@@ -447,7 +446,7 @@ def test_compiled_without_gradients_under_either_flag(flag: str) -> None:
                 lambda *arguments: triton.depthwise_separable(*arguments), fullgraph=True, backend="aot_eager"
             )
             got, wanted = compiled(*inputs.values()), triton.depthwise_separable(*inputs.values())
-        assert relative_error(got, wanted) < (1e-5 if flag == "ieee" else 2e-3)
+        assert_close(got, wanted, 1e-5 if flag == "ieee" else 2e-3)
     finally:
         matmul.fp32_precision = before
 
@@ -457,7 +456,7 @@ def test_autocast() -> None:
     with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         got, beside = triton.depthwise_separable(*inputs.values()), rewritten.depthwise_separable(*inputs.values())
     assert got.dtype == beside.dtype == torch.bfloat16
-    assert relative_error(got, beside) < 0.03
+    assert_close(got, beside, 0.03)
 
 
 def test_only_what_is_asked_for_is_computed() -> None:
@@ -511,4 +510,4 @@ def test_strips_reach_every_position_once() -> None:
         x, w = normal(1, 1, c, h, v).float(), normal(2, c, 1, 3, 3).float()
         with poisoned():
             got = triton_ops.depthwise(x, w, PLAIN, h, v)
-        assert relative_error(got, definition(x, w, None, None, PLAIN, False, False)) < 1e-5
+        assert_close(got, definition(x, w, None, None, PLAIN, False, False), 1e-5)

@@ -6,7 +6,7 @@ Values and both orders of gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raccgan.kernels import library
-from raccgan.kernels.backend import KernelError
-from raccgan.kernels.depthwise_separable import native_pointwise, pointwise, rewritten
-from tests.kernels.grid import relative_error
+from raccgan.kernels.depthwise_separable import Weights, convolutions, depthwise_separable, pointwise
+from raccgan.kernels.depthwise_separable.native.pointwise import DTYPES as NATIVE_DTYPES
+from raccgan.kernels.dispatch import KernelError
+from tests.kernels.compare import assert_all_close, assert_close
 from tests.kernels.variations import threads
 
 
@@ -30,10 +31,10 @@ from tests.kernels.variations import threads
 def test_pointwise_in_any_layout_with_any_threads(
     count: int, shape: tuple[int, int, int, int], out: int, layouts: str, by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rewritten, "FEW", rewritten.FEW if by == "matrices" else 0)
-    if by == "compiled" and torch.float32 not in native_pointwise.DTYPES:
+    monkeypatch.setattr(convolutions, "FEW", convolutions.FEW if by == "matrices" else 0)
+    if by == "compiled" and torch.float32 not in NATIVE_DTYPES:
         pytest.skip("no compiled kernels here that are worth it")
-    run = native_pointwise.pointwise if by == "compiled" else rewritten.pointwise
+    kernels = "native" if by == "compiled" else "pytorch"
     draw = torch.Generator().manual_seed(0)
     n, c, h, v = shape
     x, t = (torch.randn(shape, generator=draw, dtype=torch.float64) for _ in range(2))
@@ -46,20 +47,19 @@ def test_pointwise_in_any_layout_with_any_threads(
     if layouts == "both channels_last":
         g, t = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (g, t))
     with threads(count):
-        found = _both_orders(run, x, w, b, g, t)
-    for got, exact in zip(found, wanted, strict=True):
-        assert relative_error(got, exact) < 1e-5
+        found = _both_orders(partial(pointwise, kernels=kernels), x, w, b, g, t)
+    assert_all_close(found, wanted, 1e-5)
 
 
-@pytest.mark.parametrize("module", [rewritten, native_pointwise], ids=["PyTorch", "compiled"])
-def test_no_image_gives_none(module: Any) -> None:
+@pytest.mark.parametrize("kernels", ["pytorch", "native"])
+def test_no_image_gives_none(kernels: str) -> None:
     """A rank may have none to score."""
     w, b = torch.randn(6, 3, 1, 1), torch.randn(6)
     x = torch.empty(0, 3, 4, 4, memory_format=torch.channels_last)
     with torch.no_grad():
-        assert module.pointwise(x, w, b).shape == (0, 6, 4, 4)
+        assert pointwise(x, w, b, kernels=kernels).shape == (0, 6, 4, 4)
     x.requires_grad_()
-    y = module.pointwise(x, w.requires_grad_(), b)
+    y = pointwise(x, w.requires_grad_(), b, kernels=kernels)
     assert y.shape == (0, 6, 4, 4)
     grad_x, grad_w = torch.autograd.grad(y.sum(), [x, w])
     assert grad_x.shape == x.shape
@@ -76,15 +76,15 @@ def _both_orders(run: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor, g:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kernels", ["reference", "fused", "native"])
+@pytest.mark.parametrize("kernels", ["reference", "fused", "pytorch", "native"])
 def test_the_half_alone_by_name(kernels: str, dtype: torch.dtype) -> None:
     x, w, b = torch.randn(2, 5, 4, 4).to(dtype), torch.randn(6, 5, 1, 1).to(dtype), torch.randn(6).to(dtype)
     wanted = F.conv2d(x.double(), w.double(), b.double())
     if kernels == "native" and (dtype == torch.float64 or library.why_not()):
-        with pytest.raises(KernelError, match="--kernels native cannot serve depthwise_separable"):
+        with pytest.raises(KernelError, match="--kernels native cannot serve pointwise"):
             pointwise(x, w, b, kernels=kernels)
         return
-    assert relative_error(pointwise(x, w, b, kernels=kernels), wanted) < 4 * torch.finfo(dtype).eps
+    assert_close(pointwise(x, w, b, kernels=kernels), wanted, 4 * torch.finfo(dtype).eps, dtype=dtype)
 
 
 def test_the_half_alone_refuses_other_shapes() -> None:
@@ -94,18 +94,16 @@ def test_the_half_alone_refuses_other_shapes() -> None:
 
 @pytest.mark.parametrize("pixels", [1, 4], ids=["few pixels", "many pixels"])
 def test_a_depthwise_bias_is_added_where_it_costs_less(pixels: int) -> None:
-    """To the image, or through the weights: values and gradients are the same."""
+    """To the image of few pixels, or through the weights: values and gradients are the same."""
     draw = torch.Generator().manual_seed(0)
     x, w = (torch.randn(shape, generator=draw).double() for shape in ((1, 8, pixels, pixels), (40, 8, 1, 1)))
     depthwise, b = torch.randn(8, 1, 3, 3, generator=draw).double(), torch.randn(8, generator=draw).double()
-    assert rewritten._few(x, w) == (pixels == 1)
 
     def gradients(run: Callable[[Tensor, Tensor, Tensor], Tensor]) -> list[Tensor]:
         leaves = [t.clone().requires_grad_() for t in (x, w, b)]
         y = run(*leaves)
         return [y, *torch.autograd.grad(y.sin().sum(), leaves)]
 
-    wanted = gradients(lambda x, w, b: F.conv2d(x + b[:, None, None], w))
-    found = gradients(lambda x, w, b: rewritten.separable(x, depthwise, b, w, None, None))
-    for got, exact in zip(found, wanted, strict=True):
-        assert relative_error(got, exact) < 1e-12
+    wanted = gradients(lambda x, w, b: F.conv2d(F.conv2d(x, depthwise, b, padding=1, groups=8), w))
+    found = gradients(lambda x, w, b: depthwise_separable(x, Weights(depthwise, b, w, None), kernels="pytorch"))
+    assert_all_close(found, wanted, 1e-12)

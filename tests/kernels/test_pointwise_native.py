@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raccgan.kernels import library
-from raccgan.kernels.depthwise_separable import native_pointwise, rewritten
-from tests.kernels.capability import CAPABILITIES, said_under
-from tests.kernels.grid import relative_error
+from raccgan.kernels.depthwise_separable.convolutions import PointwiseProduct
+from raccgan.kernels.depthwise_separable.native.pointwise import DTYPES, product
+from tests.kernels.capability import FEW_CAPABILITIES, said_under
+from tests.kernels.compare import assert_close, largest, relative_error
 from tests.kernels.variations import LAYOUTS, laid_out, threads
 
 # Images, input channels, height, width, output channels: one of each, a panel of columns and its neighbours, an odd
@@ -78,13 +79,13 @@ def worst_error(dtype: torch.dtype) -> float:
         tensors = made(shape, dtype)
         wanted = all_orders(by_convolution, tensors)
         got = all_orders(by_kernel, [tensor.to(dtype) for tensor in tensors])
-        worst = max(worst, *(relative_error(ours, exact) for ours, exact in zip(got, wanted, strict=True)))
+        errors = [relative_error(ours, exact) for ours, exact in zip(got, wanted, strict=True)]
         packed = by_packed([tensor.to(dtype) for tensor in tensors], dtype)
-        worst = max(worst, relative_error(packed, wanted[0]))
+        worst = largest([worst, *errors, relative_error(packed, wanted[0])])
     return worst
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("capability", FEW_CAPABILITIES)
 def test_every_capability_is_right_at_every_shape_and_order(capability: str) -> None:
     said = said_under(
         capability,
@@ -171,18 +172,16 @@ def test_who_serves() -> None:
     w, b, residual = torch.randn(6, 5, 1, 1), torch.randn(6), torch.randn(2, 6, 4, 4)
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         x = torch.randn(2, 5, 4, 4).to(dtype)
-        y = native_pointwise.pointwise(x, w.to(dtype), b.to(dtype), residual.to(dtype))
+        y = product(x, w.to(dtype), b.to(dtype), residual.to(dtype))
         wanted = F.conv2d(x.double(), w.to(dtype).double(), b.to(dtype).double()) + residual.to(dtype)
-        assert y.dtype == dtype
-        assert relative_error(y, wanted) < 4 * torch.finfo(dtype).eps
+        assert_close(y, wanted, 4 * torch.finfo(dtype).eps, dtype=dtype)
     x = torch.randn(2, 5, 4, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert native_pointwise.pointwise(x, w, b).dtype == torch.bfloat16
-        assert native_pointwise.pointwise(x, w, b, residual.bfloat16()).dtype == torch.bfloat16
-        assert native_pointwise.pointwise(x, w, b, residual).dtype == torch.float32
-    y = native_pointwise.pointwise(x, w, b, residual.double())
-    assert y.dtype == torch.float64
-    assert relative_error(y, F.conv2d(x, w, b) + residual) < 1e-6
+        assert product(x, w, b).dtype == torch.bfloat16
+        assert product(x, w, b, residual.bfloat16()).dtype == torch.bfloat16
+        assert product(x, w, b, residual).dtype == torch.float32
+    y = product(x, w, b, residual.double())
+    assert_close(y, F.conv2d(x, w, b) + residual, 1e-6, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("capability", ["portable", "avx2"])
@@ -196,21 +195,21 @@ def test_doctor_says_whose_the_products_are(capability: str) -> None:
 
 def test_a_weight_in_autocast_keeps_its_own_gradient() -> None:
     """float32, and not rounded to bfloat16 on its way."""
-    if torch.bfloat16 not in native_pointwise.DTYPES:
+    if torch.bfloat16 not in DTYPES:
         pytest.skip("PyTorch's own products serve bfloat16 here")
     x, w = torch.randn(2, 8, 16, 16).bfloat16(), torch.randn(4, 8, 1, 1, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = native_pointwise.pointwise(x, w, None)
+        y = product(x, w, None)
     y.backward(torch.ones_like(y))
     assert w.grad is not None
-    assert relative_error(w.grad, x.double().sum(dim=(0, 2, 3)).expand(4, 8).view(4, 8, 1, 1)) < 1e-6
+    assert_close(w.grad, x.double().sum(dim=(0, 2, 3)).expand(4, 8).view(4, 8, 1, 1), 1e-6)
 
 
-def test_the_rewritten_family_agrees_on_the_product_alone() -> None:
+def test_pytorchs_family_agrees_on_the_product_alone() -> None:
     x, g = torch.randn(3, 9, 5, 5), torch.randn(3, 4, 5, 5)
     w, sums = OPS.pointwise_native_product(x, g, True)
-    assert relative_error(w, rewritten.PointwiseProduct.apply(x.double(), g.double())) < 1e-6
-    assert relative_error(sums, g.double().sum(dim=(0, 2, 3))) < 1e-6
+    assert_close(w, PointwiseProduct.apply(x.double(), g.double()), 1e-6)
+    assert_close(sums, g.double().sum(dim=(0, 2, 3)), 1e-6)
     assert OPS.pointwise_native_product(x, g, False)[1].shape == (0,)
 
 

@@ -1,6 +1,6 @@
 """Every implementation of every op family on random cases, against the reference in float64 and what rounding allows.
 
-An implementation joins by its line in its family's ``IMPLEMENTATIONS``. ``--long`` tries 1000 cases of each.
+An implementation joins by its line in its family's ``BACKENDS``. ``--long`` tries 1000 cases of each.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raccgan.kernels import backend, triton_runtime
+from tests.kernels.compare import assert_finite
 from tests.kernels.grid import FAMILIES, Inputs
 from tests.kernels.guards import Guards, compiled
 from tests.kernels.random_cases import DATA, Case, all_orders, cases, dtypes_of, rounds_as, runs
@@ -61,8 +61,8 @@ FEWEST = 15
 
 
 def examples(name: str) -> int:
-    """How many cases an implementation is tried on: a twentieth where it is interpreted, seconds each."""
-    return max(1, settings.default.max_examples // (20 if name == "triton" and triton_runtime.INTERPRETED else 1))
+    """How many cases a backend is tried on: a tenth where Triton has to compile for each of them, seconds each."""
+    return max(1, settings.default.max_examples // (10 if name == "triton" else 1))
 
 
 def dtypes_or_skip(family: str, name: str) -> list[torch.dtype]:
@@ -85,11 +85,16 @@ class Tally:
     worst_case: Case | None = field(default=None)
 
     def add(self, case: Case, allowed: Bound, results: Results) -> None:
-        assert all(bool(t.isfinite().all()) for t in allowed.exact.values())
+        for which, results_in_float64 in (("exact", allowed.exact), ("deviation of", allowed.deviation)):
+            for name, t in results_in_float64.items():
+                assert_finite(t, f"{which} {name}")
         known = known_of(self.name, case)
         names = [name for name in allowed.exact if allowed.decided or name.startswith("output")]
         if case.dtype == torch.float16:  # a norm of little variance has second gradients beyond its 65504
             names = [name for name in names if not name.startswith("second")]
+        for name, got in results.items():
+            if case.dtype != torch.float16 or not name.startswith("second"):
+                assert_finite(got, name)
         excess = {
             name: allowed.excess(name, results[name])
             for name in names
@@ -116,7 +121,7 @@ class Tally:
 
 def exact_results(case: Case, penalty: bool) -> Bound:
     wide = {name: v.double() if isinstance(v, Tensor) else v for name, v in case.inputs().items()}
-    reference = backend.families()[case.family]["reference"].run
+    reference = runs(case.family)["reference"]
 
     def run(inputs: Inputs) -> Results:
         return all_orders(reference, inputs, case.seed, penalty=penalty)
@@ -197,7 +202,7 @@ def test_infinities_and_nan(family: str, name: str) -> None:
     infinity times a gate that has fallen to 0 is NaN depends on how near to 0 the gate got. Gradients are not compared:
     which side of a ReLU's kink a NaN is on is nobody's promise, and training stops at a loss that is not finite.
     """
-    run, reference = runs(family)[name], backend.families()[family]["reference"].run
+    run, reference = runs(family)[name], runs(family)["reference"]
 
     @settings(max_examples=examples(name))
     @given(case=cases(family, dtypes_or_skip(family, name), ("normal", "ties", "offset")), places=_PLACES)

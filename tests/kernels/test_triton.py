@@ -1,11 +1,10 @@
 """Where Triton serves and where it does not, and its kernels compiled for GPUs that are not here.
 
-What the kernels compute is in the shared grid: natively on a GPU, interpreted where there is none.
+What the kernels compute is in the shared grid: on a GPU, or on the PTX machine (tests/ptx) where there is none.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,19 +12,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from raccgan.kernels import backend, triton_runtime
-from raccgan.kernels.anomaly_score import IMPLEMENTATIONS, anomaly_score
-from raccgan.kernels.backend import Call
+from raccgan.kernels import dispatch, triton_runtime
+from raccgan.kernels.anomaly_score import BACKENDS, anomaly_score
+from raccgan.kernels.dispatch import Call
 from tests.kernels import ahead
+from tests.kernels.compare import assert_each_close
+from tests.kernels.grid import DEVICES
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (2, 3, 8, 8)
+DEVICE = DEVICES[-1]
 
 needs_triton = pytest.mark.skipif(triton_runtime.triton is None, reason="Triton is not installed")
 
 
-def why_not(device: str = "cuda", dtype: torch.dtype = torch.float32) -> str | None:
-    return triton_runtime.why_not(Call(torch.device(device), dtype, SHAPE))
+def refusal(device: str = "cuda", dtype: torch.dtype = torch.float32) -> str | None:
+    return triton_runtime.supports(Call(torch.device(device), dtype, SHAPE))
 
 
 def on_a_gpu(patch: pytest.MonkeyPatch, major: int, minor: int = 0) -> None:
@@ -34,44 +36,43 @@ def on_a_gpu(patch: pytest.MonkeyPatch, major: int, minor: int = 0) -> None:
     patch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
 
 
-def on_a_gpu_it_won(patch: pytest.MonkeyPatch) -> None:
-    """As if it had been measured there as the fastest."""
-    patch.setattr(backend, "_in_turn", lambda family, call: (("triton", None), ("reference", None)))
-
-
 @needs_triton
 def test_what_triton_serves_and_why_not_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch, 8)
-    assert why_not() is None
-    assert "do not take torch.float64" in str(why_not(dtype=torch.float64))
-    assert "no Triton kernels for meta" in str(why_not("meta"))
-    assert "Triton needs a GPU" in str(why_not("cpu"))
+    assert refusal() is None
+    assert "do not take torch.float64" in str(refusal(dtype=torch.float64))
+    assert "no Triton kernels for meta" in str(refusal("meta"))
+    assert "Triton needs a GPU" in str(refusal("cpu"))
     on_a_gpu(monkeypatch, 7, 5)
-    assert "compute capability 7.5 is below 8.0" in str(why_not())
+    assert "compute capability 7.5 is below 8.0" in str(refusal())
     monkeypatch.setattr(triton_runtime, "INTERPRETED", True)
-    assert "TRITON_INTERPRET is set" in str(why_not())
+    assert "TRITON_INTERPRET is set" in str(refusal())
     monkeypatch.setattr(torch.version, "hip", "6.0")
-    assert "ROCm" in str(why_not())
+    assert "ROCm" in str(refusal())
 
 
 @needs_triton
-def test_fused_takes_triton_on_a_gpu_and_never_interpreted_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = {name: one for name, one in IMPLEMENTATIONS.items() if name != "native"}
+def test_fused_takes_triton_neither_unmeasured_on_a_gpu_nor_interpreted_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = {name: one for name, one in BACKENDS.items() if name != "native"}
     monkeypatch.setattr(triton_runtime, "INTERPRETED", True)
     on_the_cpu = Call(torch.device("cpu"), torch.float32, SHAPE)
-    assert backend.choose("anomaly_score", table, "triton", on_the_cpu).name == "triton"
-    assert backend.choose("anomaly_score", table, "fused", on_the_cpu).name == "reference"
+    assert dispatch.choose("anomaly_score", table, "triton", on_the_cpu).name == "triton"
+    assert dispatch.choose("anomaly_score", table, "fused", on_the_cpu).name == "reference"
     on_a_gpu(monkeypatch, 9)
-    on_a_gpu_it_won(monkeypatch)
     for dtype in triton_runtime.DTYPES:
         call = Call(torch.device("cuda"), dtype, SHAPE)
-        assert backend.choose("anomaly_score", table, "fused", call).name == "triton"
+        assert dispatch.choose("anomaly_score", table, "triton", call).name == "triton"
+        fused = dispatch.choose("anomaly_score", table, "fused", call)
+        assert fused.name == "reference"
+        assert fused.refused == {"triton": "not measured on a GPU yet: --kernels triton takes it"}
 
 
 @needs_triton
 def test_asked_for_by_name_where_it_cannot_serve_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_runtime, "INTERPRETED", False)
-    with pytest.raises(backend.KernelError, match="--kernels triton cannot serve anomaly_score: Triton needs a GPU"):
+    with pytest.raises(dispatch.KernelError, match="--kernels triton cannot serve anomaly_score: Triton needs a GPU"):
         anomaly_score(torch.zeros(SHAPE), torch.zeros(SHAPE), kernels="triton")
 
 
@@ -86,7 +87,7 @@ def test_asked_for_by_name_where_it_cannot_serve_is_an_error(monkeypatch: pytest
 def test_importing_works_without_triton_and_with_another_one(hidden: str, said: str) -> None:
     if hidden.startswith("import triton") and triton_runtime.triton is None:
         pytest.skip("Triton is not installed")
-    code = f"import sys; {hidden}; import raccgan.doctor as d; from raccgan.kernels import backend; d.main([])"
+    code = f"import sys; {hidden}; import raccgan.doctor as d; d.main([])"
     printed = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
     assert f"Triton: {said}" in printed
     assert f"not triton: {said}" in printed
@@ -95,27 +96,23 @@ def test_importing_works_without_triton_and_with_another_one(hidden: str, said: 
 @needs_triton
 @pytest.mark.parametrize("family", ahead.families())
 def test_every_kernel_compiles_for_gpus_and_does_not_spill(family: str, pytestconfig: pytest.Config) -> None:
-    """In a process of its own: here the kernels may be interpreted. Its table is printed.
-
-    The short run compiles every kernel, and one in four of their configurations.
-    """
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    """Its table is printed. The short run compiles every kernel, and one in four of their configurations."""
     every = 1 if pytestconfig.getoption("long") else 4
     command = [sys.executable, "-m", "tests.kernels.ahead", family, f"--every={every}"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     for architecture in ahead.ARCHITECTURES:
         assert f"sm_{architecture}" in done.stdout
 
 
-@pytest.mark.skipif(not triton_runtime.INTERPRETED, reason="no Triton, or a GPU: nothing is interpreted")
+@pytest.mark.skipif(refusal(DEVICE) is not None, reason=str(refusal(DEVICE)))
 @pytest.mark.parametrize("last", [False, True])
 def test_a_score_does_not_depend_on_the_batch_or_on_the_map(last: bool) -> None:
     """Large enough for several pieces of image and features a sample."""
     draw = torch.Generator().manual_seed(1)
-    x, x_hat = (torch.randn(3, 3, 40, 50, generator=draw) for _ in range(2))
-    f, f_hat = (torch.randn(3, 2600, generator=draw) for _ in range(2))
+    x, x_hat = (torch.randn(3, 3, 40, 50, generator=draw).to(DEVICE) for _ in range(2))
+    f, f_hat = (torch.randn(3, 2600, generator=draw).to(DEVICE) for _ in range(2))
     if last:
         x, x_hat = (t.contiguous(memory_format=torch.channels_last) for t in (x, x_hat))
     together = anomaly_score(x, x_hat, f, f_hat, kernels="triton")
@@ -124,5 +121,5 @@ def test_a_score_does_not_depend_on_the_batch_or_on_the_map(last: bool) -> None:
     assert torch.equal(together.residual[2:], alone.residual)
     assert torch.equal(together.feature[2:], alone.feature)
     wanted = anomaly_score(*(t.double() for t in (x, x_hat, f, f_hat)), kernels="reference")
-    torch.testing.assert_close(together.score.double(), wanted.score, rtol=1e-6, atol=0)
-    torch.testing.assert_close(together.map.double(), wanted.map, rtol=1e-5, atol=1e-7)
+    assert_each_close(together.score, wanted.score, rtol=1e-6)
+    assert_each_close(together.map, wanted.map, rtol=1e-5, atol=1e-7)

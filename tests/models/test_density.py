@@ -11,14 +11,15 @@ from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from raccgan.errors import InputError
-from raccgan.evaluation.evaluation import fit_density
 from raccgan.models import density as module
 from raccgan.models.density import TEXTURE, VISIBLE, Density, Gaussian, Vectors, contrast
 from raccgan.models.maps import smoothed
+from raccgan.scoring.calibration import fit_density
 from raccgan.scoring.detector import Detector
 from raccgan.train import main as train
 from raccgan.training.loop import Training
 from raccgan.training.run import Run
+from tests.kernels.compare import assert_each_close
 
 Make = Callable[..., tuple[Run, Training]]
 
@@ -44,7 +45,7 @@ def test_the_distance_is_mahalanobis_with_the_covariance_of_ledoit_and_wolf(coun
     assert 0 < shrinkage < 1
     u = (asked.double().numpy() - mean) / deviation
     wanted = np.einsum("ni,ij,nj->n", u, np.linalg.inv(covariance), u) / size
-    np.testing.assert_allclose(fitted(v)(asked, 0), wanted, rtol=1e-4)
+    assert_each_close(fitted(v)(asked, 0), wanted, rtol=1e-4)
 
 
 def test_beyond_the_rank_all_directions_share_one_variance(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +55,7 @@ def test_beyond_the_rank_all_directions_share_one_variance(monkeypatch: pytest.M
     values = whole.variances[0].clone()  # from the smallest on
     values[:4] = values[:4].mean()
     whole.variances[0] = values
-    torch.testing.assert_close(fitted(v)(asked, 0), whole(asked, 0), rtol=1e-4, atol=0)
+    assert_each_close(fitted(v)(asked, 0), whole(asked, 0), rtol=1e-4, atol=0)
 
 
 def test_normal_vectors_are_at_one_and_others_further() -> None:
@@ -80,7 +81,7 @@ def test_each_class_has_its_own() -> None:
     both = Density(2, 4)
     both.descriptor.fit(v, y)
     for k in (0, 1):
-        torch.testing.assert_close(both.descriptor(v, k), fitted(v[y == k])(v, 0))
+        assert_each_close(both.descriptor(v, k), fitted(v[y == k])(v, 0), rtol=1.3e-6, atol=1e-5)
     with pytest.raises(ValueError, match="no image of class 1"):
         both.fit(Vectors(v[:40], v[:40], v[:40]), y[:40])
 
@@ -91,7 +92,7 @@ def test_contrast_is_the_squared_difference_to_the_next_pixels_below_and_to_the_
     for row, column in ((0, 0), (3, 2), (4, 1), (2, 4), (4, 4)):
         i, j = min(row, 3), min(column, 3)  # the last row and column repeat those before
         down, right = x[:, :, i + 1, j] - x[:, :, i, j], x[:, :, i, j + 1] - x[:, :, i, j]
-        torch.testing.assert_close(found[:, row, column], (down**2 + right**2).mean(dim=1))
+        assert_each_close(found[:, row, column], (down**2 + right**2).mean(dim=1), rtol=1.3e-6, atol=1e-5)
 
 
 def test_defects_are_the_largest_smoothed_errors_of_regions() -> None:
@@ -101,13 +102,13 @@ def test_defects_are_the_largest_smoothed_errors_of_regions() -> None:
     maps[0, 10:12, 18:20] = 1.0
     maps[1, 8:16, 16:24] = 4 / 64
     _, textures, defects = Vectors.of(torch.empty(2, 0), x, maps)
-    torch.testing.assert_close(*textures)
+    assert_each_close(*textures, rtol=1.3e-6, atol=1e-5)
     few, spread = defects
     place = 1 * 4 + 2  # the region in the second row, third column
-    torch.testing.assert_close(few[place], torch.log(smoothed(maps[:1])[0, 8:16, 16:24].max() + VISIBLE))
+    assert_each_close(few[place], torch.log(smoothed(maps[:1])[0, 8:16, 16:24].max() + VISIBLE), rtol=1.3e-6, atol=1e-5)
     assert few[place] > spread[place] + 1.5
     assert few[:16].argmax() == spread[:16].argmax() == place
-    torch.testing.assert_close(few[16:], spread[16:])  # the contrast
+    assert_each_close(few[16:], spread[16:], rtol=1.3e-6, atol=1e-5)  # the contrast
 
 
 def test_no_image_has_no_texture() -> None:
@@ -127,7 +128,7 @@ def test_a_texture_is_the_logarithm_of_regional_means(size: int) -> None:
     wanted = torch.full((2, TEXTURE), np.log(1e-4))
     wanted[1, 4 * 1 + 3] = np.log(0.3 + 1e-4)
     wanted[1, 16 + 4 * 2] = np.log(4 * 0.5**2 / side**2 + 1e-4)
-    torch.testing.assert_close(t, wanted, rtol=1e-5, atol=0)
+    assert_each_close(t, wanted, rtol=1e-5, atol=0)
 
 
 def test_a_descriptor_is_the_latent_and_the_means_of_each_block(tiny: Make) -> None:
@@ -138,8 +139,8 @@ def test_a_descriptor_is_the_latent_and_the_means_of_each_block(tiny: Make) -> N
     for block in encoder.blocks:
         block.register_forward_hook(lambda module, given, output: outputs.append(output))
     z, h = encoder.describe(x, y)
-    torch.testing.assert_close(h, torch.cat([z, *(o.relu().mean(dim=(2, 3)) for o in outputs)], dim=1))
-    torch.testing.assert_close(encoder(x, y), z)
+    assert_each_close(h, torch.cat([z, *(o.relu().mean(dim=(2, 3)) for o in outputs)], dim=1), rtol=1.3e-6, atol=1e-5)
+    assert_each_close(encoder(x, y), z, rtol=1.3e-6, atol=1e-5)
     assert h.shape[1] == encoder.described
 
 
@@ -151,7 +152,7 @@ def test_an_unfinished_training_has_none_and_a_finished_one_keeps_it(tiny: Make)
         Detector.load(training.path, threshold=1.0)
     assert train(["--phase", "evaluate", "--resume", str(training.path.parent), "--control-steps", "5"]) == 0
     kept = Detector.load(training.path).scorer.density.state_dict()
-    fit_density(run, training.networks, training.data)
+    fit_density(training.networks, training.data, batch=run.config.score_batch)
     for name, value in training.networks.density.state_dict().items():
-        torch.testing.assert_close(kept[name], value)
+        assert_each_close(kept[name], value, rtol=1.3e-6, atol=1e-5)
     assert (kept["descriptor.images"] > 0).all()

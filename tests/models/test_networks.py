@@ -15,6 +15,7 @@ from raccgan.models.discriminator import Discriminator
 from raccgan.models.encoder import Encoder, EncoderForm
 from raccgan.models.generator import Generator
 from raccgan.models.inference import frozen
+from tests.kernels.compare import assert_each_close, largest_difference
 from tests.kernels.grid import OwnOps
 
 AT_32 = (256, 256, 128, 64)  # 4-4-2-1 times 64
@@ -32,7 +33,7 @@ def count(network: nn.Module) -> int:
 def test_published_counts_at_32_px(kind: str, g: int, d: int, e: int) -> None:
     """0.776, 0.358 and 0.940 M, dense 2.262, 2.411 and 2.960 M: grey, ten classes, the authors' encoder, no CBAM."""
     shared = {"classes": 10, "image_channels": 1, "kind": kind}
-    assert count(Generator(widths=AT_32, latent=128, attention="none", **shared)) == g
+    assert count(Generator(widths=AT_32, latent=128, **shared)) == g
     assert count(Discriminator(widths=AT_32[::-1], head="flatten", **shared)) == d
     assert count(Encoder(widths=AT_32[::-1], latent=128, form=EncoderForm("scalar"), **shared)) == e
 
@@ -44,7 +45,7 @@ def test_published_counts_at_128_px(kind: str, g: int, e: int) -> None:
     """11.73 and 16.44 M, dense 67.9 and 91.7 M: grey, two classes. Counted without memory, on the meta device."""
     shared = {"classes": 2, "image_channels": 1, "kind": kind}
     with torch.device("meta"):
-        assert count(Generator(widths=AT_128, latent=120, attention="none", **shared)) == g
+        assert count(Generator(widths=AT_128, latent=120, **shared)) == g
         assert count(Encoder(widths=AT_128[::-1], latent=120, form=EncoderForm("scalar"), **shared)) == e
 
 
@@ -55,7 +56,7 @@ def test_shapes(size: int, channels: int, classes: int) -> None:
     widths = [8] * ((size // 4).bit_length())
     latent = 6 * len(widths)
     shared = {"classes": classes, "image_channels": channels}
-    g = Generator(widths=widths, latent=latent, embedding=8, **shared)
+    g = Generator(widths=widths, latent=latent, embedding=8, attention=range(4), **shared)
     d = Discriminator(widths=widths[::-1], head="sum" if size > 32 else "flatten", **shared)
     e = Encoder(widths=widths[::-1], latent=latent, form=EncoderForm(embedding=8), **shared)
     y = torch.tensor([0, classes - 1])
@@ -67,8 +68,8 @@ def test_shapes(size: int, channels: int, classes: int) -> None:
     assert e(x, y).shape == (2, latent)
 
 
-@pytest.mark.parametrize("attention", ["none", "all"])
-def test_the_discriminator_couples_no_samples(attention: str) -> None:
+@pytest.mark.parametrize("attention", [(), (0, 1, 2)])
+def test_the_discriminator_couples_no_samples(attention: tuple[int, ...]) -> None:
     """The gradient of one sample's value with respect to another is zero, in training mode."""
     d = Discriminator(widths=(8, 8, 8), classes=2, image_channels=1, head="flatten", attention=attention).train()
     x = torch.randn(3, 1, 16, 16, requires_grad=True)
@@ -102,7 +103,7 @@ def test_the_latent_is_linear_or_tanh() -> None:
 
 @pytest.mark.parametrize(("where", "blocks"), [("none", 0), ("all", 3), ("last-2", 2), ("last-9", 3), ("0,2", 2)])
 def test_attention_stands_where_it_is_asked_for(where: str, blocks: int) -> None:
-    g = Generator(widths=(8, 8, 8, 8), classes=2, image_channels=1, latent=16, attention=where)
+    g = Generator(widths=(8, 8, 8, 8), classes=2, image_channels=1, latent=16, attention=attention_blocks(where, 3))
     assert sum(isinstance(module, CBAM) for module in g.modules()) == blocks
 
 
@@ -117,10 +118,30 @@ def test_cbam_has_at_least_one_reduced_channel() -> None:
     assert CBAM(64, "reference").reduce.out_features == 4
 
 
+@pytest.mark.parametrize("kernels", ["reference", "fused"])
+def test_cbam_normalises_its_scores_as_batch_norm_does_and_keeps_the_same_running_moments(kernels: str) -> None:
+    torch.manual_seed(0)
+    module, norm = CBAM(6, kernels), nn.BatchNorm2d(1, momentum=0.01)
+
+    def with_batch_norm(x: torch.Tensor) -> torch.Tensor:
+        logits = sum(module.expand(module.reduce(v).relu()) for v in (x.mean(dim=(2, 3)), x.amax(dim=(2, 3))))
+        gated = x * logits.sigmoid()[:, :, None, None]
+        planes = torch.stack([gated.amax(dim=1), gated.mean(dim=1)], dim=1)
+        return gated * norm(module.spatial(planes)).sigmoid()
+
+    for _ in range(3):
+        x = 3 * torch.randn(2, 6, 2, 3)  # few scores: the unbiased variance is 12/11 of the biased one
+        assert_each_close(module(x), with_batch_norm(x), rtol=1.3e-6, atol=1e-5)
+    assert_each_close(module.running_mean, norm.running_mean, rtol=1e-5, atol=1e-7)
+    assert_each_close(module.running_var, norm.running_var, rtol=1e-5, atol=0)
+    module.eval(), norm.eval()
+    assert_each_close(module(x), with_batch_norm(x), rtol=1.3e-6, atol=1e-5)
+
+
 def test_conditional_batch_norm_in_evaluation_is_the_batch_norm_of_training() -> None:
     """Where the running moments are those of the batch, evaluation gives what training gave."""
     torch.manual_seed(0)
-    g = Generator(widths=(8, 8, 8), classes=2, image_channels=1, latent=12, embedding=4, attention="all").double()
+    g = Generator(widths=(8, 8, 8), classes=2, image_channels=1, latent=12, embedding=4, attention=range(2)).double()
     for norm in (module for module in g.modules() if hasattr(module, "momentum")):
         norm.momentum = 1.0
     z, y = torch.randn(64, 12, dtype=torch.float64), torch.randint(0, 2, (64,))
@@ -132,17 +153,17 @@ def test_conditional_batch_norm_in_evaluation_is_the_batch_norm_of_training() ->
 
 def test_a_checkpoint_of_one_path_serves_the_other() -> None:
     shared = {"widths": (8, 8, 8), "classes": 2, "image_channels": 1, "latent": 12}
-    plain, fused = (Generator(kernels=name, **shared).eval() for name in ("reference", "fused"))
+    plain, fused = (Generator(kernels=name, attention=range(2), **shared).eval() for name in ("reference", "fused"))
     fused.load_state_dict(plain.state_dict())
     z, y = torch.randn(3, 12), torch.tensor([0, 1, 1])
-    torch.testing.assert_close(fused(z, y), plain(z, y), rtol=1e-3, atol=1e-4)
+    assert_each_close(fused(z, y), plain(z, y), rtol=1e-3, atol=1e-4)
 
 
 def test_frozen_networks_are_the_same_functions_and_leave_the_originals_alone() -> None:
     shared = {"classes": 3, "image_channels": 1}
     x, y, z = torch.rand(2, 1, 8, 8) * 2 - 1, torch.tensor([0, 2]), torch.randn(2, 24)
     pairs: list[tuple[nn.Module, tuple[torch.Tensor, ...]]] = [
-        (Generator(widths=(8, 4), latent=24, **shared), (z, y)),
+        (Generator(widths=(8, 4), latent=24, attention=range(1), **shared), (z, y)),
         (Discriminator(widths=(4, 8), head="sum", **shared), (x, y)),
         (Encoder(widths=(4, 8), latent=24, **shared), (x, y)),
     ]
@@ -164,10 +185,10 @@ def test_frozen_networks_are_the_same_functions_and_leave_the_originals_alone() 
         assert all(torch.equal(value, before[name]) for name, value in after.items())
         wanted = network.eval()(*inputs)
         for copied in (first, second):
-            torch.testing.assert_close(copied(*inputs), wanted, rtol=1e-4, atol=1e-5)
+            assert_each_close(copied(*inputs), wanted, rtol=1e-4, atol=1e-5)
         halves = frozen(network, torch.bfloat16)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            error, plain = ((one(*inputs) - wanted).abs().max() for one in (halves, network))
+            error, plain = (largest_difference(one(*inputs), wanted) for one in (halves, network))
         assert 0 < error <= 3 * plain + 0.01
 
 
@@ -185,7 +206,7 @@ def test_the_gradient_of_flattened_features_is_channels_last() -> None:
 def test_the_generators_head_is_depthwise_separable(image_channels: int) -> None:
     """In training and in evaluation, with and without gradients, and with the running moments moved alike."""
     shared = {"widths": (8, 6), "classes": 2, "image_channels": image_channels, "latent": 12}
-    plain, fused = (Generator(kernels=name, **shared).train() for name in ("reference", "fused"))
+    plain, fused = (Generator(kernels=name, attention=range(1), **shared).train() for name in ("reference", "fused"))
     nn.init.normal_(plain.head.bias, std=0.3)
     nn.init.normal_(plain.norm.weight, std=2.0)
     fused.load_state_dict(plain.state_dict())
@@ -200,13 +221,13 @@ def test_the_generators_head_is_depthwise_separable(image_channels: int) -> None
             wanted = plain(z, y)
         depthwise = [name for name in own.names if "depthwise" in name]
         assert len(depthwise) == (0 if library.path() is None else 3 if image_channels == 1 else 4)  # a block has two
-        torch.testing.assert_close(got, wanted, **tight)
+        assert_each_close(got, wanted, **tight)
         if recorded:
             g = torch.randn_like(got)
             ours, theirs = (
                 torch.autograd.grad(image, net.parameters(), g) for image, net in ((got, fused), (wanted, plain))
             )
             for (name, _), found, right in zip(plain.named_parameters(), ours, theirs, strict=True):
-                torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-4, msg=name)
+                assert_each_close(found, right, rtol=1e-3, atol=1e-4, what=name)
     for name, wanted in plain.norm.state_dict().items():
-        torch.testing.assert_close(fused.norm.state_dict()[name], wanted, **tight)
+        assert_each_close(fused.norm.state_dict()[name], wanted, **tight)

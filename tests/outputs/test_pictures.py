@@ -12,18 +12,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raccgan.errors import InputError
-from raccgan.outputs.pictures import (
+from raccgan.evaluation.metrics import roc
+from raccgan.outputs.figures import (
     GREEN,
     OUTLINE,
     RED,
     Reconstruction,
+    RocCurve,
     _smooth,
-    image,
     loss_curves,
     reconstructions,
     roc_and_histogram,
-    sample_grid,
 )
+from raccgan.outputs.pictures import sample_grid, write_image
+from tests.kernels.compare import assert_each_close
 
 ODD_NAMES = ["$x_1$", "a\nb", "肺", "n" * 300, ""]
 HOTTEST = "#fcffa4"  # the upper end of inferno
@@ -66,11 +68,11 @@ def item(**changed: object) -> Reconstruction:
 def test_an_image_alone_is_its_own_pixels(tmp_path: Path, channels: int) -> None:
     """Of its own size, grey or colour, to the rounding of 8 bits; beyond the range it is cut off."""
     x = images(1, channels, 5)[0] * 1.2
-    image(tmp_path / "i.png", x)
+    write_image(tmp_path / "i.png", x)
     with Image.open(tmp_path / "i.png") as written:
         assert (written.format, written.mode, written.size) == ("PNG", {1: "L", 3: "RGB"}[channels], (5, 5))
         pixels = np.atleast_3d(np.asarray(written)).transpose(2, 0, 1)
-    np.testing.assert_allclose(pixels, (x.clip(-1, 1) + 1) * 127.5, atol=0.501)
+    assert_each_close(pixels, (x.clip(-1, 1) + 1) * 127.5, atol=0.501)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -83,7 +85,7 @@ def test_samples_are_shown_as_they_are(tmp_path: Path, channels: int) -> None:
         expected = np.broadcast_to(np.rint((x[2].transpose(1, 2, 0) + 1) * 127.5), (size, size, 3))
         means = last.reshape(size, 64 // size, size, 64 // size, 3).mean(axis=(1, 3))
         if size == 64:
-            np.testing.assert_allclose(means, expected, atol=1)  # halves may round either way
+            assert_each_close(means, expected, atol=1)  # halves may round either way
         else:
             assert np.corrcoef(means.ravel(), expected.ravel())[0, 1] > 0.95
 
@@ -177,7 +179,7 @@ def test_smoothing_keeps_the_level_at_the_ends_and_gaps_stay_gaps() -> None:
     values[500] = np.nan
     smooth = _smooth(values)
     assert np.isnan(smooth[500])
-    np.testing.assert_allclose(np.delete(smooth, 500), 3)
+    assert_each_close(np.delete(smooth, 500), 3)
     wave = np.tile([0.0, 2.0], 500)
     assert np.abs(_smooth(wave)[20:-20] - 1).max() < 0.1
 
@@ -187,12 +189,14 @@ def test_roc_and_histogram_with_controls(tmp_path: Path) -> None:
     anomalous = np.arange(200) < 100
     scores = random.gamma(4, 0.01, 200) * (1 + anomalous)
     path = tmp_path / "h.png"
-    roc_and_histogram(path, scores, anomalous, 0.07, 0.9)
+    ours = {"ours": RocCurve(*roc(scores, anomalous), 0.9)}
+    roc_and_histogram(path, scores, anomalous, 0.07, ours)
     bare = read(path)
-    roc_and_histogram(path, scores, anomalous, 0.07, 0.9, {"$k$ " * 20: (random.random(200), 0.5)})
+    control = {"$k$ " * 20: RocCurve(*roc(random.random(200), anomalous), 0.5)}
+    roc_and_histogram(path, scores, anomalous, 0.07, ours | control)
     half = bare.shape[1] // 2
     assert (bare[:, :half] != read(path)[:, :half]).any(), "the control is drawn"
-    roc_and_histogram(path, scores, anomalous, 0.02, 0.9)
+    roc_and_histogram(path, scores, anomalous, 0.02, ours)
     np.testing.assert_array_equal(bare[:, : half - 100], read(path)[:, : half - 100])
     assert (bare != read(path)).any(), "the threshold is drawn"
 
@@ -212,16 +216,18 @@ def test_roc_and_histogram_with_controls(tmp_path: Path) -> None:
 def test_scores_of_any_kind_are_drawn(
     tmp_path: Path, scores: list[float], anomalous: list[int], threshold: float
 ) -> None:
-    roc_and_histogram(tmp_path / "h.png", scores, anomalous, threshold, None)
+    curves = {"ours": RocCurve(*roc(scores, anomalous), None)}
+    roc_and_histogram(tmp_path / "h.png", scores, anomalous, threshold, curves)
     read(tmp_path / "h.png")
 
 
 def test_the_users_settings_neither_matter_nor_change(tmp_path: Path) -> None:
     scores, anomalous = [0.1, 0.2, 0.3, 0.15], [0, 1, 1, 0]
-    roc_and_histogram(tmp_path / "a.png", scores, anomalous, 0.18, 1.0)
+    curves = {"ours": RocCurve(*roc(scores, anomalous), 1.0)}
+    roc_and_histogram(tmp_path / "a.png", scores, anomalous, 0.18, curves)
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black"}):
         before = dict(matplotlib.rcParams)
-        roc_and_histogram(tmp_path / "b.png", scores, anomalous, 0.18, 1.0)
+        roc_and_histogram(tmp_path / "b.png", scores, anomalous, 0.18, curves)
         assert dict(matplotlib.rcParams) == before
     np.testing.assert_array_equal(read(tmp_path / "a.png"), read(tmp_path / "b.png"))
 
@@ -233,7 +239,7 @@ def test_a_place_that_takes_no_picture_is_an_input_error(tmp_path: Path) -> None
         lambda: sample_grid(below, {"a": images(1, 1, 8)}),
         lambda: reconstructions(below, [item()]),
         lambda: loss_curves(below, {}),
-        lambda: roc_and_histogram(below, [0.1], [0], 0.2, None),
+        lambda: roc_and_histogram(below, [0.1], [0], 0.2, {}),
     ):
         with pytest.raises(InputError, match="cannot write"):
             draw()

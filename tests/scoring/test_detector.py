@@ -20,6 +20,7 @@ from raccgan.scoring.detector import Result, Skipped
 from tests.cli.test_commands import run
 from tests.conftest import TINY_OPTIONS
 from tests.data.parts import part
+from tests.kernels.compare import assert_each_close
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_every_form_of_an_image_scores_alike(detector: Detector, tmp_path: Path)
     }
     for name, form in forms.items():
         found = detector.score(form)
-        np.testing.assert_allclose([r.score for r in found], [score for score, *_ in expected], rtol=1e-5, err_msg=name)
+        assert_each_close([r.score for r in found], [score for score, *_ in expected], rtol=1e-5, what=name)
     for form in (pixels, paths, pictures):
         assert values(detector.score(form)) == expected
 
@@ -80,7 +81,7 @@ def test_levelled_images_score_alike_in_every_form_and_exposure(tmp_path: Path) 
     expected = [r.score for r in detector.score(pixels)]
     unit = pixels.astype(np.float32) / np.float32(255)
     for form in (torch.from_numpy(unit)[:, None] * 2 - 1, 0.25 * unit + 0.5):
-        np.testing.assert_allclose([r.score for r in detector.score(form)], expected, rtol=1e-3)
+        assert_each_close([r.score for r in detector.score(form)], expected, rtol=1e-3)
 
 
 def test_one_image_is_a_list_of_one(detector: Detector, tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_a_result_holds_what_it_says(detector: Detector) -> None:
         difference = ((result.image - result.reconstruction) ** 2).mean(axis=0)
         assert result.residual == pytest.approx(float(difference.mean()), rel=1e-4)
         wanted = smoothed(torch.from_numpy(difference)[None])[0]
-        np.testing.assert_allclose(result.map, wanted, rtol=1e-4, atol=1e-6)
+        assert_each_close(result.map, wanted, rtol=1e-4, atol=1e-6)
         assert result.score == pytest.approx(result.residual + detector.config.kappa * result.feature, rel=1e-4)
         assert result.density > 0
         assert result.texture_density > 0

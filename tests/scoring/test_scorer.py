@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 
 from raccgan.config import SCORES
 from raccgan.errors import InputError
-from raccgan.evaluation.evaluation import fit_density
 from raccgan.models.density import Vectors
 from raccgan.models.maps import smoothed
 from raccgan.models.networks import Networks
 from raccgan.models.trace import Replayed
+from raccgan.scoring.calibration import fit_density
 from raccgan.scoring.scorer import Scorer, threshold_of
 from raccgan.training.loop import Training
 from raccgan.training.run import Run
+from tests.kernels.compare import assert_each_close
 
 Make = Callable[..., tuple[Run, Training]]
 
@@ -29,8 +30,8 @@ def run_and_scorer(tiny: Make) -> tuple[Run, Scorer]:
     run, training = tiny()
     training.run("gan")
     training.run("encoder")
-    fit_density(run, training.networks, training.data)
-    return run, run.scorer(training.networks)
+    fit_density(training.networks, training.data, batch=run.config.score_batch)
+    return run, Scorer.of(run.config, training.networks, run.classes)
 
 
 def test_a_score_does_not_depend_on_the_batch(run_and_scorer: tuple[Run, Scorer]) -> None:
@@ -44,7 +45,7 @@ def test_a_score_does_not_depend_on_the_batch(run_and_scorer: tuple[Run, Scorer]
     shuffled[order] = scorer.score(images[order]).score
     batched = scorer.score_batches(lambda indices: images[indices], 37).score
     for other in (alone, shuffled, batched):
-        torch.testing.assert_close(other, whole, rtol=1e-4, atol=0)
+        assert_each_close(other, whole, rtol=1e-4, atol=0)
     assert whole.std() > 0
 
 
@@ -68,7 +69,7 @@ def test_any_batches_in_any_order_give_the_same_scores(run_and_scorer: tuple[Run
         scorer.pairs = pairs
         mixed = images[order].contiguous(memory_format=memory_format)
         parts = [scorer.score(part) for part in mixed.tensor_split(sorted(cuts))]
-        torch.testing.assert_close(torch.cat([p.score for p in parts]), whole[order], rtol=1e-5, atol=0)
+        assert_each_close(torch.cat([p.score for p in parts]), whole[order], rtol=1e-5, atol=0)
 
     check()
 
@@ -118,25 +119,25 @@ def test_the_score_is_the_minimum_over_the_normal_classes(
         )
     table = torch.stack(by_class)
     scored = scorer.score(images, details=True)
-    torch.testing.assert_close(scored.score, table.amin(dim=0).detach(), rtol=1e-4, atol=0)
+    assert_each_close(scored.score, table.amin(dim=0).detach(), rtol=1e-4, atol=0)
     assert torch.equal(scored.condition, table.argmin(dim=0))
     assert len(set(scored.condition.tolist())) > 1
     assert scored.map is not None
     y = scored.condition
     squared = (x - scorer.generator(scorer.encoder(x, y), y)).square().mean(dim=1)
-    torch.testing.assert_close(scored.residual, squared.mean(dim=(1, 2)), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(scored.map, smoothed(squared), rtol=1e-3, atol=1e-5)
+    assert_each_close(scored.residual, squared.mean(dim=(1, 2)), rtol=1e-4, atol=1e-6)
+    assert_each_close(scored.map, smoothed(squared), rtol=1e-3, atol=1e-5)
 
 
 def test_a_known_class_conditions_on_it_alone(run_and_scorer: tuple[Run, Scorer], tiny: Make) -> None:
     run, _ = run_and_scorer
     _, training = tiny()
-    fit_density(run, training.networks, training.data)
+    fit_density(training.networks, training.data, batch=run.config.score_batch)
     images = run.dataset(run.split.test).images(range(9))
-    fixed = run.scorer(training.networks, label_policy="3")
+    fixed = Scorer.of(run.config, training.networks, run.classes, label_policy="3")
     assert set(fixed.score(images).condition.tolist()) == {3}
     with pytest.raises(InputError, match=r"label policy '7' cannot apply: .* \(0, 1, 2, 3, 4\)"):
-        run.scorer(training.networks, label_policy="7")
+        Scorer.of(run.config, training.networks, run.classes, label_policy="7")
 
 
 def test_both_paths_score_alike(run_and_scorer: tuple[Run, Scorer]) -> None:
@@ -144,7 +145,7 @@ def test_both_paths_score_alike(run_and_scorer: tuple[Run, Scorer]) -> None:
     images = run.dataset(run.split.test).images(range(20))
     fused = scorer.score(images).score
     scorer.kernels = "reference"
-    torch.testing.assert_close(scorer.score(images).score, fused, rtol=1e-4, atol=0)
+    assert_each_close(scorer.score(images).score, fused, rtol=1e-4, atol=0)
 
 
 def test_a_compiled_scorer_scores_alike(run_and_scorer: tuple[Run, Scorer]) -> None:
@@ -157,8 +158,8 @@ def test_a_compiled_scorer_scores_alike(run_and_scorer: tuple[Run, Scorer]) -> N
     images = run.dataset(run.split.test).images(range(37))
     for count, details in ((37, False), (1, False), (8, True)):
         wanted, got = (one.score(images[:count], details=details) for one in (scorer, compiled))
-        torch.testing.assert_close(got.score, wanted.score, rtol=1e-4, atol=0)
-        torch.testing.assert_close(got.map, wanted.map, rtol=1e-4, atol=1e-5)
+        assert_each_close(got.score, wanted.score, rtol=1e-4, atol=0)
+        assert_each_close(got.map, wanted.map, rtol=1e-4, atol=1e-5)
         assert torch.equal(got.condition, wanted.condition)
 
 
@@ -182,7 +183,7 @@ def test_scores_that_are_replayed_have_the_same_bits(
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_a_compiled_scorer_says_so(tiny: Make) -> None:
     run, training = tiny()
-    fit_density(run, training.networks, training.data)
+    fit_density(training.networks, training.data, batch=run.config.score_batch)
     scorer = Scorer.of(run.config, training.networks, run.classes, compiled=True)
     with pytest.raises(InputError, match=r"the scorer does not compile here: .*No working C\+\+ compiler"):
         scorer.score(torch.zeros(2, 1, 8, 8))

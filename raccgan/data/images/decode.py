@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from raccgan.data.images.geometry import Float, Place, place_in_square
+from raccgan.data.images.geometry import Float, Placement, place_in_square
 from raccgan.data.images.opening import FORMATS, open_image, room
 from raccgan.data.samples import Pixels, Sample, printable
 from raccgan.errors import InputError
@@ -63,7 +63,7 @@ class Decoded(NamedTuple):
     """A decoded image, and where in the original, when that stands upright, it was taken from."""
 
     pixels: Float  # [channels, size, size] in [-1, 1]
-    place: Place
+    place: Placement
 
 
 def decode_placed(

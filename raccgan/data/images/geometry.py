@@ -1,4 +1,4 @@
-"""Where an image comes to lie in the square that a model sees; there for pixels and masks, and back for maps."""
+"""The geometry between an image and the square that a model sees: pixels and masks into it, maps back out of it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FITS = {
 }
 
 FINEST = 2
-"""A turned image is sampled at least so often along each side of a pixel of the square, against jagged edges."""
+"""Samples along each side of a pixel of the square, at least, where an image is turned: they smooth jagged edges."""
 
 Float = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class Place(ABC):
+class Placement(ABC):
     """The place of one image, of height x width, in a square of ``size``."""
 
     height: int
@@ -55,7 +55,7 @@ class Place(ABC):
         return int(min(max(x, 0), self.width - 1)), int(min(max(y, 0), self.height - 1))
 
 
-def place_in_square(image: NDArray[Any], size: int, fit: str) -> Place:
+def place_in_square(image: NDArray[Any], size: int, fit: str) -> Placement:
     """Where an image [H, W, C] comes to lie in a square of ``size``. Only ``align`` looks at its pixels.
 
     Raises:
@@ -80,7 +80,7 @@ def place_in_square(image: NDArray[Any], size: int, fit: str) -> Place:
 
 
 @dataclass(frozen=True, eq=False)
-class Boxed(Place):
+class Boxed(Placement):
     """An upright rectangle of the image fills an upright rectangle of the square."""
 
     box: tuple[float, float, float, float]  # left, upper, right, lower, in the image's pixels
@@ -125,7 +125,7 @@ class Boxed(Place):
 
 
 @dataclass(frozen=True, eq=False)
-class Turned(Place):
+class Turned(Placement):
     """A turned rectangle of the image fills the square; where it leaves the image, the border is repeated."""
 
     pose: Pose

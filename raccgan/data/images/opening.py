@@ -1,8 +1,8 @@
-"""Files opened as images before anything is decoded: how large they may be, and how many pixels are in work at a time.
+"""Opens image files, with limits on their size and on the pixels that all threads decode at a time.
 
-A file may claim any size, and a small one may hold a huge image. So a file of more than ``MOST_BYTES``, or one whose
-header claims more than ``MOST_PIXELS``, is refused before anything is decoded; and all threads together have no more
-than ``MOST_PIXELS`` in work at a time, which took at most 28 bytes each (colour with alpha; 8 for 8-bit grey).
+A header may claim any size, and a small file may hold a huge image. A file of more than ``MOST_BYTES``, or with more
+than ``MOST_PIXELS`` in its header, is refused before anything is decoded. All threads together decode at most
+``MOST_PIXELS`` at a time; decoding took at most 28 bytes a pixel (colour with alpha; 8 bytes for 8-bit grey).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the one object of an image lies, and how it is turned: parts photographed as they happen to fall.
+"""Position and rotation of the one object on a plain ground, for parts that are photographed as they fall.
 
 The ground is what the image's border mostly shows; the object is the largest connected piece that stands out from it
 (Otsu, 1979). Its axis is that of the largest second moment, and its narrower end, by the third, is below.

@@ -10,6 +10,7 @@ from raccgan.data.images.decode import count_channels, decode, decode_mask, deco
 from raccgan.data.images.geometry import FITS
 from raccgan.data.samples import Sample
 from raccgan.errors import InputError
+from tests.kernels.compare import assert_each_close
 
 RANDOM = np.random.default_rng(0)
 
@@ -47,7 +48,7 @@ def test_16_bit_levels_all_survive(tmp_path: Path) -> None:
     Image.fromarray(levels).save(tmp_path / "a.png")
     decoded = decode(tmp_path / "a.png", size=256, channels=1)
     assert len(np.unique(decoded)) == 65536
-    np.testing.assert_allclose(in_unit(decoded[0]), levels / 65535, atol=1e-7)
+    assert_each_close(in_unit(decoded[0]), levels / 65535, atol=1e-7)
 
 
 def test_resizing_keeps_differences_of_one_16_bit_step() -> None:
@@ -73,7 +74,7 @@ def test_16_bit_files(tmp_path: Path, kind: str) -> None:
     assert (
         decode(path, size=7, channels=1, fit="pad")[0, 1:6] == decode(pixels, size=7, channels=1, fit="pad")[0, 1:6]
     ).all()
-    np.testing.assert_allclose(in_unit(decode(path, size=7, channels=1, fit="pad")[0, 1:6]), pixels / 65535, atol=1e-7)
+    assert_each_close(in_unit(decode(path, size=7, channels=1, fit="pad")[0, 1:6]), pixels / 65535, atol=1e-7)
 
 
 @pytest.mark.parametrize("value", [-1, 65536])
@@ -122,7 +123,7 @@ def test_alpha_is_composited_over_black(tmp_path: Path, mode: str, colour: tuple
     image.putpixel((2, 0), (*colour, 255))
     image.save(tmp_path / "a.png")
     decoded = decode(tmp_path / "a.png", size=3, channels=3)
-    np.testing.assert_allclose(in_unit(decoded[:, 1]), [[0, 0.2, 1]] * 3, atol=1e-7)
+    assert_each_close(in_unit(decoded[:, 1]), [[0, 0.2, 1]] * 3, atol=1e-7)
     np.testing.assert_array_equal(decode(np.asarray(image), size=3, channels=3), decoded)
 
 
@@ -134,7 +135,7 @@ def test_a_transparent_colour_is_black(tmp_path: Path, mode: str) -> None:
     key = stored.getpixel((0, 0))
     stored.save(tmp_path / "a.png", transparency=key)
     decoded = decode(tmp_path / "a.png", size=2, channels=1)
-    np.testing.assert_allclose(in_unit(decoded[0, 0]), [0, 100 / 255], atol=1e-6)
+    assert_each_close(in_unit(decoded[0, 0]), [0, 100 / 255], atol=1e-6)
 
 
 def test_cmyk(tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_cmyk(tmp_path: Path) -> None:
 def test_ycbcr_jpeg_is_rgb(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16), (200, 30, 90)).save(tmp_path / "a.jpg", quality=100)
     decoded = decode(tmp_path / "a.jpg", size=16, channels=3)
-    np.testing.assert_allclose(in_unit(decoded[:, 8, 8]) * 255, (200, 30, 90), atol=3)
+    assert_each_close(in_unit(decoded[:, 8, 8]) * 255, (200, 30, 90), atol=3)
 
 
 def test_grey_to_colour_and_back() -> None:
@@ -159,12 +160,12 @@ def test_grey_to_colour_and_back() -> None:
         assert (colour == colour[:1]).all()
         np.testing.assert_array_equal(colour[:1], decode(grey, size=size, channels=1))
         stored_as_colour = np.repeat(grey[..., None], 3, axis=2)
-        np.testing.assert_allclose(decode(stored_as_colour, size=size, channels=1), colour[:1], atol=1e-7)
+        assert_each_close(decode(stored_as_colour, size=size, channels=1), colour[:1], atol=1e-7)
 
 
 def test_luminance() -> None:
     primaries = np.eye(3, dtype=np.uint8)[None] * 255
-    np.testing.assert_allclose(in_unit(decode(primaries, size=3, channels=1)[0, 0]), [0.299, 0.587, 0.114], atol=1e-7)
+    assert_each_close(in_unit(decode(primaries, size=3, channels=1)[0, 0]), [0.299, 0.587, 0.114], atol=1e-7)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -179,9 +180,7 @@ def test_exif_orientation(tmp_path: Path, orientation: int, ending: str) -> None
     upright = Image.fromarray(pixels)
     upright.getexif()[0x0112] = orientation
     expected = decode(np.asarray(ImageOps.exif_transpose(upright)), size=6, channels=1, fit="pad")
-    np.testing.assert_allclose(
-        decode(path, size=6, channels=1, fit="pad"), expected, atol=0.15 if ending == "jpg" else 1e-6
-    )
+    assert_each_close(decode(path, size=6, channels=1, fit="pad"), expected, atol=0.15 if ending == "jpg" else 1e-6)
 
 
 def test_the_first_frame_of_an_animation_counts(tmp_path: Path) -> None:
@@ -210,7 +209,7 @@ def test_downsizing_averages() -> None:
     """Without antialiasing the stripes would alias to black or white."""
     stripes = np.tile(np.array([[0, 255]], dtype=np.uint8), (64, 32))
     inner = decode(stripes, size=8, channels=1)[0, 1:-1, 1:-1]
-    np.testing.assert_allclose(inner, 0, atol=0.05)
+    assert_each_close(inner, 0, atol=0.05)
 
 
 def test_a_very_long_image_needs_little_memory() -> None:
@@ -239,9 +238,9 @@ def test_levelled_images_are_those_of_any_exposure(channels: int) -> None:
     assert abs(level.mean()) < 1e-6
     assert level.std() == pytest.approx(1 / 4, rel=1e-5)
     darker = decode(0.3 * image + 0.1, size=8, channels=channels, brightness="level")
-    np.testing.assert_allclose(darker, level, atol=1e-5)
+    assert_each_close(darker, level, atol=1e-5)
     kept = decode(image, size=8, channels=channels)
-    np.testing.assert_allclose(level, (kept - kept.mean()) / (4 * kept.std()), atol=1e-6)
+    assert_each_close(level, (kept - kept.mean()) / (4 * kept.std()), atol=1e-6)
 
 
 def test_levelling_cuts_what_is_far_from_the_mean_and_leaves_the_noise_of_a_blank_image_small() -> None:

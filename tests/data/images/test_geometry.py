@@ -13,6 +13,7 @@ from raccgan.data.images.geometry import FITS, place_in_square
 from raccgan.data.images.pose import find_pose
 from raccgan.errors import InputError
 from tests.data.parts import part
+from tests.kernels.compare import assert_each_close
 
 
 def unit(pixels: np.ndarray) -> np.ndarray:
@@ -67,7 +68,7 @@ def test_where_a_part_lies_does_not_depend_on_the_size_of_the_image() -> None:
         pixels = part(30, size=round(160 * scale), centre=(80 * scale, 80 * scale), length=90 * scale)
         large, small = find_pose(unit(pixels)), find_pose(unit(part(30)))
         for side, expected in zip(large, small, strict=True):
-            np.testing.assert_allclose(side / scale, expected, atol=2)
+            assert_each_close(side / scale, expected, atol=2)
 
 
 def test_dust_and_noise_are_not_the_part() -> None:
@@ -76,7 +77,7 @@ def test_dust_and_noise_are_not_the_part() -> None:
     pixels[10:13, 10:14] = 20
     found = find_pose(unit(pixels.clip(0, 255)))
     for side, expected in zip(found, find_pose(unit(part(60))), strict=True):
-        np.testing.assert_allclose(side, expected, atol=3)
+        assert_each_close(side, expected, atol=3)
 
 
 def test_a_blank_image_is_taken_whole() -> None:

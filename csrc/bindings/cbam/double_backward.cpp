@@ -1,0 +1,63 @@
+// CBAM's double backward op on a CPU, for norm "instance": the gradients of <grad_grad_x, gradient of x>.
+#include "stages.h"
+
+namespace raccgan {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cbam_double_backward_cpu(
+    const Tensor& grad_grad_x_in, const Tensor& grad_y_in, const Tensor& x_in, const Tensor& reduce_weight,
+    const Tensor& reduce_bias, const Tensor& expand_weight, const Tensor& expand_bias, const Tensor& spatial_weight,
+    const Tensor& norm_weight, const Tensor& norm_bias, double eps, const Tensor& saved) {
+  const Optional none;
+  const CbamInputs in{float32_or_bfloat16(x_in), reduce_weight, reduce_bias, expand_weight, expand_bias,
+                      spatial_weight, norm_weight, norm_bias, none, none, false, eps};
+  const CbamCall call(in);
+  call.check_backward(grad_y_in, x_in, saved);
+  STD_TORCH_CHECK(same_sizes(grad_grad_x_in, x_in) && grad_grad_x_in.scalar_type() == x_in.scalar_type(),
+                  "grad_grad_x must be as x is");
+  const CbamShape& s = call.shape;
+  const Tensor x = channels_last(x_in), grad_y = channels_last(grad_y_in), v = channels_last(grad_grad_x_in);
+  const Tensor grad_grad_y = empty_channels_last(x, s.c, s.h, s.w);
+  const CbamGradientTensors found(s, x, {true, true, true, true, false});
+  const int64_t taps = 2 * s.k * s.k, nc = s.n * s.c;
+  ScratchMemory memory(6 * nc + 5 * s.n * s.r + s.n * (taps + 2));
+  float *const v_average = memory.next(nc), *const v_maximum = memory.next(nc);
+  float *const grad_average = memory.next(nc), *const grad_maximum = memory.next(nc);
+  float *const hidden = memory.next(s.n * s.r), *const grad_logits = memory.next(2 * nc);
+  float* const grad_hidden = memory.next(4 * s.n * s.r);
+  float *const grad_spatial = memory.next(s.n * taps), *const grad_norm = memory.next(2 * s.n);
+
+  const CbamDoubleBackwardArgs args{
+      call.args(saved), x.const_data_ptr(), grad_y.const_data_ptr(), v.const_data_ptr(), grad_grad_y.mutable_data_ptr(),
+      found.pointers(), v_average, v_maximum, grad_average, grad_maximum, hidden, grad_logits, grad_hidden,
+      grad_spatial, grad_norm};
+  share_out(s.n, s.c * pixels(s), [&](int64_t begin, int64_t end) {
+    const auto scratch = aligned_floats(double_backward_floats(s));
+    RACCGAN_SELECT(cbam_double_backward)(args, scratch.get(), begin, end);
+  });
+  share_out(s.r + s.c, s.n * std::min(s.r, s.c), [&](int64_t begin, int64_t end) {
+    RACCGAN_SELECT(cbam_weights_double_back)(args, begin, end);
+  });
+  add_up(grad_spatial, s.n, taps, args.gradients.spatial_weight);
+  float of_norm[2];
+  add_up(grad_norm, s.n, 2, of_norm);
+  *args.gradients.norm_weight = of_norm[0];
+  *args.gradients.norm_bias = of_norm[1];
+  return std::tuple_cat(std::make_tuple(grad_grad_y), found.x_and_weights(in));
+}
+
+}  // namespace
+}  // namespace raccgan
+
+STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
+  m.def(
+      "cbam_native_double_backward(Tensor grad_grad_x, Tensor grad_y, Tensor x, Tensor reduce_weight,"
+      " Tensor reduce_bias, Tensor expand_weight, Tensor expand_bias, Tensor spatial_weight, Tensor norm_weight,"
+      " Tensor norm_bias, float eps, Tensor saved) -> (Tensor grad_y, Tensor x, Tensor reduce_weight,"
+      " Tensor reduce_bias, Tensor expand_weight, Tensor expand_bias, Tensor spatial_weight, Tensor norm_weight,"
+      " Tensor norm_bias)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) {
+  m.impl("cbam_native_double_backward", TORCH_BOX(&raccgan::cbam_double_backward_cpu));
+}

@@ -1,0 +1,139 @@
+// The checked operands and outputs of the depthwise ops, for the bindings on a CPU and on a GPU.
+#pragma once
+
+#include <tuple>
+
+#include "../ops/depthwise.h"
+#include "common.h"
+
+namespace raccgan {
+
+using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+struct DepthwiseOptions {
+  int64_t upsample, pool;
+  bool pre_relu, normalise, relu;
+  double eps;
+
+  Resize resize() const {
+    STD_TORCH_CHECK((upsample == 1 || upsample == 2) && (pool == 1 || pool == 2) && upsample * pool <= 2,
+                    "upsample and pool must be 1 or 2, and not both 2");
+    return upsample == 2 ? Resize::kUp : pool == 2 ? Resize::kDown : Resize::kNone;
+  }
+};
+
+// The operands, checked and in the layout that the kernels read, and new outputs.
+struct DepthwiseCall {
+  Tensor x, w;
+  std::optional<Tensor> scale, shift;
+  DepthwiseLayer layer;
+
+  DepthwiseCall(const Tensor& x_in, const Tensor& w_in, const std::optional<Tensor>& scale_in,
+                const std::optional<Tensor>& shift_in, const DepthwiseOptions& options)
+      : x(x_in), w(w_in) {
+    STD_TORCH_CHECK(x.dim() == 4, "x must be [N, C, H, W]");
+    const int64_t n = x.size(0), c = x.size(1), k = w.dim() == 4 ? w.size(3) : 0;
+    STD_TORCH_CHECK(k > 0 && w.size(0) == c && w.size(1) == 1 && w.size(2) == k, "w must be [C, 1, k, k]");
+    STD_TORCH_CHECK(k == 3 || k == 5 || k == 7, "the kernel size must be 3, 5 or 7, got ", k);
+    STD_TORCH_CHECK(w.device() == x.device(), "x and w must be on one device");
+    STD_TORCH_CHECK(scale_in.has_value() == shift_in.has_value(), "give both scale and shift, or neither");
+    for (const auto& t : {scale_in, shift_in}) {
+      STD_TORCH_CHECK(!t || (t->dim() == 2 && t->size(0) == n && t->size(1) == c), "scale and shift must be [N, C]");
+      STD_TORCH_CHECK(!t || t->device() == x.device(), "x, scale and shift must be on one device");
+    }
+    if (scale_in) scale = as_float(*scale_in), shift = as_float(*shift_in);
+    x = channels_last(x);
+    w = as_float(w);
+    layer = {n, c, x.size(2), x.size(3), k, options.resize(), options.pre_relu, options.normalise, options.relu,
+             static_cast<float>(options.eps), dtype_of(x, "x"), scale ? scale->const_data_ptr<float>() : nullptr,
+             shift ? shift->const_data_ptr<float>() : nullptr, w.const_data_ptr<float>()};
+  }
+
+  bool empty() const { return x.numel() == 0; }
+
+  Tensor like_x(const Tensor& t, const char* what) const {
+    STD_TORCH_CHECK(t.dim() == 4 && same_sizes(t, x), what, " must be [N, C, H, W] as x is");
+    return channels_last(same_kind(t, what));
+  }
+
+  // With so many channels.
+  Tensor like_y(const Tensor& t, int64_t channels, const char* what) const {
+    STD_TORCH_CHECK(t.dim() == 4 && t.size(0) == layer.n && t.size(1) == channels &&
+                        t.size(2) == layer.out(layer.h) && t.size(3) == layer.out(layer.w),
+                    what, " must be of the output's shape");
+    return channels_last(same_kind(t, what));
+  }
+
+  const Tensor& same_kind(const Tensor& t, const char* what) const {
+    STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), what, " and x must be of one dtype");
+    STD_TORCH_CHECK(t.device() == x.device(), what, " and x must be on one device");
+    return t;
+  }
+
+  // Outputs, empty where they are not needed.
+  Tensor new_x(bool needed) const { return needed ? empty_channels_last(x, layer.c, layer.h, layer.w) : nothing(); }
+  Tensor new_y(bool needed) const {
+    return needed ? empty_channels_last(x, layer.c, layer.out(layer.h), layer.out(layer.w)) : nothing();
+  }
+  Tensor new_parameter(bool needed) const { return new_sum({layer.n, layer.c}, needed); }
+  Tensor new_weights(bool needed) const { return new_sum({layer.c, 1, layer.k, layer.k}, needed); }
+
+ private:
+  Tensor nothing() const { return torch::stable::new_empty(x, {0}); }
+
+  // A sum over pixels: zero where there are none.
+  Tensor new_sum(const std::vector<int64_t>& sizes, bool needed) const {
+    if (!needed) return nothing();
+    Tensor t = torch::stable::new_empty(x, sizes, ScalarType::Float);
+    return empty() ? torch::stable::zero_(t) : t;
+  }
+
+  static Tensor as_float(const Tensor& t) { return dense(as_dtype(t, ScalarType::Float)); }
+};
+
+inline void* data_of(const Tensor& t, bool needed) { return needed ? t.mutable_data_ptr() : nullptr; }
+inline float* floats_of(const Tensor& t, bool needed) { return needed ? t.mutable_data_ptr<float>() : nullptr; }
+
+// The gradients of a depthwise layer: operands, outputs, and the kernels' arguments.
+struct DepthwiseBackward {
+  Tensor g, grad_x, grad_w, grad_scale, grad_shift;
+  DepthwiseBackwardArgs args;
+
+  DepthwiseBackward(const DepthwiseCall& call, const Tensor& g_in, bool needs_x, bool needs_w, bool needs_affine)
+      : g(call.like_y(g_in, call.layer.c, "g")),
+        grad_x(call.new_x(needs_x)),
+        grad_w(call.new_weights(needs_w)),
+        grad_scale(call.new_parameter(needs_affine)),
+        grad_shift(call.new_parameter(needs_affine)),
+        args{call.layer, g.const_data_ptr(), call.x.const_data_ptr(), data_of(grad_x, needs_x),
+             floats_of(grad_w, needs_w), floats_of(grad_scale, needs_affine), floats_of(grad_shift, needs_affine)} {}
+
+  FourTensors outputs() const { return {grad_x, grad_w, grad_scale, grad_shift}; }
+};
+
+struct NeedsDouble {
+  bool g, x, w, scale;
+};
+
+// Likewise the gradients of <t, grad_x>.
+struct DepthwiseDoubleBackward {
+  Tensor t, g, grad_g, grad_x, grad_w, grad_scale;
+  DepthwiseDoubleBackwardArgs args;
+
+  DepthwiseDoubleBackward(const DepthwiseCall& call, const Tensor& t_in, const Tensor& g_in, const NeedsDouble& needs)
+      : t(call.like_x(t_in, "t")),
+        g(call.like_y(g_in, call.layer.c, "g")),
+        grad_g(call.new_y(needs.g)),
+        grad_x(call.new_x(needs.x)),
+        grad_w(call.new_weights(needs.w)),
+        grad_scale(call.new_parameter(needs.scale)) {
+    const bool curved = needs.x && call.layer.normalise;
+    if (needs.x && !curved) torch::stable::zero_(grad_x);
+    args = {call.layer, t.const_data_ptr(), g.const_data_ptr(), call.x.const_data_ptr(), data_of(grad_g, needs.g),
+            data_of(grad_x, curved), floats_of(grad_w, needs.w), floats_of(grad_scale, needs.scale)};
+  }
+
+  FourTensors outputs() const { return {grad_g, grad_x, grad_w, grad_scale}; }
+};
+
+}  // namespace raccgan

@@ -1,0 +1,143 @@
+"""What the build needs of the machine: ninja, a C++20 compiler, nvcc, a number of jobs, and a lock.
+
+setup.py says what is compiled, and how; nothing here knows a source file. What a person can mend is a
+:class:`CompileError` of one line.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import setuptools
+from setuptools.errors import CompileError
+
+SETUPTOOLS = 77
+"""The first release that reads ``license = "MIT"``."""
+MEMORY_PER_JOB = 2**30
+"""Bytes that one job may need, with room: g++ 12 and nvcc 13.0 were seen to take 0.3 GB."""
+GPU_ARCHITECTURES = ("80", "90a")  # code for 8.0 runs on 8.6 and 8.9; each more takes a minute or two to compile
+PTX_ARCHITECTURE = "90"  # for GPUs that came later: their driver compiles it at first use
+
+
+def require_setuptools() -> None:
+    """Say that setuptools is too old, before it calls pyproject.toml invalid. Raises SystemExit."""
+    if int(setuptools.__version__.partition(".")[0]) < SETUPTOOLS:
+        raise SystemExit(
+            f"setuptools {SETUPTOOLS} or later is needed, this is {setuptools.__version__}: "
+            f"pip install 'setuptools>={SETUPTOOLS}'"
+        )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``; wait where another build holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another build of this checkout, which holds {path}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def jobs(control_groups: Path = Path("/sys/fs/cgroup"), system: Path = Path("/proc")) -> int:
+    """How many compilers run at once: ``MAX_JOBS``, else as many as processors, quota and memory allow."""
+    if given := os.environ.get("MAX_JOBS"):
+        if not given.isdecimal() or int(given) == 0:
+            raise CompileError(f"MAX_JOBS={given}: a whole number of at least 1 is needed")
+        return int(given)
+    available = re.search(r"MemAvailable: *(\d+) kB", (system / "meminfo").read_text())
+    processors = [float(len(os.sched_getaffinity(0)))]
+    memory = [int(available[1]) * 1024] if available else [MEMORY_PER_JOB]
+    group = re.search(r"^0::/(.*)$", (system / "self" / "cgroup").read_text(), re.MULTILINE)
+    innermost = control_groups / (group[1] if group else "")
+    for folder in (innermost, *innermost.parents):  # a limit binds all groups inside
+        quota, limit = folder / "cpu.max", folder / "memory.max"
+        if quota.is_file() and not (text := quota.read_text()).startswith("max"):
+            processors.append(int(text.split()[0]) / int(text.split()[1]))
+        if limit.is_file() and (text := limit.read_text().strip()) != "max":
+            memory.append(int(text))
+    return max(1, int(min(*processors, min(memory) / MEMORY_PER_JOB)))
+
+
+def find_ninja() -> str:
+    """The ninja of the environment that builds, else the one on ``PATH``."""
+    found = shutil.which("ninja", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if found is None:
+        raise CompileError("ninja is needed to build: pip install ninja (or apt install ninja-build)")
+    return found
+
+
+def find_cxx() -> list[str]:
+    """The command of a C++20 compiler: ``CXX``, else the first of the usual names that is one."""
+    tried = []
+    for name in [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]:
+        command = [*shlex.split(name), "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
+        code = "#include <bit>\n#include <span>\nint main() {}\n"
+        try:
+            done = subprocess.run(command, input=code, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        except OSError as error:
+            tried.append(f"{name}: {error.strerror}")
+            continue
+        if done.returncode == 0:
+            return shlex.split(name)
+        tried.append(f"{name}: {next((line for line in done.stdout.splitlines() if 'error' in line), 'it fails')}")
+    raise CompileError(f"a C++20 compiler is needed: apt install g++ (tried {'; '.join(tried)})")
+
+
+def said_by(command: list[str]) -> str:
+    """What a command prints, errors included."""
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+
+
+class Toolkit(NamedTuple):
+    """A CUDA toolkit: its compiler, and what of it ends up in the library."""
+
+    nvcc: str
+    version: str
+    architectures: list[str]
+    library_dirs: list[str]
+
+    @classmethod
+    def find(cls) -> Toolkit | None:
+        """The toolkit to build with, or None where there is none or it is not wanted."""
+        wanted = os.environ.get("RACCGAN_CUDA")
+        homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+        places = [*(f"{home}/bin" for home in homes if home), os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+        nvcc = shutil.which("nvcc", path=os.pathsep.join(places))
+        if wanted == "0" or (nvcc is None and wanted != "1"):
+            return None
+        if nvcc is None:
+            raise CompileError("RACCGAN_CUDA=1, but there is no nvcc: set CUDA_HOME to the CUDA toolkit's folder")
+        return cls.of(nvcc)
+
+    @classmethod
+    def of(cls, nvcc: str) -> Toolkit:
+        version = re.search(r"release ([\d.]+)", said_by([nvcc, "--version"]))
+        # Where nvcc itself looks for its libraries: the nvcc on PATH may be a link or a wrapper script.
+        steps = said_by([nvcc, "--dryrun", "-c", "any.cu"])
+        top = re.search(r"^#\$ TOP=(.+)$", steps, re.MULTILINE)
+        if version is None or top is None:
+            raise CompileError(f"{nvcc} does not answer as nvcc does; RACCGAN_CUDA=0 leaves the CUDA part out")
+        known = said_by([nvcc, "--list-gpu-arch"]).split()
+        architectures = [a for a in GPU_ARCHITECTURES if f"compute_{a.rstrip('a')}" in known]
+        library_dirs = [*re.findall(r'"-L([^"]+)"', steps), f"{top[1]}/lib64", f"{top[1]}/lib"]
+        return cls(nvcc, version[1], architectures, library_dirs)
+
+    def codes(self) -> list[str]:
+        """The options that name the architectures."""
+        codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.architectures]
+        if PTX_ARCHITECTURE in {a.rstrip("a") for a in self.architectures}:
+            codes.append(f"-gencode=arch=compute_{PTX_ARCHITECTURE},code=compute_{PTX_ARCHITECTURE}")
+        return codes

@@ -1,0 +1,29 @@
+// The depthwise convolution, its transpose and its correlation on planes, by kernel size and resizing.
+//
+// Included by the per-target sources only.
+#pragma once
+
+#include "../simd/lanes.h"
+#include "depthwise.h"
+
+namespace raccgan::RACCGAN_TARGET {
+
+struct Convolution {
+  // Row h, `columns` wide, of the convolution of a plane; `row` has room for 2 * kTile columns more.
+  using Row = void (*)(const Plane& x, int64_t h, int64_t columns, const float* weights, float* row);
+  // Adds the correlation of the larger plane with the smaller one to totals [taps, taps].
+  using Correlate = void (*)(const Plane& x, const Plane& y, float* totals);
+
+  Row row, transposed_row;
+  Correlate correlate;
+};
+
+Convolution convolution_of(const DepthwiseLayer& s);
+
+// Floats of the weights of one block of channels: `row` takes the first half, `transposed_row` the second.
+inline int64_t packed_block(const DepthwiseLayer& s) { return 2 * taps(s) * taps(s) * kWidth; }
+
+// Writes totals [taps, taps] of a block of channels, a gradient of packed weights, as the gradient of w: to [k * k, C].
+void unpack_totals(const DepthwiseLayer& s, const float* totals, int64_t block, float* to);
+
+}  // namespace raccgan::RACCGAN_TARGET

@@ -1,0 +1,282 @@
+// The inputs of the convolutions in tiles.h: tiles of an image, after norm and ReLU, and the weights with the resizing
+// folded in.
+#pragma once
+
+#include "../moments.h"
+#include "depthwise.h"
+#include "tiles.h"
+
+namespace raccgan::cuda {
+namespace {
+
+// ---- images ------------------------------------------------------------------------------------------------------
+
+// Moments of each sample's channel, [N, C] each; null without the norm.
+struct Norm {
+  const float *mean, *var;
+  const float *t_mean, *tz_mean;  // of t and of t z, for the double backward
+};
+
+struct Image {
+  const void *data, *t;
+  int64_t rows, columns;
+};
+
+// a = relu((h - center) slope + offset), s = [a > 0] (slope t + by_value (h - center) + constant), z = (h - center)
+// root, for a block's 32 channels of a sample.
+struct alignas(16) Coefficients {
+  float center[kWarp], root[kWarp], slope[kWarp], offset[kWarp], by_value[kWarp], constant[kWarp];
+};
+
+// The first warp writes them; the other warps see them after the next barrier.
+__device__ void find(const DepthwiseLayer& s, const Norm& norm, int64_t n, int64_t chunk, Coefficients& by) {
+  const int lane = threadIdx.x;
+  const int64_t channel = chunk * kWarp + lane, at = n * s.c + channel;
+  if (lane >= kWarp) return;
+  const bool there = channel < s.c, normalised = there && norm.mean, tangent = normalised && norm.t_mean;
+  by.center[lane] = normalised ? norm.mean[at] : 0.0f;
+  by.root[lane] = normalised ? 1.0f / sqrtf(norm.var[at] + s.eps) : 1.0f;
+  by.slope[lane] = by.root[lane] * (there && s.scale ? s.scale[at] : 1.0f);
+  by.offset[lane] = there && s.shift ? s.shift[at] : 0.0f;
+  by.by_value[lane] = tangent ? -by.slope[lane] * by.root[lane] * norm.tz_mean[at] : 0.0f;
+  by.constant[lane] = tangent ? -by.slope[lane] * norm.t_mean[at] : 0.0f;
+}
+
+// An image from a tile's first pixel on, which may lie outside of the image, for V channels a thread.
+template <class T, int V>
+struct Source {
+  const typename T::Stored *data, *first;
+
+  __device__ Source(const void* data, int64_t first)
+      : data(static_cast<const typename T::Stored*>(data)), first(this->data + first) {}
+
+  // Pixels outside of the image load a valid address instead, and the caller drops the value: no load waits for a
+  // branch.
+  __device__ Packed<T, V> fetch(bool inside, unsigned offset) const {
+    return cuda::fetch<T, V>(inside ? first + offset : data);
+  }
+};
+
+// Readers of V of the block's channels, from `lane` on: of an image itself, of a, or of s. `fetch` loads, `finish`
+// applies the norm and the ReLUs.
+template <class T, int V>
+struct Unchanged {
+  using Raw = Packed<T, V>;
+  Source<T, V> source;
+
+  __device__ Unchanged(const DepthwiseLayer&, const Image& image, int64_t first, const Coefficients&, int)
+      : source(image.data, first) {}
+
+  __device__ Raw fetch(bool inside, unsigned offset) const { return source.fetch(inside, offset); }
+  __device__ void finish(const Raw& raw, float (&v)[V]) const { widen<T>(raw, v); }
+};
+
+// a. Keeps its coefficients in registers, since a thread reads many pixels.
+template <class T, int V>
+struct Activated {
+  using Raw = Packed<T, V>;
+  Source<T, V> source;
+  float first, second;  // the least values that the two ReLUs pass
+  float center[V], slope[V], offset[V];
+
+  __device__ Activated(const DepthwiseLayer& s, const Image& image, int64_t at, const Coefficients& by, int lane)
+      : source(image.data, at),
+        first(s.pre_relu ? 0.0f : -INFINITY),
+        second(s.relu ? 0.0f : -INFINITY) {
+    load_floats(by.center + lane, center);
+    load_floats(by.slope + lane, slope);
+    load_floats(by.offset + lane, offset);
+  }
+
+  __device__ Raw fetch(bool inside, unsigned offset) const { return source.fetch(inside, offset); }
+  __device__ void finish(const Raw& raw, float (&v)[V]) const {
+    widen<T>(raw, v);
+#pragma unroll
+    for (int i = 0; i < V; ++i) v[i] = larger(fmaf(larger(v[i], first) - center[i], slope[i], offset[i]), second);
+  }
+};
+
+// s. Reads its coefficients for each pixel: in registers they would displace the sums.
+template <class T, int V>
+struct Tangent {
+  struct Raw {
+    Packed<T, V> x, t;
+  };
+  Source<T, V> x, t;
+  bool pre_relu, relu;
+  const Coefficients& by;
+  int lane;
+
+  __device__ Tangent(const DepthwiseLayer& s, const Image& image, int64_t first, const Coefficients& by, int lane)
+      : x(image.data, first),
+        t(image.t, first),
+        pre_relu(s.pre_relu),
+        relu(s.relu),
+        by(by),
+        lane(lane) {}
+
+  __device__ Raw fetch(bool inside, unsigned offset) const {
+    return {x.fetch(inside, offset), t.fetch(inside, offset)};
+  }
+  __device__ void finish(const Raw& raw, float (&v)[V]) const {
+    float h[V], center[V], slope[V], offset[V], by_value[V], constant[V];
+    widen<T>(raw.x, h);
+    widen<T>(raw.t, v);
+    load_floats(by.center + lane, center);
+    load_floats(by.slope + lane, slope);
+    load_floats(by.offset + lane, offset);
+    load_floats(by.by_value + lane, by_value);
+    load_floats(by.constant + lane, constant);
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const float d = (pre_relu ? cuda::relu(h[i]) : h[i]) - center[i];
+      const float from_t = pre_relu && !(h[i] > 0.0f) ? 0.0f : v[i];
+      const float u = fmaf(from_t, slope[i], fmaf(d, by_value[i], constant[i]));
+      v[i] = relu && !(fmaf(d, slope[i], offset[i]) > 0.0f) ? 0.0f : u;
+    }
+  }
+};
+
+// Fills a tile: 32 channels from `chunk` of sample n, the pixels [kRows][kColumns] from (first_row, first_column) on,
+// zero outside of the image. A thread has kLoads loads in flight before it waits for the first one. Steps from pixel to
+// pixel are sums of 32 bits: addresses of 64 bits took more instructions than the values.
+template <template <class, int> class Reader, class T, int V, int kRows, int kColumns, int kBlock, int kLoads>
+__device__ void fill_by(const DepthwiseLayer& s, const Image& image, const Coefficients& by, int64_t n, int64_t chunk,
+                        int first_row, int first_column, float* tile) {
+  using Raw = typename Reader<T, V>::Raw;
+  constexpr int kLanes = kWarp / V, kEach = kBlock / kLanes, kAhead = kLoads * sizeof(Packed<T, V>) / sizeof(Raw);
+  const int lane = threadIdx.x % kLanes * V;
+  const int64_t channel = chunk * kWarp + lane, pixel = (n * image.rows + first_row) * image.columns + first_column;
+  const Reader<T, V> reader(s, image, pixel * s.c + channel, by, lane);
+  const unsigned rows = channel < s.c ? static_cast<unsigned>(image.rows) : 0;  // none of a channel beyond C
+  const unsigned columns = static_cast<unsigned>(image.columns), step = static_cast<unsigned>(s.c);
+  int row = threadIdx.x / kLanes / kColumns, column = threadIdx.x / kLanes % kColumns;
+  tile += threadIdx.x / kLanes * kWarp + lane;
+#pragma unroll 1
+  while (row < kRows) {
+    Raw raw[kAhead];
+    bool inside[kAhead], in_tile[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      in_tile[i] = row < kRows;
+      inside[i] = in_tile[i] && static_cast<unsigned>(first_row + row) < rows &&
+                  static_cast<unsigned>(first_column + column) < columns;
+      raw[i] = reader.fetch(inside[i], (row * columns + column) * step);
+      row += kEach / kColumns;
+      column += kEach % kColumns;
+      if (column >= kColumns) column -= kColumns, ++row;
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i, tile += kEach * kWarp) {
+      float v[V] = {};
+      if (inside[i]) reader.finish(raw[i], v);
+      if (in_tile[i]) store_floats(tile, v);
+    }
+  }
+}
+
+// `wide`: whether the image allows 16-byte loads.
+template <template <class, int> class Reader, class T, int kRows, int kColumns, int kBlock, int kLoads>
+__device__ void fill(const DepthwiseLayer& s, const Image& image, bool wide, const Coefficients& by, int64_t n,
+                     int64_t chunk, int first_row, int first_column, float* tile) {
+  if (wide) {
+    constexpr int V = kVector<T>;
+    fill_by<Reader, T, V, kRows, kColumns, kBlock, kLoads>(s, image, by, n, chunk, first_row, first_column, tile);
+  } else {
+    fill_by<Reader, T, 1, kRows, kColumns, kBlock, kLoads>(s, image, by, n, chunk, first_row, first_column, tile);
+  }
+}
+
+// ---- operands of a block ------------------------------------------------------------------------------------------
+
+template <class Shape>
+struct Operands {
+  alignas(16) float tile[Shape::kRows * Shape::kColumns * kWarp];
+  float weights[Shape::kTaps * Shape::kTaps * kWarp];
+  Coefficients by;
+
+  // The tile of results (row, column) of 32 channels of a sample, and the weights [taps, taps, C] that `pack` made.
+  template <template <class, int> class Reader, class T>
+  __device__ void load(const DepthwiseLayer& s, const Norm& norm, const Image& image, bool wide, const float* packed,
+                       int64_t n, int64_t chunk, int row, int column) {
+    constexpr int kBlock = Shape::kWarps * kWarp;
+    const int64_t channel = chunk * kWarp + threadIdx.x % kWarp;
+    find(s, norm, n, chunk, by);
+    for (int i = threadIdx.x; i < Shape::kTaps * Shape::kTaps * kWarp; i += kBlock) {
+      weights[i] = channel < s.c ? packed[i / kWarp * s.c + channel] : 0.0f;
+    }
+    __syncthreads();
+    fill<Reader, T, Shape::kRows, Shape::kColumns, kBlock, 4>(s, image, wide, by, n, chunk, Shape::first(row),
+                                                              Shape::first(column), tile);
+    __syncthreads();
+  }
+};
+
+// ---- weights -----------------------------------------------------------------------------------------------------
+
+// packed [taps, taps, C]: w, flipped where `transposed`; or v of ops/depthwise.h, the same for both.
+__global__ void __launch_bounds__(kThreads) pack(DepthwiseLayer s, bool transposed, float* packed) {
+  const int64_t n = taps(s), size = s.k * s.k, i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= n * n * s.c) return;
+  const int64_t tap = i / s.c;
+  const float* const w = s.weight + i % s.c * size;
+  packed[i] = s.resize != Resize::kNone ? folded(s, w, tap / n, tap % n) : w[transposed ? size - 1 - tap : tap];
+}
+
+// ---- host --------------------------------------------------------------------------------------------------------
+
+inline Resize resize_of(Resize resize, bool transposed) {
+  if (resize == Resize::kNone) return Resize::kNone;
+  return (resize == Resize::kUp) != transposed ? Resize::kUp : Resize::kDown;
+}
+
+// Tiles of a sample's results. Block<K, resize> is a Tile, of one size for all K.
+template <template <int, Resize> class Block>
+int64_t tiles(Resize resize, int64_t rows, int64_t columns) {
+  const auto of = [&](auto shape) {
+    using Shape = decltype(shape);
+    return ceiling(rows, Shape::kHigh) * ceiling(columns, Shape::kWide);
+  };
+  if (resize == Resize::kDown) return of(Block<3, Resize::kDown>{});
+  return resize == Resize::kUp ? of(Block<3, Resize::kUp>{}) : of(Block<3, Resize::kNone>{});
+}
+
+// The kernels count rows of an image, and values from a tile's first pixel on, in 32 bits.
+inline const char* too_large(const DepthwiseLayer& s) {
+  const bool fits = s.h < INT64_C(1) << 29 && s.w * s.c < INT64_C(1) << 24;
+  return fits ? nullptr : "an image has 2^29 rows or more, or rows of 2^24 values or more";
+}
+
+// The norm's moments: over the pixels of each sample.
+inline MomentsArgs moments_args(const DepthwiseLayer& s, const void* x) {
+  return {s.n, s.h * s.w, s.c, s.dtype, x, s.pre_relu};
+}
+
+// Scratch memory, handed out from one piece of `memory`; null only counts the floats.
+class Scratch {
+ public:
+  explicit Scratch(float* memory) : memory_(memory) {}
+
+  // On a 16-byte boundary; null where it is not needed.
+  float* take(bool needed, int64_t count) {
+    const int64_t at = floats_;
+    floats_ += needed ? ceiling(count, 4) * 4 : 0;
+    return needed && memory_ ? memory_ + at : nullptr;
+  }
+  int64_t floats() const { return floats_; }
+
+ private:
+  float* memory_;
+  int64_t floats_ = 0;
+};
+
+// run(K) with the layer's kernel size as a constant.
+template <class Run>
+void for_size(int64_t k, const Run& run) {
+  if (k == 3) run(std::integral_constant<int, 3>{});
+  if (k == 5) run(std::integral_constant<int, 5>{});
+  if (k == 7) run(std::integral_constant<int, 7>{});
+}
+
+}  // namespace
+}  // namespace raccgan::cuda

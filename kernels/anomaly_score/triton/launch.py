@@ -1,0 +1,124 @@
+"""Launches of the anomaly score's Triton kernels, and how a call is cut into programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import torch
+from torch import Tensor
+
+from raccgan.kernels import triton_runtime as runtime
+from raccgan.kernels.anomaly_score.gradients import ScoreGrads, ScoreTensors
+from raccgan.kernels.anomaly_score.triton import kernels
+from raccgan.kernels.triton_runtime import Config
+
+ELEMENTS = (Config({"ELEMENTS": 1024}, 4), Config({"ELEMENTS": 2048}, 4), Config({"ELEMENTS": 4096}, 8))
+FINISH = Config({"PARTS": 128}, 1)
+
+
+def tile_of(config: Config, channels: int, channels_last: bool) -> Config:
+    """The image's tile, and the features', of a configuration that says only how many elements a program has."""
+    elements = config.tile["ELEMENTS"]
+    wide = min(32, runtime.power_of_two(channels)) if channels_last else 1
+    return config._replace(tile={"PIXEL_TILE": elements // wide, "CHANNEL_TILE": wide, "FEATURE_TILE": elements})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sizes of a call, and its programs. Nothing but their number depends on the batch, so that no score does."""
+
+    samples: int
+    channels: int
+    pixels: int
+    features: int  # of a sample
+    channels_last: bool
+    tile: Config
+    images: bool = True  # whether anything of the images is computed
+    has_features: bool = True
+
+    @classmethod
+    def of(cls, x: Tensor, f: Tensor | None, images: bool = True, features: bool = True) -> Plan:
+        n, c, h, w = x.shape
+        sizes = (c, h * w, 0 if f is None or n == 0 else f.numel() // n)
+        channels_last = not x.is_contiguous()
+        tile = tile_of(_config(*sizes, channels_last), c, channels_last)
+        return cls(n, *sizes, channels_last, tile, images, features)
+
+    @cached_property
+    def image_tiles(self) -> int:
+        return runtime.cdiv(self.pixels, self.tile.tile["PIXEL_TILE"]) if self.images else 0
+
+    @cached_property
+    def feature_tiles(self) -> int:
+        return runtime.cdiv(self.features, self.tile.tile["FEATURE_TILE"]) if self.has_features else 0
+
+    @property
+    def programs(self) -> int:
+        return self.samples * (self.image_tiles + self.feature_tiles)
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """What both kernels take: pixels, features, image_tiles, feature_tiles."""
+        return self.pixels, self.features, self.image_tiles, self.feature_tiles
+
+    @property
+    def sizes(self) -> tuple[float, float]:
+        """Of an image and of a sample's features: what their means are divided by."""
+        return float(self.channels * self.pixels), float(self.features)
+
+    @property
+    def layout(self) -> dict[str, int]:
+        return {"CHANNELS": self.channels, "CHANNELS_LAST": self.channels_last}
+
+
+@cache
+def _config(channels: int, pixels: int, features: int, channels_last: bool) -> Config:
+    def work(config: Config) -> tuple[int, int]:
+        tile = tile_of(config, channels, channels_last).tile
+        programs = runtime.cdiv(pixels, tile["PIXEL_TILE"]) + runtime.cdiv(features, tile["FEATURE_TILE"])
+        return programs, config.tile["ELEMENTS"]
+
+    return runtime.cheapest(ELEMENTS, work)
+
+
+def all_alike(x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None) -> ScoreTensors:
+    """Each pair as it is where both are dense in the same order; else copies that are."""
+    pair = (f, f_hat) if f is None or f_hat is None else _alike(f, f_hat)
+    return ScoreTensors(*_alike(x, x_hat), *pair)
+
+
+def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    if a.is_contiguous() and b.is_contiguous():
+        return a, b
+    if a.dim() == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (a, b)):
+        return a, b
+    return a.contiguous(), b.contiguous()
+
+
+def forward_pass(tensors: ScoreTensors, residual: Tensor, feature: Tensor, to_map: Tensor | None) -> None:
+    """Fill the outputs; ``tensors`` are alike."""
+    assert tensors.x is not None
+    plan = Plan.of(tensors.x, tensors.f)
+    partial = residual.new_empty(plan.programs)
+    runtime.launch(
+        kernels.sum_squares, plan.programs, *tensors, to_map, partial, *plan.counts, config=plan.tile, **plan.layout,
+    )  # fmt: skip
+    if tensors.f is None:
+        feature.zero_()
+    runtime.launch(
+        kernels.find_means, plan.samples, partial, residual, feature if tensors.f is not None else None,
+        plan.image_tiles, plan.feature_tiles, *plan.sizes, config=FINISH,
+    )  # fmt: skip
+
+
+def backward_pass(tensors: ScoreTensors, grads: ScoreGrads, found: ScoreTensors) -> None:
+    """Fill the gradients that are not None; ``tensors`` are alike."""
+    assert tensors.x is not None
+    images = found.x is not None or found.x_hat is not None
+    features = found.f is not None or found.f_hat is not None
+    plan = Plan.of(tensors.x, tensors.f, images, features)
+    runtime.launch(
+        kernels.find_gradients, plan.programs, *tensors, *(g if g is None else g.contiguous() for g in grads), *found,
+        *plan.counts, *plan.sizes, config=plan.tile, **plan.layout,
+    )  # fmt: skip

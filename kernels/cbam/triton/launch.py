@@ -1,0 +1,205 @@
+"""The launches of CBAM's Triton kernels: the forward pass and the backward pass, each in its order."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from raccgan.kernels import triton_runtime as runtime
+from raccgan.kernels.cbam.autograd import BackwardArguments, CbamTensors
+from raccgan.kernels.cbam.triton import backward as back
+from raccgan.kernels.cbam.triton import forward
+from raccgan.kernels.cbam.triton.plan import ITEMS, SCORES, Plan
+
+# ---- tensors -------------------------------------------------------------------------------------------------------
+
+
+class CbamSaved(NamedTuple):
+    """What the backward pass needs of the forward pass: views of one tensor."""
+
+    gate: Tensor  # [N, C]
+    pooled: Tensor  # [N, 2, C]
+    hidden: Tensor  # [N, 2, R]
+    planes: Tensor  # [N, 2, P]
+    scores: Tensor  # [N, P]
+    moments: Tensor  # [2, groups], empty where they were given; last, as it would leave the others unaligned
+
+
+def saved_sizes(x: Tensor, hidden: int, moments: int) -> list[int]:
+    """Floats of each of :class:`CbamSaved`."""
+    n, c, h, w = x.shape
+    return [n * c, 2 * n * c, 2 * n * hidden, 2 * n * h * w, n * h * w, 2 * moments]
+
+
+def _saved_in(saved: Tensor, x: Tensor, plan: Plan) -> CbamSaved:
+    return CbamSaved(*saved.split(saved_sizes(x, plan.hidden, 0 if plan.fixed else plan.groups)))
+
+
+def in_order(x: Tensor, like: Tensor | None = None) -> Tensor:
+    """x dense, NCHW or channels_last: as it is where it is that, and as ``like`` where that is given."""
+    last = x.is_contiguous(memory_format=torch.channels_last) if like is None else not like.is_contiguous()
+    if last and not (like is None and x.is_contiguous()):
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous()
+
+
+def contiguous(tensors: CbamTensors) -> CbamTensors:
+    """x in order, the others contiguous."""
+    x, *others = tensors
+    assert x is not None
+    return CbamTensors(in_order(x), *(None if t is None else t.contiguous() for t in others))  # type: ignore[arg-type]
+
+
+# ---- the forward pass ----------------------------------------------------------------------------------------------
+
+
+class Forward(NamedTuple):
+    """The outputs of the forward op."""
+
+    y: Tensor
+    mean: Tensor
+    var: Tensor
+    saved: Tensor
+
+
+def forward_pass(tensors: CbamTensors, batch: bool, eps: float, outputs: Forward) -> None:
+    """Fill the outputs. ``tensors`` are contiguous."""
+    plan = Plan.of(tensors, batch)
+    x, mean, var = tensors.x, tensors.mean, tensors.var
+    saved = _saved_in(outputs.saved, x, plan)
+    sums = outputs.saved.new_empty(plan.samples * plan.tiles * 2 * plan.channels)
+    plan.sweep(forward.pool, x, sums, plan.pixels, plan.tiles)
+    runtime.launch(
+        forward.find_gate, plan.samples, sums, tensors.reduce_weight, tensors.reduce_bias, tensors.expand_weight,
+        tensors.expand_bias, saved.gate, saved.pooled, saved.hidden, plan.tiles, float(plan.pixels),
+        config=plan.mlp_tile, CHANNELS=plan.channels, HIDDEN=plan.hidden,
+    )  # fmt: skip
+    plan.sweep(forward.find_planes, x, saved.gate, saved.planes, plan.pixels, plan.tiles)
+    partial = None if plan.fixed else outputs.saved.new_empty(plan.samples * plan.score_tiles * 2)
+    runtime.launch(
+        forward.find_scores, plan.samples * plan.score_tiles, saved.planes, tensors.spatial_weight, saved.scores,
+        partial, plan.pixels, plan.width, plan.score_tiles, config=SCORES, KERNEL_SIZE=plan.k,
+    )  # fmt: skip
+    if partial is not None:
+        runtime.launch(
+            forward.join_moments, plan.groups, partial, outputs.mean, outputs.var, saved.moments,
+            plan.pixels, plan.score_tiles, plan.group_size * plan.score_tiles, float(plan.group_size * plan.pixels),
+            config=ITEMS, **SCORES.tile,
+        )  # fmt: skip
+        mean, var = outputs.mean, outputs.var
+    plan.sweep(
+        forward.apply, x, saved.gate, saved.scores, mean, var, tensors.norm_weight, tensors.norm_bias, outputs.y,
+        plan.pixels, plan.tiles, eps, GROUPED=plan.grouped,
+    )  # fmt: skip
+
+
+# ---- the backward pass ---------------------------------------------------------------------------------------------
+
+
+def backward_pass(arguments: BackwardArguments, found: CbamTensors) -> None:
+    """Fill the gradients that are needed."""
+    tensors, needs = contiguous(arguments.tensors), arguments.needs
+    plan = Plan.of(tensors, arguments.batch)
+    with torch.autocast(tensors.x.device.type, enabled=False):
+        backward = _Backward(plan, arguments, tensors)
+        backward.through_norm()
+        if needs.norm or needs.moments:
+            of_norm = backward.grad_norm.sum(dim=0).view(4, 1)
+            if needs.norm:
+                found.norm_weight.copy_(of_norm[0])
+                found.norm_bias.copy_(of_norm[1])
+            if needs.moments and found.mean is not None and found.var is not None:
+                found.mean.copy_(of_norm[2])
+                found.var.copy_(of_norm[3])
+        if needs.spatial_weight:
+            found.spatial_weight.copy_(backward.of_spatial_weight().view_as(found.spatial_weight))
+        if needs.x or needs.mlp:
+            backward.through_channel_gate()
+        if needs.mlp:
+            backward.write_mlp(found)
+        if needs.x:
+            backward.write_x(found.x)
+
+
+class _Backward:
+    """The launches of the backward pass, in their order. What later ones need stays here."""
+
+    def __init__(self, plan: Plan, arguments: BackwardArguments, tensors: CbamTensors) -> None:
+        self.plan, self.eps, self.tensors = plan, arguments.eps, tensors
+        self.saved = saved = _saved_in(arguments.saved, tensors.x, plan)
+        self.grad_y = in_order(arguments.grad_y, tensors.x)
+        moments = (arguments.grad_mean, arguments.grad_var)
+        self.grad_moments = [None if g is None else g.float().contiguous() for g in moments]
+        mean, var = (tensors.mean, tensors.var) if plan.fixed else saved.moments.chunk(2)
+        self.mean, self.var = mean, var
+        self.norm = (saved.scores, mean, var, tensors.norm_weight, tensors.norm_bias)
+        n, c, pixels = plan.samples, plan.channels, plan.pixels
+        self.flow, self.ties = self._floats(n * pixels), self._floats(n * pixels)
+        self.through = self._floats(n * plan.tiles * c)
+        self.coefficients, self.grad_norm = self._floats(plan.groups * 3), self._floats(plan.groups, 4)
+
+    def _floats(self, *shape: int) -> Tensor:
+        return self.saved.gate.new_empty(shape)
+
+    def through_norm(self) -> None:
+        """From y to the scores; leaves the gradients of the norm's weight, bias and moments in ``grad_norm``."""
+        plan, saved = self.plan, self.saved
+        partial = self._floats(plan.samples * plan.tiles * 2)
+        plan.sweep(
+            back.find_flow, self.tensors.x, self.grad_y, saved.gate, saved.planes, *self.norm, self.flow, self.ties,
+            self.through, partial, plan.pixels, plan.tiles, self.eps, GROUPED=plan.grouped,
+        )  # fmt: skip
+        runtime.launch(
+            back.join_norm, plan.groups, partial, self.var, self.tensors.norm_weight, *self.grad_moments,
+            self.coefficients, self.grad_norm, plan.group_size * plan.tiles, float(plan.group_size * plan.pixels),
+            self.eps, config=ITEMS, FIXED=plan.fixed,
+        )  # fmt: skip
+
+    def of_spatial_weight(self) -> Tensor:
+        plan = self.plan
+        partial = self._floats(plan.samples * plan.tap_tiles, 2 * plan.k * plan.k)
+        runtime.launch(
+            back.spatial_back, len(partial), self.flow, self.saved.scores, self.saved.planes, self.mean,
+            self.coefficients, partial, plan.pixels, plan.width, plan.tap_tiles,
+            config=plan.taps_tile, GROUPED=plan.grouped, KERNEL_SIZE=plan.k,
+        )  # fmt: skip
+        return partial.sum(dim=0)
+
+    def through_channel_gate(self) -> None:
+        """From the scores to what was pooled."""
+        plan, saved, tensors = self.plan, self.saved, self.tensors
+        n, c = plan.samples, plan.channels
+        self.grad_planes, sums = self._floats(n * 2 * plan.pixels), self._floats(n * plan.tiles * 2 * c)
+        runtime.launch(
+            back.score_back, n * plan.score_tiles, self.flow, saved.scores, self.mean, self.coefficients,
+            tensors.spatial_weight, self.ties, self.grad_planes, plan.pixels, plan.width, plan.score_tiles,
+            config=SCORES, GROUPED=plan.grouped, CHANNELS=c, KERNEL_SIZE=plan.k,
+        )  # fmt: skip
+        plan.sweep(
+            back.gather, tensors.x, saved.gate, saved.planes, self.grad_planes, saved.pooled, sums,
+            plan.pixels, plan.tiles,
+        )  # fmt: skip
+        self.grad_logits, self.grad_hidden = self._floats(n, c), self._floats(n, 2, plan.hidden)
+        self.grad_pooled, self.tied = self._floats(n, 2, c), self._floats(n, c)
+        runtime.launch(
+            back.gate_back, n, self.through, sums, saved.gate, saved.hidden, tensors.reduce_weight,
+            tensors.expand_weight, self.grad_logits, self.grad_hidden, self.grad_pooled, self.tied, plan.tiles,
+            config=plan.mlp_tile, CHANNELS=c, HIDDEN=plan.hidden,
+        )  # fmt: skip
+
+    def write_x(self, grad_x: Tensor) -> None:
+        plan, saved = self.plan, self.saved
+        plan.sweep(
+            back.apply_back, self.tensors.x, self.grad_y, saved.gate, saved.planes, *self.norm, self.grad_planes,
+            saved.pooled, self.grad_pooled, self.tied, grad_x, plan.pixels, plan.tiles, float(plan.pixels), self.eps,
+            GROUPED=plan.grouped,
+        )  # fmt: skip
+
+    def write_mlp(self, found: CbamTensors) -> None:
+        n, c, r = self.plan.samples, self.plan.channels, self.plan.hidden
+        found.reduce_weight.copy_(self.grad_hidden.view(2 * n, r).t() @ self.saved.pooled.view(2 * n, c))
+        found.reduce_bias.copy_(self.grad_hidden.sum(dim=(0, 1)))
+        found.expand_weight.copy_(self.grad_logits.t() @ self.saved.hidden.view(n, 2, r).sum(dim=1))
+        found.expand_bias.copy_(2 * self.grad_logits.sum(dim=0))

@@ -1,0 +1,210 @@
+"""The depthwise half of the native backend: csrc/cpu/depthwise_separable.cpp and csrc/cuda/depthwise_separable.cu.
+
+    u = pool(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift))))
+
+All of u is a function of one sample's channel, so a channel stays in the cache through norm, ReLU, resizing and
+convolution, and again through their first and their second derivative: a gradient penalty is one pass more, not some
+forty of PyTorch's operations.
+
+Three registered ops: the forward pass, its gradients, and the gradients of its gradient of x, which is what a gradient
+penalty asks for. All other derivatives are made of PyTorch's operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from raccgan.kernels import library
+from raccgan.kernels.autograd import differentiate, needs_grad, register
+from raccgan.kernels.depthwise_separable.convolutions import Depthwise
+from raccgan.kernels.depthwise_separable.options import NO_PROLOGUE, SAME_SIZE, Prologue, Resize
+from raccgan.kernels.depthwise_separable.prologue import apply_prologue
+from raccgan.kernels.depthwise_separable.resizing import pooled, upsampled
+from raccgan.kernels.layout import empty_image
+
+_FORWARD = "raccgan::depthwise_native"
+_BACKWARD = "raccgan::depthwise_native_backward"
+_DOUBLE_BACKWARD = "raccgan::depthwise_native_double_backward"
+
+
+class Options(NamedTuple):
+    """What follows the tensors in the schema of every op here."""
+
+    upsample: int
+    pool: int
+    pre_relu: bool
+    normalise: bool
+    relu: bool
+    eps: float
+
+    @classmethod
+    def of(cls, prologue: Prologue, resize: Resize) -> Options:
+        return cls(*resize, prologue.pre_relu, prologue.norm == "instance", prologue.relu, prologue.eps)
+
+
+def depthwise(x: Tensor, w: Tensor, prologue: Prologue = NO_PROLOGUE, resize: Resize = SAME_SIZE) -> Tensor:
+    """pool(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift)))), without bias, by the compiled kernels.
+
+    Args:
+        x: [N, C, H, W], float32, bfloat16 or, on a GPU, float16; read in place where it is channels_last, copied
+            otherwise.
+        w: [C, 1, k, k], k 3, 5 or 7; stride 1 and zero padding k // 2.
+        resize: not both 2.
+
+    Returns:
+        [N, C, H * upsample // pool, W * upsample // pool], channels_last, of x's dtype. The same bits whatever the
+        number of threads, like all gradients; another processor may round differently.
+
+    Gradients: every order, for x, w, scale and shift.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices other than the above.
+    """
+    y: Tensor = torch.ops.raccgan.depthwise_native(x, w, prologue.scale, prologue.shift, *Options.of(prologue, resize))
+    return y
+
+
+def _composed(x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, options: Options) -> Tensor:
+    """What depthwise_native computes, of operations that any order of derivative goes through."""
+    scale, shift = (None if t is None else t.to(x.dtype) for t in (scale, shift))
+    norm = "instance" if options.normalise else "none"
+    x = apply_prologue(x, Prologue(options.pre_relu, norm, options.eps, scale, shift, options.relu))
+    return pooled(Depthwise.apply(upsampled(x, options.upsample), w.to(x.dtype)), options.pool)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Keep all tensors, the options, and the flags behind them: which gradients are needed."""
+    tensors = sum(1 for value in inputs if value is None or isinstance(value, Tensor))
+    ctx.save_for_backward(*inputs[:tensors])
+    behind = tensors + len(Options._fields)
+    ctx.options, ctx.flags = Options(*inputs[tensors:behind]), inputs[behind:]
+    ctx.set_materialize_grads(False)
+
+
+def _and_nothing(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """The gradients of an op's tensors, and None for its options and flags."""
+    return (*grads, *[None] * (len(ctx.options) + len(ctx.flags)))
+
+
+# ---- forward -------------------------------------------------------------------------------------------------------
+
+
+def _forward_shape(x: Tensor, w: Tensor, scale: Any, shift: Any, upsample: int, pool: int, *options: Any) -> Tensor:
+    resize = Resize(upsample, pool)
+    return empty_image(x, x.shape[1], resize.size(x.shape[2]), resize.size(x.shape[3]))
+
+
+def _forward_backward(ctx: Any, grad_y: Tensor | None) -> tuple[Any, ...]:
+    if grad_y is None:
+        return _and_nothing(ctx, [None] * 4)
+    x, w, scale, shift = ctx.saved_tensors
+    needs_x, needs_w = needs_grad(ctx, 0), needs_grad(ctx, 1)
+    needs_affine = needs_grad(ctx, 2) or needs_grad(ctx, 3)
+    grad_x, grad_w, grad_scale, grad_shift = torch.ops.raccgan.depthwise_native_backward(
+        grad_y, x, w, scale, shift, *ctx.options, needs_x, needs_w, needs_affine
+    )
+    grads = (
+        grad_x if needs_x else None,
+        grad_w.to(w.dtype) if needs_w else None,
+        grad_scale.to(scale.dtype) if needs_affine else None,
+        grad_shift.to(shift.dtype) if needs_affine else None,
+    )
+    return _and_nothing(ctx, grads)
+
+
+# ---- backward ------------------------------------------------------------------------------------------------------
+
+
+def _backward_shape(
+    grad_y: Tensor, x: Tensor, w: Tensor, scale: Any, shift: Any, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    needs_x, needs_w, needs_affine = options[len(Options._fields) :]
+    return (
+        _like(x, needs_x),
+        _float(x, w.shape, needs_w),
+        _float(x, x.shape[:2], needs_affine),
+        _float(x, x.shape[:2], needs_affine),
+    )
+
+
+def _backward_backward(ctx: Any, grad_grad_x: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
+    """The gradients of grad_y, x, w, scale and shift, of the gradient of x and those of the others."""
+    needed = [needs_grad(ctx, i) for i in range(5)]
+    if any(other is not None for other in others):
+        found = differentiate(
+            lambda *tensors: _gradients(tensors, ctx.options, ctx.flags),
+            ctx.saved_tensors,
+            (grad_grad_x, *others),
+            needed,
+        )
+        return _and_nothing(ctx, found)
+    if grad_grad_x is None:
+        return _and_nothing(ctx, [None] * 5)
+    grad_y, x, w, scale, shift = ctx.saved_tensors
+    needs_x, needs_scale = needed[1] and ctx.options.normalise, needed[3] and scale is not None
+    grad_grad_y, grad_x, grad_w, grad_scale = torch.ops.raccgan.depthwise_native_double_backward(
+        grad_grad_x, grad_y, x, w, scale, shift, *ctx.options, needed[0], needs_x, needed[2], needs_scale
+    )
+    grads = (
+        grad_grad_y if needed[0] else None,
+        grad_x if needs_x else None,
+        grad_w.to(w.dtype) if needed[2] else None,
+        grad_scale.to(scale.dtype) if needs_scale else None,
+        None,
+    )
+    return _and_nothing(ctx, grads)
+
+
+def _gradients(tensors: Sequence[Tensor | None], options: Options, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """What depthwise_native_backward computes for (grad_y, x, w, scale, shift), differentiable."""
+    grad_y, *inputs = tensors
+    leaves = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in inputs]
+    assert leaves[0] is not None
+    assert leaves[1] is not None
+    y = _composed(leaves[0], leaves[1], leaves[2], leaves[3], options)
+    found = torch.autograd.grad(
+        y, [t for t in leaves if t is not None], grad_y, create_graph=True, allow_unused=True, materialize_grads=True
+    )
+    by_input = iter(found)
+    gradients = [None if t is None else next(by_input) for t in leaves]
+    asked = (needs[0], needs[1], needs[2], needs[2])
+    return tuple(gradient if one else None for gradient, one in zip(gradients, asked, strict=True))
+
+
+# ---- double backward -----------------------------------------------------------------------------------------------
+
+
+def _double_backward_shape(
+    grad_grad_x: Tensor, grad_y: Tensor, x: Tensor, w: Tensor, scale: Any, shift: Any, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    needs_y, needs_x, needs_w, needs_scale = options[len(Options._fields) :]
+    return _like(grad_y, needs_y), _like(x, needs_x), _float(x, w.shape, needs_w), _float(x, x.shape[:2], needs_scale)
+
+
+def _double_backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    """Third order, by PyTorch's operations."""
+    needed = [needs_grad(ctx, i) for i in range(6)]
+
+    def run(grad_grad_x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        (grad_x, *_) = _gradients(tensors, ctx.options, (True, False, False))
+        return tuple(differentiate(lambda *_: (grad_x,), tensors, (grad_grad_x,), (*ctx.flags, False))[:4])
+
+    return _and_nothing(ctx, differentiate(run, ctx.saved_tensors, grads, needed))
+
+
+def _like(t: Tensor, needed: bool) -> Tensor:
+    return torch.empty_like(t, memory_format=torch.channels_last) if needed else t.new_empty(0)
+
+
+def _float(t: Tensor, shape: Sequence[int], needed: bool) -> Tensor:
+    return t.new_empty(shape, dtype=torch.float32) if needed else t.new_empty(0)
+
+
+if library.load():
+    register(_FORWARD, _forward_shape, _forward_backward, _save)
+    register(_BACKWARD, _backward_shape, _backward_backward, _save)
+    register(_DOUBLE_BACKWARD, _double_backward_shape, _double_backward_backward, _save)

@@ -1,0 +1,169 @@
+"""The pointwise half of the native backend: csrc/cpu/pointwise.cpp.
+
+    P(x, w) + b + residual,    T(g, w),    the product of x and g over all pixels with g's sum: see :mod:`convolutions`
+
+Three matrix products, closed under differentiation. On a core of an AMD EPYC they ran at 230 to 260 GFLOP/s in float32
+and at 440 to 520 in bfloat16 from 256 pixels on, of 255 and 530 that it can do. PyTorch's convolution, which packs its
+operands at each call, and its matrix product took 1.1 to 4 times as long. Bias and residual are added before a result
+is written. In bfloat16 weights stay float32: they are rounded as they are packed, and their gradient is not.
+
+The product is one matrix product, and where a library does that better the library's product is the native backend's:
+on a GPU, and on a CPU in the dtypes of :data:`LIBRARY`. ``python -m raccgan.doctor`` prints those with the reason.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raccgan.kernels import library, torch_internals
+from raccgan.kernels.autograd import needs_grad, register
+from raccgan.kernels.depthwise_separable import convolutions
+from raccgan.kernels.layout import empty_image, in_autocast_dtype
+
+_POINTWISE = "raccgan::pointwise_native"
+_TRANSPOSED = "raccgan::pointwise_native_transposed"
+_PRODUCT = "raccgan::pointwise_native_product"
+_PACKED = "raccgan::pointwise_native_packed"
+
+
+def _library() -> dict[torch.dtype, str]:
+    build = library.build()
+    if build is None or build["cpu_capability"] == "portable":
+        return dict.fromkeys((torch.float32, torch.bfloat16), "the compiled ones need AVX2")
+    if torch_internals.has_amx():
+        return {torch.bfloat16: "oneDNN multiplies with this processor's AMX tiles, the compiled ones do not"}
+    if build["cpu_capability"] != "avx512bf16":
+        return {torch.bfloat16: "the compiled ones need AVX512-BF16"}
+    return {}
+
+
+# Settled once, at import, so that torch.compile sees constants.
+LIBRARY = _library()
+"""In which dtypes a CPU's products are PyTorch's here, and why."""
+
+DTYPES = tuple(dtype for dtype in (torch.float32, torch.bfloat16) if dtype not in LIBRARY)
+"""In which dtypes a CPU's products are the compiled ones here."""
+
+
+def product(
+    x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = None, packed: Tensor | None = None
+) -> Tensor:
+    """P(x, w) + b + residual; by PyTorch where x is on no CPU, or its dtype not in :data:`DTYPES`.
+
+    Args:
+        x: [N, C, H, W]; read in place where it is channels_last, copied otherwise.
+        w: [D, C, 1, 1].
+        b: [D], or None.
+        residual: [N, D, H, W], or None.
+        packed: w as :func:`packed` returned it, or None; without it w is packed in each call.
+
+    Returns:
+        [N, D, H, W] of x's dtype (autocast's, where that is on), channels_last; a residual of another dtype is added as
+        PyTorch adds unlike tensors. The same bits whatever the number of threads, like all gradients; another processor
+        may round differently.
+
+    Gradients: every order, for all four tensors.
+    """
+    x = in_autocast_dtype(x)
+    if x.device.type != "cpu" or x.dtype not in DTYPES:
+        return convolutions.pointwise(x, w, b, residual)
+    inside = residual if residual is not None and residual.dtype == x.dtype else None
+    y: Tensor = torch.ops.raccgan.pointwise_native(x, w.float(), None if b is None else b.float(), inside, packed)
+    return y if residual is None or inside is not None else y + residual
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None = None) -> Tensor:
+    """Shapes as in :func:`raccgan.kernels.depthwise_separable.pointwise`."""
+    return product(x, weight, bias, None, packed)
+
+
+def packed(w: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """w [D, C, 1, 1] in the order in which :func:`product` multiplies images of ``dtype`` by it, and in that dtype.
+
+    For weights that stay as they are; no gradient goes through it.
+
+    Returns:
+        Numbers in one row behind a label, which says what they were made of, for which dtype and which instructions:
+        where it says anything else than a call needs, the call reads w. None where no kernel here takes it.
+    """
+    if w.device.type != "cpu" or dtype not in DTYPES:
+        return None
+    found: Tensor = torch.ops.raccgan.pointwise_native_packed(w.detach().float(), dtype == torch.bfloat16)
+    return found
+
+
+# ---- shapes and gradients ------------------------------------------------------------------------------------------
+
+
+def _shape(x: Tensor, w: Tensor, *others: Any) -> Tensor:
+    return empty_image(x, w.shape[0], *x.shape[2:])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Keep the factors; of what else there may be, whether there is."""
+    ctx.save_for_backward(*inputs[:2])
+    ctx.others = [other if isinstance(other, bool) else other is not None for other in inputs[2:]]
+
+
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    x, w = ctx.saved_tensors
+    grad_w, sums = _product(x, g, needs_grad(ctx, 1), needs_grad(ctx, 2))
+    return (
+        torch.ops.raccgan.pointwise_native_transposed(g, w) if needs_grad(ctx, 0) else None,
+        grad_w,
+        sums,
+        g if needs_grad(ctx, 3, (x, w, *(x if there else None for there in ctx.others))) else None,
+        None,
+    )
+
+
+def _product(x: Tensor, g: Tensor, needs_w: bool, needs_sums: bool) -> tuple[Tensor | None, Tensor | None]:
+    if not needs_w and not needs_sums:
+        return None, None
+    w, sums = torch.ops.raccgan.pointwise_native_product(x, g, needs_sums)
+    return w if needs_w else None, sums if needs_sums else None
+
+
+def _transposed_shape(g: Tensor, w: Tensor) -> Tensor:
+    return empty_image(g, w.shape[1], *g.shape[2:])
+
+
+def _transposed_backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    g, w = ctx.saved_tensors
+    return (
+        torch.ops.raccgan.pointwise_native(t, w, None, None) if needs_grad(ctx, 0) else None,
+        _product(t, g, needs_grad(ctx, 1), False)[0],
+    )
+
+
+def _product_shape(x: Tensor, g: Tensor, needs_sums: bool) -> tuple[Tensor, Tensor]:
+    c, d = x.shape[1], g.shape[1]
+    return (
+        x.new_empty((d, c, 1, 1), dtype=torch.float32),
+        x.new_empty(d if needs_sums else 0, dtype=torch.float32),
+    )
+
+
+def _packed_shape(w: Tensor, halves: bool) -> Tensor:
+    """How many numbers is the processor's affair."""
+    return w.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.float32)
+
+
+def _product_backward(ctx: Any, v: Tensor, s: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    x, g = ctx.saved_tensors
+    (needs_sums,) = ctx.others
+    return (
+        torch.ops.raccgan.pointwise_native_transposed(g, v) if needs_grad(ctx, 0) else None,
+        torch.ops.raccgan.pointwise_native(x, v, s if needs_sums else None, None) if needs_grad(ctx, 1) else None,
+        None,
+    )
+
+
+if library.load():
+    register(_POINTWISE, _shape, _backward, _save)
+    register(_TRANSPOSED, _transposed_shape, _transposed_backward, _save)
+    register(_PRODUCT, _product_shape, _product_backward, _save)
+    torch.library.register_fake(_PACKED)(_packed_shape)  # of weights without gradients

@@ -1,0 +1,58 @@
+"""Nearest upsampling and average pool by PyTorch's operations, any dtype and any order of derivative."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def upsampled(x: Tensor, size: int) -> Tensor:
+    """Each pixel size x size times, [N, C, H * size, W * size]."""
+    return F.interpolate(x, scale_factor=size, mode="nearest") if size > 1 else x
+
+
+def pooled(x: Tensor, size: int) -> Tensor:
+    """The mean of size x size pixels each, [N, C, H // size, W // size].
+
+    Average pool and its transpose are a family closed under differentiation. PyTorch's pool gives x a second gradient
+    of zeros, in NCHW, and what is added to them is in NCHW from there on.
+    """
+    if size == 1:
+        return x
+    if not torch.is_grad_enabled():
+        return F.avg_pool2d(x, size)
+    y: Tensor = AveragePool.apply(x, size)
+    return y
+
+
+class AveragePool(torch.autograd.Function):
+    """The average pool of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: int) -> Tensor:
+        ctx.sizes, ctx.size = x.shape[2:], size
+        return F.avg_pool2d(x, size)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None]:
+        return AveragePoolTransposed.apply(grad_y, *ctx.sizes, ctx.size), None
+
+
+class AveragePoolTransposed(torch.autograd.Function):
+    """The pool's gradient in x [N, C, H, W]."""
+
+    @staticmethod
+    def forward(ctx: Any, grad_y: Tensor, height: int, width: int, size: int) -> Tensor:
+        ctx.size = size
+        sizes = (*grad_y.shape[:2], height, width)
+        # avg_pool2d_backward reads only its shape and memory format
+        x = torch.empty(sizes, dtype=grad_y.dtype, device=grad_y.device, memory_format=torch.channels_last)
+        grad: Tensor = torch.ops.aten.avg_pool2d_backward(grad_y, x, [size] * 2, [size] * 2, [0, 0], False, True, None)
+        return grad
+
+    @staticmethod
+    def backward(ctx: Any, grad_grad_x: Tensor) -> tuple[Tensor, None, None, None]:
+        return AveragePool.apply(grad_grad_x, ctx.size), None, None, None

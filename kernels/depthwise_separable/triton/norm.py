@@ -1,0 +1,162 @@
+"""The instance norm before the convolution: moments of each sample's channel, and the convolution with both in one op.
+
+A norm is folded into a prologue. The center is the mean, without a gradient; (mean - center) * scale is in the shift,
+which is zero and has the mean's gradient: so nothing cancels where an image is far from zero beside its deviation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from raccgan.kernels.autograd import needs_grad, register_autograd
+from raccgan.kernels.depthwise_separable.triton import launch
+from raccgan.kernels.depthwise_separable.triton.arguments import NO_TERM, Affine, Convolution, Stride, Term
+from raccgan.kernels.depthwise_separable.triton.ops import correlation, depthwise_vjp
+from raccgan.kernels.depthwise_separable.triton.prologue import prologue_jvp
+from raccgan.kernels.layout import empty_image
+
+
+def folded(mean: Tensor, inverse: Tensor, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(. - mean) * inverse, then scale and shift, as one scale and shift [N, C].
+
+    Of what is measured from a center, ``mean`` is the mean's distance from it.
+    """
+    scale = inverse if scale is None else inverse * scale
+    return scale, -mean * scale if shift is None else torch.addcmul(shift, mean, scale, value=-1)
+
+
+def normalising(affine: Affine, x: Tensor, eps: float) -> Affine:
+    """The prologue with an instance norm of x folded into its scale and shift."""
+    mean, var = moments(x, affine.pre_relu)
+    center, inverse = mean.detach(), torch.rsqrt(var + eps)
+    scale, shift = folded(mean - center, inverse, affine.scale, affine.shift)
+    return affine._replace(scale=scale, shift=shift, center=center)
+
+
+# ---- moments of each sample's channel ------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("raccgan::depthwise_triton_moments", mutates_args=())
+def moments(x: Tensor, pre_relu: bool) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance [N, C], float32, of x [N, C, H, W] or of its ReLU. Any order of gradient."""
+    return launch.moments(x, pre_relu)
+
+
+@moments.register_fake
+def _(x: Tensor, pre_relu: bool) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[:2], dtype=torch.float32), x.new_empty(x.shape[:2], dtype=torch.float32)
+
+
+def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[0], output[0])
+    ctx.pre_relu = inputs[1]
+
+
+def _moments_backward(ctx: Any, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor, None]:
+    x, mean = ctx.saved_tensors
+    pixels = x.shape[2] * x.shape[3]
+    factor, center = grad_var * 2 / pixels, mean.detach()
+    added = grad_mean / pixels - factor * (mean - center)
+    # The ReLU's mask lies over both terms, as a last one does.
+    affine = Affine(relu=ctx.pre_relu, center=center)
+    return prologue_jvp(NO_TERM, Term(x, factor, centered=True), added, x, affine), None
+
+
+register_autograd(moments, _moments_backward, _save_moments)
+
+
+# ---- the convolution with the norm before it -----------------------------------------------------------------------
+
+
+class _Normalised(NamedTuple):
+    x: Tensor
+    convolution: Convolution
+    affine: Affine  # after the norm, without a center
+    size: tuple[int, int]
+    eps: float
+
+    @classmethod
+    def of(cls, inputs: Sequence[Any]) -> _Normalised:
+        x, w, scale, shift, pre_relu, relu, down, up, height, width, eps = inputs
+        affine = Affine(scale, shift, None, pre_relu, relu)
+        return cls(x, Convolution(w, Stride(down, up)), affine, (height, width), eps)
+
+
+@torch.library.custom_op(
+    "raccgan::depthwise_triton_normalised",
+    mutates_args=(),
+    schema="(Tensor x, Tensor w, Tensor? scale, Tensor? shift, bool pre_relu, bool relu, int down, int up, "
+    "SymInt height, SymInt width, float eps) -> (Tensor, Tensor, Tensor)",
+)
+def _normalised(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, convolution, affine, size, eps = _Normalised.of(inputs)
+    mean, var = launch.moments(x, affine.pre_relu)
+    inverse = torch.rsqrt(var + eps)
+    y = empty_image(x, x.shape[1], *size)
+    scale, shift = folded(torch.zeros_like(mean), inverse, affine.scale, affine.shift)
+    launch.depthwise(x, convolution, affine._replace(scale=scale, shift=shift, center=mean), y)
+    return y, mean, inverse
+
+
+def normalised(x: Tensor, convolution: Convolution, height: int, width: int, affine: Affine, eps: float) -> Tensor:
+    """:func:`ops.depthwise` with an instance norm of x, or of its first ReLU, before the prologue's scale and shift.
+
+    A node of its own, so that x's gradients by the convolution and by the moments are not two images to be added.
+    """
+    scale, shift, _, *relus = affine
+    y: Tensor = _normalised(x, convolution.w, scale, shift, *relus, *convolution.stride, height, width, eps)[0]
+    return y
+
+
+@_normalised.register_fake
+def _(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, _, _, size, _ = _Normalised.of(inputs)
+    mean, inverse = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
+    return empty_image(x, x.shape[1], *size), mean, inverse
+
+
+def _save_normalised(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:4], *output[1:])
+    ctx.options = inputs[4:]
+    ctx.set_materialize_grads(False)
+
+
+def _normalised_backward(
+    ctx: Any, grad_y: Tensor | None, grad_mean: Tensor | None, grad_inverse: Tensor | None
+) -> tuple[Any, ...]:
+    *tensors, mean, inverse = ctx.saved_tensors
+    x, convolution, affine, _, _ = _Normalised.of((*tensors, *ctx.options))
+    center = mean.detach()
+    mean = mean - center  # zero, with the mean's gradient
+    scale, shift = folded(mean, inverse, affine.scale, affine.shift)
+    folded_affine = affine._replace(scale=scale, shift=shift, center=center)
+    needs_x, needs_w, needs_scale, needs_shift = (needs_grad(ctx, i, tensors) for i in range(4))
+    grad_x = grad_w = grad_scale = grad_shift = None
+    if grad_y is not None and needs_w:
+        grad_w = correlation(x, grad_y, convolution.kernel_size, convolution.stride, folded_affine)
+    if grad_y is not None and (needs_x or needs_scale or needs_shift):
+        grad_x, of_scale, grad_shift = depthwise_vjp(grad_y, x, convolution, folded_affine, (needs_x, True, True))
+        assert of_scale is not None
+        assert grad_shift is not None
+        of_scale = of_scale - grad_shift * mean
+        grad_scale = of_scale * inverse
+        grad_mean = _sum(grad_mean, -grad_shift * scale)
+        grad_inverse = _sum(grad_inverse, of_scale if affine.scale is None else of_scale * affine.scale)
+    if needs_x and (grad_mean is not None or grad_inverse is not None):
+        pixels = x.shape[2] * x.shape[3]
+        factor = torch.zeros_like(mean) if grad_inverse is None else grad_inverse * inverse**3 / -pixels
+        added = -factor * mean if grad_mean is None else grad_mean / pixels - factor * mean
+        masks = Affine(relu=affine.pre_relu, center=center)
+        grad_x = prologue_jvp(Term(grad_x), Term(x, factor, centered=True), added, x, masks)
+    return grad_x, grad_w, grad_scale if needs_scale else None, grad_shift if needs_shift else None, *[None] * 7
+
+
+def _sum(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else a + b
+
+
+register_autograd(_normalised, _normalised_backward, _save_normalised)

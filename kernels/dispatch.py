@@ -1,0 +1,220 @@
+"""The dispatcher: which backend serves a call. No other module decides that, falls back or asks what hardware there is.
+
+=========== ==============================================================================================
+reference   plain PyTorch: the definition of each op, any device, dtype and kind of derivative
+pytorch     PyTorch's own ops on less arithmetic, any device and dtype; for tests and benchmarks to ask for
+native      the compiled extension: C++ on a CPU, CUDA C++ on a GPU
+triton      the Triton kernels; on a CPU they run interpreted, for tests
+fused       automatic choice: the first of native, triton, pytorch and reference that serves the call
+=========== ==============================================================================================
+
+A backend that is asked for by name serves the call or refuses with a :class:`KernelError`. Only ``fused`` falls back,
+and logs each reason once to the logger ``raccgan.kernels`` at level DEBUG. ``python -m raccgan.doctor`` prints them.
+
+To add an op: write its backends, give the package a table ``BACKENDS``, and name it in :func:`ops`. The public function
+checks its arguments, calls :func:`choose` once, and calls the ``run`` of the answer.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from raccgan.kernels import library, torch_internals
+
+NAMES = ("reference", "fused", "native", "triton")
+"""What ``--kernels`` takes."""
+
+BACKENDS = ("native", "triton", "pytorch", "reference")
+"""All backends, in the order in which ``fused`` asks them. Each can be asked for by name from Python."""
+
+COMPILED_DTYPES = {
+    "cpu": (torch.float32, torch.bfloat16),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
+}
+"""By device type, what the compiled kernels take that write a tensor of x's dtype. They add in float32."""
+
+CUDA_CAPABILITY = (8, 0)
+"""The oldest GPU that setup.py compiles for."""
+
+_logger = logging.getLogger("raccgan.kernels")
+_logged: set[tuple[str, str, str]] = set()
+
+# Settled once, at import, so that torch.compile sees constants.
+_MISSING = library.why_not()
+_CUDA = library.cuda()
+
+
+class KernelError(RuntimeError):
+    """A backend that was asked for by name cannot serve the call. One line: what, why, what would mend it."""
+
+
+class Call(NamedTuple):
+    """What the choice depends on. A tuple, because each call of an op makes one."""
+
+    device: torch.device
+    dtype: torch.dtype  # of the arithmetic: autocast's, where that is on and the op follows it
+    shape: tuple[int, ...] = ()  # of the first input; () for any
+    kernel_size: int = 0  # of a convolution: k of k x k; 0 for any
+    transform: str | None = None  # "torch.func" or "forward-mode AD", where the call is differentiated by it
+
+    @classmethod
+    def of(cls, x: torch.Tensor, kernel_size: int = 0, dtype: torch.dtype | None = None) -> Call:
+        """The call of an op whose first input is x; ``dtype`` where that is not x's."""
+        return cls(x.device, dtype or x.dtype, x.shape, kernel_size, torch_internals.transform())
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of one op."""
+
+    supports: Callable[[Call], str | None]
+    """``None`` where the backend serves the call, else one line that says why not."""
+
+    run: Callable[..., Any]
+    """The op: it serves every call that ``supports`` accepts, and asks nobody else."""
+
+
+Backends = Mapping[str, Backend]
+"""An op's backends by name; "reference" is one of them."""
+
+
+class Choice(NamedTuple):
+    """The backend that serves a call."""
+
+    name: str
+    run: Callable[..., Any]
+    refused: Mapping[str, str] = {}  # by backend that ``fused`` would have preferred: why it was not taken
+
+
+def choose(op: str, backends: Backends, kernels: str, call: Call) -> Choice:
+    """The backend that serves ``call`` of ``op`` under the name ``kernels``.
+
+    Raises:
+        KernelError: ``kernels`` is no name, or names a backend that cannot serve the call.
+    """
+    if kernels == "fused":
+        return _first(op, backends, call)
+    reason = refusal(op, backends, kernels, call)
+    if reason is not None:
+        raise KernelError(
+            f"--kernels {kernels} cannot serve {op}: {reason}; --kernels fused takes the best that can run here"
+        )
+    return Choice(kernels, backends[kernels].run)
+
+
+def refusal(op: str, backends: Backends, name: str, call: Call) -> str | None:
+    """Why the backend ``name`` cannot serve ``call`` of ``op``: one line, or ``None`` where it can.
+
+    Raises:
+        KernelError: no backend has that name.
+    """
+    backend = backends.get(name)
+    if backend is None:
+        if name not in BACKENDS:
+            raise KernelError(f"no kernels called {name!r}; choose from {', '.join(NAMES)}")
+        return f"{op} has no {name} backend"
+    return _refusal(backend, name, call)
+
+
+def _refusal(backend: Backend, name: str, call: Call) -> str | None:
+    if call.transform is not None and name != "reference":
+        # Their derivatives are registered for reverse-mode autograd alone.
+        return f"{call.transform} differentiates PyTorch's own operations alone: --kernels reference is made of those"
+    return backend.supports(call)
+
+
+def _first(op: str, backends: Backends, call: Call) -> Choice:
+    refused: dict[str, str] = {}
+    for name in BACKENDS:
+        backend = backends.get(name)
+        if backend is None:
+            continue
+        reason = _refusal(backend, name, call) or _left_out(name, call)
+        if reason is None:
+            return Choice(name, backend.run, refused)
+        refused[name] = reason
+        _log_once(op, name, reason)
+    raise KernelError(f"no backend serves {op}: " + "; ".join(f"{name}: {reason}" for name, reason in refused.items()))
+
+
+def _left_out(name: str, call: Call) -> str | None:
+    """Why ``fused`` does not take a backend that could serve the call: one line, or ``None`` where it does."""
+    if name == "triton" and call.device.type == "cpu":
+        return "interpreted, which is for tests: on a CPU it has to be asked for by name"
+    if name in ("native", "triton") and call.device.type == "cuda":
+        return f"not measured on a GPU yet: --kernels {name} takes it"
+    # Measured on two cores of an AMD EPYC on 30 November 2026 (bench/results/dispatch-amd-epyc.json): 293 classes of
+    # calls together took 1709.7 ms by native alone, 1706.4 ms with this rule, and 1701.4 ms by the fastest of each.
+    if name == "native" and call.kernel_size == 1 and call.shape[1:2] == (1,):
+        return "PyTorch's operations were measured to be faster for a 1x1 convolution of one channel"
+    return None
+
+
+@torch_internals.constant
+def _log_once(op: str, name: str, reason: str) -> None:
+    if (op, name, reason) not in _logged:
+        _logged.add((op, name, reason))
+        _logger.debug("%s: not %s: %s", op, name, reason)
+
+
+# ---- what backends ask of their ``supports`` -----------------------------------------------------------------------
+
+
+def always(call: Call) -> str | None:
+    """``supports`` of what PyTorch's own operations serve."""
+    return None
+
+
+def compiled(call: Call, kernels: str) -> str | None:
+    """``supports`` of compiled kernels, called ``kernels``, that write a tensor of x's dtype."""
+    if _MISSING is not None:
+        return _MISSING
+    dtypes = COMPILED_DTYPES.get(call.device.type)
+    if dtypes is None:
+        return f"there are no compiled {kernels} kernels for {call.device.type}"
+    if call.dtype not in dtypes:
+        *names, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+        return f"the compiled {kernels} kernels add in float32 and take {', '.join(names)} and {last}, not {call.dtype}"
+    return _compiled_on_gpu(call) if call.device.type == "cuda" else None
+
+
+def compiled_on(call: Call, kernels: str) -> str | None:
+    """``supports`` of compiled kernels, called ``kernels``, that take every dtype."""
+    if _MISSING is not None:
+        return _MISSING
+    if call.device.type not in COMPILED_DTYPES:
+        return f"there are no compiled {kernels} kernels for {call.device.type}"
+    return _compiled_on_gpu(call) if call.device.type == "cuda" else None
+
+
+def _compiled_on_gpu(call: Call) -> str | None:
+    if not _CUDA:
+        return 'the CUDA part is not compiled in: run "pip install -e ." where nvcc is on PATH or CUDA_HOME is set'
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(call.device) < CUDA_CAPABILITY:
+        return "the CUDA kernels are compiled for GPUs of compute capability {}.{} and later".format(*CUDA_CAPABILITY)
+    return None
+
+
+# ---- all ops -------------------------------------------------------------------------------------------------------
+
+
+def ops() -> dict[str, Backends]:
+    """Every op with its backends, for ``raccgan.doctor`` and the tests."""
+    names = ("depthwise_separable", "moments", "cbam", "anomaly_score")
+    return {name: importlib.import_module(f"raccgan.kernels.{name}").BACKENDS for name in names}
+
+
+def require(kernels: str, device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, Choice]:
+    """Resolve ``kernels`` for every op before a long run starts, so that it fails at once or not at all.
+
+    Raises:
+        KernelError: as :func:`choose`, for the first op that cannot be served.
+    """
+    call = Call(device, dtype)
+    return {op: choose(op, backends, kernels, call) for op, backends in ops().items()}

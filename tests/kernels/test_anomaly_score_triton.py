@@ -1,0 +1,36 @@
+"""The anomaly score's Triton kernels, compiled for a GPU that is not here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raccgan.kernels import triton_runtime
+
+ROOT = Path(__file__).parents[2]
+
+# The op returns the feature term without features too, as zeros: gradients then come for all three outputs.
+COMPILED = """
+from raccgan.kernels.anomaly_score.triton.ahead import compilations
+from tests.kernels.ahead import compile_one
+found = [
+    c for c in compilations()
+    if c.kernel.__name__ == "find_gradients" and "f" in c.constants and "grad_feature" in c.signature
+]
+assert found, "no such compilation"
+print(compile_one("anomaly_score", found[0], 80, "multiples of 16"))
+"""
+
+
+@pytest.mark.skipif(triton_runtime.triton is None, reason="Triton is not installed")
+def test_gradients_without_features_compile_where_all_outputs_have_gradients() -> None:
+    """In a process of its own: here the kernels may be interpreted, and the interpreter hides what does not compile."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", COMPILED]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "find_gradients" in done.stdout

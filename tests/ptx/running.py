@@ -1,0 +1,36 @@
+"""Starts pytest in a process of its own in which the plugin has put the PTX machine in the GPU's place."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_tests(config: pytest.Config, backend: str, *files: str, least: int, **environment: str) -> str:
+    """Run tests on the machine, at least so many of which must pass and none fail; what pytest said.
+
+    Args:
+        files: and options, as for pytest. Tests marked long are left out here where they are left out there.
+        environment: PTX_ORDER and the like (src/ptx.h).
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "tests.ptx.plugin", *files]
+    command += ["--long"] if config.getoption("long") else []
+    command += [f"--hypothesis-seed={config.getoption('hypothesis_seed')}"]
+    there = {**os.environ, "PTX_BACKEND": backend, **environment}
+    for name in [name for name in there if name.startswith("PYTEST_")]:
+        del there[name]  # of the process that this one is a test of
+    done = subprocess.run(command, cwd=ROOT, env=there, capture_output=True, text=True, check=False)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed, done.stdout
+    assert int(passed[1]) >= least, f"{passed[0]}, of {least} at least"
+    assert int(re.search(r"PTX: (\d+) launches", done.stdout)[1]) > 0, "nothing ran on the machine"  # type: ignore[index]
+    return done.stdout

@@ -1,0 +1,41 @@
+"""The Triton kernels on the PTX machine: what Triton compiles for a GPU, run by the tests of the Triton kernels."""
+
+from __future__ import annotations
+
+import pytest
+
+from raccgan.kernels import triton_runtime
+from tests.ptx import build
+from tests.ptx.running import run_tests
+
+pytestmark = pytest.mark.skipif(triton_runtime.triton is None, reason="Triton is not installed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built() -> None:
+    try:
+        with build.alone():
+            build.machine()
+    except build.BuildError as reason:
+        pytest.skip(str(reason))
+
+
+def test_the_shared_grid(pytestconfig: pytest.Config) -> None:
+    run_tests(pytestconfig, "triton", "tests/kernels/test_grid.py", "-k", "triton", least=150)
+
+
+def test_beyond_the_grid(pytestconfig: pytest.Config) -> None:
+    files = ["triton", "cbam_triton", "depthwise_separable_triton"]
+    chosen = "not spill and not serve and not importing and not takes"
+    run_tests(pytestconfig, "triton", *(f"tests/kernels/test_{name}.py" for name in files), "-k", chosen, least=50)
+
+
+@pytest.mark.long
+def test_shapes_across_tiles_and_vectors(pytestconfig: pytest.Config) -> None:
+    run_tests(pytestconfig, "triton", "tests/ptx/test_shapes.py", least=200)
+
+
+@pytest.mark.long
+def test_random_cases(pytestconfig: pytest.Config) -> None:
+    chosen = "test_values_and_gradients and triton"
+    run_tests(pytestconfig, "triton", "tests/kernels/test_random.py", "-k", chosen, least=4)
