@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raccgan.cli import options
 from raccgan.config import Config
+from raccgan.distributed import ranks
 from raccgan.errors import InputError
 from raccgan.outputs.terminal import say, tell
 
@@ -49,15 +50,14 @@ change in between.
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
 
-    from raccgan.distributed import ranks
     from raccgan.models import checkpoint as checkpoints
     from raccgan.scoring.detector import Detector
     from raccgan.scoring.score_files import help_first
     from raccgan.scoring.threshold import choose_threshold
 
     device = options.pick_device(given.device)
-    ranks.join(device, getattr(given, "rank_timeout", Config.rank_timeout))
-    stored = ranks.on_first(lambda: checkpoints.load(given.run))
+    job = ranks.join(device, getattr(given, "rank_timeout", Config.rank_timeout))
+    stored = job.on_first(lambda: checkpoints.load(given.run))
     threshold = choose_threshold(
         stored, threshold=given.threshold, quantile=given.quantile, sensitivity=given.sensitivity
     )
@@ -67,8 +67,8 @@ def main(arguments: Sequence[str]) -> int:
         stored, threshold, device, label_policy=given.label_policy, compiled=given.compile, **settings
     )
     options.note_missing_library(detector.config.kernels)
-    if not ranks.first():
-        help_first(detector, ranks)
+    if not job.first:
+        help_first(detector, job)
         return 0
     return _detect(detector, stored, given)
 
@@ -127,7 +127,6 @@ def _made_with(detector: Detector, stored: Checkpoint, given: argparse.Namespace
 def _scored(
     detector: Detector, files: Sequence[Path], journal: Journal, stored: Checkpoint, given: argparse.Namespace
 ) -> list[Row]:
-    from raccgan.distributed import ranks
     from raccgan.outputs.overlays import MapScale
     from raccgan.scoring.score_files import Wanted, score_files
 
@@ -135,7 +134,7 @@ def _scored(
         say(f"continues a stopped run: {len(journal.rows)} of {len(files)} images are scored already")
     wanted = Wanted(given.out, given.maps, given.overlays, given.report, MapScale.of(stored.held_out))
     try:
-        return score_files(detector, files, journal, wanted, ranks)
+        return score_files(detector, files, journal, wanted, ranks.job())
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"stopped after {len(journal.rows)} of {len(files)} images; the same command goes on"

@@ -158,7 +158,7 @@ def pick_device(name: str) -> Any:
 @functools.cache
 def note_missing_library(kernels: str) -> None:
     """Say on standard error, once a process, that ``fused`` has no compiled library, and why; on rank 0 alone."""
-    if kernels != "fused" or not ranks.first():
+    if kernels != "fused" or not ranks.job().first:
         return
     from raccgan.kernels import library
 

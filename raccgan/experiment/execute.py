@@ -36,7 +36,7 @@ def execute(row: Trial, folder: Path, device: torch.device, data_root: Path) -> 
 
     Raises:
         InputError: whatever is wrong with data, settings or folder, and numbers that are not finite.
-        raccgan.training.loop.Interrupted: Ctrl-C, after the step was finished and saved.
+        raccgan.training.interrupts.Interrupted: Ctrl-C, after the step was finished and saved.
     """
     run = prepare(row.config, data_root, device)
     stored = checkpoints.load(folder) if (folder / checkpoints.NAME).exists() else None

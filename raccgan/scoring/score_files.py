@@ -7,11 +7,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,7 @@ from PIL import Image
 from raccgan.data.images.decode import read_upright
 from raccgan.data.listing import IMAGE_SUFFIXES, list_images, matching
 from raccgan.data.samples import printable
+from raccgan.distributed.collectives import SINGLE, Collectives
 from raccgan.errors import InputError
 from raccgan.outputs.files import write_atomically
 from raccgan.outputs.journal import Journal, Row, differences
@@ -30,8 +31,6 @@ from raccgan.scoring.reading import Skipped
 
 RESULTS = ("scores.csv", "scores.json", "summary.json", "report.html")
 FOLDERS = ("maps", "overlays")
-T = TypeVar("T")
-
 _OWN_NAME = re.compile(r"-[0-9a-f]{12}\.(npy|png)$")
 
 WRITERS = 8
@@ -126,7 +125,7 @@ def take_folder(out: Path, run: Mapping[str, Any], *, restart: bool) -> None:
 
 
 def score_files(
-    detector: Detector, files: Sequence[Path], journal: Journal, wanted: Wanted, job: Job | None = None
+    detector: Detector, files: Sequence[Path], journal: Journal, wanted: Wanted, job: Collectives = SINGLE
 ) -> list[Row]:
     """A row for each file, in order; those that the journal holds, of unchanged files, are not scored again.
 
@@ -161,44 +160,25 @@ def score_files(
     return [done[printable(path)] for path in files]
 
 
-class Job(Protocol):
-    """What scoring needs of several ranks; see :mod:`raccgan.distributed`."""
-
-    def rank(self) -> int:
-        """The place of this rank."""
-
-    def world(self) -> int:
-        """How many ranks there are."""
-
-    def on_first(self, function: Callable[[], T]) -> T:
-        """What the function returns on rank 0, on every rank."""
-
-    def gathered(self, value: T) -> list[T] | None:
-        """Every rank's value on rank 0, None elsewhere."""
-
-
-def help_first(detector: Detector, job: Job) -> None:
+def help_first(detector: Detector, job: Collectives) -> None:
     """Score this rank's share of the files that :func:`score_files` has on rank 0."""
     for _ in _scan(detector, (), False, job):
         pass
 
 
 def _scan(
-    detector: Detector, files: Sequence[Path], details: bool, job: Job | None
+    detector: Detector, files: Sequence[Path], details: bool, job: Collectives
 ) -> Iterator[list[Result | Skipped]]:
     """:meth:`Detector.scan_batches` on all ranks: what rank 0 asks for comes back there, in order; nothing elsewhere.
 
     The batches are those of a single process, dealt out to the ranks, so that the scores are the same bit for bit.
     """
-    if job is None:
-        yield from detector.scan_batches(files, details=details)
-        return
     files, details = job.on_first(lambda: (files, details))
     size = detector.scorer.batch
     batches = [files[start : start + size] for start in range(0, len(files), size)]
-    own = [path for batch in batches[job.rank() :: job.world()] for path in batch]
+    own = [path for batch in batches[job.rank :: job.world] for path in batch]
     scored = detector.scan_batches(own, details=details)
-    for _ in range(0, len(batches), job.world()):
+    for _ in range(0, len(batches), job.world):
         found = job.gathered(next(scored, None))
         yield from (batch for batch in found or () if batch is not None)
 
