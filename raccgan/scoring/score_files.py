@@ -162,19 +162,15 @@ def score_files(
 
 
 class Job(Protocol):
-    """What scoring needs of several ranks; see :mod:`raccgan.distributed`."""
+    """What scoring needs of several ranks, of which it knows nothing else; see :mod:`raccgan.distributed`."""
 
-    def rank(self) -> int:
-        """The place of this rank."""
+    def rank(self) -> int: ...
 
-    def world(self) -> int:
-        """How many ranks there are."""
+    def world(self) -> int: ...
 
-    def on_first(self, function: Callable[[], T]) -> T:
-        """What the function returns on rank 0, on every rank."""
+    def on_first(self, function: Callable[[], T]) -> T: ...
 
-    def gathered(self, value: T) -> list[T] | None:
-        """Every rank's value on rank 0, None elsewhere."""
+    def gathered(self, value: T) -> list[T] | None: ...
 
 
 def help_first(detector: Detector, job: Job) -> None:
