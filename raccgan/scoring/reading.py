@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,6 @@ One: TypeAlias = "str | Path | Image.Image | NDArray[Any] | Tensor"
 Batch: TypeAlias = "One | Iterable[One]"
 """One image, several, or an array [N, H, W] or [N, H, W, C], or a tensor [N, C, H, W]. An array of three axes is one
 image in colour where the last axis is at most 4, else N grey ones."""
-
-Item = TypeVar("Item")
-Value = TypeVar("Value")
 
 CHUNK = 8
 """Images that one thread decodes at a time: handing over one small image costs as much as decoding it."""
@@ -60,11 +57,21 @@ class Reader:
 
     def batches(self, images: Batch, batch: int) -> Iterator[list[Read]]:
         """The images in their order, ``batch`` at a time; the next ones are decoded meanwhile."""
-        workers = min(16, len(os.sched_getaffinity(0)))
+        workers, chunks = min(16, len(os.sched_getaffinity(0))), -(-batch // CHUNK)
+        ahead = max(2, 2 * workers // chunks)
+        each, waiting = _each(images), deque[list[Future[list[Read]]]]()
         with ThreadPoolExecutor(workers) as pool:
-            ahead = 2 * max(workers, -(-batch // CHUNK))
-            chunks = _ahead(pool, self._decode, _chunks(_each(images), batch), ahead)
-            yield from _regroup(chunks, batch)
+            try:
+                while whole := list(islice(each, batch)):
+                    parts = (whole[start : start + CHUNK] for start in range(0, len(whole), CHUNK))
+                    waiting.append([pool.submit(self._decode, part) for part in parts])
+                    if len(waiting) > ahead:
+                        yield _joined(waiting.popleft())
+                while waiting:
+                    yield _joined(waiting.popleft())
+            finally:
+                for future in (future for futures in waiting for future in futures):
+                    future.cancel()
 
     def _decode(self, chunk: Sequence[One]) -> list[Read]:
         return [self._read(image) for image in chunk]
@@ -107,37 +114,5 @@ def _each(images: Batch) -> Iterator[One]:
             yield from _each(image)
 
 
-def _chunks(items: Iterator[Item], batch: int) -> Iterator[list[Item]]:
-    """Groups of at most CHUNK that no batch's border cuts."""
-    while whole := list(islice(items, batch)):
-        for start in range(0, len(whole), CHUNK):
-            yield whole[start : start + CHUNK]
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Value], items: Iterator[Item], most: int
-) -> Iterator[Value]:
-    """``map`` in threads, in order, at most ``most`` items before what is asked for."""
-    waiting: deque[Future[Value]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > most:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def _regroup(groups: Iterable[list[Item]], batch: int) -> Iterator[list[Item]]:
-    """Small groups joined into batches."""
-    joined: list[Item] = []
-    for group in groups:
-        joined += group
-        if len(joined) >= batch:
-            yield joined
-            joined = []
-    if joined:
-        yield joined
+def _joined(chunks: list[Future[list[Read]]]) -> list[Read]:
+    return [read for chunk in chunks for read in chunk.result()]
