@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from raccgan.kernels.cbam import CbamNorm, CbamWeights, cbam
@@ -323,7 +324,10 @@ class ResidualDown(nn.Module):
 
 
 def initialise(network: nn.Module) -> None:
-    """Orthogonal weights and zero biases for every convolution, linear layer and embedding (BigGAN)."""
+    """Orthogonal weights and zero biases for every convolution, linear layer and embedding (BigGAN).
+
+    The network is in training mode, as a new one is.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
             # Under spectral norm `weight` is computed from the parameter that is drawn here.
@@ -331,3 +335,8 @@ def initialise(network: nn.Module) -> None:
             nn.init.orthogonal_(behind.get("parametrizations.weight.original", module.weight))
             if "bias" in behind:
                 nn.init.zeros_(behind["bias"])
+            if parametrize.is_parametrized(module):
+                # Spectral norm has the singular vectors of the weights before. Each access in training mode is one step
+                # of the power iteration; an orthogonal weight needs one, since all its singular values are equal.
+                with torch.no_grad():
+                    _ = module.weight

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from typing import cast
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from raccgan.config import attention_blocks
 from raccgan.kernels import library
@@ -149,6 +151,22 @@ def test_conditional_batch_norm_in_evaluation_is_the_batch_norm_of_training() ->
         trained = g(z, y)
     # Spectral norm turned once more in training, and running variances are unbiased: near, not equal.
     assert (g.eval()(z, y) - trained).abs().max() < 1e-2
+
+
+def test_new_networks_are_normalised_in_eval_mode() -> None:
+    """Spectral norm's vectors are those of the orthogonal weights: each normalised weight has the singular value 1."""
+    torch.manual_seed(0)
+    shared = {"widths": (64, 32, 16), "classes": 3, "image_channels": 1}
+    g, d = Generator(latent=36, **shared).eval(), Discriminator(head="flatten", **shared).eval()
+    norms = [
+        torch.linalg.matrix_norm(cast(torch.Tensor, module.weight).flatten(1), ord=2).item()
+        for module in itertools.chain(g.modules(), d.modules())
+        if parametrize.is_parametrized(module)
+    ]
+    assert len(norms) == 13  # two norms of two linear layers in each of two blocks, two skips, G's head; D's two
+    assert norms == pytest.approx([1.0] * len(norms), rel=1e-4)
+    images = g(torch.randn(16, 36), torch.arange(16) % 3)
+    assert images.abs().mean() < 0.4, "saturated"
 
 
 def test_a_checkpoint_of_one_path_serves_the_other() -> None:
