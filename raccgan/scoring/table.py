@@ -41,7 +41,7 @@ class Table:
                 record = ScoreRecord.from_journal(row, threshold).values()
             except (KeyError, TypeError):
                 raise InputError("the journal of this run is damaged: add --restart to score anew") from None
-            more = {name: row[name] for name in ("map", "overlay") if name in row}
+            more: Row = {name: row[name] for name in ("map", "overlay") if name in row}
             table.records.append({"path": row["path"], **record, **more})
             table.strips.append(row.get("strip", ""))
         return table
