@@ -1,4 +1,4 @@
-"""The prologue by PyTorch's operations, any dtype and any order of derivative."""
+"""Computes the prologue with PyTorch's operations, in any dtype, with any order of derivative."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a call of CBAM's Triton kernels is cut into programs."""
+"""Divides a call of CBAM's Triton kernels into programs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the Triton kernels of the depthwise-separable family are compiled for ahead of time, for GPUs that are not here.
+"""Lists what the Triton kernels of the depthwise-separable op are compiled for, for tests without a GPU.
 
-The launches themselves say it: they are made on tensors without memory, and noted instead of run.
+The launches run on tensors without memory, which note each kernel and its configuration instead of running it.
 """
 
 from __future__ import annotations
