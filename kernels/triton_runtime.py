@@ -1,19 +1,19 @@
-"""The runtime of all Triton kernels: whether they can run, how they are launched, how they are compiled ahead of time.
+"""What every family's Triton kernels share: whether they can run, how they are launched, how they are compiled ahead.
 
-The ``triton.py`` of an op has, beside the function that computes the op:
+A family's ``triton.py`` has, beside its public function:
 
-    supports(call)      ``runtime.supports(call)``, and what else the backend leaves out
-    compilations()      a :class:`Compilation` for every kernel and configuration that the backend ships
+    supports(call)      ``runtime.supports(call)``, and what else its contract leaves out
+    compilations()      a :class:`Compilation` for every kernel and configuration that it ships
 
-Its kernels keep these rules:
+and its kernels keep to these rules:
 
-- ``@jit`` and ``tl`` come from here: both exist without Triton too, so that importing never fails.
+- ``@jit`` and ``tl`` come from here: both are there without Triton too, so that importing never fails.
 - Arithmetic is float32: ``tl.load(...).to(tl.float32)`` at every load, ``.to(pointer.dtype.element_ty)`` at the store.
 - Offsets that a tensor's size can carry past 2^31 are int64: start from ``tl.program_id(0).to(tl.int64)``.
 - Bounds of a ``for`` are ``tl.constexpr``; others need a ``while``.
 - No atomics. A sum over programs is a second launch.
 
-The kernels need a GPU. The tests compile them without one, and execute their PTX on a CPU (tests/ptx).
+The kernels need a GPU. The tests compile them without one, and run what Triton makes of them on a CPU (tests/ptx).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The native backend of the anomaly score: C++ on a CPU, CUDA C++ on a GPU. It reads each tensor once.
+"""The anomaly score in compiled code: C++ on a CPU, CUDA C++ on a GPU. One read of each tensor.
 
     residual[n] = mean over c,h,w of d^2    map[n, h, w] = mean over c of d^2    with d = x - x_hat
 
-The forward pass is a kernel. The backward pass consists of PyTorch's differentiable operations (:mod:`.gradients`), so
-gradients of every order follow from it.
+The kernel is the forward pass. Its backward is written in PyTorch's own differentiable operations (:mod:`.gradients`),
+so gradients of every order follow from it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Gradients of CBAM's gradients for backends that have no kernels for them: the reference computes them."""
+"""Gradients of CBAM's gradients, for backends whose kernels end at the first: recomputed by the reference."""
 
 from __future__ import annotations
 

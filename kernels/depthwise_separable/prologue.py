@@ -1,4 +1,4 @@
-"""Computes the prologue with PyTorch's operations, in any dtype, with any order of derivative."""
+"""The prologue by PyTorch's operations, any dtype and any order of derivative."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nearest upsampling and average pool with PyTorch's operations, in any dtype, with any order of derivative."""
+"""Nearest upsampling and average pool by PyTorch's operations, any dtype and any order of derivative."""
 
 from __future__ import annotations
 

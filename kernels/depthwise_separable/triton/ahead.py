@@ -1,6 +1,6 @@
-"""Lists what the Triton kernels of the depthwise-separable op are compiled for, for tests without a GPU.
+"""What the Triton kernels of the depthwise-separable family are compiled for ahead of time, for GPUs that are not here.
 
-The launches run on tensors without memory, which note each kernel and its configuration instead of running it.
+The launches themselves say it: they are made on tensors without memory, and noted instead of run.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""The triton backend: Triton kernels around the library's matrix product, or one kernel where that is less work.
+"""The triton backend: Triton kernels around the library's matrix product, or all of it in one where that is less work.
 
     y = pool(pointwise(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift))))) + residual
 
-The norm folds into scale and shift of x - mean; its moments take one read of x. Upsampling and pool fold into the
-weights of the depthwise convolution. :func:`fused.fuses` chooses between two ways:
+The norm folds into scale and shift of x - mean, its moments being one read of x. Upsampling and pool fold into the
+depthwise convolution's weights. Then either
 
 - one kernel, :func:`fused.fused`: the depthwise tile is the left operand of a matrix product and never leaves the chip;
-- two kernels: :func:`ops.depthwise`, then the library's matrix product.
+- or two: :func:`ops.depthwise`, and a matrix product of the library's.
 
-Both have the derivatives of the closed family in :mod:`ops`. A 1 x 1 convolution that is not fused is the library's
-matrix product after the prologue, which PyTorch's operations compute. The kernels have not run on a GPU yet.
+:func:`fused.fuses` says which. Both have the same derivatives, those of the closed family in :mod:`ops`. A 1 x 1
+convolution that is not fused is the library's matrix product, after the prologue by PyTorch's operations. Not run on a
+GPU yet.
 """
 
 from __future__ import annotations

@@ -2,20 +2,19 @@
 
     D(phi(x), w)      depthwise convolution of stride 1 (w odd), of stride 2 or transposed (w even), after a prologue
     C(phi(x), g)      its gradient in w: the correlation of phi(x) and g over the batch
-    phi(x)            m ((m0 x - center) scale + shift), the prologue: m0 and m are 1 where its ReLUs are open, 0 where
-                      they are closed, and 1 where it has none
+    phi(x)            m ((m0 x - center) scale + shift), the prologue: m0 and m are where its ReLUs are open, 1 where
+                      it has none
 
-Let q be w convolved with a 2 x 2 box. Then nearest upsampling before D(., w) is the transposed convolution with q, and
-four times the average pool after D(., w) is the convolution of stride 2 with q. Each of the two is the adjoint of the
-other, with q flipped. So
+With q = w convolved with a 2 x 2 box, nearest upsampling before D(., w) is the transposed convolution with q, and four
+times the average pool after it is the one of stride 2: each of them is the other one's adjoint, with q flipped. So
 
     dD/dphi . g = D'(g, flip(w))          D' is D, or swaps stride 2 and transposed
     dD/dw . g   = C(phi, g)               and C's own gradients are D'(g, flip(v)) and D(phi, v)
 
-:mod:`prologue` has the derivatives of phi, and :mod:`norm` the norm that is folded into phi.
+The derivatives of phi are in :mod:`prologue`, the norm that it has folded in is in :mod:`norm`.
 
 Images are float32, bfloat16 or float16; weights, scale, shift and center [N, C] and all sums are float32. Results are
-channels_last, with the same bits in every run. A registered op takes the tuples of :mod:`arguments` field by field.
+channels_last, and the same bits every time. A registered op takes the tuples of :mod:`arguments` field by field.
 """
 
 from __future__ import annotations

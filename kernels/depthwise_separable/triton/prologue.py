@@ -1,12 +1,12 @@
 """The derivatives of the prologue phi(x) = m ((m0 x - center) scale + shift), as registered ops.
 
-phi is bilinear except for its masks m0 and m, which say where its ReLUs are open. Its vector-Jacobian and
-Jacobian-vector products are each other's gradients:
+phi is bilinear but for its masks m0 and m, where its ReLUs are open. Its vector-Jacobian and Jacobian-vector products
+are each other's gradients:
 
     prologue_vjp(g; a, s)              m m0 g s,  sum of m g (m0 a - center),  sum of m g      over the pixels
     prologue_jvp(a, s; b, r; added)    m (m0 a s + (m0 b - center) r + added)
 
-If a or b is x itself, the center is subtracted from it; otherwise nothing is.
+There a and b are measured from the center where they are x itself, and from zero otherwise.
 """
 
 from __future__ import annotations
