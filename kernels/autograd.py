@@ -1,4 +1,4 @@
-"""Registers compiled ops with autograd, and helps their backward functions: what is needed, what is saved."""
+"""What every backend's backward asks of autograd, and what a compiled op tells it."""
 
 from __future__ import annotations
 

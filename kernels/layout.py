@@ -1,4 +1,4 @@
-"""Memory formats of tensors, and the dtype in which autocast computes, for backends of several ops."""
+"""How tensors lie in memory, and in which dtype autocast computes: what backends of several ops share."""
 
 from __future__ import annotations
 

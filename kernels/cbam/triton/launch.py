@@ -1,4 +1,4 @@
-"""Launches CBAM's Triton kernels: the forward pass and the backward pass, each in its order."""
+"""The launches of CBAM's Triton kernels: the forward pass and the backward pass, each in its order."""
 
 from __future__ import annotations
 

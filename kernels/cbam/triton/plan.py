@@ -1,4 +1,4 @@
-"""Divides a call of CBAM's Triton kernels into programs."""
+"""How a call of CBAM's Triton kernels is cut into programs."""
 
 from __future__ import annotations
 

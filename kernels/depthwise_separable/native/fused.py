@@ -3,7 +3,7 @@
     y = pool(pointwise(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift))))) + residual
 
 Only the forward pass is fused. Its derivatives are those of the depthwise half (:mod:`depthwise`) and of the pointwise
-convolution (:mod:`convolutions`), so every order follows. The kernel has not run on a GPU yet.
+convolution (:mod:`convolutions`), so every order follows. Not run on a GPU yet.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The whole op in one kernel: the depthwise tile is the left operand of a matrix product and never leaves the chip.
+"""All of it in one kernel: the depthwise tile is the left operand of a matrix product and never leaves the chip.
 
-The kernel is one registered op. Its gradients are the ops of :mod:`ops` and PyTorch's matrix products, so every order
-follows.
+One registered op, whose gradients are the ops of :mod:`ops` and PyTorch's matrix products: every order follows.
 """
 
 from __future__ import annotations
