@@ -29,14 +29,14 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-sys.path.append("csrc")
+sys.path.insert(0, "csrc")
 
 from build_tools import Toolkit, find_cxx, find_ninja, jobs, locked, require_setuptools, said_by
 
 CPU_SOURCES = sorted(Path("csrc/cpu").rglob("*.cpp"))
 CPU_KERNELS = [path for path in CPU_SOURCES if path.name != "targets.cpp"]
 COMMON = [*sorted(Path("csrc/bindings").rglob("*.cpp")), *(path for path in CPU_SOURCES if path.name == "targets.cpp")]
-CUDA_KERNELS = sorted(Path("csrc/cuda").rglob("*.cu"))
+CUDA_KERNELS = sorted(Path("csrc/cuda").rglob("*.cu"), key=lambda path: -path.stat().st_size)  # the slowest first
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 CPU_TARGETS: dict[str, list[str]] = {"portable": []}

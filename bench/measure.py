@@ -8,7 +8,7 @@ that slows down slows all of them; the median over the rounds counts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -61,6 +61,15 @@ class Contestant:
 
 
 Compare = Callable[[Case, Sequence[Contestant], Outputs], list[Row]]
+
+
+def checked_or_raises(c: Contestant, error: type[Exception]) -> Contestant:
+    """The contestant with its check made; or, if the check raises ``error``, one that says so in its row."""
+    try:
+        found = c.check()
+    except error as reason:
+        return replace(c, raises=_first_line(reason))
+    return replace(c, check=lambda: found)
 
 
 def compare(

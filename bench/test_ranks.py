@@ -25,7 +25,8 @@ from bench.measure import Case, Compare, Contestant
 from bench.networks import doubled, networks
 from bench.roofline import training_step
 from bench.test_step import CASES, TOLERANCE, batch_of, count, gradients, stepping, training_of
-from raccgan.distributed import collectives, ranks
+from raccgan.distributed import ranks
+from raccgan.distributed.collectives import Collectives
 
 PARAMETERS = ["digits 8px b32", *(pytest.param(name, marks=pytest.mark.full) for name in ("32px b64", "128px b4"))]
 
@@ -85,30 +86,30 @@ def _work(connection: Connection, rank: int, world: int, port: int, device: str,
     os.environ |= {variable: str(value) for variable, value in place.items()} | {"MASTER_ADDR": "localhost"}
     torch.set_num_threads(1)
     where = f"cuda:{rank}" if device == "cuda" else device
-    ranks.join(torch.device(where), 300)
+    job = ranks.join(torch.device(where), 300)
     config, channels = CASES[name]
-    step = stepping(config, channels, where, "fused", "channels_last", how="")  # ranks cannot record
+    step = stepping(config, channels, where, "fused", "channels_last", how="", job=job)  # ranks cannot trace
     for asked in itertools.count():
         what = connection.recv()
         if what == "leave":
             break
-        connection.send(_check(name, where) if what == "check" else _timed(step, device, warm=asked > 1))
+        connection.send(_check(name, where, job) if what == "check" else _timed(step, device, job, warm=asked > 1))
     ranks.leave()
 
 
-def _check(name: str, where: str) -> list[Tensor]:
+def _check(name: str, where: str, job: Collectives) -> list[Tensor]:
     """Gradients of the whole batch, from every rank's slice of it."""
     config, channels = CASES[name]
-    x, y = map(collectives.own_rows, batch_of(config, channels, where))
-    found = gradients(training_of(config, networks(config, channels, where, "fused", "channels_last")), x, y)
-    return [collectives.averaged(vector) for vector in found]
+    x, y = map(job.own_rows, batch_of(config, channels, where))
+    training = training_of(config, networks(config, channels, where, "fused", "channels_last"), job=job)
+    return [job.averaged(vector) for vector in gradients(training, x, y)]
 
 
-def _timed(step: Iterator[Any], device: str, warm: bool) -> tuple[float, float]:
+def _timed(step: Iterator[Any], device: str, job: Collectives, *, warm: bool) -> tuple[float, float]:
     """Seconds of a step on the wall and of this process's cores, its threads' together; all ranks begin at once."""
     if not warm:
         next(step)
-    collectives.anywhere(False)
+    job.anywhere(False)
     begun, used = time.perf_counter(), time.process_time()
     next(step)
     if device == "cuda":

@@ -72,7 +72,10 @@ def jobs(control_groups: Path = Path("/sys/fs/cgroup"), system: Path = Path("/pr
 
 
 def find_ninja() -> str:
-    """The ninja of the environment that builds, else the one on ``PATH``."""
+    """The ninja of the environment that is built for, else the one on ``PATH``.
+
+    Always the same one where there are several: a release that cannot read another's log compiles everything anew.
+    """
     found = shutil.which("ninja", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if found is None:
         raise CompileError("ninja is needed to build: pip install ninja (or apt install ninja-build)")

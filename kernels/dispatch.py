@@ -132,9 +132,9 @@ def _refusal(backend: Backend, name: str, call: Call) -> str | None:
 def _first(op: str, backends: Backends, call: Call) -> Choice:
     refused: dict[str, str] = {}
     for name in BACKENDS:
-        backend = backends.get(name)
-        if backend is None:
+        if name not in backends:
             continue
+        backend = backends[name]
         reason = _refusal(backend, name, call) or _left_out(name, call)
         if reason is None:
             return Choice(name, backend.run, refused)

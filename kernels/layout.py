@@ -32,4 +32,5 @@ def autocast_dtype(t: Tensor) -> torch.dtype:
 
 def in_autocast_dtype(t: Tensor) -> Tensor:
     """t in the dtype in which autocast computes. A custom backward runs outside of autocast, so the casts go first."""
-    return t.to(autocast_dtype(t))
+    dtype = autocast_dtype(t)
+    return t if t.dtype == dtype else t.to(dtype)

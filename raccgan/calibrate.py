@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _calibrate(file: Path, given: argparse.Namespace) -> int:
     from raccgan.models import checkpoint as checkpoints
-    from raccgan.scoring.detector import choose_threshold
+    from raccgan.scoring.threshold import choose_threshold
 
     stored = checkpoints.load(file)
     held_out, policy, skipped = stored.held_out, stored.held_out_policy, 0
@@ -55,7 +56,7 @@ def _calibrate(file: Path, given: argparse.Namespace) -> int:
     quantile = given.quantile
     if given.threshold is None and given.sensitivity is None and quantile is None:
         quantile = checkpoints.config_of(stored).quantile
-    fresh = checkpoints.Checkpoint(stored.config, stored.classes, stored.channels, held_out=held_out)
+    fresh = dataclasses.replace(stored, threshold=None, held_out=held_out)
     threshold = choose_threshold(fresh, threshold=given.threshold, quantile=quantile, sensitivity=given.sensitivity)
     checkpoints.recalibrate(file, checkpoints.Calibration(threshold, held_out, policy))
     before = "none" if stored.threshold is None else f"{stored.threshold:.4g}"
@@ -92,13 +93,15 @@ def _scores(stored: Checkpoint, given: argparse.Namespace) -> tuple[dict[str, Te
     import torch
 
     from raccgan.outputs.progress import Progress
-    from raccgan.scoring.detector import Detector, Skipped
+    from raccgan.scoring.detector import Detector
+    from raccgan.scoring.reading import Skipped
     from raccgan.scoring.score_files import find
 
     found = find(given.images)
-    # Scoring needs a threshold, and this one decides nothing.
+    # A detector has a threshold, and this one decides nothing.
     settings = options.settings_of(given, but=("quantile",))
-    detector = Detector.of(stored, 0.0, label_policy=given.label_policy, device=given.device, **settings)
+    device = options.pick_device(given.device)
+    detector = Detector.of(stored, 0.0, device, label_policy=given.label_policy, **settings)
     options.note_missing_library(detector.config.kernels)
     problems = list(found.problems)
     scores, peaks = [], []

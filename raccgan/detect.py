@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raccgan.cli import options
 from raccgan.config import Config
+from raccgan.distributed import ranks
 from raccgan.errors import InputError
 from raccgan.outputs.terminal import say, tell
 
 if TYPE_CHECKING:
-    from raccgan.scoring.score_files import Table
+    from raccgan.models.checkpoint import Checkpoint
+    from raccgan.outputs.journal import Journal, Row
+    from raccgan.scoring.detector import Detector
+    from raccgan.scoring.score_files import Found
+    from raccgan.scoring.table import Table
 
 EXAMPLES = """\
   python -m raccgan.detect runs/digits new/*.png
@@ -46,28 +50,55 @@ change in between.
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
 
-    from raccgan.distributed import ranks
     from raccgan.models import checkpoint as checkpoints
-    from raccgan.outputs.files import own_folder
-    from raccgan.outputs.journal import Journal
-    from raccgan.outputs.overlays import MapScale
-    from raccgan.scoring.detector import Detector, choose_threshold
-    from raccgan.scoring.score_files import FOLDERS, Table, Wanted, find, scan, score_files, take_folder, write_detected
+    from raccgan.scoring.detector import Detector
+    from raccgan.scoring.score_files import help_first
+    from raccgan.scoring.threshold import choose_threshold
 
-    ranks.join(options.pick_device(given.device), getattr(given, "rank_timeout", Config.rank_timeout))
-    stored = ranks.on_first(lambda: checkpoints.load(given.run))
+    device = options.pick_device(given.device)
+    job = ranks.join(device, getattr(given, "rank_timeout", Config.rank_timeout))
+    stored = job.on_first(lambda: checkpoints.load(given.run))
     threshold = choose_threshold(
         stored, threshold=given.threshold, quantile=given.quantile, sensitivity=given.sensitivity
     )
     _use_threads(given)
     settings = options.settings_of(given, but=("quantile", "threads"))
     detector = Detector.of(
-        stored, threshold, label_policy=given.label_policy, device=given.device, compiled=given.compile, **settings
+        stored, threshold, device, label_policy=given.label_policy, compiled=given.compile, **settings
     )
     options.note_missing_library(detector.config.kernels)
-    if not ranks.first():
-        deque(scan(detector), maxlen=0)
+    if not job.first:
+        help_first(detector, job)
         return 0
+    return _detect(detector, stored, given)
+
+
+def _detect(detector: Detector, stored: Checkpoint, given: argparse.Namespace) -> int:
+    """Score the files and write the results; the exit status."""
+    from raccgan.outputs.files import own_folder
+    from raccgan.outputs.journal import Journal
+    from raccgan.scoring.score_files import FOLDERS, take_folder
+    from raccgan.scoring.table import Table
+
+    found = _found(stored, given)
+    made_with = _made_with(detector, stored, given)
+    kept = {name: getattr(given, name) for name in ("maps", "overlays", "report")}
+    with own_folder(given.out, FOLDERS) as out:
+        take_folder(out, made_with, restart=given.restart)
+        with Journal(out / "scores.part", made_with | kept, restart=given.restart) as journal:
+            rows = _scored(detector, found.files, journal, stored, given)
+            table = Table.of(rows, detector.threshold)
+            if table.records:
+                table.write(out, made_with, {"run": str(given.run), "classes": stored.classes})
+            if table.records and given.report:
+                table.write_report(out / "report.html", stored, str(given.run))
+            journal.remove()
+    return _finish(table, out, given.fail_on_anomaly, len(found.problems))
+
+
+def _found(stored: Checkpoint, given: argparse.Namespace) -> Found:
+    from raccgan.scoring.score_files import find
+
     found = find(given.images)
     for problem in found.problems:
         say(f"skipped: {problem}")
@@ -77,33 +108,37 @@ def main(arguments: Sequence[str]) -> int:
         say(f"note: the threshold is of scores under {stored.held_out_policy!r}, not {given.label_policy!r}")
     if not found.files:
         raise InputError(f"no image to score: {found.problems[0] if found.problems else 'none was named'}")
-    wanted = Wanted(given.out, given.maps, given.overlays, given.report, MapScale.of(stored.held_out))
-    made_with = {
-        "checkpoint": checkpoints.digest(stored),
+    return found
+
+
+def _made_with(detector: Detector, stored: Checkpoint, given: argparse.Namespace) -> dict[str, Any]:
+    """What the scores depend on, beside the files."""
+    from raccgan.models.checkpoint import digest
+
+    return {
+        "checkpoint": digest(stored),
         "label_policy": given.label_policy,
         "kernels": detector.config.kernels,
         "score_batch": detector.config.score_batch,
         "compile": given.compile,
     }
-    kept = {name: getattr(given, name) for name in ("maps", "overlays", "report")}
-    with own_folder(given.out, FOLDERS) as out:
-        take_folder(out, made_with, restart=given.restart)
-        with Journal(out / "scores.part", made_with | kept, restart=given.restart) as journal:
-            if journal.rows:
-                say(f"continues a stopped run: {len(journal.rows)} of {len(found.files)} images are scored already")
-            try:
-                rows = score_files(detector, found.files, journal, wanted)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(
-                    f"stopped after {len(journal.rows)} of {len(found.files)} images; the same command goes on"
-                ) from None
-            table = Table.of(rows, threshold)
-            if table.records:
-                table.write(out, made_with, {"run": str(given.run), "classes": stored.classes})
-            if table.records and given.report:
-                write_detected(out / "report.html", rows, table, stored, str(given.run))
-            journal.remove()
-    return _finish(table, out, given.fail_on_anomaly, len(found.problems))
+
+
+def _scored(
+    detector: Detector, files: Sequence[Path], journal: Journal, stored: Checkpoint, given: argparse.Namespace
+) -> list[Row]:
+    from raccgan.outputs.overlays import MapScale
+    from raccgan.scoring.score_files import Wanted, score_files
+
+    if journal.rows:
+        say(f"continues a stopped run: {len(journal.rows)} of {len(files)} images are scored already")
+    wanted = Wanted(given.out, given.maps, given.overlays, given.report, MapScale.of(stored.held_out))
+    try:
+        return score_files(detector, files, journal, wanted, ranks.job())
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped after {len(journal.rows)} of {len(files)} images; the same command goes on"
+        ) from None
 
 
 def _parser() -> options.Parser:
@@ -134,8 +169,8 @@ def _parser() -> options.Parser:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="score through torch.compile: twenty seconds more at first, then about as fast as what is otherwise "
-        "recorded after 200 passes; needs a C++ compiler",
+        help="score through torch.compile: twenty seconds more at first, then about as fast as scores "
+        "otherwise are after 200 passes; needs a C++ compiler",
     )
     return parser
 

@@ -37,24 +37,25 @@ def main(arguments: Sequence[str]) -> int:
 
     from raccgan.evaluation.result_files import evaluate_run
     from raccgan.models import checkpoint as checkpoints
+    from raccgan.models.devices import require_kernels
     from raccgan.scoring.calibration import calibration_for
     from raccgan.scoring.scorer import Scorer
     from raccgan.training.run import prepare, readable
 
     settings = options.settings_of(given)
-    ranks.join(device, settings.get("rank_timeout", Config.rank_timeout))
-    stored = ranks.on_first(lambda: checkpoints.load(given.run))
+    job = ranks.join(device, settings.get("rank_timeout", Config.rank_timeout))
+    stored = job.on_first(lambda: checkpoints.load(given.run))
     config = checkpoints.config_of(stored, **settings)
-    options.require_kernels(config.kernels, device)
+    require_kernels(config.kernels, device)
     options.note_missing_library(config.kernels)
     run = prepare(config, given.data_root, device)
     if config.unreadable == "skip":
         run, _ = readable(run)
     checkpoints.check_same_model(stored, run.config, run.classes, run.channels)
     folder = given.out or (given.run if given.run.is_dir() else given.run.parent)
-    with ranks.entered_on_first(lambda: own_folder(folder)) as out:
+    with job.entered_on_first(lambda: own_folder(folder)) as out:
         networks = checkpoints.networks_of(stored, run.config, device)
-        scorer = Scorer.of(run.config, networks, run.classes, given.label_policy)
+        scorer = Scorer(run.config, networks, run.classes, given.label_policy)
         calibration = calibration_for(
             stored,
             run.config,

@@ -37,10 +37,11 @@ def main(arguments: Sequence[str]) -> int:
     from raccgan.generation.folder import ImageMaker, require_empty
     from raccgan.generation.real import real_images
     from raccgan.models import checkpoint as checkpoints
+    from raccgan.models.devices import require_kernels
 
     stored = checkpoints.load(given.run)
     config = checkpoints.config_of(stored, **options.settings_of(given))
-    options.require_kernels(config.kernels, device)
+    require_kernels(config.kernels, device)
     options.note_missing_library(config.kernels)
     if config.threads:
         torch.set_num_threads(config.threads)

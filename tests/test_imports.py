@@ -30,16 +30,6 @@ LAYERS = (
 )
 """From the bottom to the top, without ``raccgan.``; the longest name that a module begins with counts."""
 
-KNOWN = {
-    # Wrong arrows that are on their way out. The list has to become empty.
-    ("models.blocks", "distributed"),
-    ("outputs.overlays", "data"),
-    ("outputs.overlays", "scoring"),
-    ("outputs.report", "data"),
-    ("scoring.detector", "cli"),
-}
-"""(module, folder that it should not import)."""
-
 
 def modules() -> dict[str, Path]:
     """The files of the package by the name of the module, without ``raccgan.``."""
@@ -90,14 +80,13 @@ def test_every_import_goes_down_or_stays_in_its_folder() -> None:
         for to in targets
         if layer(to) >= layer(name) and not (layer(to) == layer(name) and folder(to) == folder(name))
     }
-    assert sorted(arrow for arrow in wrong if (arrow[0], folder(arrow[1])) not in KNOWN) == []
-    assert sorted(KNOWN - {(name, folder(to)) for name, to in wrong}) == [], "mended: take it off the list"
+    assert sorted(wrong) == []
 
 
 def test_nothing_below_training_knows_of_ranks() -> None:
     for name, targets in arrows().items():
         if folder(name) in ("models", "data", "outputs", "kernels"):
-            assert not {folder(to) for to in targets} & {"distributed", "cli"} or (name, "distributed") in KNOWN, name
+            assert not {folder(to) for to in targets} & {"distributed", "cli"}, name
 
 
 def test_no_import_leads_back() -> None:

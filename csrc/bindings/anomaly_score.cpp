@@ -18,8 +18,8 @@ void write_means(const std::vector<double>& partial, int64_t n, int64_t size, fl
 }
 
 std::tuple<Tensor, Tensor, Tensor> anomaly_score_cpu(const Tensor& x, const Tensor& x_hat,
-                                                     const std::optional<Tensor>& f,
-                                                     const std::optional<Tensor>& f_hat, bool needs_map) {
+                                                     const std::optional<Tensor>& f, const std::optional<Tensor>& f_hat,
+                                                     bool needs_map) {
   const AnomalyScore call(x, x_hat, f, f_hat, needs_map, kMaxChannelsLast);
   const int64_t n = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
 
@@ -53,6 +53,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
       " -> (Tensor residual, Tensor feature, Tensor map)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) {
-  m.impl("anomaly_score_native", TORCH_BOX(&raccgan::anomaly_score_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) { m.impl("anomaly_score_native", TORCH_BOX(&raccgan::anomaly_score_cpu)); }

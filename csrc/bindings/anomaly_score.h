@@ -95,8 +95,12 @@ struct AnomalyScore {
   int64_t elements() const { return f && x.size(0) != 0 ? f->numel() / x.size(0) : 0; }  // of f, a sample
 
   ImageArgs image_args(double* partial) const {
-    return {compared(x, x_hat, "x"), x.size(1), x.size(2) * x.size(3), channels_last,
-            map.dim() == 3 ? map.mutable_data_ptr<float>() : nullptr, partial};
+    return {compared(x, x_hat, "x"),
+            x.size(1),
+            x.size(2) * x.size(3),
+            channels_last,
+            map.dim() == 3 ? map.mutable_data_ptr<float>() : nullptr,
+            partial};
   }
 
   FeatureArgs feature_args(double* partial) const { return {compared(*f, *f_hat, "f"), elements(), partial}; }

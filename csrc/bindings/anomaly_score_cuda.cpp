@@ -24,9 +24,9 @@ std::tuple<Tensor, Tensor, Tensor> anomaly_score_cuda(const Tensor& x, const Ten
   const ImageArgs images = call.image_args(sums);
   FeatureArgs features{};
   if (f) features = call.feature_args(sums + n * image_chunks);
-  const char* const error = cuda::anomaly_score(
-      n, images, f ? &features : nullptr, call.residual.mutable_data_ptr<float>(),
-      call.feature.mutable_data_ptr<float>(), device.index(), device.stream());
+  const char* const error =
+      cuda::anomaly_score(n, images, f ? &features : nullptr, call.residual.mutable_data_ptr<float>(),
+                          call.feature.mutable_data_ptr<float>(), device.index(), device.stream());
   check_launch(error, "anomaly_score");
   return call.outputs();
 }

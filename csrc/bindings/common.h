@@ -34,8 +34,8 @@ inline Dtype dtype_of(const Tensor& t, const char* what) {
 
 // t, of a dtype that CPU kernels can write.
 inline const Tensor& float32_or_bfloat16(const Tensor& t, const char* what = "x") {
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::BFloat16,
-                  what, " must be float32 or bfloat16");
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::BFloat16, what,
+                  " must be float32 or bfloat16");
   return t;
 }
 

@@ -38,9 +38,8 @@ struct CpuCall : DepthwiseCall {
   template <class Args>
   void run(void (*pass)(const Args&, float*, int64_t, int64_t), const Args& args, int64_t scratch) const {
     const int64_t tasks = RACCGAN_SELECT(tasks)(layer);
-    share_out(tasks, x.numel() / tasks * layer.k, [&](int64_t begin, int64_t end) {
-      pass(args, zeros(scratch).get(), begin, end);
-    });
+    share_out(tasks, x.numel() / tasks * layer.k,
+              [&](int64_t begin, int64_t end) { pass(args, zeros(scratch).get(), begin, end); });
   }
 
   // The same for gradients: what the chunks of samples add to that of w is added up in `grad_w`, where it is needed.
@@ -64,7 +63,9 @@ Tensor convolve(const CpuCall& call, const std::optional<Tensor>& bias) {
   if (y.numel() == 0) return y;
   const int64_t rows = call.layer.out(call.layer.h);
   const DepthwiseRowsArgs args{{call.layer, call.x.const_data_ptr(), y.mutable_data_ptr()},
-                               bias ? bias->const_data_ptr<float>() : nullptr, 0, rows};
+                               bias ? bias->const_data_ptr<float>() : nullptr,
+                               0,
+                               rows};
   call.run(RACCGAN_SELECT(forward), args, RACCGAN_SELECT(forward_scratch)(call.layer, rows));
   return y;
 }
@@ -77,9 +78,9 @@ Tensor depthwise_cpu(const Tensor& x, const Tensor& w, const std::optional<Tenso
 
 // How a batch is split into chunks that threads take through both convolutions.
 struct Chunks {
-  int64_t samples;    // of a chunk: as many as fill a vector of a depthwise pass, for any target
+  int64_t samples;  // of a chunk: as many as fill a vector of a depthwise pass, for any target
   int64_t row_tiles;  // of these samples' y, for a chunk each
-  int64_t count;      // zero where it does not pay
+  int64_t count;  // zero where it does not pay
 };
 
 // May depend on the number of threads, since the bits do not depend on the chunks.
@@ -175,20 +176,22 @@ FourTensors depthwise_double_backward_cpu(const Tensor& t, const Tensor& g, cons
 }  // namespace
 }  // namespace raccgan
 
-#define RACCGAN_LAYER                                                                                    \
-  "Tensor x, Tensor w, Tensor? scale, Tensor? shift, int upsample, int pool, bool pre_relu, "           \
+#define RACCGAN_LAYER                                                                         \
+  "Tensor x, Tensor w, Tensor? scale, Tensor? shift, int upsample, int pool, bool pre_relu, " \
   "bool normalise, bool relu, float eps"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
   m.def("depthwise_native(" RACCGAN_LAYER ") -> Tensor");
   // All of it in one call, without gradients, on a CPU alone.
-  m.def("depthwise_separable_native(Tensor x, Tensor w, Tensor? bias, Tensor pointwise, Tensor? pointwise_bias, "
-        "Tensor? scale, Tensor? shift, Tensor? residual, Tensor? packed, int upsample, int pool, bool pre_relu, "
-        "bool normalise, bool relu, float eps) -> Tensor");
+  m.def(
+      "depthwise_separable_native(Tensor x, Tensor w, Tensor? bias, Tensor pointwise, Tensor? pointwise_bias, "
+      "Tensor? scale, Tensor? shift, Tensor? residual, Tensor? packed, int upsample, int pool, bool pre_relu, "
+      "bool normalise, bool relu, float eps) -> Tensor");
   // All of it in one kernel, on a GPU alone.
-  m.def("depthwise_native_fused(Tensor x, Tensor w, Tensor pointwise, Tensor? bias, Tensor? scale, Tensor? shift, "
-        "Tensor? residual, int upsample, int pool, bool pre_relu, bool normalise, bool relu, float eps, bool tf32) "
-        "-> Tensor");
+  m.def(
+      "depthwise_native_fused(Tensor x, Tensor w, Tensor pointwise, Tensor? bias, Tensor? scale, Tensor? shift, "
+      "Tensor? residual, int upsample, int pool, bool pre_relu, bool normalise, bool relu, float eps, bool tf32) "
+      "-> Tensor");
   m.def("depthwise_native_backward(Tensor g, " RACCGAN_LAYER
         ", bool needs_x, bool needs_w, bool needs_affine) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("depthwise_native_double_backward(Tensor t, Tensor g, " RACCGAN_LAYER

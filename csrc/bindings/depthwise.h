@@ -44,9 +44,20 @@ struct DepthwiseCall {
     if (scale_in) scale = as_float(*scale_in), shift = as_float(*shift_in);
     x = channels_last(x);
     w = as_float(w);
-    layer = {n, c, x.size(2), x.size(3), k, options.resize(), options.pre_relu, options.normalise, options.relu,
-             static_cast<float>(options.eps), dtype_of(x, "x"), scale ? scale->const_data_ptr<float>() : nullptr,
-             shift ? shift->const_data_ptr<float>() : nullptr, w.const_data_ptr<float>()};
+    layer = {n,
+             c,
+             x.size(2),
+             x.size(3),
+             k,
+             options.resize(),
+             options.pre_relu,
+             options.normalise,
+             options.relu,
+             static_cast<float>(options.eps),
+             dtype_of(x, "x"),
+             scale ? scale->const_data_ptr<float>() : nullptr,
+             shift ? shift->const_data_ptr<float>() : nullptr,
+             w.const_data_ptr<float>()};
   }
 
   bool empty() const { return x.numel() == 0; }
@@ -58,8 +69,8 @@ struct DepthwiseCall {
 
   // With so many channels.
   Tensor like_y(const Tensor& t, int64_t channels, const char* what) const {
-    STD_TORCH_CHECK(t.dim() == 4 && t.size(0) == layer.n && t.size(1) == channels &&
-                        t.size(2) == layer.out(layer.h) && t.size(3) == layer.out(layer.w),
+    STD_TORCH_CHECK(t.dim() == 4 && t.size(0) == layer.n && t.size(1) == channels && t.size(2) == layer.out(layer.h) &&
+                        t.size(3) == layer.out(layer.w),
                     what, " must be of the output's shape");
     return channels_last(same_kind(t, what));
   }
@@ -105,8 +116,13 @@ struct DepthwiseBackward {
         grad_w(call.new_weights(needs_w)),
         grad_scale(call.new_parameter(needs_affine)),
         grad_shift(call.new_parameter(needs_affine)),
-        args{call.layer, g.const_data_ptr(), call.x.const_data_ptr(), data_of(grad_x, needs_x),
-             floats_of(grad_w, needs_w), floats_of(grad_scale, needs_affine), floats_of(grad_shift, needs_affine)} {}
+        args{call.layer,
+             g.const_data_ptr(),
+             call.x.const_data_ptr(),
+             data_of(grad_x, needs_x),
+             floats_of(grad_w, needs_w),
+             floats_of(grad_scale, needs_affine),
+             floats_of(grad_shift, needs_affine)} {}
 
   FourTensors outputs() const { return {grad_x, grad_w, grad_scale, grad_shift}; }
 };
@@ -129,8 +145,14 @@ struct DepthwiseDoubleBackward {
         grad_scale(call.new_parameter(needs.scale)) {
     const bool curved = needs.x && call.layer.normalise;
     if (needs.x && !curved) torch::stable::zero_(grad_x);
-    args = {call.layer, t.const_data_ptr(), g.const_data_ptr(), call.x.const_data_ptr(), data_of(grad_g, needs.g),
-            data_of(grad_x, curved), floats_of(grad_w, needs.w), floats_of(grad_scale, needs.scale)};
+    args = {call.layer,
+            t.const_data_ptr(),
+            g.const_data_ptr(),
+            call.x.const_data_ptr(),
+            data_of(grad_g, needs.g),
+            data_of(grad_x, curved),
+            floats_of(grad_w, needs.w),
+            floats_of(grad_scale, needs.scale)};
   }
 
   FourTensors outputs() const { return {grad_g, grad_x, grad_w, grad_scale}; }

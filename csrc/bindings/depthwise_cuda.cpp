@@ -50,9 +50,14 @@ Tensor depthwise_fused_cuda(const Tensor& x, const Tensor& w, const Tensor& poin
   const Tensor y = empty_channels_last(call.x, d, s.out(s.h), s.out(s.w));
   if (y.numel() == 0) return y;
   STD_TORCH_CHECK(s.c > 0, "x must have a channel");
-  const cuda::FusedArgs args{s, d, call.x.const_data_ptr(), matrix.const_data_ptr(),
+  const cuda::FusedArgs args{s,
+                             d,
+                             call.x.const_data_ptr(),
+                             matrix.const_data_ptr(),
                              bias ? bias->const_data_ptr<float>() : nullptr,
-                             residual ? residual->const_data_ptr() : nullptr, tf32, y.mutable_data_ptr()};
+                             residual ? residual->const_data_ptr() : nullptr,
+                             tf32,
+                             y.mutable_data_ptr()};
   queue(device, x, args, cuda::fused_floats, cuda::fused);
   return y;
 }

@@ -58,8 +58,11 @@ Tensor moments_backward_cpu(const Tensor& grad_mean_in, const Tensor& grad_var_i
     slope[i] = static_cast<float>(2.0 * grad_var.const_data_ptr<float>()[i] / m);
     constant[i] = static_cast<float>(grad_mean.const_data_ptr<float>()[i] / static_cast<double>(m));
   }
-  const AffineArgs args{{1, m, c, dtype_of(x, "x"), x.const_data_ptr(), false}, slope.data(),
-                        mean.const_data_ptr<float>(), constant.data(), grad.mutable_data_ptr()};
+  const AffineArgs args{{1, m, c, dtype_of(x, "x"), x.const_data_ptr(), false},
+                        slope.data(),
+                        mean.const_data_ptr<float>(),
+                        constant.data(),
+                        grad.mutable_data_ptr()};
   const auto affine = RACCGAN_SELECT(affine);
   share_out(m, c, [&](int64_t begin, int64_t end) { affine(args, begin, end); });
   return grad;

@@ -62,9 +62,7 @@ Tensor pointwise_packed_cpu(const Tensor& w_in, bool halves) {
   return packed;
 }
 
-Tensor like(const Tensor& t, int64_t channels) {
-  return empty_channels_last(t, channels, t.size(2), t.size(3));
-}
+Tensor like(const Tensor& t, int64_t channels) { return empty_channels_last(t, channels, t.size(2), t.size(3)); }
 
 void multiply(const ProductArgs& args) {
   const auto product = RACCGAN_SELECT(product);
@@ -100,8 +98,14 @@ std::tuple<Tensor, Tensor> pointwise_product_cpu(const Tensor& x_in, const Tenso
     memory = aligned_floats(chunks * t.numel());
     return memory.get();
   };
-  const CorrelationArgs args{pixels(x), d, c, dtype_of(x, "x"), g.const_data_ptr(), x.const_data_ptr(),
-                             by_chunks(w, partial), needs_sums ? by_chunks(sums, partial_sums) : nullptr};
+  const CorrelationArgs args{pixels(x),
+                             d,
+                             c,
+                             dtype_of(x, "x"),
+                             g.const_data_ptr(),
+                             x.const_data_ptr(),
+                             by_chunks(w, partial),
+                             needs_sums ? by_chunks(sums, partial_sums) : nullptr};
   const int64_t tasks = RACCGAN_SELECT(correlation_tasks)(args);
   const auto correlation = RACCGAN_SELECT(correlation);
   if (tasks > 0) {

@@ -15,9 +15,8 @@ struct PointwiseCall {
 
   // `like` is any image with x's dtype and number of samples; x is [N, c, h, v]. packed: w as pointwise_native_packed
   // returned it, which saves time.
-  PointwiseCall(const Tensor& like, int64_t c, int64_t h, int64_t v, const Tensor& w,
-                const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
-                const std::optional<Tensor>& packed);
+  PointwiseCall(const Tensor& like, int64_t c, int64_t h, int64_t v, const Tensor& w, const std::optional<Tensor>& bias,
+                const std::optional<Tensor>& residual, const std::optional<Tensor>& packed);
 
   // Packs w once for many calls of `rows`, unless it is packed already.
   void pack();

@@ -184,16 +184,14 @@ void for_chunks(int64_t size, int64_t chunk, int64_t begin, int64_t end, double*
 
 template <class T>
 void image_chunks_of(const ImageArgs& args, int64_t begin, int64_t end) {
-  for_chunks(args.pixels, kImageChunk, begin, end, args.partial, [&](int64_t n, int64_t first, int64_t count) {
-    return sum_of_image_chunk<T>(args, n, first, count);
-  });
+  for_chunks(args.pixels, kImageChunk, begin, end, args.partial,
+             [&](int64_t n, int64_t first, int64_t count) { return sum_of_image_chunk<T>(args, n, first, count); });
 }
 
 template <class T>
 void feature_chunks_of(const FeatureArgs& args, int64_t begin, int64_t end) {
-  for_chunks(args.elements, kFeatureChunk, begin, end, args.partial, [&](int64_t n, int64_t first, int64_t count) {
-    return sum_of_feature_chunk<T>(args, n, first, count);
-  });
+  for_chunks(args.elements, kFeatureChunk, begin, end, args.partial,
+             [&](int64_t n, int64_t first, int64_t count) { return sum_of_feature_chunk<T>(args, n, first, count); });
 }
 
 }  // namespace

@@ -12,10 +12,10 @@ constexpr int64_t kFeatureChunk = 16384;  // elements
 constexpr int64_t kMaxChannelsLast = 4096;
 
 // Each function does the chunks begin <= i < end of all N * chunks(...); a caller may split that range over threads.
-#define RACCGAN_DECLARE(target, unused)                                         \
-  namespace target {                                                            \
-  void image_chunks(const ImageArgs& args, int64_t begin, int64_t end);         \
-  void feature_chunks(const FeatureArgs& args, int64_t begin, int64_t end);     \
+#define RACCGAN_DECLARE(target, unused)                                     \
+  namespace target {                                                        \
+  void image_chunks(const ImageArgs& args, int64_t begin, int64_t end);     \
+  void feature_chunks(const FeatureArgs& args, int64_t begin, int64_t end); \
   }
 RACCGAN_FOR_EACH_TARGET(RACCGAN_DECLARE, )
 #undef RACCGAN_DECLARE

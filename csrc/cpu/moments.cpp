@@ -22,9 +22,8 @@ void moments_of_vectors(const MomentsArgs& args, const float* centers, int64_t c
   const auto* const x = static_cast<const typename T::Stored*>(args.x) + channel;
   const bool partly = channel + kVectors * kWidth > c;  // then kVectors is 1
   const Lanes l{0, channel, 1, least(kWidth, c - channel)};
-  const auto read = [&](const typename T::Stored* from) RACCGAN_INLINE {
-    return partly ? load_lanes<T>(from, l, 0) : T::load(from);
-  };
+  const auto read = [&](const typename T::Stored* from)
+                        RACCGAN_INLINE { return partly ? load_lanes<T>(from, l, 0) : T::load(from); };
   Floats center[kVectors], sum[kVectors] = {}, squares[kVectors] = {};
 #pragma GCC unroll 4
   for (int v = 0; v < kVectors; ++v) {

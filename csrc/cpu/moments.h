@@ -25,11 +25,11 @@ static constexpr int64_t moments_tasks(int64_t pixels, int64_t channels) {
 
 // find_center writes roughly the mean, center [C]. moments writes the sums of d and d^2 over each chunk, d = x -
 // center: partial [chunks, 2, C]. A caller may split the tasks begin <= i < end, or the pixels of affine, over threads.
-#define RACCGAN_DECLARE(target, unused)                                                                     \
-  namespace target {                                                                                        \
-  void find_center(const MomentsArgs& args, float* center);                                                 \
-  void moments(const MomentsArgs& args, const float* center, float* partial, int64_t begin, int64_t end);   \
-  void affine(const AffineArgs& args, int64_t begin, int64_t end);                                          \
+#define RACCGAN_DECLARE(target, unused)                                                                   \
+  namespace target {                                                                                      \
+  void find_center(const MomentsArgs& args, float* center);                                               \
+  void moments(const MomentsArgs& args, const float* center, float* partial, int64_t begin, int64_t end); \
+  void affine(const AffineArgs& args, int64_t begin, int64_t end);                                        \
   }
 RACCGAN_FOR_EACH_TARGET(RACCGAN_DECLARE, )
 #undef RACCGAN_DECLARE

@@ -170,8 +170,8 @@ __device__ float mean_of(const double* partial, int64_t a_sample, double size) {
 }
 
 // One block of one warp a sample.
-__global__ void __launch_bounds__(kWarp) finish(ImageArgs images, FeatureArgs features, bool has_features,
-                                                float* residual, float* feature) {
+__global__ void __launch_bounds__(kWarp)
+    finish(ImageArgs images, FeatureArgs features, bool has_features, float* residual, float* feature) {
   const int64_t n = blockIdx.x;
   const int64_t image_chunks = chunks(images.pixels, kImageChunk);
   const int64_t feature_chunks = chunks(features.elements, kFeatureChunk);
@@ -207,9 +207,9 @@ void sum_images(Queue& queue, const ImageArgs& args, int64_t blocks) {
   const int64_t loads = whole ? args.channels / kCount : args.channels;
   int group = 1;  // about four loads a thread
   while (group < kWarp && group * 4 < loads) group *= 2;
-  const auto kernel = !whole ? sum_channels_last<T, 1, false>
-      : aligned<T>(args.images, args.channels) ? sum_channels_last<T, kCount, true>
-                                               : sum_channels_last<T, kCount, false>;
+  const auto kernel = !whole                                   ? sum_channels_last<T, 1, false>
+                      : aligned<T>(args.images, args.channels) ? sum_channels_last<T, kCount, true>
+                                                               : sum_channels_last<T, kCount, false>;
   queue(kernel, blocks, kBlock, args, group);
 }
 

@@ -67,8 +67,8 @@ __global__ void __launch_bounds__(kThreads) sum_moments(MomentsArgs args, Tiling
 // ---- second launch -----------------------------------------------------------------------------------------------
 
 // A block takes a warp of channels of a group; its warps take turns with the first launch's blocks.
-__global__ void __launch_bounds__(kThreads) finish_moments(Tiling t, const float* partial, const float* centers,
-                                                           float* mean, float* var) {
+__global__ void __launch_bounds__(kThreads)
+    finish_moments(Tiling t, const float* partial, const float* centers, float* mean, float* var) {
   __shared__ double shared[kThreads];
   const int64_t groups = ceiling(t.channels, kWarp), run = blockIdx.x / groups;
   const int64_t channel = blockIdx.x % groups * kWarp + threadIdx.x % kWarp;

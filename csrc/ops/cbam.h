@@ -21,16 +21,16 @@ namespace raccgan {
 
 struct CbamShape {
   int64_t n, c, h, w;  // c, h and w are not zero
-  int64_t r;           // hidden channels of the MLP
-  int64_t k;           // size of the spatial gate's convolution, odd
-  Dtype dtype;         // of x, y and their gradients
+  int64_t r;  // hidden channels of the MLP
+  int64_t k;  // size of the spatial gate's convolution, odd
+  Dtype dtype;  // of x, y and their gradients
 };
 
 struct CbamWeights {
   const float *reduce_weight, *reduce_bias;  // [R, C], [R]
   const float *expand_weight, *expand_bias;  // [C, R], [C]
-  const float* spatial_weight;               // [2, k, k]
-  const float *norm_weight, *norm_bias;      // [1] each
+  const float* spatial_weight;  // [2, k, k]
+  const float *norm_weight, *norm_bias;  // [1] each
   float eps;
 };
 
@@ -40,12 +40,12 @@ enum class CbamNorm : int32_t { kInstance, kBatch, kFixed };
 // The results of the forward pass that the backward pass reads, one after the other in memory. `gate`, `average` and
 // `maximum` come first: their rows then allow 16-byte loads wherever x's pixels do.
 struct CbamSaved {
-  float* gate;               // [N, C], the channel gate
+  float* gate;  // [N, C], the channel gate
   float *average, *maximum;  // [N, C] each, over the pixels
-  float* hidden;             // [N, 3, R], the MLP's hidden layer for each of them, after the ReLU, and the sum of both
-  float* planes;             // [N, 2, P], per pixel the max and the mean over the gated channels
-  float* scores;             // [N, P], their convolution
-  float* moments;            // [N, 2] for kInstance, [1, 2] otherwise: mean and biased variance of the scores
+  float* hidden;  // [N, 3, R], the MLP's hidden layer for each of them, after the ReLU, and the sum of both
+  float* planes;  // [N, 2, P], per pixel the max and the mean over the gated channels
+  float* scores;  // [N, P], their convolution
+  float* moments;  // [N, 2] for kInstance, [1, 2] otherwise: mean and biased variance of the scores
 };
 
 // What every pass is given. Each pass adds its own tensors.

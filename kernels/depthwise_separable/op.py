@@ -140,10 +140,12 @@ def _check(x: Tensor, weights: Weights, prologue: Prologue, resize: Resize, resi
     n, c, height, width = x.shape
     _check_weights(c, weights, dtype)
     _check_prologue(n, c, prologue, dtype)
-    if resize.upsample not in (1, 2) or resize.pool not in (1, 2):
-        raise _refused(f"upsample and pool must be 1 or 2, got {resize.upsample} and {resize.pool}")
-    if height * resize.upsample < resize.pool or width * resize.upsample < resize.pool or not height or not width:
-        raise _refused(f"of {height} x {width} pixels nothing is left after the pool of {resize.pool}")
+    upsample, pool = resize
+    if upsample not in (1, 2) or pool not in (1, 2):
+        raise _refused(f"upsample and pool must be 1 or 2, got {upsample} and {pool}")
+    least = 1 if pool <= upsample else 2
+    if height < least or width < least:
+        raise _refused(f"of {height} x {width} pixels nothing is left after the pool of {pool}")
     if residual is not None:
         wanted = (n, weights.pointwise.shape[0], resize.size(height), resize.size(width))
         if residual.shape != wanted:
@@ -153,15 +155,23 @@ def _check(x: Tensor, weights: Weights, prologue: Prologue, resize: Resize, resi
 
 def _check_weights(c: int, weights: Weights, dtype: torch.dtype) -> None:
     depthwise, depthwise_bias, pointwise, pointwise_bias = weights
-    k, d = depthwise.shape[-1], pointwise.shape[0]
-    if depthwise.shape != (c, 1, k, k) or k % 2 == 0:
-        raise _refused(f"weights.depthwise must be [{c}, 1, k, k] with odd k, got {list(depthwise.shape)}")
-    if pointwise.shape != (d, c, 1, 1):
-        raise _refused(f"weights.pointwise must be [D, {c}, 1, 1], got {list(pointwise.shape)}")
+    taps, matrix = depthwise.shape, pointwise.shape
+    k, d = taps[-1], matrix[0]
+    if taps != (c, 1, k, k) or k % 2 == 0:
+        raise _refused(f"weights.depthwise must be [{c}, 1, k, k] with odd k, got {list(taps)}")
+    if matrix != (d, c, 1, 1):
+        raise _refused(f"weights.pointwise must be [D, {c}, 1, 1], got {list(matrix)}")
     if depthwise_bias is not None and depthwise_bias.shape != (c,):
         raise _refused(f"weights.depthwise_bias must be [{c}], got {list(depthwise_bias.shape)}")
     if pointwise_bias is not None and pointwise_bias.shape != (d,):
         raise _refused(f"weights.pointwise_bias must be [{d}], got {list(pointwise_bias.shape)}")
+    for t in weights:
+        if t is not None and t.dtype != dtype:
+            _check_dtypes(weights, dtype)
+            return
+
+
+def _check_dtypes(weights: Weights, dtype: torch.dtype) -> None:
     for name, t in zip(Weights._fields, weights, strict=True):
         _check_dtype("depthwise_separable", dtype, f"weights.{name}", t)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 NORMS = ("none", "instance")
@@ -27,11 +28,14 @@ class Weights(NamedTuple):
 
     def float(self) -> Weights:
         """All four in float32."""
+        if all(t is None or t.dtype == torch.float32 for t in self):
+            return self
+        depthwise, depthwise_bias, pointwise, pointwise_bias = self
         return Weights(
-            self.depthwise.float(),
-            None if self.depthwise_bias is None else self.depthwise_bias.float(),
-            self.pointwise.float(),
-            None if self.pointwise_bias is None else self.pointwise_bias.float(),
+            depthwise.float(),
+            None if depthwise_bias is None else depthwise_bias.float(),
+            pointwise.float(),
+            None if pointwise_bias is None else pointwise_bias.float(),
         )
 
     def bias(self) -> Tensor | None:

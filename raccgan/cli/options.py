@@ -149,47 +149,16 @@ def pick_device(name: str) -> Any:
     Raises:
         InputError: no such device here.
     """
-    import torch
+    from raccgan.models import devices
 
     place = ranks.place_in()
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and place.world > 1:
-        name = f"cuda:{place.local_rank}"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"no device called {name!r}; there are cpu, cuda, cuda:1 ...") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        built = "no driver or no GPU was found" if torch.version.cuda else "this PyTorch was built without CUDA"
-        raise InputError(f"--device {name}: {built}; use --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: there are only {torch.cuda.device_count()} GPUs")
-    if name.startswith("cuda:") and place.local_world > 1 and device.index != place.local_rank:
-        raise InputError(f"--device {name}: with several ranks on a machine each takes its own; say --device cuda")
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: raccgan runs on cpu and cuda")
-    return device
-
-
-def require_kernels(kernels: str, device: Any) -> None:
-    """Fail before a long run where the kernels asked for cannot serve every op on the device.
-
-    Raises:
-        InputError: with the reason and the way out.
-    """
-    from raccgan.kernels import dispatch
-
-    try:
-        dispatch.require(kernels, device)
-    except dispatch.KernelError as error:
-        raise InputError(str(error)) from None
+    return devices.pick_device(name, place.local_rank if place.world > 1 else None, place.local_world)
 
 
 @functools.cache
 def note_missing_library(kernels: str) -> None:
     """Say on standard error, once a process, that ``fused`` has no compiled library, and why; on rank 0 alone."""
-    if kernels != "fused" or not ranks.first():
+    if kernels != "fused" or not ranks.job().first:
         return
     from raccgan.kernels import library
 

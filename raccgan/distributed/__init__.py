@@ -1,1 +1,1 @@
-"""Several processes, one training: ranks, sums over them, and their heartbeat."""
+"""Several ranks as one job: what they compute together, how a process joins, and heartbeats."""

@@ -1,114 +1,250 @@
-"""Sums over all ranks: moments that a norm shares, gradients, losses. :mod:`raccgan.distributed.ranks` has the rules.
+"""What the ranks of a job compute together: moments, gradients, losses, and answers of rank 0.
 
-In a process of its own each function returns what it was given.
+One object, :class:`Collectives`, is handed to whatever couples ranks. Commands get the one of their job from
+:func:`raccgan.distributed.ranks.join`; :data:`SINGLE`, that of a process of its own, is the default everywhere. Models
+and data sets know neither.
+
+Rules that make one process and many compute the same:
+
+- a batch, its random numbers included, is that of the whole job; every rank draws it, and takes its own slice
+  (:meth:`Collectives.own`, :meth:`Collectives.own_rows`);
+- a loss is a mean over the batch, so the job's is the mean of the ranks', and so is its gradient;
+- what couples samples, the moments of a batch norm, is of the whole batch, in both directions: a rank's gradient
+  reaches the others' samples.
+
+All ranks make the same calls in the same order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from raccgan.distributed import ranks
+from raccgan.errors import InputError
 
-PIECE = 16 << 20
+if TYPE_CHECKING:
+    from raccgan.distributed.heartbeat import Heartbeat
+
+BUCKET = 16 << 20
 """Bytes of gradients that are reduced at once."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Collectives:
+    """Rank ``rank`` of ``world`` ranks, ``local_world`` of them on this machine. Rank 0 alone writes files.
+
+    In a process of its own (``world`` 1) each method returns what it was given, at no cost.
+
+    Raises:
+        raccgan.distributed.heartbeat.LostRankError: from every method, if another rank stopped or was lost.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_world: int = 1
+    heartbeat: Heartbeat | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def __deepcopy__(self, memo: object) -> Collectives:
+        """The same job: a network may be copied together with the object that it was handed."""
+        return self
+
+    # ---- slices of a batch ------------------------------------------------------------------------------------------
+
+    def require_divisible(self, batch: int) -> None:
+        """Refuse a batch that does not divide evenly: a mean over ranks would not be a mean over images.
+
+        Raises:
+            InputError: with the sizes that divide.
+        """
+        if batch % self.world:
+            below = batch - batch % self.world
+            sizes = f"{below} or {below + self.world}" if below else str(self.world)
+            raise InputError(
+                f"--batch-size {batch} is the whole job's and does not divide among {self.world} ranks: take {sizes}"
+            )
+
+    def own(self, batch: Sequence[T], size: int) -> list[T]:
+        """This rank's slice of a batch, or of several batches of ``size`` one after the other."""
+        share = size // self.world
+        begin = self.rank * share
+        return [item for start in range(begin, len(batch), size) for item in batch[start : start + share]]
+
+    def own_rows(self, batch: Tensor) -> Tensor:
+        """This rank's slice of a tensor of one row a sample, [N, ...] to [N / world, ...]."""
+        return batch.chunk(self.world)[self.rank]
+
+    # ---- tensors ----------------------------------------------------------------------------------------------------
+
+    def summed(self, t: Tensor) -> Tensor:
+        """The sum of every rank's ``t``, of one shape. Gradients: any order, through every rank's ``t``."""
+        if self.world == 1:
+            return t
+        total: Tensor = _Sum.apply(self, t)
+        return total
+
+    def averaged(self, t: Tensor) -> Tensor:
+        """The mean of every rank's ``t``, of one shape, without gradient."""
+        return t if self.world == 1 else self._add_up(t.detach().clone()) / self.world
+
+    def shared_moments(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance of all ranks' values together.
+
+        Sums are of float64, in which mean (x^2) - (mean x)^2 loses nothing of a float32 variance.
+
+        Args:
+            mean, var: of this rank's values; every rank has equally many. Of one shape.
+
+        Gradients: any order, through every rank's moments.
+        """
+        if self.world == 1:
+            return mean, var
+        wide = mean.double()
+        both = self.summed(torch.stack([wide, var.double() + wide.square()])) / self.world
+        return both[0].to(mean.dtype), (both[1] - both[0].square()).to(var.dtype)
+
+    def anywhere(self, flag: bool) -> bool:
+        """Whether ``flag`` holds on any rank."""
+        # The tensor is on the CPU also where ranks compute on GPUs: gloo notices a lost rank before a GPU's queue does.
+        return flag if self.world == 1 else bool(self._add_up(torch.tensor(float(flag))))
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Make every ``grad`` the mean over ranks, in buckets of :data:`BUCKET` bytes.
+
+        The reduction follows the backward pass; hooks that reduce during the pass saved nothing. 32 px, two ranks on a
+        CPU: 173 to 193 ms a step with hooks, 171 to 199 ms without.
+        """
+        if self.world == 1:
+            return
+        for bucket in _buckets(p.grad for p in parameters if p.grad is not None):
+            total = self._add_up(torch.cat([g.flatten() for g in bucket])) / self.world
+            for g, mean in zip(bucket, total.split([g.numel() for g in bucket]), strict=True):
+                g.copy_(mean.view_as(g))
+
+    @torch.no_grad()
+    def copy_from_first(self, networks: Iterable[nn.Module]) -> None:
+        """Give every rank the weights and buffers that rank 0 has."""
+        if self.world == 1:
+            return
+        with self._answered():
+            for t in (t for network in networks for t in network.state_dict().values()):
+                plain = t.contiguous()
+                dist.broadcast(plain, src=0)
+                t.copy_(plain)
+
+    def _add_up(self, t: Tensor) -> Tensor:
+        with self._answered():
+            dist.all_reduce(t)
+        return t
+
+    # ---- objects ----------------------------------------------------------------------------------------------------
+
+    def on_first(self, function: Callable[[], T]) -> T:
+        """Call ``function`` on rank 0 alone; every rank waits and gets its result.
+
+        Raises:
+            InputError: ``function`` raised one; every rank raises the same.
+        """
+        if self.world == 1:
+            return function()
+        found: list[Any] = [None, None]
+        if self.first:
+            try:
+                found[0] = function()
+            except InputError as error:
+                found[1] = str(error)
+        with self._answered():
+            dist.broadcast_object_list(found, src=0)
+        if found[1] is not None:
+            raise InputError(found[1])
+        result: T = found[0]
+        return result
+
+    @contextmanager
+    def entered_on_first(self, make: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
+        """A context manager that rank 0 alone enters and leaves; every rank gets its value, or its InputError."""
+        with ExitStack() as stack:
+            yield self.on_first(lambda: stack.enter_context(make()))
+
+    def gathered(self, value: T) -> list[T] | None:
+        """Every rank's ``value``, in the order of ranks, on rank 0; None on the others."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] | None = [None] * self.world if self.first else None
+        with self._answered():
+            dist.gather_object(value, found, dst=0)
+        return found
+
+    def exchanged(self, value: T) -> list[T]:
+        """Every rank's ``value``, in the order of ranks, on every rank."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        with self._answered():
+            dist.all_gather_object(found, value)
+        return found
+
+    def require_alike(self, what: str, value: Callable[[], object]) -> None:
+        """Refuse to go on if a rank's ``value`` differs from that of rank 0; a process of its own does not call it.
+
+        Raises:
+            InputError: names the first such rank.
+        """
+        if self.world == 1:
+            return
+        values = self.exchanged(value())
+        for other, theirs in enumerate(values):
+            if theirs != values[0]:
+                raise InputError(f"{what} of rank {other} differ from those of rank 0: every machine needs the same")
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        """Turn what a collective raises when a rank is gone into one line."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.heartbeat is None:
+                raise
+            raise self.heartbeat.lost(error) from None
+
+
+SINGLE = Collectives()
+"""A process of its own."""
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over ranks, on each of them. Whatever one rank makes of it concerns every summand: the same sum again."""
+    """The sum over ranks. Its gradient reaches every summand: the sum of all ranks' gradients."""
 
     @staticmethod
-    def forward(ctx: Any, t: Tensor) -> Tensor:
-        return _add_up(t.clone())
+    def forward(ctx: Any, job: Collectives, t: Tensor) -> Tensor:
+        ctx.job = job
+        return job._add_up(t.clone())
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return summed(gradients[0])
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        job: Collectives = ctx.job
+        return None, job.summed(gradients[0])
 
 
-def summed(t: Tensor) -> Tensor:
-    """The sum of every rank's ``t``. Any order of gradient, through every rank's."""
-    if ranks.world() == 1:
-        return t
-    total: Tensor = _Sum.apply(t)
-    return total
-
-
-def averaged(t: Tensor) -> Tensor:
-    """The mean of every rank's ``t``, without gradient."""
-    return t if ranks.world() == 1 else _add_up(t.detach().clone()) / ranks.world()
-
-
-def shared_moments(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of all ranks' values together, from those of each rank's, of equally many.
-
-    Sums are of float64, in which mean (x^2) - (mean x)^2 loses nothing of a float32 variance. Any order of gradient.
-    """
-    if ranks.world() == 1:
-        return mean, var
-    wide = mean.double()
-    both = summed(torch.stack([wide, var.double() + wide.square()])) / ranks.world()
-    return both[0].to(mean.dtype), (both[1] - both[0].square()).to(var.dtype)
-
-
-def anywhere(flag: bool) -> bool:
-    """Whether ``flag`` holds on any rank."""
-    # On the CPU, beside a GPU too: a rank that is gone is noticed before this one waits for its GPU.
-    return flag if ranks.world() == 1 else bool(_add_up(torch.tensor(float(flag))))
-
-
-def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Make every gradient the mean over ranks, in few large pieces.
-
-    After the backward pass, and not during it by hooks on the weights: that works through a double backward too, but on
-    two ranks of a CPU it took 173 to 193 ms a step of 32 px, against 171 to 199 ms.
-    """
-    if ranks.world() == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    for piece in _pieces(gradients):
-        total = _add_up(torch.cat([g.flatten() for g in piece])) / ranks.world()
-        for g, mean in zip(piece, total.split([g.numel() for g in piece]), strict=True):
-            g.copy_(mean.view_as(g))
-
-
-@torch.no_grad()
-def copy_from_first(networks: Iterable[nn.Module]) -> None:
-    """Give every rank the weights and buffers that rank 0 has."""
-    if ranks.world() == 1:
-        return
-    import torch.distributed as dist
-
-    with ranks.answered():
-        for t in (t for network in networks for t in network.state_dict().values()):
-            plain = t.contiguous()
-            dist.broadcast(plain, src=0)
-            t.copy_(plain)
-
-
-def own_rows(batch: Tensor) -> Tensor:
-    """This rank's slice of a batch: a tensor of one row a sample, as many as divide among the ranks."""
-    return batch.chunk(ranks.world())[ranks.rank()]
-
-
-def _add_up(t: Tensor) -> Tensor:
-    import torch.distributed as dist
-
-    with ranks.answered():
-        dist.all_reduce(t)
-    return t
-
-
-def _pieces(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    pieces: list[list[Tensor]] = []
-    filled = PIECE
+def _buckets(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    buckets: list[list[Tensor]] = []
+    filled = BUCKET
     for t in tensors:
-        if filled >= PIECE:
-            pieces.append([])
+        if filled >= BUCKET:
+            buckets.append([])
             filled = 0
-        pieces[-1].append(t)
+        buckets[-1].append(t)
         filled += t.nbytes
-    return pieces
+    return buckets

@@ -1,8 +1,8 @@
-"""A rank that is gone must not leave the others waiting, nor each of them guessing: one line on every rank says why.
+"""Heartbeats: if a rank stops or is lost, every other rank ends within seconds, with one line that says which it was.
 
-Every rank has a thread that leaves a sign of life in the job's store, reads those of the others, and what the first
-rank that stopped has said of itself. A collective that fails asks here which rank it was; a rank that waits in one that
-does not even fail is ended from here.
+A thread of every rank writes its heartbeat to the job's store, and reads the heartbeats of the other ranks and the
+reason that the first rank to stop has left there. A collective that fails asks :meth:`Heartbeat.lost` for that reason.
+A rank that waits in a collective that does not even fail is ended by its thread.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 from raccgan.errors import InputError
 
 BEAT = 0.5
-"""Seconds between signs of life."""
+"""Seconds between heartbeats."""
 SILENT = 2.5
-"""Seconds without one after which a rank is what a failed collective had to do with."""
+"""Seconds without a heartbeat after which a rank is the reason of a failed collective."""
 GRACE = 5.0
-"""Seconds that the work has, to end by itself with its own line, before the thread ends the process."""
+"""Seconds that the work has to end with its own line before the thread ends the process."""
 
 _LEFT = b"left"
 _NO_STORE = "rank 0, or torchrun on its machine, was lost"
@@ -32,30 +32,35 @@ T = TypeVar("T")
 
 
 class LostRankError(InputError):
-    """Another rank stopped or was lost: this one cannot go on alone."""
+    """Another rank stopped or was lost: this rank cannot go on alone."""
 
 
-class Watch(threading.Thread):
-    """Signs of life of rank ``rank`` among ``world``, from now until :meth:`leave`.
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class Heartbeat(threading.Thread):
+    """Heartbeats of rank ``rank`` among ``world``, from now until :meth:`leave`.
 
     Args:
-        store: the job's store (``torch.distributed.Store``), a connection for this object alone.
+        store: the job's store (``torch.distributed.Store``), over a connection of this object's own.
         rank, world: this rank, and how many there are.
-        timeout: seconds without a sign after which a rank is given up.
+        timeout: seconds without a heartbeat after which a rank is given up.
     """
 
     def __init__(self, store: Any, rank: int, world: int, timeout: float) -> None:
-        super().__init__(name="raccgan-watch", daemon=True)
-        self.store, self.rank, self.world, self.timeout = store, rank, world, timeout
+        super().__init__(name="raccgan-heartbeat", daemon=True)
+        self.store, self.rank, self.timeout = store, rank, timeout
         self._beats = [f"beat/{other}" for other in range(world)]
         self._seen: list[tuple[bytes, float]] = [(b"", time.monotonic())] * world
-        """Of every rank, the last sign and when it was new."""
+        """Of every rank, the last heartbeat and when it was new."""
         self._ended = threading.Event()
         self._speaking = threading.Lock()
         self._using = threading.Lock()
         self._count = 0
         self.terminated = False
-        """Whether torchrun asked this process to end: because a rank was lost, or because it is ended itself."""
+        """Whether torchrun asked this process to end: because a rank was lost, or because torchrun itself ends."""
         self.store.set(self._beats[rank], "0")
         self.store.wait(self._beats)
         self.start()
@@ -63,25 +68,27 @@ class Watch(threading.Thread):
     def run(self) -> None:
         while not self._ended.wait(BEAT):
             try:
-                reason = self._ask(self._look)
+                reason = self._ask(self._beat)
             except RuntimeError:
                 reason = _NO_STORE
             if reason is not None and not self._ended.wait(GRACE):
-                with self._speaking:  # which the work takes as it ends
+                with self._speaking:  # leave() holds it for good
                     print(f"error: rank {self.rank}: {reason}", file=sys.stderr, flush=True)
                     os._exit(2)
 
-    def lost(self, symptom: str) -> LostRankError:
-        """The error to raise where a collective failed with ``symptom``; this rank's last word."""
-        return LostRankError(f"rank {self.rank}: {self._reason(symptom)}")
+    def lost(self, symptom: BaseException) -> LostRankError:
+        """The error to raise in place of the ``symptom`` that a collective raised; the other ranks are told."""
+        reason = self._gone(SILENT + 2 * BEAT) or f"another rank does not answer: {first_line(symptom)}"
+        self._announce(reason)
+        return LostRankError(f"rank {self.rank}: {reason}")
 
     def report(self, error: BaseException) -> None:
-        """Tell the other ranks that this one ends, and why; a line that another has said already is not said again.
+        """Tell the other ranks that this one ends, and why; a line that another rank has said is not said again.
 
         Raises:
             InputError: instead of ``error``, with this rank's number.
-            SystemExit: instead of ``error``, where it needs no words.
-            LostRankError: instead of a KeyboardInterrupt, where torchrun sent that because a rank was lost.
+            SystemExit: instead of ``error``, if another rank has said the same line.
+            LostRankError: instead of a KeyboardInterrupt that torchrun sent because a rank was lost.
         """
         if isinstance(error, LostRankError | SystemExit):
             return
@@ -102,15 +109,15 @@ class Watch(threading.Thread):
             raise InputError(f"rank {self.rank}: {text}") from None
 
     def leave(self) -> None:
-        """No more signs: the others may go on without."""
+        """End the heartbeats; the other ranks may go on without this one."""
         self._speaking.acquire()
         self._ended.set()
-        with suppress(RuntimeError):  # no one is there to tell
+        with suppress(RuntimeError):  # the store is gone, and with it everyone who could be told
             self._ask(lambda: self.store.set(self._beats[self.rank], _LEFT))
         self.join(GRACE)  # Python must not end while a thread of it is in C++
 
-    def _look(self) -> str | None:
-        """One sign of life; why the job cannot go on, or None."""
+    def _beat(self) -> str | None:
+        """Write one heartbeat and read the others'; why the job cannot go on, or None."""
         self._count += 1
         self.store.set(self._beats[self.rank], str(self._count))
         now = time.monotonic()
@@ -119,17 +126,17 @@ class Watch(threading.Thread):
                 self._seen[other] = beat, now
         if silent := self._silent(self.timeout):
             self.store.compare_set("ended", "", f"{silent} was lost, without a sign for {self.timeout:.0f} s")
-        return self._said()
+        return self._announced()
 
-    def _said(self) -> str | None:
-        """What the first rank that ended has said, of itself or of another."""
+    def _announced(self) -> str | None:
+        """The reason that the first rank to stop has left, its own or another rank's."""
         return self.store.get("ended").decode() if self.store.check(["ended"]) else None
 
     def _ask(self, use: Callable[[], T]) -> T:
         """Use the store, which a lost machine may have made silent.
 
         Raises:
-            RuntimeError: it is not there.
+            RuntimeError: the store does not answer.
         """
         if not self._using.acquire(timeout=GRACE):
             raise RuntimeError(_NO_STORE)
@@ -139,7 +146,7 @@ class Watch(threading.Thread):
             self._using.release()
 
     def _silent(self, seconds: float) -> str:
-        """The ranks without a sign for so long, in words; empty if there is none."""
+        """The ranks without a heartbeat for so long, in words; empty if there is none."""
         now = time.monotonic()
         gone = [
             f"rank {other}"
@@ -149,12 +156,12 @@ class Watch(threading.Thread):
         return " and ".join(gone)
 
     def _gone(self, patience: float) -> str | None:
-        """Why another rank is gone, if one is known to be within so many seconds."""
+        """Why another rank is gone, if that becomes known within ``patience`` seconds."""
         end = time.monotonic() + patience
         while True:
             try:
-                if said := self._ask(self._said):
-                    return said
+                if reason := self._ask(self._announced):
+                    return reason
             except RuntimeError:
                 return _NO_STORE
             if silent := self._silent(SILENT):
@@ -163,13 +170,8 @@ class Watch(threading.Thread):
                 return None
             time.sleep(BEAT / 5)
 
-    def _reason(self, symptom: str) -> str:
-        reason = self._gone(SILENT + 2 * BEAT) or f"another rank does not answer: {symptom}"
-        self._announce(reason)
-        return reason
-
     def _announce(self, reason: str) -> None:
-        with suppress(RuntimeError):  # no one is there to tell
+        with suppress(RuntimeError):  # the store is gone, and with it everyone who could be told
             self._ask(lambda: self.store.compare_set("ended", "", reason))
 
     def _is_first_to(self, key: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from raccgan.evaluation.assessment import Assessment, assess, shown, true_mask
 from raccgan.evaluation.result_pictures import write_pictures
@@ -10,10 +11,9 @@ from raccgan.models.checkpoint import Calibration, History
 from raccgan.outputs.files import write_csv, write_json
 from raccgan.outputs.overlays import MapScale
 from raccgan.outputs.report import Report, Shown, strip, write_report
-from raccgan.scoring.scorer import TERMS, Scorer, decision
+from raccgan.scoring.record import TEST_COLUMNS, TITLES, ScoreRecord, cells, decision
+from raccgan.scoring.scorer import Scorer
 from raccgan.training.run import Run
-
-SCORES_HEADER = ("path", "class", "label", "score", "predicted", "nearest_class", *TERMS)
 
 
 def evaluate_run(
@@ -44,62 +44,42 @@ def evaluate_run(
     if assessment is None:
         return None
     write_json(out / "metrics.json", assessment.metrics)
-    _write_scores(out / "scores.csv", run, assessment)
+    rows = _rows(run, assessment)
+    write_csv(out / "scores.csv", TEST_COLUMNS, (cells(row, TEST_COLUMNS) for row in rows))
     write_pictures(out, run, assessment, scorer, history)
     if report_of:
-        _write_page(out / "report.html", run, assessment, calibration, report_of)
+        _write_page(out / "report.html", run, assessment, calibration, rows, report_of)
     return assessment
 
 
-def _write_scores(path: Path, run: Run, assessment: Assessment) -> None:
-    scored = assessment.scored
-    columns = (
-        run.split.test,
-        assessment.anomalous.tolist(),
-        scored.score.tolist(),
-        scored.condition.tolist(),
-        scored.terms(),
-    )
-    rows = (
-        (
-            sample.key,
-            sample.label,
-            decision(anomalous),
-            f"{value:.9g}",
-            decision(value > assessment.threshold),
-            run.classes[condition],
-            *(f"{term:.9g}" for term in terms.values()),
-        )
-        for sample, anomalous, value, condition, terms in zip(*columns, strict=True)
-    )
-    write_csv(path, SCORES_HEADER, rows)
+def _rows(run: Run, assessment: Assessment) -> list[dict[str, Any]]:
+    """The truth and the record of each test image, by TEST_COLUMNS and more."""
+    known = zip(run.split.test, assessment.anomalous.tolist(), assessment.scored.rows(run.classes), strict=True)
+    return [
+        {"path": sample.key, "class": sample.label, "label": decision(anomalous)}
+        | ScoreRecord(threshold=assessment.threshold, **row).values()
+        for sample, anomalous, row in known
+    ]
 
 
-def _write_page(path: Path, run: Run, assessment: Assessment, calibration: Calibration, name: str) -> None:
+def _write_page(
+    path: Path, run: Run, assessment: Assessment, calibration: Calibration, rows: list[dict[str, Any]], name: str
+) -> None:
     """The report of an assessment with details."""
     scored, scale = assessment.scored, MapScale.of(calibration.held_out)
     assert scored.map is not None
     assert scored.reconstruction is not None
     test = run.dataset(run.split.test)
     images = []
-    for i, (sample, terms) in enumerate(zip(run.split.test, scored.terms(), strict=True)):
+    for i, (sample, row) in enumerate(zip(run.split.test, rows, strict=True)):
         map, image = scored.map[i].numpy(), test.images([i])[0].numpy()
-        images.append(
-            Shown(
-                path=sample.key,
-                score=float(scored.score[i]),
-                nearest_class=run.classes[int(scored.condition[i])],
-                **terms,
-                map_max=float(map.max()),
-                strip=strip(image, scored.reconstruction[i].numpy(), map, scale, true_mask(run, sample)),
-                label=sample.label,
-                anomalous=bool(assessment.anomalous[i]),
-            )
-        )
+        picture = strip(image, scored.reconstruction[i].numpy(), map, scale, true_mask(run, sample))
+        images.append(Shown(row | {"map_max": float(map.max())}, picture))
     beside = assessment.metrics["controls"].items()
     report = Report(
         title=f"{name} against the test images of {run.config.dataset}",
         threshold=assessment.threshold,
+        terms=TITLES,
         images=images,
         held_out=calibration.held_out["score"].tolist() if calibration.held_out else (),
         facts={

@@ -40,7 +40,7 @@ def _write_samples(path: Path, run: Run, scorer: Scorer, columns: int = 10) -> N
     for index, name in enumerate(run.classes[:MOST_CLASSES]):
         z = torch.randn(columns, run.config.latent_size, generator=draw).to(run.device)
         y = torch.full((columns,), index, device=run.device)
-        rows[name] = scorer.generator(z, y).float().cpu().numpy()
+        rows[name] = scorer.module.generator(z, y).float().cpu().numpy()
     sample_grid(path, rows, title="generated, one row a normal class")
 
 

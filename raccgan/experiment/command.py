@@ -52,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     device = options.pick_device(given.device)
 
     from raccgan.experiment.results import Results
+    from raccgan.models.devices import require_kernels
 
     out = given.out or Path("runs") / "experiments" / given.table
     results = Results(out / "results.csv")
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.summary:
         return _summarise(given.table, variants if given.variants else list(VARIANTS), wanted, settings, out, results)
     prepare_out(out)
-    options.require_kernels(wanted[0].config.kernels, device)
+    require_kernels(wanted[0].config.kernels, device)
     options.note_missing_library(wanted[0].config.kernels)
     place = ranks.place_in()  # ranks deal out the rows, and need nothing else of one another
     wanted = wanted[place.rank :: place.world]

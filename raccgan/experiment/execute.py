@@ -19,7 +19,8 @@ from raccgan.experiment.tables import Trial
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.density import Distances
 from raccgan.scoring.calibration import calibrate, fit_density, score_dataset
-from raccgan.scoring.scorer import Scored, Scorer, combined
+from raccgan.scoring.score_module import combined
+from raccgan.scoring.scorer import Scored, Scorer
 from raccgan.training.loop import PHASES, Training
 from raccgan.training.run import Run, prepare
 
@@ -35,7 +36,7 @@ def execute(row: Trial, folder: Path, device: torch.device, data_root: Path) -> 
 
     Raises:
         InputError: whatever is wrong with data, settings or folder, and numbers that are not finite.
-        raccgan.training.loop.Interrupted: Ctrl-C, after the step was finished and saved.
+        raccgan.training.interrupts.Interrupted: Ctrl-C, after the step was finished and saved.
     """
     run = prepare(row.config, data_root, device)
     stored = checkpoints.load(folder) if (folder / checkpoints.NAME).exists() else None
@@ -45,7 +46,7 @@ def execute(row: Trial, folder: Path, device: torch.device, data_root: Path) -> 
     for phase in PHASES:
         training.run(phase)
     fit_density(training.networks, training.data, batch=run.config.score_batch)
-    scorer = Scorer.of(run.config, training.networks, run.classes)
+    scorer = Scorer(run.config, training.networks, run.classes)
     held_out = run.dataset(run.split.held_out)
     training.calibration = calibration = calibrate(scorer, held_out, quantile=run.config.quantile)
     training.save(PHASES[-1])
@@ -102,8 +103,8 @@ def _choices(run: Run, scorer: Scorer) -> dict[str, str]:
 
 def _kinds(scorer: Scorer, scored: Scored) -> list[tuple[str, np.ndarray]]:
     """Each kind of score, [N]."""
-    reconstruction = scored.residual + scorer.kappa * scored.feature
-    distances = Distances(*(getattr(scored, name) for name in Distances._fields))
+    reconstruction = scored.terms["residual"] + scorer.module.kappa * scored.terms["feature"]
+    distances = Distances(*(scored.terms[name] for name in Distances._fields))
     return [(name, combined(name, reconstruction, distances).numpy()) for name in SCORES]
 
 

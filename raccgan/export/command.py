@@ -114,12 +114,14 @@ def _both(
 
     from raccgan.export.graph import ScoringGraph
     from raccgan.models import checkpoint as checkpoints
+    from raccgan.scoring.score_module import ScoreModule
     from raccgan.scoring.scorer import Scorer
 
     cpu = torch.device("cpu")
-    scorer = Scorer.of(config, checkpoints.networks_of(stored, config, cpu), stored.classes, given.label_policy)
-    plain = checkpoints.networks_of(stored, dataclasses.replace(config, kernels="reference"), cpu)
-    return scorer, ScoringGraph(plain, scorer, threshold, given.input, level=config.brightness == "level")
+    scorer = Scorer(config, checkpoints.networks_of(stored, config, cpu), stored.classes, given.label_policy)
+    plain = dataclasses.replace(config, kernels="reference")
+    module = ScoreModule(checkpoints.networks_of(stored, plain, cpu), scorer.module.conditions, plain)
+    return scorer, ScoringGraph(module, threshold, given.input, level=config.brightness == "level")
 
 
 def _images(config: Config, scorer: Scorer, data_root: Path) -> tuple[Tensor, str]:
@@ -139,7 +141,7 @@ def _images(config: Config, scorer: Scorer, data_root: Path) -> tuple[Tensor, st
     except InputError as error:
         say(f"compared on random images: {error}")
     z = sampling.latents(range(half), config.latent_size, seed=config.seed)
-    generated = sampling.images(scorer.generator, z, scorer.conditions[0])
+    generated = sampling.images(scorer.module.generator, z, scorer.module.conditions[0])
     noise = torch.rand(generated.shape, generator=stream(config.seed, "export")) * 2 - 1
     return torch.cat([generated, noise]), "generated and noise images"
 

@@ -1,8 +1,8 @@
 """A trained run as one graph, from images to scores and decisions, for programs that have neither raccgan nor Python.
 
-The graph is the scorer's arithmetic in plain PyTorch operations (the ``reference`` kernels): every image under every
-normal class in one batched pass, the minimum, the decision. It is compared with the checkpoint's own scorer before it
-is written, in the runtime that its format is for.
+The graph is the scorer's own module with plain PyTorch operations (the ``reference`` kernels): every image under every
+normal class in one pass, the minimum, the decision. It is compared with the checkpoint's own scorer before it is
+written, in the runtime that its format is for.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from torch.nn.utils import parametrize
 
 from raccgan.data.images.decode import FLAT, SPREAD, levelled
 from raccgan.errors import InputError
-from raccgan.models.density import Vectors
-from raccgan.models.maps import smoothed
-from raccgan.models.networks import Networks
-from raccgan.scoring.scorer import TERMS, Scorer, combined
+from raccgan.scoring.record import TERMS
+from raccgan.scoring.score_module import ScoreModule
+from raccgan.scoring.scorer import Scorer
 
 OUTPUTS = {
     "score": "[batch] float32: the anomaly score, higher is more anomalous",
@@ -61,63 +60,36 @@ class Agreement:
 
 
 class ScoringGraph(nn.Module):
-    """Images to the tensors of :data:`OUTPUTS`, in that order. Takes the networks over; they are of no use after.
+    """Images to the tensors of :data:`OUTPUTS`, in that order.
 
     Args:
-        networks: built with ``kernels="reference"``, on the CPU.
-        scorer: whose kappa, conditions and kind of score count.
+        module: of networks that were built with ``kernels="reference"``, on the CPU. Taken over: its spectral norms are
+            worked out.
         threshold: a score that is not at most this is anomalous, one that is not a number too.
         dtype: of the images, a name in :data:`INPUTS`.
         level: whether it begins with levelling the images, as the configuration's brightness says.
     """
 
-    conditions: Tensor
-
-    def __init__(
-        self, networks: Networks, scorer: Scorer, threshold: float, dtype: str = "float32", *, level: bool = False
-    ) -> None:
+    def __init__(self, module: ScoreModule, threshold: float, dtype: str = "float32", *, level: bool = False) -> None:
         super().__init__()
-        self.generator, self.discriminator, self.encoder = networks.average, networks.discriminator, networks.encoder
-        self.density = networks.density
-        self.register_buffer("conditions", torch.tensor(scorer.conditions))
-        self.places = scorer.conditions
-        self.made_of = scorer.made_of
-        self.kappa = scorer.kappa
+        self.module = module
         self.threshold = _float32_below(threshold)
         self.dtype = dtype
         self.level = level
         self.eval()  # before the spectral norms are worked out: in training mode each look moves their vectors
-        for module in list(self.modules()):
-            if parametrize.is_parametrized(module):
-                for name in list(module.parametrizations):  # type: ignore[arg-type]
-                    parametrize.remove_parametrizations(module, name)
+        for part in list(self.modules()):
+            if parametrize.is_parametrized(part):
+                for name in list(part.parametrizations):  # type: ignore[arg-type]
+                    parametrize.remove_parametrizations(part, name)
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """[N, C, S, S], float32 in [-1, 1] or uint8, N at least 1."""
         x = images if self.dtype == "float32" else images.to(torch.float32) / 255 * 2 - 1
-        x = _levelled(x) if self.level else x
-        n, k = x.shape[0], self.conditions.shape[0]
-        # Every image under every condition, image by image: [N * k], as the scorer has them.
-        y = self.conditions.expand(n, k).reshape(-1)
-        pairs = x[:, None].expand(-1, k, -1, -1, -1).flatten(0, 1)
-        z, h = self.encoder.describe(pairs, y)
-        x_hat = self.generator(z, y)
-        f, f_hat = self.discriminator.features(x), self.discriminator.features(x_hat)
-        squared = (x[:, None] - x_hat.unflatten(0, (n, k))).square()  # [N, k, C, S, S]
-        residual = squared.mean(dim=(2, 3, 4))
-        feature = (f[:, None] - f_hat.unflatten(0, (n, k))).square().flatten(2).mean(dim=2)
-        maps = squared.mean(dim=2)  # [N, k, S, S]
-        vectors = Vectors.of(h, pairs, maps.flatten(0, 1))
-        distances = self.density.under(Vectors(*(v.unflatten(0, (n, k)) for v in vectors)), self.places)
-        score = combined(self.made_of, residual + self.kappa * feature, distances)  # [N, k]
-        best = score.argmin(dim=1, keepdim=True)  # [N, 1]
-        at = best[:, :, None, None].expand(-1, -1, *maps.shape[2:])
-        terms = (score, residual, feature, *distances)
-        lowest, *parts = (term.gather(1, best).squeeze(1) for term in terms)
-        nearest = self.conditions[best.squeeze(1)]
+        lowest, map = self.module(_levelled(x) if self.level else x)
+        score, *terms = lowest.scores
         # "not at most" instead of "above": an image with a NaN in it is never passed as normal.
-        return lowest, nearest, ~(lowest <= self.threshold), *parts, smoothed(maps.gather(1, at).squeeze(1))
+        return score, lowest.condition, ~(score <= self.threshold), *terms, map
 
 
 def _levelled(x: Tensor) -> Tensor:
@@ -184,9 +156,8 @@ def agreement(
         images = given.to(torch.float32) / 255 * 2 - 1
     if level:
         images = torch.from_numpy(levelled(images.numpy()))
-    batch = max(1, scorer.pairs // len(scorer.conditions))
-    ours = torch.cat([scorer.score(part).score for part in images.split(batch)]).double()
-    found = [run(part)[:3] for part in (given[:1], *given[1:].split(batch)) if len(part)]
+    ours = torch.cat([scorer.score(part).score for part in images.split(scorer.batch)]).double()
+    found = [run(part)[:3] for part in (given[:1], *given[1:].split(scorer.batch)) if len(part)]
     theirs = torch.cat([score for score, _, _ in found]).double()
     decisions = torch.cat([anomalous for _, _, anomalous in found])
     difference = ((theirs - ours).abs() / ours.abs().clamp(min=1e-12)).max().item()

@@ -1,18 +1,21 @@
-"""What the three networks are built from. Each layer's arithmetic is an op of :mod:`raccgan.kernels`.
+"""The layers and residual blocks of the three networks. The arithmetic of a layer is an op of :mod:`raccgan.kernels`.
 
-A norm here computes no normalised tensor: the convolution after it normalises while loading its input. An instance norm
-is an option of that convolution; a conditional batch norm returns the scale and shift that it applies.
+A norm here computes no normalised tensor: the convolution after it normalises while it loads its input. An instance
+norm is an option of that convolution; a conditional batch norm returns the scale and shift that the convolution
+applies.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
-from raccgan.distributed import collectives, ranks
 from raccgan.kernels.cbam import CbamNorm, CbamWeights, cbam
 from raccgan.kernels.depthwise_separable import (
     NO_PROLOGUE,
@@ -34,6 +37,25 @@ Affine = tuple[Tensor, Tensor]
 """Scale and shift of a norm, [N, C] each."""
 
 
+@dataclass(frozen=True)
+class Coupling:
+    """How a batch norm gets the moments of a batch of which this process has only a part, in training.
+
+    ``combine`` turns mean and biased variance of this part into those of all ``parts`` parts, which have equally many
+    samples. It is differentiable, to any order.
+    """
+
+    parts: int
+    combine: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def couple(network: nn.Module, coupling: Coupling) -> None:
+    """Have every layer of a network that takes moments of a batch take those of all parts of the batch."""
+    for module in network.modules():
+        if isinstance(module, ConditionalBatchNorm | BatchNorm | CBAM):
+            module.coupling = coupling
+
+
 class Pointwise(nn.Conv2d):
     """A 1 x 1 convolution."""
 
@@ -47,10 +69,7 @@ class Pointwise(nn.Conv2d):
 
 
 class DepthwiseSeparable(nn.Module):
-    """Depthwise k x k with bias, then pointwise 1 x 1 with bias.
-
-    Prologue, resizing and residual ride along: see :func:`raccgan.kernels.depthwise_separable.depthwise_separable`.
-    """
+    """A depthwise convolution k x k with bias, then a pointwise one with bias."""
 
     def __init__(self, channels: int, out_channels: int, kernel_size: int, kernels: str) -> None:
         super().__init__()
@@ -65,6 +84,7 @@ class DepthwiseSeparable(nn.Module):
         resize: Resize = SAME_SIZE,
         residual: Tensor | None = None,
     ) -> Tensor:
+        """[N, C, H, W] to [N, D, H', W']; see :func:`raccgan.kernels.depthwise_separable.depthwise_separable`."""
         return depthwise_separable(x, self.weights(), prologue, resize, residual=residual, kernels=self.kernels)
 
     def weights(self) -> Weights:
@@ -72,7 +92,7 @@ class DepthwiseSeparable(nn.Module):
 
 
 class Dense(nn.Module):
-    """The ordinary convolution in DepthwiseSeparable's place, for comparison (``convolution="dense"``)."""
+    """An ordinary convolution in the place of :class:`DepthwiseSeparable`, for comparison (``convolution="dense"``)."""
 
     def __init__(self, channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__()
@@ -85,16 +105,17 @@ class Dense(nn.Module):
         resize: Resize = SAME_SIZE,
         residual: Tensor | None = None,
     ) -> Tensor:
+        """As :meth:`DepthwiseSeparable.forward`."""
         x = upsampled(apply_prologue(x, prologue), resize.upsample)
         x = pooled(self.convolution(x), resize.pool)
         return x if residual is None else x + residual
 
 
 def flattened(x: Tensor) -> Tensor:
-    """[N, C, H, W] to [N, C * H * W], whose gradient comes back in channels_last.
+    """[N, C, H, W] to [N, C * H * W], with a gradient in channels_last. Gradients: any order.
 
-    That is one copy. In NCHW, as PyTorch's comes back, all who read it make one each, or walk slowly through two memory
-    formats side by side. Any order of derivative.
+    The gradient of ``Tensor.flatten`` is in NCHW, and each op that reads it copies it or walks through two memory
+    formats.
     """
     if not torch.is_grad_enabled():
         return x.flatten(1)
@@ -116,21 +137,22 @@ class _Flatten(torch.autograd.Function):
 def convolution(
     kind: str, channels: int, out_channels: int, kernel_size: int, kernels: str
 ) -> DepthwiseSeparable | Dense:
-    """The convolution of a residual block, by name. Dense ones are 3 x 3 at most: a dense 7 x 7 is no one's choice."""
+    """The convolution of a residual block, by its name in :data:`CONVOLUTIONS`. Dense ones are at most 3 x 3."""
     if kind == "dense":
         return Dense(channels, out_channels, min(kernel_size, 3))
     return DepthwiseSeparable(channels, out_channels, kernel_size, kernels)
 
 
 class ConditionalBatchNorm(nn.Module):
-    """Batch norm whose scale 1 + W y and shift V y come from the condition y (BigGAN); W, V spectrally normalised.
+    """Batch norm whose scale 1 + W y and shift V y come from a condition y (BigGAN, Brock et al., 2019).
 
-    Training updates the running moments and normalises with the batch's, all ranks' together; evaluation with the
-    running ones.
+    W and V are spectrally normalised. Training normalises with the moments of the batch and updates the running
+    moments; evaluation normalises with the running moments.
     """
 
     running_mean: Tensor
     running_var: Tensor
+    coupling: Coupling | None = None
 
     def __init__(self, channels: int, condition: int, kernels: str, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
@@ -154,26 +176,27 @@ class ConditionalBatchNorm(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm with weights and no condition, whose batch in training is that of all ranks together."""
+    """Batch norm with weights and no condition, which can return its scale and shift."""
 
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
     momentum: float
+    coupling: Coupling | None = None
 
     def __init__(self, channels: int, kernels: str) -> None:
         super().__init__(channels)
         self.kernels = kernels
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to the same."""
-        if not self.training or ranks.world() == 1:
+        """[N, C, H, W] to [N, C, H, W]."""
+        if not self.training or self.coupling is None:
             return super().forward(x)
         scale, shift = self.scale_and_shift(x)
         return (x * scale[0, :, None, None] + shift[0, :, None, None]).to(x.dtype)
 
     def scale_and_shift(self, x: Tensor) -> Affine:
-        """What it does to x [N, C, H, W], [N, C] each."""
+        """The scale and shift, [N, C] each, that normalise x [N, C, H, W]."""
         mean, var = _moments(self, x)
         if self.training:
             self.num_batches_tracked.add_(1)
@@ -183,18 +206,20 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def _moments(norm: ConditionalBatchNorm | BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The batch's mean and variance in training, which move the running ones; the running ones in evaluation."""
+    """Mean and variance [C]: of the batch in training, which also updates the running ones; else the running ones."""
     if not norm.training:
         return norm.running_mean, norm.running_var
-    mean, var = collectives.shared_moments(*moments(x, kernels=norm.kernels))
+    mean, var = moments(x, kernels=norm.kernels)
+    if norm.coupling is not None:
+        mean, var = norm.coupling.combine(mean, var)
     _update_running(norm, mean, var, x.numel() // x.shape[1])
     return mean, var
 
 
 def _update_running(norm: ConditionalBatchNorm | BatchNorm | CBAM, mean: Tensor, var: Tensor, count: int) -> None:
-    """Move the running moments by those of all ranks, of ``count`` numbers each; ``var`` is the biased variance."""
+    """Move the running moments by those of the whole batch; ``var`` is biased, ``count`` numbers are of this part."""
     with torch.no_grad():
-        count = ranks.world() * count
+        count *= norm.coupling.parts if norm.coupling is not None else 1
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
         norm.running_var.lerp_((var * (count / max(1, count - 1))).to(norm.running_var.dtype), norm.momentum)
 
@@ -202,12 +227,13 @@ def _update_running(norm: ConditionalBatchNorm | BatchNorm | CBAM, mean: Tensor,
 class CBAM(nn.Module):
     """Convolutional block attention (Woo et al., 2018): see :mod:`raccgan.kernels.cbam`.
 
-    ``norm="batch"`` keeps running moments for evaluation; ``norm="instance"`` couples no samples and is what a
-    critic under a gradient penalty needs.
+    ``norm="batch"`` keeps running moments for evaluation. ``norm="instance"`` couples no samples, which a critic under
+    a gradient penalty requires.
     """
 
     running_mean: Tensor
     running_var: Tensor
+    coupling: Coupling | None = None
 
     def __init__(
         self, channels: int, kernels: str, norm: str = "batch", reduction: int = 16, momentum: float = 0.01
@@ -226,6 +252,7 @@ class CBAM(nn.Module):
         self.kernels = kernels
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, C, H, W]."""
         weights = CbamWeights(
             self.reduce.weight,
             self.reduce.bias,
@@ -241,11 +268,11 @@ class CBAM(nn.Module):
             norm = CbamNorm("fixed", self.running_mean, self.running_var)
             return cbam(x, weights, norm, kernels=self.kernels).y
         result = cbam(x, weights, CbamNorm("batch"), kernels=self.kernels)
-        if ranks.world() > 1:
-            # The moments are of what the op computes half way. Its first run serves for those of this rank's samples
-            # alone, and its second is normalised with all ranks'; both are differentiated. That takes 1.04 (32 px) and
-            # 1.01 (128 px) of a step's time with one run; one run of PyTorch's own operations takes 1.20 and 1.06.
-            mean, var = collectives.shared_moments(result.mean, result.var)
+        if self.coupling is not None:
+            # The moments are of a tensor inside the op. The first run computes those of this part of the batch, the
+            # second normalises with those of all parts; both are differentiated. A step takes 1.04 (32 px) and 1.01
+            # (128 px) of the time with one run; one run of PyTorch's own operations takes 1.20 and 1.06.
+            mean, var = self.coupling.combine(result.mean, result.var)
             result = cbam(x, weights, CbamNorm("fixed", mean, var), kernels=self.kernels)
         # One score a pixel; as batch norm does, normalise by the biased variance and keep the unbiased one.
         _update_running(self, result.mean, result.var, x.numel() // x.shape[1])
@@ -255,9 +282,9 @@ class CBAM(nn.Module):
 class ResidualDown(nn.Module):
     """Residual block of the discriminator and the encoder.
 
-    (ReLU, but in a first block) -> norm -> ReLU -> conv 3x3 -> norm -> ReLU -> conv 3x3 -> average pool 2, beside
-    a 1x1 skip with the same pool. The norm is an instance norm without affine; a condition [N, condition], where the
-    block is built with one, scales and shifts it (FiLM).
+    ReLU (if ``preactivation``) -> norm -> ReLU -> conv 3x3 -> norm -> ReLU -> conv 3x3 -> average pool 2 (if ``down``),
+    beside a 1x1 skip with the same pool; then CBAM (if ``attention``). The norm is an instance norm without weights. In
+    a block with ``condition`` > 0, a condition [N, condition] scales and shifts it (FiLM, Perez et al., 2018).
     """
 
     def __init__(
@@ -283,6 +310,7 @@ class ResidualDown(nn.Module):
         self.resize = Resize(pool=2 if down else 1)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """[N, C, H, W], under the condition y [N, condition], to [N, D, H', W']."""
         skip = x if self.skip is None else self.skip(x, resize=self.resize)
         first = Prologue(self.preactivation, "instance", relu=True)
         second = Prologue(False, "instance", relu=True)
@@ -296,11 +324,19 @@ class ResidualDown(nn.Module):
 
 
 def initialise(network: nn.Module) -> None:
-    """Orthogonal weights and zero biases for every convolution, linear layer and embedding (BigGAN)."""
+    """Orthogonal weights and zero biases for every convolution, linear layer and embedding (BigGAN).
+
+    The network is in training mode, as a new one is.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
-            # Under spectral norm `weight` is computed; what is drawn is the parameter behind it.
+            # Under spectral norm `weight` is computed from the parameter that is drawn here.
             behind = dict(module.named_parameters())
             nn.init.orthogonal_(behind.get("parametrizations.weight.original", module.weight))
             if "bias" in behind:
                 nn.init.zeros_(behind["bias"])
+            if parametrize.is_parametrized(module):
+                # Spectral norm has the singular vectors of the weights before. Each access in training mode is one step
+                # of the power iteration; an orthogonal weight needs one, since all its singular values are equal.
+                with torch.no_grad():
+                    _ = module.weight

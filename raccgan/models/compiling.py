@@ -1,4 +1,4 @@
-"""torch.compile with its failure said in one line: that there is no C++ compiler one learns at the first call."""
+"""torch.compile, with a failure to compile as one line."""
 
 from __future__ import annotations
 
@@ -8,24 +8,36 @@ from typing import Any, TypeVar, cast
 import torch
 
 from raccgan.errors import InputError
+from raccgan.models.torch_internals import compile_errors
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+class CompileError(InputError):
+    """``what`` does not compile on this machine, for ``reason``: there is no C++ compiler, or it fails."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"{what} does not compile here: {reason}; without compiling it runs")
+        self.what, self.reason = what, reason
+
+
 def compiled(function: Function, what: str, **options: Any) -> Function:
-    """The function through torch.compile, in one graph; the first call takes a while.
+    """The function through torch.compile, in one graph; the first call compiles, in seconds to minutes.
+
+    Args:
+        what: names the function in the error.
+        options: of torch.compile.
 
     Raises:
-        InputError: at that call, where there is no C++ compiler; it names ``what`` does not compile.
+        CompileError: at the first call, with the first paragraph of PyTorch's reason.
     """
     generated = torch.compile(function, fullgraph=True, **options)
 
     def run(*arguments: Any) -> Any:
         try:
             return generated(*arguments)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            # Its first paragraph, whose first line may be but the name of the back end that raised the second.
-            reason = " ".join(str(error).strip().partition("\n\n")[0].split())
-            raise InputError(f"{what} does not compile here: {reason}; without compiling it runs") from None
+        except compile_errors() as error:
+            # A paragraph and not a line: the first line may only name the PyTorch backend that raised the second.
+            raise CompileError(what, " ".join(str(error).strip().partition("\n\n")[0].split())) from None
 
     return cast(Function, run)

@@ -1,15 +1,15 @@
-"""How far an image is from the normal images of a class, in what the trained networks make of it.
+"""Density: how far an image is from the normal images of a class, as the trained networks see it.
 
 Three Gaussians are fitted to the normal training images of each class y, and a squared Mahalanobis distance from each
 is a term of the score, over the number of coordinates: about 1 for a normal image.
 
 - The **descriptor** h(x, y) is the latent beside the mean activation of every channel after each block of the encoder
-  (:meth:`raccgan.models.encoder.Encoder.describe`). Lee et al. (2018) judge a classifier's features so; here nothing
-  but normal images was ever seen.
+  (:meth:`raccgan.models.encoder.Encoder.describe`). Lee et al. (2018) score a classifier's features in this
+  way; here the networks saw normal images alone.
 - The **texture** t(x, y) is, for each of 4 x 4 regions, the logarithm of the mean squared error of the reconstruction
-  and that of the image's own contrast, which the instance norms of the encoder take out of the descriptor. The two
-  together, because an error is large where there is much to reconstruct; and a lung behind haze, in which little is
-  left to reconstruct, is no normal one either.
+  and that of the image's own contrast, which the instance norms of the encoder take out of the descriptor. Both are
+  needed: an error is large where there is much to reconstruct, and a lung behind haze, which leaves little to
+  reconstruct, is not normal either.
 - The **defects** w(x, y) are the same with the largest value of the smoothed error map in each region instead of the
   mean error, which would bury a defect of a few pixels.
 
@@ -34,8 +34,8 @@ RANK = 256
 """Most eigenvectors that are kept: all of them for 16 px in the presets; at the published 128 px, 4.6 MB a class."""
 
 NARROWEST = 0.01
-"""Smallest deviation of a coordinate, in units of all coordinates' root mean square: one that never moved in training,
-such as a channel that is always 0, would else decide alone."""
+"""Smallest deviation of a coordinate, in units of all coordinates' root mean square. Without this limit, a coordinate
+that never moved in training, such as a channel that is always 0, would decide alone."""
 
 REGIONS = 4
 """Regions on each side of an image, as many as the smallest feature maps have pixels."""
@@ -101,7 +101,7 @@ class Density(nn.Module):
         return bool((self.descriptor.images > 0).all())
 
     def forget(self) -> None:
-        """Be fitted to nothing: the networks that it was fitted behind have changed."""
+        """Drop the fit: the networks whose output it describes have changed."""
         for gaussian in self._gaussians:
             gaussian.images.zero_()
 
@@ -141,7 +141,7 @@ class Gaussian(nn.Module):
     def __init__(self, classes: int, size: int) -> None:
         super().__init__()
         rank = min(RANK, size)
-        # torch.empty is what a loader counts before it fills a network from a file.
+        # torch.empty, because raccgan.models.checkpoint counts what it allocates.
         self.register_buffer("images", torch.empty(classes, dtype=torch.int64).zero_())  # that each was fitted to
         self.register_buffer("mean", torch.empty(classes, size).zero_())
         self.register_buffer("deviation", torch.empty(classes, size).fill_(1))
@@ -186,7 +186,7 @@ def _fitted(v: Array, rank: int) -> tuple[Array, Array, Array, Array, float]:
     typical = float(np.sqrt(np.square(deviation).mean()))
     deviation = np.maximum(deviation, NARROWEST * typical if typical > 0 else 1.0)
     u = (v - mean) / deviation
-    # Two vectors are the same up to the sign here, from which the estimate takes that nothing is uncertain.
+    # Of two standardised vectors one is minus the other, in which the estimate of the shrinkage sees no uncertainty.
     shrinkage = max(1 / count, float(ledoit_wolf_shrinkage(u, assume_centered=True)) if count > 1 else 1.0)
     covariance = (1 - shrinkage) * (u.T @ u) / count + shrinkage * np.eye(size)
     values, vectors = eigh(covariance, subset_by_index=(size - rank, size - 1))

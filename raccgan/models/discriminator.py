@@ -1,4 +1,4 @@
-"""Discriminator, a critic under the Wasserstein loss: how real an image is as a member of its class."""
+"""Discriminator: how real an image is as a member of its class (a projection critic, Miyato and Koyama, 2018)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,18 @@ HEADS = ("sum", "flatten")
 
 
 class Discriminator(nn.Module):
-    """D(x, y): one real number an image, and the features f(x) that the encoder and the score compare.
+    """D(x, y): one number an image, and the features f(x) that the encoder's loss and the score compare.
 
-    ``widths`` are the channels after each block; all blocks but the last halve the image, so it arrives at 4 x 4.
     Nothing in it couples the samples of a batch, which the gradient penalty requires.
+
+    Args:
+        widths: channels after each block; all blocks but the last halve the image, so it arrives at 4 x 4.
+        classes, image_channels: sizes.
+        head: how features become a vector: their "sum" over pixels, or all of them ("flatten").
+        attention, kind, kernels: as in :class:`raccgan.models.generator.Generator`.
+
+    Raises:
+        ValueError: no such head, or ``attention`` names no blocks.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
-"""Encoder: an image and a class to the latent from which the generator should make that image again."""
+"""Encoder: an image and a class to the latent from which the generator should reconstruct the image."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -15,15 +16,43 @@ CONDITIONINGS = ("film", "scalar")
 LATENTS = ("linear", "tanh")
 
 
+@dataclass(frozen=True)
+class EncoderForm:
+    """How the class enters an encoder, and the latent leaves it.
+
+    Args:
+        conditioning: "film": an embedding scales and shifts every norm of the trunk, and adds a term of its own to each
+            coordinate of the latent. "scalar", the authors' form: <embedding(y), h>, one number, is added to all
+            coordinates.
+        output: "linear", as z is N(0, 1); or the authors' "tanh", whose latents stay in [-1, 1].
+        embedding: size of the class embedding of "film".
+
+    Raises:
+        ValueError: no such conditioning or output.
+    """
+
+    conditioning: str = "film"
+    output: str = "linear"
+    embedding: int = 128
+
+    def __post_init__(self) -> None:
+        if self.conditioning not in CONDITIONINGS:
+            raise ValueError(f"encoder conditioning {self.conditioning!r} is not one of {', '.join(CONDITIONINGS)}")
+        if self.output not in LATENTS:
+            raise ValueError(f"encoder latent {self.output!r} is not one of {', '.join(LATENTS)}")
+
+
 class Encoder(nn.Module):
     """E(x, y): a latent for an image as a member of a class. A stem 3x3, then blocks that all halve the image.
 
-    ``conditioning`` says how the class enters:
+    Args:
+        widths: channels of the stem and after each block.
+        classes, image_channels, latent: sizes.
+        form: how the class enters, and the latent leaves.
+        attention, kind, kernels: as in :class:`raccgan.models.generator.Generator`.
 
-    - ``film``: an embedding scales and shifts every norm of the trunk, and adds its own term to every coordinate;
-    - ``scalar``: the authors' form, <embedding(y), h>, one number added to every coordinate alike.
-
-    ``output`` is ``linear``, as z is N(0, 1), or the authors' ``tanh``, which cannot leave [-1, 1].
+    Raises:
+        ValueError: ``attention`` names no blocks.
     """
 
     def __init__(
@@ -33,19 +62,13 @@ class Encoder(nn.Module):
         classes: int,
         image_channels: int,
         latent: int,
-        conditioning: str = "film",
-        output: str = "linear",
-        embedding: int = 128,
+        form: EncoderForm = EncoderForm(),
         attention: Collection[int] = (),
         kind: str = "depthwise-separable",
         kernels: str = "fused",
     ) -> None:
         super().__init__()
-        if conditioning not in CONDITIONINGS:
-            raise ValueError(f"encoder conditioning {conditioning!r} is not one of {', '.join(CONDITIONINGS)}")
-        if output not in LATENTS:
-            raise ValueError(f"encoder latent {output!r} is not one of {', '.join(LATENTS)}")
-        film = conditioning == "film"
+        film, embedding = form.conditioning == "film", form.embedding
         self.stem = nn.Conv2d(image_channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList(
             ResidualDown(
@@ -59,7 +82,7 @@ class Encoder(nn.Module):
         self.linear = nn.Linear(size, latent)
         self.embedding = nn.Embedding(classes, embedding if film else size)
         self.class_term = nn.Linear(embedding, latent, bias=False) if film else None
-        self.output = output
+        self.output = form.output
         self.kernels = kernels
         initialise(self)
 
@@ -68,16 +91,16 @@ class Encoder(nn.Module):
         return self._latent(self._trunk(x, y)[-1], y)
 
     def describe(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The latents, and the descriptors [N, described] of :mod:`raccgan.models.density`.
+        """The latents [N, latent], and the descriptors [N, described] of :mod:`raccgan.models.density`.
 
-        Those are the latent and the mean activation of every channel after each block.
+        A descriptor is the latent, and the mean activation of every channel after each block.
         """
         outputs = self._trunk(x, y)
         z = self._latent(outputs[-1], y)
         return z, torch.cat([z, *(F.relu(h).mean(dim=(2, 3)) for h in outputs)], dim=1)
 
     def _trunk(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        """What each block puts out."""
+        """The output of each block."""
         condition = self.embedding(y) if self.class_term is not None else None
         h, outputs = self.stem(x), []
         for block in self.blocks:

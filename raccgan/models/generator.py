@@ -1,4 +1,4 @@
-"""Generator: a latent and a class to an image (BigGAN, with depthwise-separable convolutions and CBAM)."""
+"""Generator: a latent and a class to an image (BigGAN, Brock et al., 2019, with depthwise-separable convolutions)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from raccgan.models.few_channels import FewChannels
 
 
 class GeneratorBlock(nn.Module):
-    """norm -> ReLU -> nearest x2 -> conv 7x7 -> norm -> ReLU -> conv 7x7, beside a skip; CBAM after it where asked.
+    """norm -> ReLU -> nearest x2 -> conv 7x7 -> norm -> ReLU -> conv 7x7, beside a skip; then CBAM (if ``attention``).
 
-    Both norms are conditional. The skip is nearest x2, and a spectrally normalised 1x1 convolution only where the
-    channels change; it runs before the repetition, with which it commutes.
+    Both norms are conditional. The skip is nearest x2, after a spectrally normalised 1x1 convolution if the channels
+    change: the two commute, and the convolution of fewer pixels is less work.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class GeneratorBlock(nn.Module):
         self.attention = CBAM(out_channels, kernels) if attention else None
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """[N, C, H, W], under the condition y [N, condition], to [N, D, 2 H, 2 W]."""
         skip = x if self.skip is None else self.skip(x)
         skip = F.interpolate(skip, scale_factor=2, mode="nearest")
         scale, shift = self.norm1(x, y)
@@ -49,9 +50,18 @@ class GeneratorBlock(nn.Module):
 class Generator(nn.Module):
     """G(z, y): images in [-1, 1] from latents and classes.
 
-    z is cut in equal chunks: the first feeds a linear layer to 4 x 4, each block gets one more beside the class
-    embedding that all blocks share. ``widths`` are the channels at 4 x 4 and after each block, so the image is
-    4 * 2^(len(widths) - 1) pixels wide.
+    z is split into equal chunks. A linear layer makes the first chunk 4 x 4 pixels; the condition of each block is one
+    more chunk, beside the class embedding that all blocks share.
+
+    Args:
+        widths: channels at 4 x 4 and after each block; the image is 4 * 2^(len(widths) - 1) pixels high and wide.
+        classes, image_channels, latent, embedding: sizes.
+        attention: which blocks CBAM follows, as :func:`raccgan.config.attention_blocks` reads it.
+        kind: of the convolutions, one of :data:`raccgan.models.blocks.CONVOLUTIONS`.
+        kernels: the backend of the ops.
+
+    Raises:
+        ValueError: ``latent`` does not divide into len(widths) chunks, or ``attention`` names no blocks.
     """
 
     def __init__(
@@ -96,7 +106,7 @@ class Generator(nn.Module):
         return torch.tanh(self._image(h))
 
     def _image(self, h: Tensor) -> Tensor:
-        """Norm, ReLU and convolution."""
+        """The last norm, ReLU and convolution, before tanh: [N, C, H, W] to [N, image_channels, H, W]."""
         if self.kernels == "reference" or h.device.type != "cpu":
             image: Tensor = self.head(F.relu(self.norm(h)))
             return image

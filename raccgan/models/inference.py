@@ -1,9 +1,9 @@
-"""Networks as inference has them: all that is constant then is computed once.
+"""Inference copies of the networks with constants folded: the same functions up to rounding.
 
-Spectrally normalised weights stand as they are, a depthwise bias is part of the pointwise one, a 1 x 1 convolution is
-one matrix, a conditional norm one product, and an embedding of classes is part of what multiplies it. Weights of
-pointwise convolutions, and of an encoder's features, are in the order in which the kernels multiply by them; other
-linear layers compute in float32, under autocast too. All of it is the same function up to rounding.
+Spectrally normalised weights are computed once. A depthwise bias is folded into the pointwise bias, a 1 x 1 convolution
+into one matrix, a conditional norm into one product, an embedding of few classes into the weights that multiply it. The
+weights of pointwise convolutions, and of an encoder's features, are packed as the kernels read them. Other linear
+layers compute in float32, under autocast too.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ def frozen(network: Network, dtype: torch.dtype = torch.float32) -> Network:
     """A copy for inference, in eval mode and without gradients. Its weights must not be changed.
 
     Args:
-        dtype: what it computes in: float32, or bfloat16 in autocast, whose rounding of a convolution's weights is done
-            once too.
+        network: a generator, discriminator or encoder of :mod:`raccgan.models`, or a density. It stays as it is.
+        dtype: that the copy computes in: float32, or bfloat16 under autocast, for which the weights of convolutions are
+            rounded once.
     """
     copied = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(copied.modules()):
@@ -65,7 +66,7 @@ def frozen(network: Network, dtype: torch.dtype = torch.float32) -> Network:
 
 
 def _fix(module: nn.Module, dtype: torch.dtype) -> None:
-    """Put the fixed layers in place of those below the module."""
+    """Replace the layers below the module by layers with constants folded."""
     for name, child in list(module.named_children()):
         if isinstance(child, ConditionalBatchNorm):
             setattr(module, name, FixedConditionalNorm(child))
@@ -85,18 +86,18 @@ def _fix(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _fixed_linear(linear: nn.Linear, module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """What stands in the place of a module's linear layer."""
+    """The replacement of a module's linear layer."""
     if isinstance(module, Encoder) and linear is module.linear:
         features = FixedFeatures(linear, module.kernels, dtype)
         if features.packed is not None:
             return features
-    # The generator's makes features, the others conditions and latents.
+    # The generator's linear layer makes features; the others make conditions and latents.
     halves = dtype == torch.bfloat16 and isinstance(module, Generator)
     return FixedLinear(linear.weight, linear.bias, dtype if halves else linear.weight.dtype)
 
 
 def _know_classes(network: nn.Module) -> None:
-    """Have few classes enter as their indicators; what multiplied an embedding takes its rows in."""
+    """If classes are fewer than an embedding's size, embed them as one-hot and fold the rows into the next weights."""
     if isinstance(network, Generator):
         norms = [module for module in network.modules() if isinstance(module, ConditionalBatchNorm)]
         users = [cast(nn.Linear, linear) for norm in norms for linear in (norm.scale, norm.shift)]
@@ -116,7 +117,7 @@ def _know_classes(network: nn.Module) -> None:
 
 
 class FixedPointwise(nn.Module):
-    """A 1 x 1 convolution, whose weights are there a second time as the kernels multiply by them."""
+    """A pointwise convolution, with its weights a second time as the kernels read them."""
 
     weight: Tensor
     bias: Tensor | None
@@ -135,10 +136,10 @@ class FixedPointwise(nn.Module):
 
 
 class FixedFeatures(FixedPointwise):
-    """A linear layer of many features, as a 1 x 1 convolution of one pixel.
+    """A linear layer of many features, as a pointwise convolution of one pixel.
 
-    It reads more weights than any other layer. Of 24576 features it takes 0.4 to 0.6 of the time of PyTorch's, in
-    bfloat16 0.3 of the time of PyTorch's in float32.
+    It reads more weights than any other layer. From 24576 features it takes 0.4 to 0.6 of the time of PyTorch's linear
+    layer; in bfloat16, 0.3 of PyTorch's in float32 (AMD EPYC, November 2026).
     """
 
     def __init__(self, linear: nn.Linear, kernels: str, dtype: torch.dtype) -> None:
@@ -185,10 +186,10 @@ class FixedSeparable(FixedPointwise):
 
 
 class FixedLinear(nn.Module):
-    """A linear layer that computes in its weight's dtype, whatever autocast says, and puts out ``dtype``.
+    """A linear layer that computes in its weight's dtype, whatever autocast says, and returns ``dtype``.
 
-    It has a row an image, and of few rows PyTorch's product in bfloat16 takes 20 us on a CPU, however small it is; in
-    float32 2 to 10.
+    Its input has a row an image. PyTorch's product of few rows takes 20 us on a CPU in bfloat16, however small it is,
+    and 2 to 10 us in float32.
     """
 
     weight: Tensor
@@ -220,7 +221,7 @@ class FixedNorm(nn.Module):
         self.register_buffer("shift", shift)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to the same."""
+        """[N, C, H, W] to [N, C, H, W]."""
         normalised: Tensor = self.norm(x)
         return normalised
 

@@ -15,7 +15,7 @@ SMOOTHING = 1 / 32
 def smoothed(map: Tensor) -> Tensor:
     """Maps [N, S, S] under a Gaussian, mirrored at the borders, cut off at three deviations.
 
-    What is reconstructed a pixel aside differs along every edge by a line, while a defect differs over an area.
+    A reconstruction that is a pixel off differs along the lines of edges, a defect over an area: smoothing keeps areas.
     """
     size = map.shape[-1]
     deviation = SMOOTHING * size

@@ -1,5 +1,4 @@
-"""The three networks of one configuration, the moving average of the generator that everything after uses, and the
-density of what the encoder makes of normal images."""
+"""The three networks of a configuration, the moving average of the generator, and the density of normal images."""
 
 from __future__ import annotations
 
@@ -14,14 +13,14 @@ from torch import nn
 from raccgan.config import Config
 from raccgan.models.density import Density
 from raccgan.models.discriminator import Discriminator
-from raccgan.models.encoder import Encoder
+from raccgan.models.encoder import Encoder, EncoderForm
 from raccgan.models.generator import Generator
 from raccgan.models.randomness import stream
 
 
 @dataclass
 class Networks:
-    """G, D and E; ``average``, the moving average of G's weights and buffers; and the density of E's descriptors."""
+    """G, D and E, the moving average of G, which reconstructs and generates, and the density of E's descriptors."""
 
     generator: Generator
     discriminator: Discriminator
@@ -30,12 +29,18 @@ class Networks:
     density: Density
 
     def items(self) -> Iterator[tuple[str, nn.Module]]:
+        """Each network with the name that it has in a checkpoint."""
         for name in ("generator", "discriminator", "encoder", "average", "density"):
             yield name, getattr(self, name)
 
 
 def build(config: Config, *, channels: int, classes: int, device: torch.device) -> Networks:
-    """Networks with weights drawn from the configuration's seed, in channels_last, on ``device``."""
+    """Networks with weights drawn from the configuration's seed, in channels_last, on ``device``.
+
+    Args:
+        channels: of an image.
+        classes: how many there are.
+    """
     common: dict[str, Any] = {
         "classes": classes,
         "image_channels": channels,
@@ -43,7 +48,7 @@ def build(config: Config, *, channels: int, classes: int, device: torch.device) 
         "kernels": config.kernels,
     }
     latent, embedding, widths = config.latent_size, config.embedding, config.widths
-    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU, the same on every device
+    with torch.random.fork_rng(devices=[]):  # drawn on the CPU: the same weights on every device
         torch.default_generator.manual_seed(stream(config.seed, "weights").initial_seed())
         generator = Generator(
             widths=widths, latent=latent, embedding=embedding, attention=config.attended("generator"), **common
@@ -54,17 +59,15 @@ def build(config: Config, *, channels: int, classes: int, device: torch.device) 
         encoder = Encoder(
             widths=widths[::-1],
             latent=latent,
-            embedding=embedding,
-            conditioning=config.encoder_conditioning,
-            output=config.encoder_latent,
+            form=EncoderForm(config.encoder_conditioning, config.encoder_latent, embedding),
             attention=config.attended("encoder"),
             **common,
         )
     density = Density(classes, encoder.described)
     networks = Networks(generator, discriminator, encoder, average=copy.deepcopy(generator), density=density)
     for _, network in networks.items():
-        # channels_last: pointwise convolutions are matrix products without a copy; a step took 0.7 to 0.9 of the
-        # time of NCHW on a CPU at 16 and 32 px.
+        # channels_last: pointwise convolutions are matrix products without a copy. A step took 0.7 to 0.9 of the time
+        # in NCHW on a CPU at 16 and 32 px.
         network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     networks.average.eval().requires_grad_(False)
     return networks
@@ -72,9 +75,9 @@ def build(config: Config, *, channels: int, classes: int, device: torch.device) 
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move ``average`` towards ``model``: weights and running moments by 1 - decay, everything else copied.
+    """Move the weights and running moments of ``average`` towards ``model`` by 1 - decay, and copy everything else.
 
-    The singular vectors of spectral norm are among what is copied: a mean of unit vectors is not a unit vector.
+    The singular vectors of spectral norm are copied: a mean of unit vectors is not a unit vector.
     """
     ours, theirs = average.state_dict(), model.state_dict()
     for name, value in theirs.items():

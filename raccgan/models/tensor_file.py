@@ -71,7 +71,7 @@ def hash_of(text: str, tensors: Tensors) -> str:
     hashed = hashlib.blake2b(text.encode(), digest_size=16)
     for name, value in sorted(tensors.items()):
         hashed.update(f"{name} {form(value)}".encode())
-        hashed.update(value.contiguous().flatten().view(torch.uint8).numpy())
+        hashed.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
     return hashed.hexdigest()
 
 

@@ -1,9 +1,9 @@
-"""The rows of a long run as they come, so that a stopped run continues where it was.
+"""A journal keeps the rows of a long run as they come, so that a stopped run continues where it stopped.
 
 A journal is a text file of JSON lines. The first line names the run: the checkpoint and every setting that a row
 depends on. Each further line holds the rows of one batch. A line that was cut off in the middle counts as not written.
-Whoever writes it has its folder to himself (:func:`raccgan.outputs.files.own_folder`), and removes it when the run is
-complete.
+The run that writes a journal has the folder to itself (:func:`raccgan.outputs.files.own_folder`), and removes the
+journal when the run is complete.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Journal:
         self.path = path
         self.rows: list[Row] = []
         try:
-            # Unbuffered: what could not be written is not tried again when the file is closed.
+            # Unbuffered, so that closing the file does not try a failed write again.
             self._file = path.open("ab+", buffering=0)
         except OSError as error:
             raise InputError(f"cannot write {path}: {said(error)}") from None
@@ -48,7 +48,7 @@ class Journal:
             raise
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Write one batch; it is safe from everything but the machine's own failure when this returns."""
+        """Write the rows of one batch. When this returns, they survive everything but a failure of the machine."""
         self._append(rows)
         self.rows += rows
 

@@ -1,4 +1,4 @@
-"""Anomaly maps made visible: warm colours over the grey image, clear where the model made it again well.
+"""Anomaly maps as pictures: warm colours over the grey image, clear where the reconstruction is good.
 
 The colours mean the same on every image: they begin at what normal images reach, so that a normal image stays grey.
 """
@@ -13,12 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from raccgan.data.images.decode import read_upright
-from raccgan.data.images.geometry import Float
-from raccgan.scoring.detector import Result
+Float = NDArray[np.float32]
 
 OUTLINE = (6, 182, 212)
 """The colour round what a mask marks, which no map has."""
@@ -31,8 +28,8 @@ LONGEST = 1024
 class MapScale:
     """Map values between which colours go from clear to hottest.
 
-    The default serves checkpoints that do not know what normal images reach: half to the whole of the distance between
-    mid-grey and white, squared.
+    The default is for checkpoints without held-out scores: a quarter to the whole of the squared distance between
+    mid-grey and white.
     """
 
     low: float = 0.25
@@ -73,19 +70,6 @@ def outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.
     result = picture.copy()
     result[mask & ~inside] = OUTLINE
     return result
-
-
-def overlay_of_file(result: Result, scale: MapScale) -> Image.Image:
-    """The map of a scored file over the original file, upright, at most LONGEST pixels on its longer side.
-
-    Raises:
-        InputError: the file cannot be read any more.
-    """
-    assert result.path is not None
-    assert result.map is not None
-    original = read_upright(result.path, LONGEST)
-    height, width = original.shape[:2]
-    return Image.fromarray(overlay(original, result.place.lay(result.map, width, height), scale))
 
 
 def to_uint8(image: NDArray[Any]) -> NDArray[np.uint8]:

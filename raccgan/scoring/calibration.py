@@ -14,14 +14,14 @@ from torch import Tensor
 
 from raccgan.config import Config
 from raccgan.data.dataset import ImageDataset
-from raccgan.distributed import collectives, ranks
+from raccgan.distributed import ranks
 from raccgan.models.checkpoint import Calibration, Checkpoint, config_of
 from raccgan.models.density import Vectors
 from raccgan.models.inference import frozen
 from raccgan.models.networks import Networks
 from raccgan.outputs.progress import Progress
-from raccgan.scoring.detector import choose_threshold
-from raccgan.scoring.scorer import MINIMUM, Scored, Scorer, concatenate, threshold_of
+from raccgan.scoring.scorer import MINIMUM, Scored, Scorer, concatenate
+from raccgan.scoring.threshold import choose_threshold, threshold_of
 
 DENSITY_IMAGES = 10_000
 """The density of a class is fitted to at most this many training images."""
@@ -41,14 +41,14 @@ def fit_density(networks: Networks, data: ImageDataset, *, batch: int) -> None:
     chosen = _evenly(data.labels, DENSITY_IMAGES)
     places = [chosen[i] for i in _own_places(len(chosen), batch)]
     own: list[Vectors] = []
-    with Progress("density of normal images", len(places), unit="image", shown=ranks.first()) as progress:
+    with Progress("density of normal images", len(places), unit="image", shown=ranks.job().first) as progress:
         for indices in torch.tensor(places, dtype=torch.int64).split(batch):
             x, y = data.images(indices).to(device), data.labels[indices].to(device)
             z, h = encoder.describe(x, y)
             map = (x - generator(z, y)).square().mean(dim=1)
             own.append(Vectors(*(v.cpu() for v in Vectors.of(h, x, map))))
             progress.update(len(indices))
-    gathered = ranks.gathered((places, own))
+    gathered = ranks.job().gathered((places, own))
 
     def fit() -> None:
         assert gathered is not None
@@ -57,8 +57,8 @@ def fit_density(networks: Networks, data: ImageDataset, *, batch: int) -> None:
         vectors = Vectors(*(torch.cat(parts)[order] for parts in zip(*each, strict=True)))
         networks.density.fit(vectors, data.labels[sorted(chosen)])
 
-    ranks.on_first(fit)
-    collectives.copy_from_first([networks.density])
+    ranks.job().on_first(fit)
+    ranks.job().copy_from_first([networks.density])
 
 
 def calibrate(scorer: Scorer, held_out: ImageDataset, *, quantile: float, policy: str = MINIMUM) -> Calibration:
@@ -81,7 +81,7 @@ def calibrate(scorer: Scorer, held_out: ImageDataset, *, quantile: float, policy
         scores = {"score": scored.score, "peak": scored.map.flatten(1).amax(dim=1)}
         return Calibration(threshold_of(scored.score.numpy(), quantile), scores, policy)
 
-    return ranks.on_first(calibration)
+    return ranks.job().on_first(calibration)
 
 
 def calibration_for(
@@ -126,7 +126,7 @@ def score_dataset(scorer: Scorer, data: ImageDataset, title: str, *, details: bo
         On rank 0 the scores in the order of ``data``; None on the other ranks.
     """
     places = _own_places(len(data), scorer.batch)
-    with Progress(title, len(places), unit="image", shown=ranks.first()) as progress:
+    with Progress(title, len(places), unit="image", shown=ranks.job().first) as progress:
         own = [
             scorer.score_batches(
                 lambda some: data.images([places[i] for i in some]),
@@ -136,13 +136,10 @@ def score_dataset(scorer: Scorer, data: ImageDataset, title: str, *, details: bo
             )
             for _ in places[:1]  # a rank without images has nothing to score
         ]
-    gathered = ranks.gathered((places, own))
+    gathered = ranks.job().gathered((places, own))
     if gathered is None:
         return None
-    scored = concatenate([part for _, parts in gathered for part in parts])
-    order = _order(gathered)
-    ordered: dict[str, Any] = {name: None if t is None else t[order] for name, t in vars(scored).items()}
-    return Scored(**ordered)
+    return concatenate([part for _, parts in gathered for part in parts])[_order(gathered)]
 
 
 def _evenly(labels: Tensor, most: int) -> list[int]:
@@ -153,7 +150,7 @@ def _evenly(labels: Tensor, most: int) -> list[int]:
 
 def _own_places(count: int, batch: int) -> list[int]:
     """The indices of this rank's share of ``count`` images: whole batches of ``batch``."""
-    return [i for i in range(count) if i // batch % ranks.world() == ranks.rank()]
+    return [i for i in range(count) if i // batch % ranks.job().world == ranks.job().rank]
 
 
 def _order(gathered: list[tuple[list[int], Any]]) -> Tensor:

@@ -1,8 +1,7 @@
-"""Images named on a command line to tables of scores: which files are meant, the rows, and what is written of them."""
+"""Images named on a command line to a journal of scores: which files are meant, and what is kept of each."""
 
 from __future__ import annotations
 
-import dataclasses
 import glob
 import hashlib
 import json
@@ -15,31 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from PIL import Image
 
+from raccgan.data.images.decode import read_upright
 from raccgan.data.listing import IMAGE_SUFFIXES, list_images, matching
 from raccgan.data.samples import printable
-from raccgan.distributed import ranks
+from raccgan.distributed.collectives import SINGLE, Collectives
 from raccgan.errors import InputError
-from raccgan.models.checkpoint import Checkpoint
-from raccgan.outputs.files import write_atomically, write_csv, write_json
+from raccgan.outputs.files import write_atomically
 from raccgan.outputs.journal import Journal, Row, differences
-from raccgan.outputs.overlays import MapScale, overlay_of_file
+from raccgan.outputs.overlays import LONGEST, MapScale, overlay
 from raccgan.outputs.progress import Progress
-from raccgan.outputs.report import Report, Shown, strip, write_report
-from raccgan.scoring.detector import Detector, Result, Skipped
-from raccgan.scoring.scorer import TERMS, decision
-
-COLUMNS = ("path", "score", "threshold", "predicted", "nearest_class", *TERMS, "map_max", "map_x", "map_y")
-"""Of scores.csv; records of scores.json have these names too, and ``map`` and ``overlay`` where they were wanted."""
+from raccgan.outputs.report import strip
+from raccgan.scoring.detector import Detector, Result
+from raccgan.scoring.reading import Skipped
 
 RESULTS = ("scores.csv", "scores.json", "summary.json", "report.html")
 FOLDERS = ("maps", "overlays")
-
 _OWN_NAME = re.compile(r"-[0-9a-f]{12}\.(npy|png)$")
 
 WRITERS = 8
-"""Threads that write maps and overlays: a file is on the disk before its row counts, and the disk takes its time."""
+"""Threads that write maps and overlays. A file is on the disk before its row is, so these threads wait for the disk."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ class Wanted:
 
 
 def take_folder(out: Path, run: Mapping[str, Any], *, restart: bool) -> None:
-    """Make sure that whatever lies in ``out`` is of this very run's kind: a folder's results are of one checkpoint.
+    """Make sure that the results in ``out`` are of this run's checkpoint and settings.
 
     Args:
         out: the folder.
@@ -129,8 +124,18 @@ def take_folder(out: Path, run: Mapping[str, Any], *, restart: bool) -> None:
             )
 
 
-def score_files(detector: Detector, files: Sequence[Path], journal: Journal, wanted: Wanted) -> list[Row]:
-    """A row for each file, in order; those that the journal holds, of unchanged files, are not scored again."""
+def score_files(
+    detector: Detector, files: Sequence[Path], journal: Journal, wanted: Wanted, job: Collectives = SINGLE
+) -> list[Row]:
+    """A row for each file, in order; those that the journal holds, of unchanged files, are not scored again.
+
+    Args:
+        detector: scores.
+        files: each once.
+        journal: gets the rows batch by batch.
+        wanted: what is kept beside the rows.
+        job: the ranks that score together, of which this is the first; see :func:`help_first`.
+    """
     done = {row["path"]: row for row in journal.rows}
     stamps = {path: _stamp(path) for path in files}
     known = {path for path in files if (row := done.get(printable(path))) and row["stamp"] == stamps[path]}
@@ -143,8 +148,8 @@ def score_files(detector: Detector, files: Sequence[Path], journal: Journal, wan
         ThreadPoolExecutor(WRITERS) as pool,
     ):
         _say_skipped((done[printable(path)] for path in files if path in known), progress)
-        for batch in scan(detector, todo, details):
-            rows = list(pool.map(lambda found: _row(found, wanted, detector), batch))
+        for batch in _scan(detector, todo, details, job):
+            rows = list(pool.map(lambda found: _row(found, wanted), batch))
             for row, found in zip(rows, batch, strict=True):
                 assert found.path is not None
                 row["stamp"] = stamps[found.path]
@@ -155,18 +160,26 @@ def score_files(detector: Detector, files: Sequence[Path], journal: Journal, wan
     return [done[printable(path)] for path in files]
 
 
-def scan(detector: Detector, files: Sequence[Path] = (), details: bool = False) -> Iterator[list[Result | Skipped]]:
+def help_first(detector: Detector, job: Collectives) -> None:
+    """Score this rank's share of the files that :func:`score_files` has on rank 0."""
+    for _ in _scan(detector, (), False, job):
+        pass
+
+
+def _scan(
+    detector: Detector, files: Sequence[Path], details: bool, job: Collectives
+) -> Iterator[list[Result | Skipped]]:
     """:meth:`Detector.scan_batches` on all ranks: what rank 0 asks for comes back there, in order; nothing elsewhere.
 
     The batches are those of a single process, dealt out to the ranks, so that the scores are the same bit for bit.
     """
-    files, details = ranks.on_first(lambda: (files, details))
+    files, details = job.on_first(lambda: (files, details))
     size = detector.scorer.batch
     batches = [files[start : start + size] for start in range(0, len(files), size)]
-    own = [path for batch in batches[ranks.rank() :: ranks.world()] for path in batch]
+    own = [path for batch in batches[job.rank :: job.world] for path in batch]
     scored = detector.scan_batches(own, details=details)
-    for _ in range(0, len(batches), ranks.world()):
-        found = ranks.gathered(next(scored, None))
+    for _ in range(0, len(batches), job.world):
+        found = job.gathered(next(scored, None))
         yield from (batch for batch in found or () if batch is not None)
 
 
@@ -185,39 +198,43 @@ def _stamp(path: Path) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _row(found: Result | Skipped, wanted: Wanted, detector: Detector) -> Row:
+def _row(found: Result | Skipped, wanted: Wanted) -> Row:
+    """What the journal keeps of an image, whose map and overlay are on the disk when this returns."""
     assert found.path is not None
     row: Row = {"path": printable(found.path)}
     if isinstance(found, Skipped):
         return row | {"reason": found.reason}
-    row |= {
-        "score": _number(found.score),
-        "nearest_class": found.nearest_class,
-        **{name: _number(getattr(found, name)) for name in TERMS},
-        "map_max": _number(found.peak.value),
-        "map_x": found.peak.x,
-        "map_y": found.peak.y,
-    }
+    row |= found.to_journal()
+    map, name = found.map, _own_name(found.path)
     if wanted.maps:
-        row["map"] = f"maps/{_own_name(found.path)}.npy"
-        map = found.map
         assert map is not None
+        row["map"] = f"maps/{name}.npy"
         write_atomically(wanted.out / row["map"], lambda file: np.save(file, map))
     if wanted.overlays:
-        row["overlay"] = f"overlays/{_own_name(found.path)}.png"
-        picture = overlay_of_file(found, wanted.scale)
+        row["overlay"] = f"overlays/{name}.png"
+        picture = overlay_of(found, wanted.scale)
         write_atomically(wanted.out / row["overlay"], lambda file: picture.save(file, "PNG", compress_level=3))
     if wanted.report:
         assert found.image is not None
         assert found.reconstruction is not None
-        assert found.map is not None
-        row["strip"] = strip(found.image, found.reconstruction, found.map, wanted.scale)
+        assert map is not None
+        row["strip"] = strip(found.image, found.reconstruction, map, wanted.scale)
     return row
 
 
-def _number(value: float) -> float:
-    """The float32 as the tables show it, the same in all of them."""
-    return float(f"{value:.9g}")
+def overlay_of(result: Result, scale: MapScale) -> Image.Image:
+    """The map of a scored file over the original, upright, at most LONGEST pixels on its longer side.
+
+    The file is read again: of the originals of a batch, which may be large, nothing was kept.
+
+    Raises:
+        InputError: the file cannot be read any more.
+    """
+    assert result.path is not None
+    assert result.map is not None
+    original = read_upright(result.path, LONGEST)
+    height, width = original.shape[:2]
+    return Image.fromarray(overlay(original, result.place.lay(result.map, width, height), scale))
 
 
 def _own_name(path: Path) -> str:
@@ -225,72 +242,3 @@ def _own_name(path: Path) -> str:
     # As _OWN_NAME has it.
     own = hashlib.blake2b(os.fsencode(path), digest_size=6).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9._-]', '_', path.stem)[:80]}-{own}"
-
-
-@dataclass(frozen=True)
-class Table:
-    """The rows of a whole run with the decisions."""
-
-    records: list[Row]
-    skipped: list[Row]  # path and reason
-    threshold: float
-
-    @classmethod
-    def of(cls, rows: Sequence[Row], threshold: float) -> Table:
-        threshold = _number(threshold)
-        records, skipped = [], []
-        for row in rows:
-            if "reason" in row:
-                skipped.append({"path": row["path"], "reason": row["reason"]})
-                continue
-            more = {name: row[name] for name in ("map", "overlay") if name in row}
-            decided = {"threshold": threshold, "predicted": decision(row["score"] > threshold)}
-            records.append({name: (row | decided)[name] for name in COLUMNS} | more)
-        return cls(records, skipped, threshold)
-
-    @property
-    def anomalous(self) -> int:
-        return sum(record["predicted"] == "anomalous" for record in self.records)
-
-    def write(self, out: Path, made_with: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """``scores.csv``, ``scores.json`` (a list of records) and ``summary.json``.
-
-        Args:
-            out: the folder.
-            made_with: what the scores depend on.
-            about: what else the summary says.
-        """
-        write_csv(out / "scores.csv", COLUMNS, ([_cell(record[name]) for name in COLUMNS] for record in self.records))
-        write_json(out / "scores.json", self.records)
-        summary: Row = {"scored": len(self.records), "anomalous": self.anomalous, "skipped": len(self.skipped)}
-        summary |= {"threshold": self.threshold, **about, "made_with": dict(made_with), "skipped_files": self.skipped}
-        write_json(out / "summary.json", summary)
-
-
-def write_detected(path: Path, rows: Sequence[Row], table: Table, stored: Checkpoint, run: str) -> None:
-    """The report of a table.
-
-    Args:
-        path: the file.
-        rows: of :func:`score_files`, scored for a report.
-        table: the rows with their decisions.
-        stored: the checkpoint that scored them.
-        run: how the user calls it.
-    """
-    fields = [f.name for f in dataclasses.fields(Shown) if f.name not in ("label", "anomalous")]
-    write_report(
-        path,
-        Report(
-            title=f"{len(table.records)} images scored with {run}",
-            threshold=table.threshold,
-            images=[Shown(**{name: row[name] for name in fields}) for row in rows if "reason" not in row],
-            held_out=[_number(score) for score in stored.held_out.get("score", torch.empty(0)).tolist()],
-            skipped=table.skipped,
-            facts={"normal classes": ", ".join(stored.classes), "model": f"{stored.config['image_size']} px"},
-            run=run,
-        ),
-    )
-
-
-def _cell(value: object) -> object:
-    return f"{value:.9g}" if isinstance(value, float) else value

@@ -47,7 +47,7 @@ class Run:
             channels=self.channels,
             fit=self.config.fit,
             brightness=self.config.brightness,
-            cache_bytes=CACHE_BYTES // ranks.local_world(),
+            cache_bytes=CACHE_BYTES // ranks.job().local_world,
         )
 
 
@@ -64,7 +64,7 @@ def prepare(config: Config, data_root: Path, device: torch.device) -> Run:
     _say_skipped(problems or ())
     normal = [name.strip() for name in config.normal.split(",") if name.strip()]
     split = make_split(source, config.protocol or None, normal, held_out=config.held_out, seed=config.seed)
-    ranks.require_alike(f"the images of {config.dataset}", lambda: _digest(split))
+    ranks.job().require_alike(f"the images of {config.dataset}", lambda: _digest(split))
     resolved = replace(
         config, protocol=config.protocol or source.default_protocol, normal=",".join(split.normal_classes)
     )
@@ -83,9 +83,9 @@ def readable(run: Run) -> tuple[Run, ImageDataset]:
     training: ImageDataset | None = None
     for part in ("train", "held_out", "test"):
         data = run.dataset(getattr(run.split, part))
-        share = range(ranks.rank(), len(data), ranks.world())  # each rank reads its own
-        with Progress("reading images", len(share), unit="image", shown=ranks.first()) as progress:
-            bad = data.problems(lambda done, total: progress.update(), share, ranks.exchanged)
+        share = range(ranks.job().rank, len(data), ranks.job().world)  # each rank reads its own
+        with Progress("reading images", len(share), unit="image", shown=ranks.job().first) as progress:
+            bad = data.problems(lambda done, total: progress.update(), share, ranks.job().exchanged)
         if bad and run.config.unreadable == "refuse":
             raise data.refusal(bad)
         _say_skipped(bad.values())
@@ -102,7 +102,7 @@ def readable(run: Run) -> tuple[Run, ImageDataset]:
 
 
 def _say_skipped(problems: Iterable[str]) -> None:
-    if ranks.first():
+    if ranks.job().first:
         for problem in problems:
             say(f"skipped: {problem}")
 

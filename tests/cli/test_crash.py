@@ -23,7 +23,7 @@ from raccgan import train
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.checkpoint import NAME, Checkpoint
 from raccgan.outputs.files import LOCK, stamp
-from raccgan.train import SETTINGS
+from raccgan.training.places import SETTINGS
 from tests.cli.test_commands import run
 from tests.cli.test_detect import same_bits
 from tests.conftest import TINY_OPTIONS

@@ -16,6 +16,7 @@ from raccgan import __version__
 from raccgan.__main__ import COMMANDS, main
 from raccgan.cli import options
 from raccgan.distributed import ranks
+from raccgan.distributed.collectives import Collectives
 from raccgan.kernels import library
 from tests.conftest import TINY_OPTIONS
 
@@ -117,7 +118,7 @@ def test_other_kernels_other_ranks_and_a_library_that_is_there_say_nothing(
     monkeypatch.setattr(library, "why_not", lambda: "it is gone")
     note("reference")
     with monkeypatch.context() as patched:
-        patched.setattr(ranks, "_place", ranks.Place(rank=1, world=2))
+        patched.setattr(ranks, "_job", Collectives(rank=1, world=2))
         note("fused")
     assert capsys.readouterr().err == ""
     note("fused")

@@ -1,20 +1,22 @@
 """What two ranks compute together, against one process: run by test_ranks.py.
 
-Each rank computes on the whole batch first, as the process of its own that it still is, and then joins the other.
+Each rank computes on the whole batch first, while it is still a process of its own, and then joins the other.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from raccgan.distributed import collectives, ranks
+from raccgan.distributed import ranks
+from raccgan.distributed.collectives import SINGLE, Collectives
 from raccgan.errors import InputError
 from raccgan.kernels.moments import moments
-from raccgan.models.blocks import CBAM, BatchNorm, ConditionalBatchNorm
+from raccgan.models.blocks import CBAM, BatchNorm, ConditionalBatchNorm, Coupling, couple
 
 CPU = torch.device("cpu")
 N, C = 6, 5
@@ -43,53 +45,62 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def layer(make: Callable[[], nn.Module]) -> dict[str, Tensor]:
+def layer(make: Callable[[], nn.Module], job: Collectives) -> dict[str, Tensor]:
     """What a training step leaves: this rank's gradient of the job's mean loss, the weights' gradients, the buffers."""
     torch.manual_seed(0)
     module = make().double().train()
-    x = collectives.own_rows(values(N, C, 4, 3)).clone().requires_grad_()
-    weight = collectives.own_rows(values(N, C, 4, 3).flip(0).sin())  # a norm's sum alone has no gradient
+    if job.world > 1:
+        couple(module, Coupling(job.world, job.shared_moments))
+    x = job.own_rows(values(N, C, 4, 3)).clone().requires_grad_()
+    weight = job.own_rows(values(N, C, 4, 3).flip(0).sin())  # a norm's sum alone has no gradient
     (module(x).tanh() * weight).mean().backward()
-    collectives.average_gradients(list(module.parameters()))
+    job.average_gradients(module.parameters())
     assert x.grad is not None
-    whole = torch.cat(ranks.exchanged(x.grad)) / ranks.world()
+    whole = torch.cat(job.exchanged(x.grad)) / job.world
     gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     assert gradients, "nothing has learned"
     return {"x": whole, **gradients, **{name: b.clone() for name, b in module.named_buffers()}}
 
 
-def second_order() -> dict[str, Tensor]:
+def second_order(job: Collectives) -> dict[str, Tensor]:
     """The gradient of a gradient through both moments."""
-    x = collectives.own_rows(values(N, C, 3, 2)).clone().requires_grad_()
-    mean, var = collectives.shared_moments(*moments(x, kernels="reference"))
-    (gradient,) = torch.autograd.grad((mean.tanh() * var).sum() / ranks.world(), x, create_graph=True)
+    x = job.own_rows(values(N, C, 3, 2)).clone().requires_grad_()
+    mean, var = job.shared_moments(*moments(x, kernels="reference"))
+    (gradient,) = torch.autograd.grad((mean.tanh() * var).sum() / job.world, x, create_graph=True)
     gradient.square().sum().backward()
     assert x.grad is not None
-    return {"x": torch.cat(ranks.exchanged(x.grad))}
+    return {"x": torch.cat(job.exchanged(x.grad))}
 
 
-def check_numbers(wanted: dict[str, dict[str, Tensor]]) -> None:
-    for name, expected in wanted.items():
-        got = second_order() if name == "second order" else layer(LAYERS[name])
-        assert got.keys() == expected.keys()
+def numbers(job: Collectives) -> dict[str, dict[str, Tensor]]:
+    return {name: layer(make, job) for name, make in LAYERS.items()} | {"second order": second_order(job)}
+
+
+def check_numbers(job: Collectives, wanted: dict[str, dict[str, Tensor]]) -> None:
+    for name, got in numbers(job).items():
+        assert got.keys() == wanted[name].keys()
         for key, value in got.items():
+            expected = wanted[name][key].to(value)
             assert value.isfinite().all(), (name, key)
-            assert torch.allclose(value, expected[key].to(value), rtol=1e-9, atol=1e-12), (name, key)
+            assert torch.allclose(value, expected, rtol=1e-9, atol=1e-12), (name, key)
 
 
-def check_messages() -> None:
-    assert ranks.exchanged(ranks.rank()) == [0, 1]
-    assert ranks.gathered("x") == (["x", "x"] if ranks.first() else None)
-    assert ranks.on_first(lambda: ranks.rank()) == 0
-    assert collectives.anywhere(ranks.rank() == 1)
-    assert not collectives.anywhere(False)
-    assert collectives.averaged(torch.tensor([float(ranks.rank()), 4.0])).tolist() == [0.5, 4.0]
+def check_messages(job: Collectives) -> None:
+    assert job.exchanged(job.rank) == [0, 1]
+    assert job.gathered("x") == (["x", "x"] if job.first else None)
+    assert job.on_first(lambda: job.rank) == 0
+    assert job.anywhere(job.rank == 1)
+    assert not job.anywhere(False)
+    assert job.averaged(torch.tensor([float(job.rank), 4.0])).tolist() == [0.5, 4.0]
     network = nn.Linear(2, 2)
-    collectives.copy_from_first([network])
-    assert ranks.exchanged(network.weight.tolist())[1] == network.weight.tolist()
-    ranks.require_alike("numbers", lambda: 3)
+    job.copy_from_first([network])
+    assert job.exchanged(network.weight.tolist())[1] == network.weight.tolist()
+    coupled = ConditionalBatchNorm(C, 4, "reference")
+    couple(coupled, Coupling(job.world, job.shared_moments))
+    copy.deepcopy(coupled)  # as an inference copy is made: the job has a thread, which cannot be copied
+    job.require_alike("numbers", lambda: 3)
     refused = []
-    for refuse in (lambda: ranks.on_first(no_file), lambda: ranks.require_alike("numbers", ranks.rank)):
+    for refuse in (lambda: job.on_first(no_file), lambda: job.require_alike("numbers", lambda: job.rank)):
         try:
             refuse()
         except InputError as error:
@@ -106,13 +117,14 @@ def no_file() -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    wanted = {name: layer(make) for name, make in LAYERS.items()} | {"second order": second_order()}
-    ranks.join(CPU, 60)
-    assert ranks.world() == 2
-    check_messages()
-    check_numbers(wanted)
+    wanted = numbers(SINGLE)
+    job = ranks.join(CPU, 60)
+    assert job.world == 2
+    assert ranks.job() is job
+    check_messages(job)
+    check_numbers(job, wanted)
     ranks.leave()
-    assert ranks.world() == 1
+    assert ranks.job() is SINGLE
     print("checked", file=sys.stderr)
 
 

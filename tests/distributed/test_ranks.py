@@ -11,25 +11,23 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.distributed import TCPStore
 
 from raccgan import detect, evaluate, train
 from raccgan.cli import options
 from raccgan.distributed import ranks
-from raccgan.distributed.heartbeat import Watch
+from raccgan.distributed.collectives import SINGLE, Collectives
 from raccgan.errors import InputError
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.checkpoint import NAME
+from raccgan.training.places import JOB
 from tests.cli.test_commands import run, shapes
 from tests.conftest import TINY
 
@@ -175,14 +173,15 @@ def assert_same_files(ours: Path, theirs: Path) -> None:
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
 
 
-def test_what_does_not_divide_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "_place", ranks.Place(rank=1, world=3))
-    ranks.require_divisible(6)
+def test_what_does_not_divide_is_refused() -> None:
+    job = Collectives(rank=1, world=3)
+    job.require_divisible(6)
     with pytest.raises(InputError, match=r"--batch-size 8 .* does not divide among 3 ranks: take 6 or 9"):
-        ranks.require_divisible(8)
+        job.require_divisible(8)
     with pytest.raises(InputError, match=r"take 3$"):
-        ranks.require_divisible(2)
-    assert ranks.own(list(range(12)), 6) == [2, 3, 8, 9]
+        job.require_divisible(2)
+    assert job.own(list(range(12)), 6) == [2, 3, 8, 9]
+    assert job.own_rows(torch.arange(6)).tolist() == [2, 3]
 
 
 def test_the_place_in_the_environment() -> None:
@@ -199,17 +198,16 @@ WITH_A_FAULT = """
 import os, signal, sys, time, torch
 from raccgan import train
 from raccgan.cli import options
-from raccgan.distributed import ranks
-from raccgan.training.loop import Training
+from raccgan.training.steps import Steps
 
-compute = Training.gan_step
+compute = Steps.gan_step
 
 def faulty(self, step, x, y):
-    if step == 3 and ranks.rank() == 1:
+    if step == 3 and self.job.rank == 1:
         FAULT
     return compute(self, step, x, y)
 
-Training.gan_step = faulty
+Steps.gan_step = faulty
 sys.exit(options.call(train.main, sys.argv[1:]))
 """
 
@@ -266,7 +264,7 @@ def test_torchrun_starts_a_run_again_which_goes_on(tmp_path: Path) -> None:
         assert [step for step, _ in ended.history[name]] == [step for step, _ in points], "a step is there twice"
         for (_, value), (_, expected) in zip(ended.history[name][:30], points[:30], strict=True):
             assert value == pytest.approx(expected, rel=1e-2, abs=1e-3)
-    assert not (out / train.JOB).exists()
+    assert not (out / JOB).exists()
 
 
 @pytest.mark.long
@@ -303,84 +301,15 @@ def pid_of(job: subprocess.Popen[str], rank: int) -> int:
 def test_another_job_does_not_take_a_run_over(
     alone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (alone / train.JOB).write_text("one")
+    (alone / JOB).write_text("one")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert options.call(train.main, ["--out", str(alone), *arguments()]) == 2
     assert "holds a run already" in capsys.readouterr().err
-    (alone / train.JOB).unlink()
-
-
-# ---- the watch ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def watches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Watch]]]:
-    """Watches of several ranks in this process, on one store; what their ``os._exit`` gets is kept, not done."""
-    made: list[Watch] = []
-    server = TCPStore("localhost", 0, is_master=True, timeout=timedelta(seconds=20), wait_for_workers=False)
-
-    def make(world: int, timeout: float) -> list[Watch]:
-        threads = [
-            threading.Thread(target=lambda rank=rank: made.append(Watch(server.clone(), rank, world, timeout)))
-            for rank in range(world)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(20)
-        made.sort(key=lambda watch: watch.rank)
-        return made
-
-    yield make
-    for watch in made:
-        if watch.is_alive():
-            watch.leave()
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # how its process ends here
-def test_a_rank_that_waits_in_vain_is_ended(
-    watches: Callable[..., list[Watch]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The work of rank 0 is stuck where no error reaches it, as in a GPU's queue; rank 1 has said why it stopped."""
-    exits: list[int] = []
-    ended = threading.Event()
-
-    def leave_the_process(status: int) -> None:
-        exits.append(status)
-        ended.set()
-        raise SystemExit
-
-    monkeypatch.setattr("os._exit", leave_the_process)
-    monkeypatch.setattr("raccgan.distributed.heartbeat.GRACE", 0.2)
-    first, second = watches(2, 60)
-    with pytest.raises(InputError, match="rank 1: the disk is full"):
-        second.report(InputError("the disk is full"))
-    second.leave()
-    assert ended.wait(10)
-    assert exits == [2]
-    assert str(first.lost("connection closed")) == "rank 0: rank 1 stopped: the disk is full"
-    assert capsys.readouterr().err == "error: rank 0: rank 1 stopped: the disk is full\n"
-
-
-def test_a_rank_that_has_left_is_not_missed(watches: Callable[..., list[Watch]]) -> None:
-    first, second, third = watches(3, 1)
-    second.leave()
-    third._ended.set()  # as if its process were gone
-    error = first.lost("connection closed")
-    assert str(error).startswith("rank 0: rank 2 was lost")
-
-
-def test_a_line_is_said_once(watches: Callable[..., list[Watch]]) -> None:
-    first, second = watches(2, 60)
-    with pytest.raises(InputError, match="rank 1: no such folder"):
-        second.report(InputError("no such folder"))
-    with pytest.raises(SystemExit) as stop:
-        first.report(InputError("no such folder"))
-    assert stop.value.code == 2
+    (alone / JOB).unlink()
 
 
 def test_one_process_joins_nothing() -> None:
-    ranks.join(torch.device("cpu"), 1)
-    assert (ranks.rank(), ranks.world(), ranks.first()) == (0, 1, True)
+    assert ranks.join(torch.device("cpu"), 1) is SINGLE
+    assert (SINGLE.rank, SINGLE.world, SINGLE.first) == (0, 1, True)
     ranks.leave()

@@ -104,7 +104,7 @@ def scoring_pass(kernels: str, x: Tensor, y: Tensor) -> Callable[[], list[Tensor
         networks.average.train()(networks.encoder(x, y), y)
         textures, defects = torch.rand(2, len(x), TEXTURE, device=x.device)
         networks.density.fit(Vectors(networks.encoder.describe(x, y)[1], textures, defects), y)
-    scorer = Scorer.of(config, networks, ["a", "b", "c"])
+    scorer = Scorer(config, networks, ["a", "b", "c"])
 
     def run() -> list[Tensor]:
         result, _, known = scorer._compare(x, scorer._features(x), y)

@@ -151,7 +151,7 @@ def test_an_unfinished_training_has_none_and_a_finished_one_keeps_it(tiny: Make)
     with pytest.raises(InputError, match="finish the training"):
         Detector.load(training.path, threshold=1.0)
     assert train(["--phase", "evaluate", "--resume", str(training.path.parent), "--control-steps", "5"]) == 0
-    kept = Detector.load(training.path).scorer.density.state_dict()
+    kept = Detector.load(training.path).scorer.module.density.state_dict()
     fit_density(training.networks, training.data, batch=run.config.score_batch)
     for name, value in training.networks.density.state_dict().items():
         assert_each_close(kept[name], value, rtol=1.3e-6, atol=1e-5)

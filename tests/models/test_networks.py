@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from typing import cast
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from raccgan.config import attention_blocks
 from raccgan.kernels import library
 from raccgan.models.blocks import CBAM, flattened
 from raccgan.models.discriminator import Discriminator
-from raccgan.models.encoder import Encoder
+from raccgan.models.encoder import Encoder, EncoderForm
 from raccgan.models.generator import Generator
 from raccgan.models.inference import frozen
 from tests.kernels.compare import assert_each_close, largest_difference
@@ -35,7 +37,7 @@ def test_published_counts_at_32_px(kind: str, g: int, d: int, e: int) -> None:
     shared = {"classes": 10, "image_channels": 1, "kind": kind}
     assert count(Generator(widths=AT_32, latent=128, **shared)) == g
     assert count(Discriminator(widths=AT_32[::-1], head="flatten", **shared)) == d
-    assert count(Encoder(widths=AT_32[::-1], latent=128, conditioning="scalar", **shared)) == e
+    assert count(Encoder(widths=AT_32[::-1], latent=128, form=EncoderForm("scalar"), **shared)) == e
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,7 @@ def test_published_counts_at_128_px(kind: str, g: int, e: int) -> None:
     shared = {"classes": 2, "image_channels": 1, "kind": kind}
     with torch.device("meta"):
         assert count(Generator(widths=AT_128, latent=120, **shared)) == g
-        assert count(Encoder(widths=AT_128[::-1], latent=120, conditioning="scalar", **shared)) == e
+        assert count(Encoder(widths=AT_128[::-1], latent=120, form=EncoderForm("scalar"), **shared)) == e
 
 
 @pytest.mark.parametrize("size", [8, 16, 32, 64, 128])
@@ -58,7 +60,7 @@ def test_shapes(size: int, channels: int, classes: int) -> None:
     shared = {"classes": classes, "image_channels": channels}
     g = Generator(widths=widths, latent=latent, embedding=8, attention=range(4), **shared)
     d = Discriminator(widths=widths[::-1], head="sum" if size > 32 else "flatten", **shared)
-    e = Encoder(widths=widths[::-1], latent=latent, embedding=8, **shared)
+    e = Encoder(widths=widths[::-1], latent=latent, form=EncoderForm(embedding=8), **shared)
     y = torch.tensor([0, classes - 1])
     x = g(torch.randn(2, latent), y)
     assert x.shape == (2, channels, size, size)
@@ -82,9 +84,8 @@ def test_the_discriminator_couples_no_samples(attention: tuple[int, ...]) -> Non
 @pytest.mark.parametrize(("conditioning", "differs"), [("film", True), ("scalar", False)])
 def test_the_encoder_tells_classes_apart_in_every_coordinate(conditioning: str, differs: bool) -> None:
     """Ours moves every coordinate by its own amount; the authors' form moves all by the same."""
-    e = Encoder(
-        widths=(8, 8, 8), classes=2, image_channels=1, latent=12, conditioning=conditioning, embedding=4
-    ).double()
+    form = EncoderForm(conditioning, embedding=4)
+    e = Encoder(widths=(8, 8, 8), classes=2, image_channels=1, latent=12, form=form).double()
     x = torch.randn(1, 1, 16, 16, dtype=torch.float64)
     moved = (e(x, torch.tensor([1])) - e(x, torch.tensor([0]))).squeeze(0)
     assert (moved.std() > 1e-6) == differs
@@ -95,7 +96,7 @@ def test_the_latent_is_linear_or_tanh() -> None:
     torch.manual_seed(0)
     x, y = 100 * torch.randn(4, 1, 16, 16), torch.zeros(4, dtype=torch.int64)
     widths = {"widths": (8, 8, 8), "classes": 1, "image_channels": 1, "latent": 12}
-    big = Encoder(output="linear", **widths)
+    big = Encoder(form=EncoderForm(output="linear"), **widths)
     big.linear.weight.data *= 100
     assert big(x, y).abs().max() > 1
     big.output = "tanh"
@@ -150,6 +151,22 @@ def test_conditional_batch_norm_in_evaluation_is_the_batch_norm_of_training() ->
         trained = g(z, y)
     # Spectral norm turned once more in training, and running variances are unbiased: near, not equal.
     assert (g.eval()(z, y) - trained).abs().max() < 1e-2
+
+
+def test_new_networks_are_normalised_in_eval_mode() -> None:
+    """Spectral norm's vectors are those of the orthogonal weights: each normalised weight has the singular value 1."""
+    torch.manual_seed(0)
+    shared = {"widths": (64, 32, 16), "classes": 3, "image_channels": 1}
+    g, d = Generator(latent=36, **shared).eval(), Discriminator(head="flatten", **shared).eval()
+    norms = [
+        torch.linalg.matrix_norm(cast(torch.Tensor, module.weight).flatten(1), ord=2).item()
+        for module in itertools.chain(g.modules(), d.modules())
+        if parametrize.is_parametrized(module)
+    ]
+    assert len(norms) == 13  # two norms of two linear layers in each of two blocks, two skips, G's head; D's two
+    assert norms == pytest.approx([1.0] * len(norms), rel=1e-4)
+    images = g(torch.randn(16, 36), torch.arange(16) % 3)
+    assert images.abs().mean() < 0.4, "saturated"
 
 
 def test_a_checkpoint_of_one_path_serves_the_other() -> None:

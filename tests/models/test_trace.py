@@ -1,9 +1,9 @@
-"""A recorded step is the step: the same bits, also behind a gradient penalty; compiled, the same up to rounding."""
+"""A replayed step is the step: the same bits, also behind a gradient penalty; compiled, the same up to rounding."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,17 +13,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.measure import Contestant, checked_or_raises
 from raccgan import train
-from raccgan.data.dataset import ImageDataset
 from raccgan.errors import InputError
-from raccgan.kernels import backend
+from raccgan.kernels import dispatch
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models import compiling, trace
 from raccgan.models.networks import build
-from raccgan.models.trace import Recording, Replayed, Terms
+from raccgan.models.trace import Replayed, Terms, TracedStep
 from raccgan.training import loop
+from raccgan.training.interrupts import Interrupted
 from raccgan.training.loop import Training
 from raccgan.training.run import Run
+from raccgan.training.steps import Steps
 from tests.cli.test_commands import refused
 from tests.conftest import TINY_OPTIONS, tiny_config
 from tests.kernels.compare import assert_each_close
@@ -44,56 +46,64 @@ def steps(training: Training, count: int = 3) -> list[dict[str, float]]:
     reported = []
     for phase, step in (("gan", training.gan_step), ("encoder", training.encoder_step)):
         training.freeze(phase)
-        for number, (x, y) in zip(range(count), training._batches(phase), strict=False):
+        for number, (x, y) in zip(range(count), training.batches(phase), strict=False):
             reported.append({name: float(value) for name, value in step(number, x, y).items()})
     return reported
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("kernels", ["fused", "reference"])
-def test_a_recorded_step_has_the_bits_of_a_step(tiny: Make, settings: dict[str, Any], kernels: str) -> None:
+def test_a_traced_step_has_the_bits_of_a_step(tiny: Make, settings: dict[str, Any], kernels: str) -> None:
     """Losses, weights, running moments and singular vectors."""
-    (_, plain), (_, recorded) = (tiny(folder=name, kernels=kernels, **settings) for name in ("plain", "recorded"))
+    (_, plain), (_, traced) = (tiny(folder=name, kernels=kernels, **settings) for name in ("plain", "traced"))
     start = weights(plain)
-    recorded.record()
-    assert steps(recorded) == steps(plain)
+    traced.trace()
+    assert steps(traced) == steps(plain)
     wanted = weights(plain)
-    assert all(torch.equal(value, wanted[name]) for name, value in weights(recorded).items())
+    assert all(torch.equal(value, wanted[name]) for name, value in weights(traced).items())
     moved = {name.split(".")[0] for name, value in wanted.items() if not torch.equal(value, start[name])}
     assert moved == {"generator", "discriminator", "encoder", "average"}
 
 
-def test_a_phase_of_many_steps_is_recorded_and_resumes_to_the_same_bits(
+def calls_of(training: Training) -> list[str]:
+    """The networks as their Python runs: a step that is replayed runs none of it."""
+    ran: list[str] = []
+    for name, network in training.networks.items():
+        network.register_forward_hook(lambda *_, name=name: ran.append(name))
+    return ran
+
+
+def test_a_phase_of_many_steps_is_traced_and_resumes_to_the_same_bits(
     tiny: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where fewer steps than that are left, or in bfloat16, in which a recording rounds in its own way."""
-    monkeypatch.setattr(loop, "WORTH_RECORDING", 6)
-    made: list[int] = []
-    record = Recording._record
-    monkeypatch.setattr(Recording, "_record", lambda self, inputs: made.append(1) or record(self, inputs))
+    """Also where fewer steps than that are left, or in bfloat16, in which a trace rounds in its own way."""
+    monkeypatch.setattr(loop, "WORTH_TRACING", 6)
     _, whole = tiny(precision="bfloat16")
+    ran = calls_of(whole)
     whole.run("gan")
     whole.run("encoder")
-    assert len(made) == 3, "D, G and E"
+    # D's objective: G, D of both halves, D of the penalty; G's: G, D; E's: E, G's average, and D's features alone.
+    assert ran == ["generator", *["discriminator"] * 2, "generator", "discriminator", "encoder", "average"]
     _, cut = tiny(folder="cut", precision="bfloat16")
     interrupt_at(cut, "gan", 4)
-    with pytest.raises(loop.Interrupted):
+    with pytest.raises(Interrupted):
         cut.run("gan")
     _, resumed = tiny(resumed=checkpoints.load(cut.path), folder="cut", precision="bfloat16")
     resumed.run("gan")
     resumed.run("encoder")
     wanted = weights(whole)
     assert all(torch.equal(value, wanted[name]) for name, value in weights(resumed).items())
-    made.clear()
-    tiny(folder="short", gan_steps=5)[1].run("gan")
-    tiny(folder="reference", kernels="reference")[1].run("gan")
-    assert not made
+    for settings in ({"gan_steps": 5}, {"kernels": "reference"}):
+        _, other = tiny(folder=f"other-{len(settings)}", **settings)
+        ran = calls_of(other)
+        other.run("gan")
+        assert ran.count("generator") == 2 * other.steps["gan"], "every step goes through autograd"
 
 
-def test_in_bfloat16_a_recorded_step_is_the_step_up_to_rounding(tiny: Make) -> None:
-    (_, plain), (_, recorded) = (tiny(folder=name, precision="bfloat16") for name in ("plain", "recorded"))
-    recorded.record()
-    wanted, got = steps(plain), steps(recorded)
+def test_in_bfloat16_a_traced_step_is_the_step_up_to_rounding(tiny: Make) -> None:
+    (_, plain), (_, traced) = (tiny(folder=name, precision="bfloat16") for name in ("plain", "traced"))
+    traced.trace()
+    wanted, got = steps(plain), steps(traced)
     assert got[0] == wanted[0], "nothing is rounded otherwise before the first gradients"
     for a, b in zip(got, wanted, strict=True):
         assert a == pytest.approx(b, rel=0.05, abs=0.01)
@@ -106,7 +116,7 @@ def test_a_compiled_step_is_the_step_up_to_rounding(tiny: Make) -> None:
     torch.set_num_threads(2)
     try:
         (_, plain), (_, compiled) = (tiny(folder=name, **settings) for name in ("plain", "compiled"))
-        compiled.record(compiled=True)
+        compiled.trace(compiled=True)
         wanted, got = steps(plain), steps(compiled)
     finally:
         torch.set_num_threads(1)
@@ -129,11 +139,11 @@ def squares(model: nn.Module) -> trace.Objective:
 
 def test_other_shapes_and_memory_formats_are_refused() -> None:
     model = nn.Linear(3, 2)
-    recorded = Recording(squares(model), list(model.parameters()), [model])
-    recorded(torch.randn(5, 3))
+    traced = TracedStep(squares(model), list(model.parameters()), [model])
+    traced(torch.randn(5, 3))
     for other in (torch.randn(4, 3), torch.randn(3, 5).t()):
-        with pytest.raises(ValueError, match=r"recorded for tensors of these shapes and strides: .*5, 3.*; got"):
-            recorded(other)
+        with pytest.raises(ValueError, match=r"traced for tensors of these shapes and strides: .*5, 3.*; got"):
+            traced(other)
 
 
 @pytest.mark.parametrize("read", [float, bool], ids=["a number", "a branch"])
@@ -145,17 +155,17 @@ def test_what_depends_on_a_value_is_refused(read: Callable[[Tensor], Any]) -> No
         loss = model(x).square().mean()
         return loss * 2 if read(loss.detach()) > 1 else loss, {"loss": loss.detach()}
 
-    with pytest.raises(ValueError, match="what decides by a tensor's value cannot be recorded"):
-        Recording(objective, list(model.parameters()), [model])(torch.randn(5, 3))
+    with pytest.raises(ValueError, match="what decides by a tensor's value cannot be traced"):
+        TracedStep(objective, list(model.parameters()), [model])(torch.randn(5, 3))
 
 
 def test_a_grey_image_has_one_memory_format() -> None:
     model = nn.Conv2d(1, 2, 3)
-    recorded = Recording(squares(model), list(model.parameters()), [model])
+    traced = TracedStep(squares(model), list(model.parameters()), [model])
     x = torch.randn(2, 1, 5, 5)
     other = x.clone(memory_format=torch.channels_last)
     assert x.stride() != other.stride()
-    assert_each_close(recorded(x)["loss"], recorded(other)["loss"], rtol=1.3e-6, atol=1e-5)
+    assert_each_close(traced(x)["loss"], traced(other)["loss"], rtol=1.3e-6, atol=1e-5)
 
 
 def test_gradients_have_memory_of_their_own() -> None:
@@ -167,7 +177,7 @@ def test_gradients_have_memory_of_their_own() -> None:
         return loss, {"loss": loss.detach()}
 
     x = torch.arange(3.0)
-    Recording(objective, [first, second], [])(x)
+    TracedStep(objective, [first, second], [])(x)
     for weight in (first, second):
         assert weight.grad is not None
         weight.grad.mul_(2)
@@ -178,7 +188,7 @@ def test_gradients_have_memory_of_their_own() -> None:
 def test_a_loss_that_is_not_finite_is_not_the_compilers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "compiled", lambda graph, what, **options: graph)
     model = nn.Linear(3, 2)
-    terms = Recording(squares(model), list(model.parameters()), [model], compiled=True)(torch.full((5, 3), torch.nan))
+    terms = TracedStep(squares(model), list(model.parameters()), [model], compiled=True)(torch.full((5, 3), torch.nan))
     assert terms["loss"].isnan()
 
 
@@ -199,9 +209,9 @@ def miscompile(monkeypatch: pytest.MonkeyPatch, term: float, gradient: float) ->
 def test_what_is_compiled_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch, term: float, gradient: float) -> None:
     miscompile(monkeypatch, term, gradient)
     model = nn.Linear(3, 2)
-    recorded = Recording(squares(model), list(model.parameters()), [model], compiled=True)
+    traced = TracedStep(squares(model), list(model.parameters()), [model], compiled=True)
     with pytest.raises(InputError, match=r"torch\.compile computes something else than the training step: (loss|grad)"):
-        recorded(10 * torch.randn(5, 3))
+        traced(10 * torch.randn(5, 3))
 
 
 @pytest.mark.parametrize(
@@ -212,17 +222,70 @@ def test_in_bfloat16_only_what_no_rounding_explains_is_refused(
 ) -> None:
     miscompile(monkeypatch, term, 1.0)
     model = nn.Linear(3, 2)
-    recorded = Recording(squares(model), list(model.parameters()), [model], compiled=True, rounded=True)
+    traced = TracedStep(squares(model), list(model.parameters()), [model], compiled=True, rounded=True)
     with pytest.raises(InputError) if fails else nullcontext():
-        recorded(50 * torch.ones(5, 3))
+        traced(50 * torch.ones(5, 3))
 
 
 @pytest.mark.usefixtures("no_compiler")
-def test_without_a_compiler_a_compiled_step_says_so(tiny: Make) -> None:
-    _, training = tiny()
+def test_without_a_compiler_a_step_says_so_and_is_replayed(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    (_, plain), (_, training) = (tiny(folder=name) for name in ("plain", "compiled"))
+    plain.trace()
     training.compiled = True
-    with pytest.raises(InputError, match=r"the training step does not compile here: .*No working C\+\+ compiler"):
-        training.run("gan")
+    for one in (plain, training):
+        ran = calls_of(one)
+        one.run("gan")
+    assert ran.count("generator") < 2 * training.steps["gan"], "every step went through autograd"
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "does not compile" in line)
+    assert re.search(
+        r"the training step does not compile here: .*No working C\+\+ compiler.*; it goes on without", line
+    )
+    wanted = weights(plain)
+    assert all(torch.equal(value, wanted[name]) for name, value in weights(training).items())
+
+
+def test_a_compiler_that_fails_is_named_by_the_first_paragraph(failing_compiler: None) -> None:
+    """As where PyTorch writes C++ that does not compile: with a ``warn`` the step goes on, without it raises."""
+    model = nn.Linear(3, 2)
+    said: list[str] = []
+    step = TracedStep(squares(model), list(model.parameters()), [model], compiled=True, warn=said.append)
+    x = torch.randn(5, 3)
+    wanted = torch.autograd.grad(squares(model)(x)[0], list(model.parameters()))
+    step(x)
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), wanted, strict=True) if p.grad is not None)
+    (line,) = said
+    assert line.startswith("the training step does not compile here: ")
+    assert "C++ compile error" in line
+    assert "declared twice" not in line, "a compiler's whole output is no line"
+    with pytest.raises(compiling.CompileError, match=r"C\+\+ compile error"):
+        TracedStep(squares(model), list(model.parameters()), [model], compiled=True)(x)
+
+
+@pytest.mark.usefixtures("no_compiler")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_benchmark_row_says_that_a_step_does_not_compile(compiled: bool) -> None:
+    model, x = nn.Linear(3, 2), torch.randn(5, 3)
+    step = TracedStep(squares(model), list(model.parameters()), [model], compiled=compiled)
+    contestant = Contestant("ours", "channels_last", False, True, lambda: list(step(x).values()), lambda: step(x))
+    found = checked_or_raises(contestant, compiling.CompileError)
+    assert ("does not compile here" in found.raises) == compiled
+    assert compiled or torch.equal(found.check()[0], squares(model)(x)[0])
+
+
+@pytest.fixture
+def failing_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A C++ compiler that answers questions about itself, and compiles nothing that PyTorch generates."""
+    compiler = tmp_path / "g++"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in *--version*|*-dumpversion*|*-print*) exec g++ "$@";; esac\n'
+        "echo 'kernel.cpp:1: error: tmp0 is declared twice' >&2\nexit 1\n"
+    )
+    compiler.chmod(0o755)
+    torch._dynamo.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    with torch._inductor.config.patch({"cpp.cxx": (str(compiler),)}):
+        yield
 
 
 def test_the_command_says_what_it_cannot_compile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,10 +307,10 @@ def test_a_function_that_is_called_often_is_replayed_for_each_shape() -> None:
         for rows in (5, 4, 5, 5, 5, 5, 4):
             x = torch.randn(rows, 3)
             assert torch.equal(replayed(x)["y"], model(x))
-    assert ran == [5, 4, 5, 5, 4], "the third call of five rows records, and no later one runs the function"
+    assert ran == [5, 4, 5, 5, 4], "the third call of five rows traces, and no later one runs the function"
 
 
-def test_threads_may_replay_and_record_at_once() -> None:
+def test_threads_may_replay_and_trace_at_once() -> None:
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     replayed = Replayed(lambda x: model(x), after=2)
 
@@ -262,28 +325,25 @@ def test_threads_may_replay_and_record_at_once() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-@pytest.mark.parametrize("compiled", [False, True], ids=["recorded", "compiled"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["replayed", "compiled"])
 @pytest.mark.parametrize("kernels", ["fused", "native", "triton"])
-def test_on_a_gpu_a_recorded_step_is_the_step_up_to_rounding(kernels: str, compiled: bool) -> None:
+def test_on_a_gpu_a_traced_step_is_the_step_up_to_rounding(kernels: str, compiled: bool) -> None:
     """In one process and by the first step: atomic sums there have another order in each run."""
     try:
-        backend.require(kernels, torch.device("cuda"))
-    except backend.KernelError as error:
+        dispatch.require(kernels, torch.device("cuda"))
+    except dispatch.KernelError as error:
         pytest.skip(str(error))
     torch._dynamo.reset()
     config = tiny_config(kernels=kernels)
 
-    def first(record: bool) -> dict[str, Tensor]:
-        one = Training(
-            config, build(config, channels=1, classes=2, device=torch.device("cuda")),
-            ImageDataset.__new__(ImageDataset), classes=["a", "b"], channels=1, path=Path(os.devnull),
-        )  # fmt: skip
+    def first(trace: bool) -> dict[str, Tensor]:
+        one = Steps(config, build(config, channels=1, classes=2, device=torch.device("cuda")))
         one.freeze("gan")
-        if record:
-            one.record(compiled=compiled)
+        if trace:
+            one.trace(compiled=compiled)
         x, y = torch.linspace(-1, 1, 8 * 64).view(8, 1, 8, 8), torch.arange(8) % 2
         return one.gan_step(0, x.cuda(), y.cuda())
 
-    wanted, got = first(record=False), first(record=True)
+    wanted, got = first(trace=False), first(trace=True)
     for name, value in wanted.items():
         assert float(got[name]) == pytest.approx(float(value), rel=1e-2, abs=1e-3), name

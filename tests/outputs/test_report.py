@@ -23,6 +23,7 @@ from raccgan.evaluation.metrics import image_metrics
 from raccgan.models.checkpoint import load
 from raccgan.outputs.overlays import OUTLINE, MapScale
 from raccgan.outputs.report import BLOCK, Report, Shown, strip, write_report
+from raccgan.scoring.record import TITLES, ScoreRecord, decision
 from tests.cli.test_commands import run, shapes, table
 from tests.conftest import TINY_OPTIONS
 
@@ -92,11 +93,22 @@ def shown(count: int, *, labelled: bool = False, name: Callable[[int], str] = "s
     scores = draw.gamma(3, 0.02, count)
     return [
         Shown(
-            name(i), float(score), "good", float(score), 0.0, 1.0, 1.0, 1.0, 1.0, picture, 3, 4,
-            *(("bad" if score > 0.06 else "good", bool(score > 0.06)) if labelled else (None, None)),
+            record(name(i), float(score), "good", map_x=3, map_y=4)
+            | (truth("bad" if score > 0.06 else "good", bool(score > 0.06)) if labelled else {}),
+            picture,
         )
         for i, score in enumerate(scores)
-    ]  # fmt: skip
+    ]
+
+
+def record(path: str, score: float, nearest: str, **more: int) -> dict[str, Any]:
+    terms = {"residual": score, "feature": 0.0, "density": 1.0, "texture_density": 1.0, "defect_density": 1.0}
+    values = ScoreRecord(score=score, threshold=0.06, nearest_class=nearest, map_max=1.0, **terms, **more).values()
+    return {"path": path} | values
+
+
+def truth(name: str, anomalous: bool) -> dict[str, str]:
+    return {"class": name, "label": decision(anomalous)}
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +181,7 @@ def test_the_report_of_evaluate_knows_the_truth(trained: Path, tmp_path: Path, b
 
 def test_filters_orders_and_search(tmp_path: Path, browser: Browser) -> None:
     images = shown(150, labelled=True)
-    write_report(tmp_path / "r.html", Report("filters", 0.08, images, auroc=1.0, auprc=1.0))
+    write_report(tmp_path / "r.html", Report("filters", 0.08, TITLES, images, auroc=1.0, auprc=1.0))
     show(browser, tmp_path / "r.html")
 
     def chosen(**values: str) -> list[str]:
@@ -183,23 +195,25 @@ def test_filters_orders_and_search(tmp_path: Path, browser: Browser) -> None:
         names = "return [...document.querySelectorAll('.card .name')].map((name) => name.textContent)"
         return list(browser.execute_script(names))
 
-    missed = [image for image in images if image.anomalous and image.score <= 0.08]
-    ordered = [image.path for image in sorted(missed, key=lambda image: image.score)]
+    records = [image.record for image in images]
+    missed = [record for record in records if record["label"] == "anomalous" and record["score"] <= 0.08]
+    ordered = [record["path"] for record in sorted(missed, key=lambda record: record["score"])]
     assert len(ordered) > 3
     assert chosen(show="missed", order="low") == ordered
     assert chosen(show="false-alarm") == []
-    bad = {image.path for image in images if image.label == "bad"}
+    bad = {record["path"] for record in records if record["class"] == "bad"}
     assert set(chosen(show="all", **{"class": "bad"})) == bad
     assert chosen(**{"class": ""}, order="name", search="/14")[:3] == ["scans/14.png", "scans/140.png", "scans/141.png"]
-    near = min(images, key=lambda image: abs(image.score - 0.08))
-    assert chosen(order="near", search="")[0] == near.path
+    near = min(records, key=lambda record: abs(record["score"] - 0.08))
+    assert chosen(order="near", search="")[0] == near["path"]
 
 
 @pytest.mark.parametrize("width", [1280, 400])
 def test_one_normal_class_is_not_named_on_every_image(tmp_path: Path, browser: Browser, width: int) -> None:
     one = shown(3)
-    for name, images in (("one", one), ("two", [*one[:2], replace(one[2], nearest_class="fine")])):
-        write_report(tmp_path / "r.html", Report(name, 0.08, images))
+    other = replace(one[2], record={**one[2].record, "nearest_class": "fine"})
+    for name, images in (("one", one), ("two", [*one[:2], other])):
+        write_report(tmp_path / "r.html", Report(name, 0.08, TITLES, images))
         browser.set_window_size(width, 900)
         show(browser, tmp_path / "r.html")
         cards = browser.execute_script("return document.getElementById('cards').innerText")
@@ -213,17 +227,17 @@ def test_the_keyboard_is_enough(tmp_path: Path, browser: Browser) -> None:
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
 
-    images = sorted(shown(80), key=lambda image: -image.score)
-    write_report(tmp_path / "r.html", Report("keys", 0.08, images))
+    images = sorted(shown(80), key=lambda image: -image.record["score"])
+    write_report(tmp_path / "r.html", Report("keys", 0.08, TITLES, images))
     show(browser, tmp_path / "r.html")
 
     def press(*keys: str) -> None:
         ActionChains(browser).send_keys(*keys).perform()
 
     press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ENTER)
-    assert text(browser, "large-name") == images[2].path
+    assert text(browser, "large-name") == images[2].record["path"]
     press(Keys.ARROW_RIGHT)
-    assert text(browser, "large-name") == images[3].path
+    assert text(browser, "large-name") == images[3].record["path"]
     assert browser.execute_script("return document.getElementById('large').open")
     press(Keys.ESCAPE)
     assert not browser.execute_script("return document.getElementById('large').open")
@@ -245,12 +259,12 @@ def test_nothing_of_a_hostile_name_runs(trained: Path, tmp_path: Path, browser: 
     pages = [tmp_path / "out" / "report.html"]
     for place, name in enumerate(HOSTILE):
         images = [
-            Shown(name, 0.1, name, 0.1, 0.0, 1.0, 1.0, 1.0, 1.0, shown(1)[0].strip, label=name, anomalous=False),
-            Shown(name, 0.2, name, 0.1, 0.0, 1.0, 1.0, 1.0, 1.0, shown(1)[0].strip, label="x", anomalous=True),
+            Shown(record(name, 0.1, name) | truth(name, False), shown(1)[0].strip),
+            Shown(record(name, 0.2, name) | truth("x", True), shown(1)[0].strip),
         ]
         skipped = [{"path": name, "reason": name}]
         pages.append(tmp_path / f"{place}.html")
-        write_report(pages[-1], Report(name, 0.15, images, [0.1], skipped, {name: name}, name, 1.0, 1.0))
+        write_report(pages[-1], Report(name, 0.15, TITLES, images, [0.1], skipped, {name: name}, name, 1.0, 1.0))
     for page in pages:
         source = page.read_text()
         open_page = page.with_suffix(".open.html")
@@ -270,7 +284,7 @@ def test_nothing_of_a_hostile_name_runs(trained: Path, tmp_path: Path, browser: 
 
 def test_what_would_run_is_stopped_by_the_policy(tmp_path: Path, browser: Browser) -> None:
     """The payload of the test above works, and where it is smuggled in past the escaping the policy still holds."""
-    write_report(tmp_path / "r.html", Report("policy", 0.08, shown(2)))
+    write_report(tmp_path / "r.html", Report("policy", 0.08, TITLES, shown(2)))
     whole = (tmp_path / "r.html").read_text()
     smuggled = whole.replace("<main>", f"<main>{HOSTILE[0]}<script>window.ran=1</script>")
     assert smuggled != whole
@@ -285,7 +299,7 @@ def test_what_would_run_is_stopped_by_the_policy(tmp_path: Path, browser: Browse
 
 
 def test_the_page_asks_for_nothing_from_outside(tmp_path: Path) -> None:
-    write_report(tmp_path / "r.html", Report("alone", 0.08, shown(3)))
+    write_report(tmp_path / "r.html", Report("alone", 0.08, TITLES, shown(3)))
     source = (tmp_path / "r.html").read_text()
     assert re.findall(r"https?://[^\s\"'`]+", source) == ["http://www.w3.org/2000/svg"], "the name of SVG, not a place"
     assert not re.search(r"<(link|iframe|object|embed|base)\b", source)
@@ -295,7 +309,7 @@ def test_the_page_asks_for_nothing_from_outside(tmp_path: Path) -> None:
 def test_five_thousand_images_open_with_the_first_cards_alone(tmp_path: Path, browser: Browser) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    write_report(tmp_path / "r.html", Report("many", 0.08, shown(5000)))
+    write_report(tmp_path / "r.html", Report("many", 0.08, TITLES, shown(5000)))
     show(browser, tmp_path / "r.html")
     cards = "return document.querySelectorAll('.card').length"
     assert 60 <= browser.execute_script(cards) <= 180
@@ -310,10 +324,8 @@ def test_five_thousand_images_open_with_the_first_cards_alone(tmp_path: Path, br
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_phone_and_the_dark(tmp_path: Path, browser: Browser, dark: bool) -> None:
-    write_report(
-        tmp_path / "r.html",
-        Report("t" * 90, 0.08, shown(9, name=lambda i: f"{'n' * 120}{i}"), [0.1], [{"path": "p", "reason": "r" * 300}]),
-    )
+    images, skipped = shown(9, name=lambda i: f"{'n' * 120}{i}"), [{"path": "p", "reason": "r" * 300}]
+    write_report(tmp_path / "r.html", Report("t" * 90, 0.08, TITLES, images, [0.1], skipped))
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     size = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}

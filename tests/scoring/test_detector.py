@@ -15,8 +15,10 @@ from PIL import Image
 import raccgan
 from raccgan import Detector, InputError, train
 from raccgan.models.maps import smoothed
-from raccgan.outputs.overlays import MapScale, overlay, overlay_of_file
-from raccgan.scoring.detector import Result, Skipped
+from raccgan.outputs.overlays import MapScale, overlay
+from raccgan.scoring.detector import Result
+from raccgan.scoring.reading import Skipped
+from raccgan.scoring.score_files import overlay_of
 from tests.cli.test_commands import run
 from tests.conftest import TINY_OPTIONS
 from tests.data.parts import part
@@ -112,7 +114,7 @@ def test_parts_are_found_however_they_lie_and_maps_lie_over_them(tmp_path: Path)
     assert upright.image is not None
     assert other.image is not None
     assert np.abs(upright.image - other.image).mean() < 0.03  # what the model sees is the same
-    drawn = np.asarray(overlay_of_file(file, MapScale(0, 1e-6))).astype(int)
+    drawn = np.asarray(overlay_of(file, MapScale(0, 1e-6))).astype(int)
     warm = np.ptp(drawn, axis=2) > 30
     assert warm[whole < 120].mean() > 0.95
     assert warm.mean() < 0.4

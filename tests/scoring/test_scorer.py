@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from raccgan.models.maps import smoothed
 from raccgan.models.networks import Networks
 from raccgan.models.trace import Replayed
 from raccgan.scoring.calibration import fit_density
-from raccgan.scoring.scorer import Scorer, threshold_of
+from raccgan.scoring.scorer import Scorer
+from raccgan.scoring.threshold import threshold_of
 from raccgan.training.loop import Training
 from raccgan.training.run import Run
 from tests.kernels.compare import assert_each_close
@@ -31,7 +33,7 @@ def run_and_scorer(tiny: Make) -> tuple[Run, Scorer]:
     training.run("gan")
     training.run("encoder")
     fit_density(training.networks, training.data, batch=run.config.score_batch)
-    return run, Scorer.of(run.config, training.networks, run.classes)
+    return run, Scorer(run.config, training.networks, run.classes)
 
 
 def test_a_score_does_not_depend_on_the_batch(run_and_scorer: tuple[Run, Scorer]) -> None:
@@ -94,18 +96,18 @@ def test_the_score_is_the_minimum_over_the_normal_classes(
     run_and_scorer: tuple[Run, Scorer], tiny: Make, made_of: str
 ) -> None:
     run, scorer = run_and_scorer
-    scorer.made_of = made_of
+    scorer.module.made_of = made_of
     images = run.dataset(run.split.test).images(range(12))
     x = images.clone()
-    f = scorer.discriminator.features(x)
+    f = scorer.module.discriminator.features(x)
     by_class = []
     for index in range(len(run.classes)):
         y = torch.full((12,), index)
-        z, h = scorer.encoder.describe(x, y)
-        x_hat = scorer.generator(z, y)
-        term = (f - scorer.discriminator.features(x_hat)).square().flatten(1).mean(dim=1)
+        z, h = scorer.module.encoder.describe(x, y)
+        x_hat = scorer.module.generator(z, y)
+        term = (f - scorer.module.discriminator.features(x_hat)).square().flatten(1).mean(dim=1)
         squared = (x - x_hat).square().mean(dim=1)
-        density, texture_density, defect_density = scorer.density(Vectors.of(h, x, squared), index)
+        density, texture_density, defect_density = scorer.module.density(Vectors.of(h, x, squared), index)
         reconstruction = squared.mean(dim=(1, 2)) + run.config.kappa * term
         by_class.append(
             {
@@ -124,8 +126,8 @@ def test_the_score_is_the_minimum_over_the_normal_classes(
     assert len(set(scored.condition.tolist())) > 1
     assert scored.map is not None
     y = scored.condition
-    squared = (x - scorer.generator(scorer.encoder(x, y), y)).square().mean(dim=1)
-    assert_each_close(scored.residual, squared.mean(dim=(1, 2)), rtol=1e-4, atol=1e-6)
+    squared = (x - scorer.module.generator(scorer.module.encoder(x, y), y)).square().mean(dim=1)
+    assert_each_close(scored.terms["residual"], squared.mean(dim=(1, 2)), rtol=1e-4, atol=1e-6)
     assert_each_close(scored.map, smoothed(squared), rtol=1e-3, atol=1e-5)
 
 
@@ -134,27 +136,31 @@ def test_a_known_class_conditions_on_it_alone(run_and_scorer: tuple[Run, Scorer]
     _, training = tiny()
     fit_density(training.networks, training.data, batch=run.config.score_batch)
     images = run.dataset(run.split.test).images(range(9))
-    fixed = Scorer.of(run.config, training.networks, run.classes, label_policy="3")
+    fixed = Scorer(run.config, training.networks, run.classes, label_policy="3")
     assert set(fixed.score(images).condition.tolist()) == {3}
     with pytest.raises(InputError, match=r"label policy '7' cannot apply: .* \(0, 1, 2, 3, 4\)"):
-        Scorer.of(run.config, training.networks, run.classes, label_policy="7")
+        Scorer(run.config, training.networks, run.classes, label_policy="7")
 
 
 def test_both_paths_score_alike(run_and_scorer: tuple[Run, Scorer]) -> None:
     run, scorer = run_and_scorer
     images = run.dataset(run.split.test).images(range(20))
     fused = scorer.score(images).score
-    scorer.kernels = "reference"
+    scorer.module.kernels = "reference"
     assert_each_close(scorer.score(images).score, fused, rtol=1e-4, atol=0)
+
+
+def again(run: Run, scorer: Scorer, **options: Any) -> Scorer:
+    """Another scorer by the same networks."""
+    m = scorer.module
+    networks = Networks(m.generator, m.discriminator, m.encoder, m.generator, m.density)
+    return Scorer(run.config, networks, run.classes, **options)
 
 
 def test_a_compiled_scorer_scores_alike(run_and_scorer: tuple[Run, Scorer]) -> None:
     run, scorer = run_and_scorer
     torch._dynamo.reset()
-    compiled = Scorer(
-        Networks(scorer.generator, scorer.discriminator, scorer.encoder, scorer.generator, scorer.density),
-        run.classes, kappa=scorer.kappa, kernels=scorer.kernels, score=scorer.made_of, compiled=True,
-    )  # fmt: skip
+    compiled = again(run, scorer, compiled=True)
     images = run.dataset(run.split.test).images(range(37))
     for count, details in ((37, False), (1, False), (8, True)):
         wanted, got = (one.score(images[:count], details=details) for one in (scorer, compiled))
@@ -168,10 +174,7 @@ def test_scores_that_are_replayed_have_the_same_bits(
 ) -> None:
     run, scorer = run_and_scorer
     monkeypatch.setattr(Replayed.__init__, "__defaults__", (2,))
-    replayed = Scorer(
-        Networks(scorer.generator, scorer.discriminator, scorer.encoder, scorer.generator, scorer.density),
-        run.classes, kappa=scorer.kappa, kernels=scorer.kernels, score=scorer.made_of,
-    )  # fmt: skip
+    replayed = again(run, scorer)
     images = run.dataset(run.split.test).images(range(37))
     for count, details in ((37, False), (37, True), (1, False), (1, True), (1, False)):
         wanted, got = (one.score(images[:count], details=details) for one in (scorer, replayed))
@@ -184,7 +187,7 @@ def test_scores_that_are_replayed_have_the_same_bits(
 def test_without_a_compiler_a_compiled_scorer_says_so(tiny: Make) -> None:
     run, training = tiny()
     fit_density(training.networks, training.data, batch=run.config.score_batch)
-    scorer = Scorer.of(run.config, training.networks, run.classes, compiled=True)
+    scorer = Scorer(run.config, training.networks, run.classes, compiled=True)
     with pytest.raises(InputError, match=r"the scorer does not compile here: .*No working C\+\+ compiler"):
         scorer.score(torch.zeros(2, 1, 8, 8))
 

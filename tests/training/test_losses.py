@@ -62,6 +62,20 @@ def test_the_penalty_of_a_critic_with_a_known_gradient() -> None:
     assert_each_close(critic.a.grad, 2 * critic.a.detach() / 2, rtol=1.3e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "wanted"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_the_penalty_is_of_the_gradients_dtype_and_at_least_float32(dtype: torch.dtype, wanted: torch.dtype) -> None:
+    class Scale(torch.nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return (x * (1 + 2**-30)).flatten(1).sum(dim=1)  # a slope that float32 rounds to one
+
+    penalty = gradient_penalty(Scale(), torch.ones(2, 1, 1, 1, dtype=dtype), torch.zeros(2))  # type: ignore[arg-type]
+    assert penalty.dtype == wanted
+    assert (penalty > 0) == (dtype == torch.float64)
+
+
 @pytest.mark.parametrize("attention", [(), (0, 1, 2)])
 def test_the_penalty_differs_by_class_and_moves_every_weight_of_the_critic(attention: tuple[int, ...]) -> None:
     torch.manual_seed(0)

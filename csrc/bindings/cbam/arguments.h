@@ -48,7 +48,9 @@ struct CbamCall {
 
   explicit CbamCall(const CbamInputs& in)
       : shape(shape_of(in)),
-        norm(in.mean ? CbamNorm::kFixed : in.batch ? CbamNorm::kBatch : CbamNorm::kInstance),
+        norm(in.mean    ? CbamNorm::kFixed
+             : in.batch ? CbamNorm::kBatch
+                        : CbamNorm::kInstance),
         reduce_weight(in_float32(in.reduce_weight, in.x, {shape.r, shape.c}, "reduce_weight")),
         reduce_bias(in_float32(in.reduce_bias, in.x, {shape.r}, "reduce_bias")),
         expand_weight(in_float32(in.expand_weight, in.x, {shape.c, shape.r}, "expand_weight")),
@@ -69,7 +71,7 @@ struct CbamCall {
     STD_TORCH_CHECK(in.reduce_weight.dim() == 2, "reduce_weight must be [R, C]");
     STD_TORCH_CHECK(in.spatial_weight.dim() == 4 && in.spatial_weight.size(3) % 2 == 1,
                     "spatial_weight must be [1, 2, k, k] with odd k");
-    return {x.size(0), x.size(1), x.size(2), x.size(3), in.reduce_weight.size(0), in.spatial_weight.size(3),
+    return {x.size(0),       x.size(1), x.size(2), x.size(3), in.reduce_weight.size(0), in.spatial_weight.size(3),
             dtype_of(x, "x")};
   }
 
@@ -83,9 +85,9 @@ struct CbamCall {
 
   // The part of the kernels' arguments that every pass has.
   CbamArgs args(const Tensor& saved) const {
-    const CbamWeights weights{data_of(reduce_weight),  data_of(reduce_bias), data_of(expand_weight),
-                              data_of(expand_bias),    data_of(spatial_weight), data_of(norm_weight),
-                              data_of(norm_bias),      eps};
+    const CbamWeights weights{
+        data_of(reduce_weight),  data_of(reduce_bias), data_of(expand_weight), data_of(expand_bias),
+        data_of(spatial_weight), data_of(norm_weight), data_of(norm_bias),     eps};
     return {shape, weights, saved_in(shape, const_cast<float*>(data_of(saved))), norm};
   }
 

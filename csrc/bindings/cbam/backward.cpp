@@ -135,14 +135,24 @@ void finish(const CbamBackwardArgs& args, const NormGradients& norm) {
   }
 }
 
-TenTensors cbam_backward_cpu(
-    const Tensor& grad_y, const Optional& grad_mean, const Optional& grad_var, const Tensor& x,
-    const Tensor& reduce_weight, const Tensor& reduce_bias, const Tensor& expand_weight, const Tensor& expand_bias,
-    const Tensor& spatial_weight, const Tensor& norm_weight, const Tensor& norm_bias, const Optional& mean,
-    const Optional& var, bool batch, double eps, const Tensor& saved, bool needs_x, bool needs_mlp,
-    bool needs_spatial_weight, bool needs_norm, bool needs_moments) {
-  const CbamInputs in{float32_or_bfloat16(x), reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight,
-                      norm_weight, norm_bias, mean, var, batch, eps};
+TenTensors cbam_backward_cpu(const Tensor& grad_y, const Optional& grad_mean, const Optional& grad_var, const Tensor& x,
+                             const Tensor& reduce_weight, const Tensor& reduce_bias, const Tensor& expand_weight,
+                             const Tensor& expand_bias, const Tensor& spatial_weight, const Tensor& norm_weight,
+                             const Tensor& norm_bias, const Optional& mean, const Optional& var, bool batch, double eps,
+                             const Tensor& saved, bool needs_x, bool needs_mlp, bool needs_spatial_weight,
+                             bool needs_norm, bool needs_moments) {
+  const CbamInputs in{float32_or_bfloat16(x),
+                      reduce_weight,
+                      reduce_bias,
+                      expand_weight,
+                      expand_bias,
+                      spatial_weight,
+                      norm_weight,
+                      norm_bias,
+                      mean,
+                      var,
+                      batch,
+                      eps};
   const CbamCall call(in);
   call.check_backward(grad_y, x, saved);
   const Optional to_mean = in_float32(grad_mean, x, call.own_moments(), "grad_mean");
@@ -173,6 +183,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
       " Tensor norm_bias, Tensor mean, Tensor var)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) {
-  m.impl("cbam_native_backward", TORCH_BOX(&raccgan::cbam_backward_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) { m.impl("cbam_native_backward", TORCH_BOX(&raccgan::cbam_backward_cpu)); }

@@ -18,23 +18,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_cuda(
   const CbamShape& s = call.shape;
   const Tensor x = channels_last(x_in), y = empty_channels_last(x, s.c, s.h, s.w), saved = call.new_saved(x);
   const Tensor own_mean = new_floats(x, call.own_moments()), own_var = new_floats(x, call.own_moments());
-  const cuda::CbamForwardArgs args{call.args(saved),     data_of(call.mean),   data_of(call.var),
-                                   x.const_data_ptr(),   y.mutable_data_ptr(), own_mean.mutable_data_ptr<float>(),
+  const cuda::CbamForwardArgs args{call.args(saved),
+                                   data_of(call.mean),
+                                   data_of(call.var),
+                                   x.const_data_ptr(),
+                                   y.mutable_data_ptr(),
+                                   own_mean.mutable_data_ptr<float>(),
                                    own_var.mutable_data_ptr<float>()};
   const Tensor scratch = scratch_like(x, cuda::cbam_forward_floats(args));
   check_launch(cuda::cbam_forward(args, scratch.mutable_data_ptr<float>(), device.index(), device.stream()), "cbam");
   return {y, own_mean, own_var, saved};
 }
 
-TenTensors cbam_backward_cuda(
-    const Tensor& grad_y_in, const Optional& grad_mean_in, const Optional& grad_var_in, const Tensor& x_in,
-    const Tensor& reduce_weight, const Tensor& reduce_bias, const Tensor& expand_weight, const Tensor& expand_bias,
-    const Tensor& spatial_weight, const Tensor& norm_weight, const Tensor& norm_bias, const Optional& mean,
-    const Optional& var, bool batch, double eps, const Tensor& saved, bool needs_x, bool needs_mlp,
-    bool needs_spatial_weight, bool needs_norm, bool needs_moments) {
+TenTensors cbam_backward_cuda(const Tensor& grad_y_in, const Optional& grad_mean_in, const Optional& grad_var_in,
+                              const Tensor& x_in, const Tensor& reduce_weight, const Tensor& reduce_bias,
+                              const Tensor& expand_weight, const Tensor& expand_bias, const Tensor& spatial_weight,
+                              const Tensor& norm_weight, const Tensor& norm_bias, const Optional& mean,
+                              const Optional& var, bool batch, double eps, const Tensor& saved, bool needs_x,
+                              bool needs_mlp, bool needs_spatial_weight, bool needs_norm, bool needs_moments) {
   const OnDevice device(x_in);
-  const CbamInputs in{x_in, reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight, norm_weight,
-                      norm_bias, mean, var, batch, eps};
+  const CbamInputs in{x_in,        reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight,
+                      norm_weight, norm_bias,     mean,        var,           batch,       eps};
   const CbamCall call(in);
   call.check_backward(grad_y_in, x_in, saved);
   const Optional grad_mean = in_float32(grad_mean_in, x_in, call.own_moments(), "grad_mean");

@@ -62,10 +62,11 @@ std::tuple<Tensor, Tensor> returned_moments(const CbamCall& call, const Tensor& 
   return {mean, var};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_cpu(
-    const Tensor& x, const Tensor& reduce_weight, const Tensor& reduce_bias, const Tensor& expand_weight,
-    const Tensor& expand_bias, const Tensor& spatial_weight, const Tensor& norm_weight, const Tensor& norm_bias,
-    const Optional& mean, const Optional& var, bool batch, double eps) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_cpu(const Tensor& x, const Tensor& reduce_weight,
+                                                    const Tensor& reduce_bias, const Tensor& expand_weight,
+                                                    const Tensor& expand_bias, const Tensor& spatial_weight,
+                                                    const Tensor& norm_weight, const Tensor& norm_bias,
+                                                    const Optional& mean, const Optional& var, bool batch, double eps) {
   const CbamCall call({float32_or_bfloat16(x), reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight,
                        norm_weight, norm_bias, mean, var, batch, eps});
   const CbamShape& s = call.shape;

@@ -162,7 +162,8 @@ class SampleOf : Sample {
     Stored* const grad_x = of(args_.gradients.x);
     const float *const gate = row(args_.saved.gate, s_.c), *const largest = row(args_.saved.planes, 2 * size_);
     const float* const maximum = row(args_.saved.maximum, s_.c);
-    const float *const grad_average = row(args_.grad_average, s_.c), *const grad_maximum = row(args_.grad_maximum, s_.c);
+    const float *const grad_average = row(args_.grad_average, s_.c), *const grad_maximum =
+                                                                         row(args_.grad_maximum, s_.c);
     const float over = 1.0f / static_cast<float>(size_);
     for_pixels(0, size_, [&](int64_t p, auto pixels) RACCGAN_INLINE {
       for_lanes(s_.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
@@ -180,8 +181,8 @@ class SampleOf : Sample {
           const Floats d = to_gated(g, is_max, spatial_, e_, p + i);
           const Floats d_dot = to_gated(g, is_max, spatial_dot_, e_dot_, p + i);
           const Floats through = multiply_add(channel, d_dot, channel_dot * d);
-          lanes.template store<T>(
-              grad_x + at, through + from_average + select((Words)(value == max), from_max, Floats{}));
+          lanes.template store<T>(grad_x + at,
+                                  through + from_average + select((Words)(value == max), from_max, Floats{}));
         }
       });
     });

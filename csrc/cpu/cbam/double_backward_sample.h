@@ -39,7 +39,6 @@ class Sample {
     return of_all + n_ * count;
   }
 
-
   void gate() {
     const CbamWeights& w = args_.weights;
     const float* const before = row(args_.saved.hidden, 3 * s_.r);
@@ -63,9 +62,8 @@ class Sample {
   template <class Use>
   float mean(const Use& use) const {
     Doubles sum{};
-    for_lanes(size_, [&](auto lanes, int64_t p) RACCGAN_INLINE {
-      sum += widened(lanes.keep(use(lanes, p), Floats{}));
-    });
+    for_lanes(size_,
+              [&](auto lanes, int64_t p) RACCGAN_INLINE { sum += widened(lanes.keep(use(lanes, p), Floats{})); });
     double total = 0;
     for (int i = 0; i < kWidth; ++i) total += sum[i];
     return static_cast<float>(total / static_cast<double>(size_));
@@ -89,9 +87,8 @@ class Sample {
     const float* const moments = row(args_.saved.moments, 2);
     const float rho = 1.0f / __builtin_sqrtf(moments[1] + args_.weights.eps), weight = *args_.weights.norm_weight;
     const CbamSpatialGate gate = spatial_gate(args_, n_);
-    const auto at = [](const float* plane, auto lanes, int64_t p) RACCGAN_INLINE {
-      return lanes.template load<Float32>(plane + p);
-    };
+    const auto at = [](const float* plane, auto lanes, int64_t p)
+                        RACCGAN_INLINE { return lanes.template load<Float32>(plane + p); };
     const auto normal = [&](auto lanes, int64_t p) RACCGAN_INLINE { return (at(scores, lanes, p) - moments[0]) * rho; };
 
     const float mean_dot = mean([&](auto lanes, int64_t p) { return at(score_dot, lanes, p); });
@@ -105,8 +102,8 @@ class Sample {
       lanes.template store<Float32>(spatial_ + p, spatial);
       lanes.template store<Float32>(spatial_dot_ + p, spatial_dot);
       lanes.template store<Float32>(flow_ + p, open * e);
-      lanes.template store<Float32>(
-          flow_dot_ + p, multiply_add((1.0f - 2.0f * spatial) * spatial_dot, e, open * at(flow_dot_, lanes, p)));
+      lanes.template store<Float32>(flow_dot_ + p, multiply_add((1.0f - 2.0f * spatial) * spatial_dot, e,
+                                                                open * at(flow_dot_, lanes, p)));
     });
 
     const float flow = mean([&](auto lanes, int64_t p) { return at(flow_, lanes, p); });
@@ -167,8 +164,8 @@ class Sample {
       const auto at = [&](const float* row) RACCGAN_INLINE { return lanes.template load<Float32>(row + c); };
       const Floats g = at(gate), open = g * (1.0f - g), d = at(sums_);
       lanes.template store<Float32>(logits + c, d * open);
-      lanes.template store<Float32>(
-          logits + s_.c + c, multiply_add((1.0f - 2.0f * g) * at(gate_dot_), d, at(sums_ + s_.c) * open));
+      lanes.template store<Float32>(logits + s_.c + c,
+                                    multiply_add((1.0f - 2.0f * g) * at(gate_dot_), d, at(sums_ + s_.c) * open));
     });
     const float* const before = row(args_.saved.hidden, 3 * s_.r);
     float* const hidden = row(args_.grad_hidden, 4 * s_.r);

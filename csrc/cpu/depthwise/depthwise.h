@@ -26,16 +26,16 @@ static constexpr int64_t sample_chunks(const DepthwiseLayer& s) {
 // A pass does the tasks begin <= i < end of a call's `tasks`. A caller may split them over threads in any way, with
 // _scratch floats for each thread, all zero and aligned to 64 bytes. pack_weights reads float32 w [C, 1, k, k] and
 // writes packed_floats floats.
-#define RACCGAN_DECLARE(target, unused)                                                                    \
-  namespace target {                                                                                       \
-  int64_t packed_floats(const DepthwiseLayer& layer);                                                      \
-  void pack_weights(const DepthwiseLayer& layer, const float* w, float* packed);                           \
-  int64_t tasks(const DepthwiseLayer& layer);                                                              \
-  int64_t forward_scratch(const DepthwiseLayer& layer, int64_t rows);                                      \
-  int64_t backward_scratch(const DepthwiseLayer& layer);                                                   \
-  int64_t double_backward_scratch(const DepthwiseLayer& layer);                                            \
-  void forward(const DepthwiseRowsArgs& args, float* scratch, int64_t begin, int64_t end);                 \
-  void backward(const DepthwiseBackwardArgs& args, float* scratch, int64_t begin, int64_t end);            \
+#define RACCGAN_DECLARE(target, unused)                                                                      \
+  namespace target {                                                                                         \
+  int64_t packed_floats(const DepthwiseLayer& layer);                                                        \
+  void pack_weights(const DepthwiseLayer& layer, const float* w, float* packed);                             \
+  int64_t tasks(const DepthwiseLayer& layer);                                                                \
+  int64_t forward_scratch(const DepthwiseLayer& layer, int64_t rows);                                        \
+  int64_t backward_scratch(const DepthwiseLayer& layer);                                                     \
+  int64_t double_backward_scratch(const DepthwiseLayer& layer);                                              \
+  void forward(const DepthwiseRowsArgs& args, float* scratch, int64_t begin, int64_t end);                   \
+  void backward(const DepthwiseBackwardArgs& args, float* scratch, int64_t begin, int64_t end);              \
   void double_backward(const DepthwiseDoubleBackwardArgs& args, float* scratch, int64_t begin, int64_t end); \
   }
 RACCGAN_FOR_EACH_TARGET(RACCGAN_DECLARE, )

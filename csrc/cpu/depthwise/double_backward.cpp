@@ -38,8 +38,9 @@ Tangent read_tangent(const Task& a, const Norm& norm, const void* tensor, const 
   return {a.norm_mean(t_sum), a.norm_mean(tz_sum)};
 }
 
-// Fills the planes of q and s.
-Sums pass_back(const Task& a, const Norm& norm, const Tangent& tangent, const Planes& planes, float* row) {
+// Fills the planes of q and s. Inlined, so that norm and tangent stay in registers: stores might change a reference.
+inline RACCGAN_INLINE Sums pass_back(const Task& a, const Norm& norm, const Tangent& tangent, const Planes& planes,
+                                     float* row) {
   Sums sums;
   for (int64_t i = 0; i < a.s.h; ++i) {
     a.convolution.transposed_row(planes.g, i, a.s.w, a.transposed_weights(), row);

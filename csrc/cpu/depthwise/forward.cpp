@@ -19,9 +19,8 @@ void forward_task(const DepthwiseRowsArgs& args, const Task& a) {
     const View<T> view(args.x, s.h, s.w, s.c, a.l);
     for (int64_t h = rows.from; h < rows.until; ++h) {
       float* const to = activated.at(h - rows.from, 0);
-      view.read(h, [&](int64_t i, Floats v) RACCGAN_INLINE {
-        store(to + i * kWidth, a.activated(norm, s.pre_relu ? rectified(v) : v));
-      });
+      view.read(h, [&](int64_t i, Floats v)
+                       RACCGAN_INLINE { store(to + i * kWidth, a.activated(norm, s.pre_relu ? rectified(v) : v)); });
     }
   }
   const Floats bias = args.bias ? load_lanes<Float32>(args.bias + a.l.channel, a.l, 0) : Floats{};

@@ -185,13 +185,12 @@ template <class Each>
 void run_gradients(const DepthwiseLayer& s, float* grad_w, float* scratch, int64_t begin, int64_t end,
                    const Each& each) {
   float* const totals = scratch;
-  run(
-      s, scratch + totals_floats(s), begin, end, [&](const Task& a) { each(a, totals); },
+  run(s, scratch + totals_floats(s), begin, end, [&](const Task& a) { each(a, totals); },
       [&](int64_t chunk, int64_t block) {
-        if (grad_w == nullptr) return;
-        unpack_totals(s, totals, block, grad_w + chunk * s.k * s.k * s.c);
-        memset(totals, 0, totals_floats(s) * sizeof(float));
-      });
+    if (grad_w == nullptr) return;
+    unpack_totals(s, totals, block, grad_w + chunk * s.k * s.k * s.c);
+    memset(totals, 0, totals_floats(s) * sizeof(float));
+  });
 }
 
 }  // namespace

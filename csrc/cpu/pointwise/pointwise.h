@@ -22,16 +22,16 @@ static constexpr int64_t correlation_chunks(int64_t m) { return rounded_up(m, kC
 // A pass does the tasks begin <= i < end. A caller may split them over threads in any way, with _scratch floats for
 // each thread, aligned to 64 bytes. pack_factor writes packed_factor floats, which serve any M; zero floats where b
 // needs no packing.
-#define RACCGAN_DECLARE(target, unused)                                                             \
-  namespace target {                                                                                \
-  int64_t packed_factor(const ProductArgs& args);                                                   \
-  void pack_factor(const ProductArgs& args, float* packed);                                         \
-  int64_t product_tasks(const ProductArgs& args);                                                   \
-  int64_t product_scratch(const ProductArgs& args);                                                 \
-  void product(const ProductArgs& args, float* scratch, int64_t begin, int64_t end);                \
-  int64_t correlation_tasks(const CorrelationArgs& args);                                           \
-  int64_t correlation_scratch(const CorrelationArgs& args);                                         \
-  void correlation(const CorrelationArgs& args, float* scratch, int64_t begin, int64_t end);        \
+#define RACCGAN_DECLARE(target, unused)                                                      \
+  namespace target {                                                                         \
+  int64_t packed_factor(const ProductArgs& args);                                            \
+  void pack_factor(const ProductArgs& args, float* packed);                                  \
+  int64_t product_tasks(const ProductArgs& args);                                            \
+  int64_t product_scratch(const ProductArgs& args);                                          \
+  void product(const ProductArgs& args, float* scratch, int64_t begin, int64_t end);         \
+  int64_t correlation_tasks(const CorrelationArgs& args);                                    \
+  int64_t correlation_scratch(const CorrelationArgs& args);                                  \
+  void correlation(const CorrelationArgs& args, float* scratch, int64_t begin, int64_t end); \
   }
 RACCGAN_FOR_EACH_TARGET(RACCGAN_DECLARE, )
 #undef RACCGAN_DECLARE

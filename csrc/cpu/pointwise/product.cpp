@@ -120,7 +120,7 @@ const typename T::Stored* words_of_b(const ProductArgs& args, int64_t first, int
 // out[m + i, n + r] = sums[r][i] + bias[n + r] + residual[m + i, n + r], for i < count.
 template <class T, int kCount, int kAcross>
 inline RACCGAN_INLINE void store_transposed(const ProductArgs& args, Floats (&sums)[kCount][kAcross], int64_t m,
-                                        int64_t count, int64_t n) {
+                                            int64_t count, int64_t n) {
   constexpr Rest kLanes{kCount};
   const Floats bias = args.bias ? kLanes.load<Float32>(args.bias + n) : Floats{};
 #pragma GCC unroll 2
@@ -143,7 +143,7 @@ inline RACCGAN_INLINE void store_transposed(const ProductArgs& args, Floats (&su
 // Rows first <= n < last of b, as words, by a packed panel of rows m to m + count of a.
 template <class T, int kAcross>
 void product_transposed(const ProductArgs& args, const typename T::Stored* b, int64_t first, int64_t last, int64_t m,
-                    int64_t count, const float* packed) {
+                        int64_t count, const float* packed) {
   for_rows(first, last, [&](int64_t n, auto rows) RACCGAN_INLINE {
     Floats sums[rows.count][kAcross] = {};
     add_products<T>(b + (n - first) * args.k, args.k, T::kTogether, packed, args.k, sums);

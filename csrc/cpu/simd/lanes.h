@@ -111,7 +111,7 @@ struct View {
   View(const void* tensor, int64_t rows, int64_t columns, int64_t c, const Lanes& lanes)
       : columns(columns), c(c), sample_stride(rows * columns * c), lanes(lanes) {
     data = const_cast<typename T::Stored*>(static_cast<const typename T::Stored*>(tensor)) +
-        lanes.sample * sample_stride + lanes.channel;
+           lanes.sample * sample_stride + lanes.channel;
   }
 
   // Roughly the mean: of a few pixels far apart. Sums of distances from this center cancel little.

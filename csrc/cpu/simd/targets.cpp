@@ -18,7 +18,7 @@ bool runs_here(Target target) {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (target == Target::avx2) return avx2;
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (target == Target::avx512) return avx512;
   if (target == Target::avx512bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
 #endif

@@ -8,8 +8,8 @@
 
 // DO(target, argument) for each target, from the plainest to the best.
 #ifdef RACCGAN_X86
-#define RACCGAN_FOR_EACH_TARGET(DO, argument) DO(portable, argument) DO(avx2, argument) DO(avx512, argument) \
-  DO(avx512bf16, argument)
+#define RACCGAN_FOR_EACH_TARGET(DO, argument) \
+  DO(portable, argument) DO(avx2, argument) DO(avx512, argument) DO(avx512bf16, argument)
 #else
 #define RACCGAN_FOR_EACH_TARGET(DO, argument) DO(portable, argument)
 #endif
@@ -30,12 +30,9 @@ const char* name_of(Target target);
 
 // The chosen target's function of that name, as in RACCGAN_SELECT(image_pieces)(args, begin, end).
 #define RACCGAN_CASE(target, function) \
-  case ::raccgan::Target::target:      \
-    return &::raccgan::target::function;
-#define RACCGAN_SELECT(function)                             \
-  ([] {                                                      \
-    switch (::raccgan::chosen_target()) {                    \
-      RACCGAN_FOR_EACH_TARGET(RACCGAN_CASE, function)        \
-    }                                                        \
-    return &::raccgan::portable::function;                   \
+  case ::raccgan::Target::target: return &::raccgan::target::function;
+#define RACCGAN_SELECT(function)                                                            \
+  ([] {                                                                                     \
+    switch (::raccgan::chosen_target()) { RACCGAN_FOR_EACH_TARGET(RACCGAN_CASE, function) } \
+    return &::raccgan::portable::function;                                                  \
   }())

@@ -32,9 +32,7 @@ void run(Queue& queue, const Arguments& args) {
     if (!channels) return;
     Tiling t(range.count, pixels(s), s.c, kPiece, V);
     t.start = range.first;
-    for_plane_size(s.k, [&](auto size) {
-      queue(convolve_back<decltype(size)::value>, blocks, kThreads, args, range);
-    });
+    for_plane_size(s.k, [&](auto size) { queue(convolve_back<decltype(size)::value>, blocks, kThreads, args, range); });
     queue(sum_channels<T, V>, t.blocks(), kThreads, args, t);
     queue(gate_back, range.count, kThreads, args, range);
     if (to.x) queue(apply_back<T, V>, t.blocks(), kThreads, args, t);

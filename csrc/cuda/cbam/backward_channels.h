@@ -27,7 +27,9 @@ struct AtPixel {
   float open, largest, e_max, e_mean;
 
   __device__ AtPixel(const Planes& planes, int64_t p)
-      : open(gated(planes.spatial, planes.scores[p])), largest(planes.largest[p]), e_max(planes.e_max[p]),
+      : open(gated(planes.spatial, planes.scores[p])),
+        largest(planes.largest[p]),
+        e_max(planes.e_max[p]),
         e_mean(planes.e_mean[p]) {}
 
   __device__ float d_u(float g, float u) const { return fmaf(g, open, e_mean + (u == largest ? e_max : 0.0f)); }

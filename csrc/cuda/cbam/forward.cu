@@ -65,8 +65,8 @@ __device__ void find_pooled(const CbamForwardArgs& args, int64_t pieces, const f
 }
 
 // A block has a sample.
-__global__ void __launch_bounds__(kThreads) find_gate(CbamForwardArgs args, Range range, int64_t pieces,
-                                                      const float* partial) {
+__global__ void __launch_bounds__(kThreads)
+    find_gate(CbamForwardArgs args, Range range, int64_t pieces, const float* partial) {
   const CbamShape& s = args.shape;
   const CbamWeights& w = args.weights;
   const int64_t n = range.first + blockIdx.x;
@@ -151,8 +151,8 @@ __global__ void __launch_bounds__(kThreads) find_scores(CbamForwardArgs args, Ra
 }
 
 // saved.moments and the outputs of the samples that share them, a block each: from their pieces, or as given.
-__global__ void __launch_bounds__(kThreads) join_moments(CbamForwardArgs args, Range range, int64_t samples,
-                                                         const double* partial) {
+__global__ void __launch_bounds__(kThreads)
+    join_moments(CbamForwardArgs args, Range range, int64_t samples, const double* partial) {
   __shared__ double shared[kThreads];
   const CbamShape& s = args.shape;
   const int64_t pixels = s.h * s.w, pieces = ceiling(pixels, kPiece), which = range.first + blockIdx.x;

@@ -10,14 +10,14 @@ namespace cuda {
 struct CbamForwardArgs : CbamArgs {
   const float *given_mean, *given_var;  // [1] each, for norm "fixed"
   const void* x;
-  void* y;            // out
+  void* y;  // out
   float *mean, *var;  // the moments once more, out, where they were not given
 };
 
 struct CbamBackwardArgs : CbamArgs {
   const void *x, *grad_y;
   const float *grad_mean, *grad_var;  // of the moments, or null
-  CbamGradients gradients;            // out
+  CbamGradients gradients;  // out
 };
 
 // Each queues one pass on `stream` (a cudaStream_t) of `device`, with so many float32 numbers of scratch memory as

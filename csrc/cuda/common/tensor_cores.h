@@ -14,12 +14,13 @@
 namespace raccgan {
 namespace cuda {
 
-#define RACCGAN_MMA(name, shape_and_types)                                                                      \
-  __device__ inline void name(const unsigned (&a)[4], const unsigned (&b)[2], float (&c)[4]) {                  \
-    asm volatile("mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "          \
-                 "{%0, %1, %2, %3};"                                                                            \
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                               \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                           \
+#define RACCGAN_MMA(name, shape_and_types)                                                     \
+  __device__ inline void name(const unsigned (&a)[4], const unsigned (&b)[2], float (&c)[4]) { \
+    asm volatile("mma.sync.aligned." shape_and_types                                           \
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "                             \
+                 "{%0, %1, %2, %3};"                                                           \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                              \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));          \
   }
 RACCGAN_MMA(multiply_bfloat16, "m16n8k16.row.col.f32.bf16.bf16.f32")
 RACCGAN_MMA(multiply_float16, "m16n8k16.row.col.f32.f16.f16.f32")

@@ -72,8 +72,8 @@ __global__ void __launch_bounds__(CorrelationTile<K, kStep>::kWarps* kWarp, 2) c
 
 // The gradient of w from that of packed weights, partial [splits, taps, taps, C]. A block has one tap of w and a warp
 // of channels; its warps take the splits in turn.
-__global__ void __launch_bounds__(kThreads) unpack(DepthwiseLayer s, int64_t splits, const float* partial,
-                                                   float* grad_w) {
+__global__ void __launch_bounds__(kThreads)
+    unpack(DepthwiseLayer s, int64_t splits, const float* partial, float* grad_w) {
   __shared__ double shared[kThreads];
   const int64_t chunks = ceiling(s.c, kWarp), n = taps(s), tap = blockIdx.x / chunks;
   const int64_t channel = blockIdx.x % chunks * kWarp + threadIdx.x % kWarp;

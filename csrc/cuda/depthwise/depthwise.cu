@@ -86,8 +86,8 @@ struct Pass {
   void convolve_back(void* scaled, float* q) {
     pack_weights(true, work.packed_transposed);
     const Resize resize = resize_of(s.resize, true);
-    convolve_by<Unchanged>(queue, resize, {s, norm, of_g(), wide, work.packed_transposed, s.h, s.w, scaled, x, t, q,
-                                           work.tile_sums});
+    convolve_by<Unchanged>(queue, resize,
+                           {s, norm, of_g(), wide, work.packed_transposed, s.h, s.w, scaled, x, t, q, work.tile_sums});
     add_up(tiles<Block>(resize, s.h, s.w), kSums, 1.0, work.tile_sums, work.sums);
   }
 

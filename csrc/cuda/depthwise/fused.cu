@@ -18,9 +18,9 @@ namespace {
 
 // ---- the matrix --------------------------------------------------------------------------------------------------
 
-constexpr int kTileWidth = 8;                   // columns of a product's result
-constexpr int kMostTiles = 128 / kTileWidth;    // a block's, of columns
-constexpr int kStepWords = 8;                   // 4-byte words of a row that a product takes
+constexpr int kTileWidth = 8;  // columns of a product's result
+constexpr int kMostTiles = 128 / kTileWidth;  // a block's, of columns
+constexpr int kStepWords = 8;  // 4-byte words of a row that a product takes
 
 // A row of 32 channels.
 template <class T>
@@ -76,9 +76,9 @@ struct SeparateArgs {
   FusedArgs call;
   Norm norm;
   bool wide, wide_result;  // whether x, and whether y and the residual, allow 16-byte loads
-  const float* packed;     // the depthwise weights
+  const float* packed;  // the depthwise weights
   const unsigned* matrix;
-  int64_t rows, columns;   // of the result
+  int64_t rows, columns;  // of the result
 };
 
 template <int K, Resize kResize>
@@ -314,8 +314,14 @@ const char* fused(const FusedArgs& args, float* scratch, int device, void* strea
   for_vectors(s.dtype, s.c, [&](auto element, auto vector) {
     using T = decltype(element);
     queue(pack_matrix<T>, ceiling(work.words, kThreads), kThreads, args, work.words, matrix);
-    const SeparateArgs all{args, {work.mean, work.var, nullptr, nullptr}, decltype(vector)::width > 1, wide_result,
-                           work.packed, matrix, s.out(s.h), s.out(s.w)};
+    const SeparateArgs all{args,
+                           {work.mean, work.var, nullptr, nullptr},
+                           decltype(vector)::width > 1,
+                           wide_result,
+                           work.packed,
+                           matrix,
+                           s.out(s.h),
+                           s.out(s.w)};
     for_size(s.k, [&](auto k) { separate_as<T, decltype(k)::value>(queue, resize_of(s.resize, false), all); });
   }, args.x);
   return queue.error();

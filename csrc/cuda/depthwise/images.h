@@ -80,9 +80,7 @@ struct Activated {
   float center[V], slope[V], offset[V];
 
   __device__ Activated(const DepthwiseLayer& s, const Image& image, int64_t at, const Coefficients& by, int lane)
-      : source(image.data, at),
-        first(s.pre_relu ? 0.0f : -INFINITY),
-        second(s.relu ? 0.0f : -INFINITY) {
+      : source(image.data, at), first(s.pre_relu ? 0.0f : -INFINITY), second(s.relu ? 0.0f : -INFINITY) {
     load_floats(by.center + lane, center);
     load_floats(by.slope + lane, slope);
     load_floats(by.offset + lane, offset);
@@ -108,12 +106,7 @@ struct Tangent {
   int lane;
 
   __device__ Tangent(const DepthwiseLayer& s, const Image& image, int64_t first, const Coefficients& by, int lane)
-      : x(image.data, first),
-        t(image.t, first),
-        pre_relu(s.pre_relu),
-        relu(s.relu),
-        by(by),
-        lane(lane) {}
+      : x(image.data, first), t(image.t, first), pre_relu(s.pre_relu), relu(s.relu), by(by), lane(lane) {}
 
   __device__ Raw fetch(bool inside, unsigned offset) const {
     return {x.fetch(inside, offset), t.fetch(inside, offset)};

@@ -10,8 +10,8 @@ constexpr int kSums = 3;  // of q, q z and q t
 
 // Sums of t and of t z over a block's pixels of a sample: partial [N, blocks, 2, C].
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) sum_tangent(DepthwiseLayer s, Norm norm, const void* x, const void* t,
-                                                        Tiling tiling, float* partial) {
+__global__ void __launch_bounds__(kThreads)
+    sum_tangent(DepthwiseLayer s, Norm norm, const void* x, const void* t, Tiling tiling, float* partial) {
   const Columns<V> at(tiling);
   float mean[V] = {}, root[V] = {}, sums[V] = {}, with_z[V] = {};
   if (at.active) {
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads) sum_tangent(DepthwiseLayer s, Norm n
 // to[i, n, c] = factor times the sum over the parts of partial [N, parts, values, C], for each of the values. A block
 // has a warp of channels of a sample; its warps take the parts in turn.
 __global__ void __launch_bounds__(kThreads) add_partial(int64_t samples, int64_t parts, int values, int64_t channels,
-                                                       double factor, const float* partial, float* to) {
+                                                        double factor, const float* partial, float* to) {
   __shared__ double shared[kThreads];
   const int64_t chunks = ceiling(channels, kWarp), n = blockIdx.x / chunks;
   const int64_t channel = blockIdx.x % chunks * kWarp + threadIdx.x % kWarp;
@@ -58,8 +58,8 @@ __global__ void __launch_bounds__(kThreads) add_partial(int64_t samples, int64_t
 }
 
 // The gradients of scale and shift from the sums [kSums, N, C]; of scale in the double backward, where t was summed.
-__global__ void __launch_bounds__(kThreads) finish_affine(DepthwiseLayer s, Norm norm, bool doubly, const float* sums,
-                                                          float* grad_scale, float* grad_shift) {
+__global__ void __launch_bounds__(kThreads)
+    finish_affine(DepthwiseLayer s, Norm norm, bool doubly, const float* sums, float* grad_scale, float* grad_shift) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, all = s.n * s.c;
   if (i >= all) return;
   const float q = sums[i], qz = sums[all + i], qt = sums[2 * all + i];

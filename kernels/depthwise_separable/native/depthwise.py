@@ -1,4 +1,4 @@
-"""The depthwise half of the native backend: csrc/cpu/depthwise_separable.cpp and csrc/cuda/depthwise_separable.cu.
+"""The depthwise half of the native backend: csrc/cpu/depthwise and csrc/cuda/depthwise.
 
     u = pool(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift))))
 

@@ -1,4 +1,4 @@
-"""The native backend on a GPU with tensor cores, in one kernel: csrc/cuda/depthwise_separable_fused.cu.
+"""The native backend on a GPU with tensor cores, in one kernel: csrc/cuda/depthwise/fused.cu.
 
     y = pool(pointwise(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift))))) + residual
 

@@ -44,7 +44,7 @@ def supports(call: dispatch.Call) -> str | None:
         sizes = ", ".join(f"{k}x{k}" for k in KERNEL_SIZES)
         return f"the compiled depthwise kernels are {sizes}, not {call.kernel_size}x{call.kernel_size}"
     if call.device.type == "cuda" and len(call.shape) == 4 and call.shape[1] * call.shape[3] >= _ROW:
-        # They count a value's place in a window of an image in 32 bits (csrc/cuda/depthwise_images.h).
+        # They count a value's place from a tile's first pixel on in 32 bits (csrc/cuda/depthwise/images.h).
         values = call.shape[1] * call.shape[3]
         return f"the CUDA depthwise kernels take rows of fewer than {_ROW} values, not {values} (channels times width)"
     return None

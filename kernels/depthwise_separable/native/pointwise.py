@@ -1,4 +1,4 @@
-"""The pointwise half of the native backend: csrc/cpu/pointwise.cpp.
+"""The pointwise half of the native backend: csrc/cpu/pointwise.
 
     P(x, w) + b + residual,    T(g, w),    the product of x and g over all pixels with g's sum: see :mod:`convolutions`
 

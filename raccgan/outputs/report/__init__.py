@@ -12,8 +12,8 @@ import html
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from raccgan.data.images.geometry import Float
 from raccgan.errors import InputError
 from raccgan.outputs.files import write_atomically
-from raccgan.outputs.overlays import MapScale, outlined, overlay, to_uint8
+from raccgan.outputs.overlays import Float, MapScale, outlined, overlay, to_uint8
 
 TILE = 128
 """The largest side of a picture in the page, in pixels."""
@@ -39,22 +38,12 @@ BLOCK = 100
 
 @dataclass(frozen=True)
 class Shown:
-    """One image in the page. ``label`` and ``anomalous`` are the truth, None where it is not known."""
+    """One image in the page."""
 
-    path: str
-    score: float
-    nearest_class: str
-    residual: float
-    feature: float
-    density: float
-    texture_density: float
-    defect_density: float
-    map_max: float
+    record: Mapping[str, Any]
+    """Values by the columns of a table: path, score, nearest_class, map_max, map_x, map_y, every term of the report,
+    and where the truth is known class and label."""
     strip: str  # of :func:`strip`
-    map_x: int | None = None  # where the maximum is, in the original's pixels
-    map_y: int | None = None
-    label: str | None = None
-    anomalous: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +52,7 @@ class Report:
 
     title: str
     threshold: float
+    terms: Mapping[str, str]  # columns of records that an enlarged image lists, and the page's name for each
     images: Sequence[Shown]
     held_out: Sequence[float] = ()  # scores of the held-out normal images
     skipped: Sequence[dict[str, str]] = ()  # path and reason
@@ -81,12 +71,8 @@ def write_report(path: Path, report: Report) -> None:
     Raises:
         InputError: as :func:`raccgan.outputs.files.write_text`.
     """
-    images = sorted(report.images, key=lambda image: -image.score)
-    data = {
-        **{name: value for name, value in asdict(report).items() if name != "images"},
-        "images": [{name: value for name, value in asdict(image).items() if name != "strip"} for image in images],
-        "block": BLOCK,
-    }
+    images = sorted(report.images, key=lambda image: -image.record["score"])
+    data = {**vars(report), "images": [dict(image.record) for image in images], "block": BLOCK}
     if not all(_STRIP.fullmatch(image.strip) for image in images):  # a journal that somebody else began, for instance
         raise InputError(f"{path}: a picture of it is no picture; add --restart to score anew")
     style, script = _part("page.css"), _part("page.js")

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const images = data.images;
+  const images = data.images.map((image) => ({ ...image, anomalous: image.label ? image.label === "anomalous" : null }));
   const labelled = images.some((image) => image.anomalous !== null);
   const PAGE = 60; // cards that are made at once
   const byId = (id) => document.getElementById(id);
@@ -16,9 +16,10 @@
     made.append(...children);
     return made;
   };
+  const set = (made, attributes) => Object.entries(attributes).forEach(([key, value]) => made.setAttribute(key, value));
   const drawing = (name, attributes, text = "") => {
     const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    set(made, attributes);
     made.textContent = text;
     return made;
   };
@@ -100,10 +101,8 @@
   };
   const mark = () => {
     const x = place(threshold) * width;
-    byId("mark").setAttribute("x1", x);
-    byId("mark").setAttribute("x2", x);
-    byId("mark-text").setAttribute("x", x);
-    byId("mark-text").setAttribute("text-anchor", x < 40 ? "start" : x > width - 40 ? "end" : "middle");
+    set(byId("mark"), { x1: x, x2: x });
+    set(byId("mark-text"), { x, "text-anchor": x < 40 ? "start" : x > width - 40 ? "end" : "middle" });
     byId("mark-text").textContent = short(threshold);
   };
 
@@ -140,12 +139,7 @@
     const base = images.filter((image) => image.anomalous).length / images.length;
     curve("roc", `M${at(0, 0)}` + points.map((p) => `L${at(p.fpr, p.tpr)}`).join(""),
       ["normal images flagged", "anomalies found"], { x1: 0, y1: SIDE, x2: SIDE, y2: 0 });
-    let reached = 0;
-    const steps = points.map((p) => {
-      const step = `L${at(reached, p.precision)}L${at(p.tpr, p.precision)}`;
-      reached = p.tpr;
-      return step;
-    });
+    const steps = points.map((p, i) => `L${at(i ? points[i - 1].tpr : 0, p.precision)}L${at(p.tpr, p.precision)}`);
     curve("pr", `M${at(0, points[0].precision)}` + steps.join(""),
       ["anomalies found (recall)", "flagged rightly (precision)"],
       { x1: 0, x2: SIDE, y1: (1 - base) * SIDE, y2: (1 - base) * SIDE });
@@ -163,8 +157,6 @@
       lines.push(`would flag ${heldOut} of the ${data.held_out.length} held-out normal images ` +
         `(${percent(heldOut, data.held_out.length)}, the false alarms to expect)`);
     byId("outcome").replaceChildren(...lines.map((line) => element("li", { textContent: line })));
-    byId("outcome").dataset.flagged = flagged;
-    byId("outcome").dataset.heldOut = heldOut;
     byId("command").textContent = `python -m raccgan.calibrate ${quoted(data.run || "RUN")} --threshold ${Number(threshold.toPrecision(9))}`;
     mark();
     if (labelled) updateTruth();
@@ -181,10 +173,8 @@
     ]);
     const [roc, pr] = [byId("roc-point"), byId("pr-point")];
     if (!roc) return;
-    roc.setAttribute("cx", SIDE * fp / (fp + tn));
-    roc.setAttribute("cy", SIDE * (1 - tp / (tp + fn)));
-    pr.setAttribute("cx", SIDE * tp / (tp + fn));
-    pr.setAttribute("cy", SIDE * (1 - (tp + fp ? tp / (tp + fp) : 1)));
+    set(roc, { cx: SIDE * fp / (fp + tn), cy: SIDE * (1 - tp / (tp + fn)) });
+    set(pr, { cx: SIDE * tp / (tp + fn), cy: SIDE * (1 - (tp + fp ? tp / (tp + fp) : 1)) });
   };
 
   // Pictures lie in blocks of the page, so that none is read before an image of it is in sight.
@@ -218,17 +208,15 @@
   // What holds for every image says nothing of one; enlarged, it is named all the same.
   const several = new Set(images.map((image) => image.nearest_class)).size > 1;
   const described = (image) => [
-    ...(image.label === null ? [] : [`class ${image.label}`]), ...(several ? [`nearest to ${image.nearest_class}`] : []),
+    ...(labelled ? [`class ${image.class}`] : []), ...(several ? [`nearest to ${image.nearest_class}`] : []),
   ].join(", ");
   const judge = (made) => {
     const image = images[made.dataset.index], found = verdict(image);
     made.className = `card ${judged(image) ? "anomalous" : "normal"}`;
-    const words = made.querySelector(".verdict");
-    words.className = `verdict ${found}`;
-    words.textContent = WORDS[found];
+    Object.assign(made.querySelector(".verdict"), { className: `verdict ${found}`, textContent: WORDS[found] });
   };
 
-  const classOf = (image) => image.label === null ? image.nearest_class : image.label;
+  const classOf = (image) => labelled ? image.class : image.nearest_class;
   const ORDERS = {
     high: (a, b) => a - b, // as they come
     low: (a, b) => b - a,
@@ -262,17 +250,14 @@
     open = Math.min(listed.length - 1, Math.max(0, where));
     const index = listed[open], image = images[index], source = strip(index);
     byId("large-name").textContent = image.path;
-    const size = new Image();
-    size.src = source;
+    const size = Object.assign(new Image(), { src: source });
     const frames = [...document.querySelectorAll("#large-pictures div")];
     for (const frame of frames) frame.style.backgroundImage = `url("${source}")`;
     size.decode().then(() => frames.forEach((frame) => frame.classList.toggle("pixels", size.naturalHeight <= 32)));
     facts(byId("large-facts"), [
       ["score", short(image.score)], ["decision", WORDS[verdict(image)]], ["threshold", short(threshold)],
-      ...(image.label === null ? [] : [["class", image.label]]), ["nearest normal class", image.nearest_class],
-      ["image term", short(image.residual)], ["feature term", short(image.feature)],
-      ["distance from normal images", short(image.density)], ["its texture's distance", short(image.texture_density)],
-      ["its largest errors' distance", short(image.defect_density)],
+      ...(labelled ? [["class", image.class]] : []), ["nearest normal class", image.nearest_class],
+      ...Object.entries(data.terms).map(([name, title]) => [title, short(image[name])]),
       ["largest difference", short(image.map_max) +
         (image.map_x === null ? "" : ` at x ${image.map_x}, y ${image.map_y}`)],
     ]);

@@ -1,0 +1,51 @@
+"""The device that a command computes on, and whether the kernels asked for can serve it."""
+
+from __future__ import annotations
+
+import torch
+
+from raccgan.errors import InputError
+from raccgan.kernels import dispatch
+
+
+def pick_device(name: str, local_rank: int | None = None, local_world: int = 1) -> torch.device:
+    """The torch device of that name; ``auto`` is a GPU where torch can use one.
+
+    Args:
+        name: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
+        local_rank: the number of a rank among the ``local_world`` ranks of this machine, and of the GPU that it has;
+            None in a process of its own.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local_rank is not None:
+        name = f"cuda:{local_rank}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"no device called {name!r}; there are cpu, cuda, cuda:1 ...") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        built = "no driver or no GPU was found" if torch.version.cuda else "this PyTorch was built without CUDA"
+        raise InputError(f"--device {name}: {built}; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: there are only {torch.cuda.device_count()} GPUs")
+    if name.startswith("cuda:") and local_world > 1 and device.index != local_rank:
+        raise InputError(f"--device {name}: with several ranks on a machine each takes its own; say --device cuda")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: raccgan runs on cpu and cuda")
+    return device
+
+
+def require_kernels(kernels: str, device: torch.device) -> None:
+    """Fail before a long run where the kernels asked for cannot serve every op on the device.
+
+    Raises:
+        InputError: with the reason and the way out.
+    """
+    try:
+        dispatch.require(kernels, device)
+    except dispatch.KernelError as error:
+        raise InputError(str(error)) from None

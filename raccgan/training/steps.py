@@ -1,0 +1,166 @@
+"""One step of each phase of training, from a batch to the optimisers.
+
+A step draws its random numbers and makes one optimiser step a loss: :meth:`Steps.differentiate` leaves the gradients of
+a loss of :mod:`raccgan.training.objectives` in the weights, the ranks average them, the optimiser steps.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raccgan.config import Config
+from raccgan.distributed.collectives import SINGLE, Collectives
+from raccgan.models.blocks import Coupling, couple
+from raccgan.models.networks import Networks, update_average
+from raccgan.models.randomness import stream
+from raccgan.models.trace import Terms, TracedStep
+from raccgan.outputs.terminal import say
+from raccgan.training.objectives import Objectives
+
+
+class Steps:
+    """The networks of a configuration, their optimisers, and one step of each phase.
+
+    The random draws of a step are functions of (seed, phase, step) alone. With several ranks
+    (:mod:`raccgan.distributed.collectives`) each computes its slice of the batch, all have the same weights after every
+    step, and rank 0 alone keeps the generator's average.
+
+    Args:
+        networks: are trained in place, on the device that they are on.
+        job: couples the ranks.
+    """
+
+    def __init__(self, config: Config, networks: Networks, job: Collectives = SINGLE) -> None:
+        self.config, self.networks, self.job = config, networks, job
+        self.device = next(networks.generator.parameters()).device
+        self.objectives = Objectives(config, networks)
+        self.optimisers = self._new_optimisers()
+        self._traced: dict[str, TracedStep] = {}
+        self._warnings: set[str] = set()
+        if job.world > 1:
+            for _, network in networks.items():
+                couple(network, Coupling(job.world, job.shared_moments))
+
+    def freeze(self, phase: str) -> None:
+        """Set which networks learn in this phase, and put the others in eval mode."""
+        learning = {"gan": {"generator", "discriminator"}, "encoder": {"encoder"}}[phase]
+        for name, network in self.networks.items():
+            network.train(name in learning).requires_grad_(name in learning)
+        if phase == "encoder":
+            for network in self._reconstructing:
+                network.requires_grad_(True)  # G's moving average stays in eval mode, as it scores
+
+    def gan_step(self, step: int, x: Tensor, y: Tensor) -> Terms:
+        """``critic_steps`` discriminator steps on slices of the batch, then one generator step; what they report."""
+        draw = stream(self.config.seed, "gan", step)
+        n = self.config.batch_size // self.job.world
+        for real, label in zip(x.split(n), y.split(n), strict=True):
+            z, mix = self._normal(draw), self._uniform(draw)
+            terms = self._descend("discriminator", real, label, z, mix)
+        terms = terms | self._descend("generator", y[-n:], self._normal(draw))
+        if self.job.first:
+            # The average has a short memory at first: it would otherwise hold on to the random weights of the start.
+            decay = min(self.config.ema, (1 + step) / (10 + step))
+            update_average(self.networks.average, self.networks.generator, decay)
+        return terms
+
+    def encoder_step(self, step: int, x: Tensor, y: Tensor) -> Terms:
+        """One step on izi_f, and what it reports; the learning rates fall to zero on a cosine."""
+        rate = self.config.encoder_lr * 0.5 * (1 + math.cos(math.pi * step / self.config.encoder_steps))
+        shares = (1.0, self.config.generator_tuning)
+        for group, share in zip(self.optimisers["encoder"].param_groups, shares, strict=False):
+            group["lr"] = rate * share
+        return self._descend("encoder", x, y)
+
+    def _descend(self, name: str, *inputs: Tensor) -> Terms:
+        self.optimisers[name].zero_grad(set_to_none=True)
+        terms = self.differentiate(name, *inputs)
+        self.job.average_gradients(self._weights(name))
+        self.optimisers[name].step()
+        return terms
+
+    def differentiate(self, name: str, *inputs: Tensor) -> Terms:
+        """Leave the gradients of a network's loss in its weights, which have none yet, and return the loss's terms."""
+        if name in self._traced:
+            return self._traced[name](*inputs)
+        loss, terms = self.objectives.of(name)(*inputs)
+        loss.backward()
+        return terms
+
+    def _normal(self, draw: torch.Generator) -> Tensor:
+        z = torch.randn(self.config.batch_size, self.config.latent_size, generator=draw)
+        return self.job.own_rows(z).to(self.device)
+
+    def _uniform(self, draw: torch.Generator) -> Tensor:
+        return self.job.own_rows(torch.rand(self.config.batch_size, 1, 1, 1, generator=draw)).to(self.device)
+
+    def trace(self, *, compiled: bool = False, fall_back: bool = False) -> None:
+        """Have the next step trace its losses and gradients, and the steps after it replay, or run compiled, the trace.
+
+        See :mod:`raccgan.models.trace`; :func:`cannot_trace` says where that is not possible.
+
+        Args:
+            compiled: send the traces through torch.compile.
+            fall_back: replay a trace that does not compile, with a line on standard error, instead of raising
+                :class:`raccgan.models.compiling.CompileError` in the first step.
+        """
+        networks = [network for _, network in self.networks.items()]
+        self._traced = {
+            name: TracedStep(
+                self.objectives.of(name),
+                self._weights(name),
+                networks,
+                compiled=compiled,
+                rounded=self.config.precision != "float32",
+                warn=self._warn_once if fall_back else None,
+            )
+            for name in self.optimisers
+        }
+
+    def forget_traces(self) -> None:
+        """Have the next steps go through autograd."""
+        self._traced, self._warnings = {}, set()
+
+    def _warn_once(self, line: str) -> None:
+        if line not in self._warnings:  # D's step and G's do not compile for one reason
+            self._warnings.add(line)
+            say(line)
+
+    def _new_optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        # fused: one call for all weights took a quarter of the time of the default's loop over them on a CPU, 1.5 of a
+        # digits step's 25 ms.
+        adam = partial(torch.optim.Adam, fused=True)
+        adversary: dict[str, Any] = {"betas": (0.0, 0.999), "eps": 1e-6}
+        config, networks = self.config, self.networks
+        return {
+            "generator": adam(networks.generator.parameters(), lr=config.generator_lr, **adversary),
+            "discriminator": adam(networks.discriminator.parameters(), lr=config.discriminator_lr, **adversary),
+            "encoder": adam([{"params": list(learning.parameters())} for learning in self._reconstructing]),
+        }
+
+    def _weights(self, name: str) -> list[nn.Parameter]:
+        return [weight for group in self.optimisers[name].param_groups for weight in group["params"]]
+
+    @property
+    def _reconstructing(self) -> list[nn.Module]:
+        """What the encoder's phase trains: E, and with ``generator_tuning`` > 0 the G that it is trained against.
+
+        f-AnoGAN freezes G, whose reconstructions are then as blurred as its samples. A tuned G starts from what the
+        adversary taught it, and draws a screw's thread (docs/results.md).
+        """
+        tuned = [self.networks.average] if self.config.generator_tuning > 0 else []
+        return [self.networks.encoder, *tuned]
+
+
+def cannot_trace(config: Config, job: Collectives = SINGLE) -> str | None:
+    """Why the steps of a configuration cannot be traced, in one line; None if they can."""
+    if job.world > 1:
+        return "in one process only: ranks exchange moments in the middle of a step"
+    if config.kernels == "reference":
+        return "not with --kernels reference, whose gradient penalty is a loop over channels, each with ops of its own"
+    return None
