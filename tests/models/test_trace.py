@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bench.measure import Contestant, checked_or_raises
 from raccgan import train
 from raccgan.errors import InputError
-from raccgan.kernels import backend
+from raccgan.kernels import dispatch
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models import compiling, trace
 from raccgan.models.networks import build
@@ -330,8 +330,8 @@ def test_threads_may_replay_and_trace_at_once() -> None:
 def test_on_a_gpu_a_traced_step_is_the_step_up_to_rounding(kernels: str, compiled: bool) -> None:
     """In one process and by the first step: atomic sums there have another order in each run."""
     try:
-        backend.require(kernels, torch.device("cuda"))
-    except backend.KernelError as error:
+        dispatch.require(kernels, torch.device("cuda"))
+    except dispatch.KernelError as error:
         pytest.skip(str(error))
     torch._dynamo.reset()
     config = tiny_config(kernels=kernels)
