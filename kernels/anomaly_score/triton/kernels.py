@@ -107,8 +107,8 @@ def find_gradients(
             _write(x, x_hat, grad_x, grad_x_hat, at, inside, weight[:, None])
     elif f is not None and grad_feature is not None:
         i = (tile - image_tiles) * FEATURE_TILE + tl.arange(0, FEATURE_TILE)
-        weight = tl.load(grad_feature + sample) / feature_size
-        _write(f, f_hat, grad_f, grad_f_hat, sample * features + i, i < features, weight)
+        of_sample = tl.load(grad_feature + sample) / feature_size  # a name of its own: both branches share their names
+        _write(f, f_hat, grad_f, grad_f_hat, sample * features + i, i < features, of_sample)
 
 
 @jit
