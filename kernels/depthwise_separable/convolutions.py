@@ -51,7 +51,8 @@ def operands(u: Tensor, weights: Weights) -> tuple[Tensor, Tensor, Tensor | None
         u: what the depthwise convolution made, [N, C, H, W]; of a 1 x 1 one, which is part of w then, its input.
     """
     if weights.kernel_size == 1:
-        return u, weights.matrix(), weights.bias()
+        bias = weights.bias()  # before the matrix: autograd adds up a weight's gradients in the order of its uses
+        return u, weights.matrix(), bias
     if weights.depthwise_bias is not None and _few(u, weights.pointwise):
         return u + weights.depthwise_bias[:, None, None].to(u.dtype), weights.pointwise, weights.pointwise_bias
     return u, weights.pointwise, weights.bias()
