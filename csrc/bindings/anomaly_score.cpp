@@ -1,6 +1,4 @@
 // The anomaly score's schema, and its binding of the CPU kernels.
-#include <tuple>
-
 #include "../cpu/anomaly_score.h"
 #include "anomaly_score.h"
 
@@ -17,12 +15,10 @@ void write_means(const std::vector<double>& partial, int64_t n, int64_t size, fl
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> anomaly_score_cpu(const Tensor& x, const Tensor& x_hat,
-                                                     const std::optional<Tensor>& f, const std::optional<Tensor>& f_hat,
-                                                     bool needs_map) {
+std::tuple<Tensor, Tensor, Tensor> anomaly_score_cpu(const Tensor& x, const Tensor& x_hat, const Optional& f,
+                                                     const Optional& f_hat, bool needs_map) {
   const AnomalyScore call(x, x_hat, f, f_hat, needs_map, kMaxChannelsLast);
   const int64_t n = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
-
   std::vector<double> partial(n * chunks(pixels, kImageChunk));
   const ImageArgs images = call.image_args(partial.data());
   const auto image_chunks = RACCGAN_SELECT(image_chunks);

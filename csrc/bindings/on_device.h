@@ -4,7 +4,6 @@
 
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
-
 #include "common.h"
 
 #define RACCGAN_CUDA_KEY CUDA

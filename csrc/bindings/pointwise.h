@@ -10,18 +10,17 @@ namespace raccgan {
 // checked; see ../ops/pointwise.h.
 struct PointwiseCall {
   Tensor w, y;
-  std::optional<Tensor> bias, residual;
+  Optional bias, residual;
   ProductArgs args;  // of all pixels; `a`, which is x, is not set yet
 
   // `like` is any image with x's dtype and number of samples; x is [N, c, h, v]. packed: w as pointwise_native_packed
   // returned it, which saves time.
-  PointwiseCall(const Tensor& like, int64_t c, int64_t h, int64_t v, const Tensor& w, const std::optional<Tensor>& bias,
-                const std::optional<Tensor>& residual, const std::optional<Tensor>& packed);
+  PointwiseCall(const Tensor& like, int64_t c, int64_t h, int64_t v, const Tensor& w, const Optional& bias,
+                const Optional& residual, const Optional& packed);
 
   // Packs w once for many calls of `rows`, unless it is packed already.
   void pack();
 
-  // Computes all of y for x.
   void all(const Tensor& x);
 
   // Computes rows first <= m < first + count, for which x is at a; scratch: product_scratch(args) floats.

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "../ops/moments.h"
-#include "simd/integers.h"
 #include "simd/targets.h"
 
 namespace raccgan {

@@ -1,8 +1,6 @@
-// The arguments of the anomaly-score kernels, on a CPU and on a GPU.
+// The arguments of the anomaly-score kernels, on a CPU and on a GPU. C headers only, see cpu/simd/targets.h.
 //
 //     residual[n]  = mean over c,h,w of (a - b)^2      map[n, h, w] = mean over c of (a - b)^2
-//
-// C headers only, see cpu/simd/targets.h.
 #pragma once
 
 #include "dtype.h"

@@ -69,10 +69,8 @@ struct DepthwiseDoubleBackwardArgs {
   float* grad_scale;  // [N, C], out
 };
 
-// ---- resizing, folded into the weights ------------------------------------------------------------------------------
-//
-// One convolution by v [k + 1, k + 1] resizes too: v sums w over its 2 x 2 neighbours, and with stride 2 that is the
-// convolution and the average after it. Nearest x2 and the convolution are the transpose of that, by the flipped w.
+// Resizing, folded into the weights: v [k + 1, k + 1] sums w over its 2 x 2 neighbours. With stride 2 the convolution by
+// v is that by w and the average after it. Nearest x2 and the convolution are the transpose of that, by the flipped w.
 
 // Taps a side of v, or of w where nothing is resized.
 RACCGAN_HOST_DEVICE static constexpr int64_t taps(const DepthwiseLayer& s) {

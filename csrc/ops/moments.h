@@ -1,8 +1,7 @@
-// The arguments of the kernels of each channel's moments over groups of pixels, on a CPU and on a GPU.
+// The arguments of the kernels of each channel's moments over groups of pixels, on a CPU and on a GPU. C headers only,
+// see cpu/simd/targets.h.
 //
 //     mean[c] = mean of x[., c],   var[c] = mean of (x[., c] - mean[c])^2
-//
-// C headers only, see cpu/simd/targets.h.
 #pragma once
 
 #include "dtype.h"

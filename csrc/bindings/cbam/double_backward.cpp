@@ -44,9 +44,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     const Tensor& reduce_bias, const Tensor& expand_weight, const Tensor& expand_bias, const Tensor& spatial_weight,
     const Tensor& norm_weight, const Tensor& norm_bias, double eps, const Tensor& saved) {
   const Optional none;
-  const Tensor& x_taken = float32_or_bfloat16(x_in);
-  const CbamInputs in{x_taken,     reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight,
-                      norm_weight, norm_bias,     none,        none,          false,       eps};
+  const CbamInputs in({float32_or_bfloat16(x_in), reduce_weight, reduce_bias, expand_weight, expand_bias,
+                       spatial_weight, norm_weight, norm_bias, none, none, false, eps});
   const CbamCall call(in);
   call.check_backward(grad_y_in, x_in, saved);
   STD_TORCH_CHECK(same_sizes(grad_grad_x_in, x_in) && grad_grad_x_in.scalar_type() == x_in.scalar_type(),

@@ -1,6 +1,4 @@
 // The depthwise convolution, its transpose and its correlation on planes, by kernel size and resizing.
-//
-// Included by the per-target sources only.
 #pragma once
 
 #include "../simd/lanes.h"

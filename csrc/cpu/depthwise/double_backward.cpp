@@ -17,8 +17,7 @@ struct Sums {
 };
 
 // Copies t, where the first ReLU passes x, to its plane.
-template <class T>
-Tangent read_tangent(const Task& a, const Norm& norm, const void* tensor, const Planes& planes) {
+template <class T> Tangent read_tangent(const Task& a, const Norm& norm, const void* tensor, const Planes& planes) {
   const View<T> view(tensor, a.s.h, a.s.w, a.s.c, a.l);
   Floats t_sum{}, tz_sum{};
   for (int64_t i = 0; i < a.s.h; ++i) {
@@ -85,8 +84,7 @@ void write_gradient(const Task& a, const Norm& norm, const Tangent& tangent, con
   }
 }
 
-template <class T>
-void double_backward_task(const DepthwiseDoubleBackwardArgs& args, const Task& a, float* totals) {
+template <class T> void double_backward_task(const DepthwiseDoubleBackwardArgs& args, const Task& a, float* totals) {
   const DepthwiseLayer& s = a.s;
   float *const row = a.scratch, *scratch = row + row_floats(s);
   Planes planes;
@@ -108,8 +106,7 @@ void double_backward_task(const DepthwiseDoubleBackwardArgs& args, const Task& a
 int64_t double_backward_scratch(const DepthwiseLayer& layer) { return gradient_scratch_floats(layer, 4); }
 
 void double_backward(const DepthwiseDoubleBackwardArgs& args, float* scratch, int64_t begin, int64_t end) {
-  const bool float32 = args.layer.dtype == Dtype::kFloat32;
-  const auto each = float32 ? double_backward_task<Float32> : double_backward_task<BFloat16>;
+  const auto each = RACCGAN_OF_DTYPE(args.layer.dtype, double_backward_task);
   run_gradients(args.layer, args.grad_w, scratch, begin, end,
                 [&](const Task& a, float* totals) { each(args, a, totals); });
 }

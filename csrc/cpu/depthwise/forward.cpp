@@ -4,8 +4,7 @@
 namespace raccgan::RACCGAN_TARGET {
 namespace {
 
-template <class T>
-void forward_task(const DepthwiseRowsArgs& args, const Task& a) {
+template <class T> void forward_task(const DepthwiseRowsArgs& args, const Task& a) {
   const DepthwiseLayer& s = a.s;
   float *const row = a.scratch, *scratch = row + row_floats(s);
   const RowRange rows = row_range(s, args.first, args.last);
@@ -37,7 +36,7 @@ int64_t forward_scratch(const DepthwiseLayer& layer, int64_t rows) {
 }
 
 void forward(const DepthwiseRowsArgs& args, float* scratch, int64_t begin, int64_t end) {
-  const auto each = args.layer.dtype == Dtype::kFloat32 ? forward_task<Float32> : forward_task<BFloat16>;
+  const auto each = RACCGAN_OF_DTYPE(args.layer.dtype, forward_task);
   run(args.layer, scratch, begin, end, [&](const Task& a) { each(args, a); }, [](int64_t, int64_t) {});
 }
 

@@ -5,7 +5,6 @@
 #pragma once
 
 #include "../../ops/pointwise.h"
-#include "../simd/integers.h"
 #include "../simd/targets.h"
 
 namespace raccgan {
