@@ -31,7 +31,7 @@ void to_channels_last_as(const CbamShape& s, const void* from_tensor, void* to_t
           __builtin_prefetch(row + kAhead / kCbamLanes);
           block[i] = columns.template load<T>(row);
         }
-        interleave(block);
+        transpose(block);
         for (int64_t i = 0; i < here; ++i) rows.template store<T>(to + (p + i) * s.c + c, block[i]);
       });
     });

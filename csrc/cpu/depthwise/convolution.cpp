@@ -160,7 +160,7 @@ void load_taps(const DepthwiseLayer& s, const float* w, const Lanes& l, Floats* 
     for (int64_t lane = 0; lane < l.samples * l.channels; ++lane) {
       tile[lane] = lanes.load(w + (l.channel + lane % l.channels) * size + i);
     }
-    interleave(tile);
+    transpose(tile);
     memcpy(plain + i, tile, least(kWidth, size - i) * sizeof *tile);
   });
 }

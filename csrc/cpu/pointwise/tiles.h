@@ -135,7 +135,7 @@ void pack_transposed(const typename Stored::Stored* b, int64_t count, int64_t co
       for (int i = 0; i < kWidth; ++i) {
         tile[i] = column + i < columns ? lanes.template load<Stored>(b + (column + i) * count + k) : Floats{};
       }
-      interleave(tile);  // what is beyond `count` is zero
+      transpose(tile);  // what is beyond `count` is zero
       for (int64_t i = 0; i < least(kWidth, count - k); i += T::kTogether) {
         store_words(to + (k + i) / T::kTogether * kPanel + column, together<T>(tile + i));
       }

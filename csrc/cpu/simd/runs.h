@@ -131,5 +131,7 @@ template <int kCount> inline RACCGAN_INLINE void interleave(Floats (&v)[kCount])
   }
 }
 
+inline void transpose(Floats (&v)[kWidth]) { interleave(v); }
+
 }  // namespace
 }  // namespace raccgan
