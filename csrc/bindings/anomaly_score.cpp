@@ -2,9 +2,7 @@
 #include "../cpu/anomaly_score.h"
 #include "anomaly_score.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 // means[n] = (partial[n, 0] + partial[n, 1] + ...) / size, the sums in float64 and in that order.
 void write_means(const std::vector<double>& partial, int64_t n, int64_t size, float* means) {
   const int64_t a_sample = n == 0 ? 0 : static_cast<int64_t>(partial.size()) / n;
@@ -39,9 +37,7 @@ std::tuple<Tensor, Tensor, Tensor> anomaly_score_cpu(const Tensor& x, const Tens
   write_means(partial, n, elements, call.feature.mutable_data_ptr<float>());
   return call.outputs();
 }
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan
 
 STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
   m.def(

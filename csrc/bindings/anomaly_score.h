@@ -6,7 +6,6 @@
 #include "common.h"
 
 namespace raccgan {
-
 // Whether a sample's elements lie side by side without gaps, in some order of its dimensions.
 inline bool dense_sample(const Tensor& t) {
   std::vector<std::pair<int64_t, int64_t>> layout;  // (stride, size)
@@ -89,5 +88,4 @@ struct AnomalyScore {
 
   std::tuple<Tensor, Tensor, Tensor> outputs() const { return {residual, feature, map}; }
 };
-
 }  // namespace raccgan

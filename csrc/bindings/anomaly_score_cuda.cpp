@@ -5,9 +5,7 @@
 #include "anomaly_score.h"
 #include "cuda.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 std::tuple<Tensor, Tensor, Tensor> anomaly_score_cuda(const Tensor& x, const Tensor& x_hat, const Optional& f,
                                                       const Optional& f_hat, bool needs_map) {
   const OnDevice device(x);
@@ -26,9 +24,7 @@ std::tuple<Tensor, Tensor, Tensor> anomaly_score_cuda(const Tensor& x, const Ten
   check_launch(error, "anomaly_score");
   return call.outputs();
 }
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan
 
 STABLE_TORCH_LIBRARY_IMPL(raccgan, RACCGAN_CUDA_KEY, m) {
   m.impl("anomaly_score_native", TORCH_BOX(&raccgan::anomaly_score_cuda));

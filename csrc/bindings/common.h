@@ -18,7 +18,6 @@
 #include "../ops/dtype.h"
 
 namespace raccgan {
-
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
@@ -122,5 +121,4 @@ inline void add_up(const float* partial, int64_t count, int64_t size, float* to)
   }
   std::copy(sum.begin(), sum.end(), to);
 }
-
 }  // namespace raccgan

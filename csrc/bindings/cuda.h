@@ -6,7 +6,6 @@
 #include "common.h"
 
 namespace raccgan {
-
 inline void check_launch(const char* error, const char* op) {
   STD_TORCH_CHECK(error == nullptr, op, ": CUDA says: ", error);
 }
@@ -17,5 +16,4 @@ void queue_pass(const OnDevice& device, const Tensor& x, const char* op, const A
   const Tensor scratch = new_floats(x, {scratch_floats(args)});
   check_launch(pass(args, scratch.mutable_data_ptr<float>(), device.index(), device.stream()), op);
 }
-
 }  // namespace raccgan

@@ -3,9 +3,7 @@
 #include "../cpu/depthwise/depthwise.h"
 #include "pointwise.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 AlignedFloats zeros(int64_t count) {
   AlignedFloats memory = aligned_floats(count);
   std::fill_n(memory.get(), count, 0.0f);
@@ -140,9 +138,7 @@ Tensor depthwise_separable_cpu(const Tensor& x, const Tensor& w, const Optional&
   }
   return product.y;
 }
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan
 
 #define RACCGAN_LAYER                                                                         \
   "Tensor x, Tensor w, Tensor? scale, Tensor? shift, int upsample, int pool, bool pre_relu, " \

@@ -5,7 +5,6 @@
 #include "common.h"
 
 namespace raccgan {
-
 struct DepthwiseOptions {
   int64_t upsample, pool;
   bool pre_relu, normalise, relu;
@@ -95,11 +94,8 @@ struct DepthwiseBackward {
   DepthwiseBackwardArgs args;
 
   DepthwiseBackward(const DepthwiseCall& call, const Tensor& g_in, bool needs_x, bool needs_w, bool needs_affine)
-      : g(call.like_y(g_in, call.layer.c, "g")),
-        grad_x(call.new_x(needs_x)),
-        grad_w(call.new_weights(needs_w)),
-        grad_scale(call.new_parameter(needs_affine)),
-        grad_shift(call.new_parameter(needs_affine)),
+      : g(call.like_y(g_in, call.layer.c, "g")), grad_x(call.new_x(needs_x)), grad_w(call.new_weights(needs_w)),
+        grad_scale(call.new_parameter(needs_affine)), grad_shift(call.new_parameter(needs_affine)),
         args({call.layer, g.const_data_ptr(), call.x.const_data_ptr(), data_of(grad_x, needs_x),
               floats_of(grad_w, needs_w), floats_of(grad_scale, needs_affine), floats_of(grad_shift, needs_affine)}) {}
 };
@@ -113,12 +109,8 @@ struct DepthwiseDoubleBackward {
   DepthwiseDoubleBackwardArgs args;
 
   DepthwiseDoubleBackward(const DepthwiseCall& call, const Tensor& t_in, const Tensor& g_in, const NeedsDouble& needs)
-      : t(call.like_x(t_in, "t")),
-        g(call.like_y(g_in, call.layer.c, "g")),
-        grad_g(call.new_y(needs.g)),
-        grad_x(call.new_x(needs.x)),
-        grad_w(call.new_weights(needs.w)),
-        grad_scale(call.new_parameter(needs.scale)) {
+      : t(call.like_x(t_in, "t")), g(call.like_y(g_in, call.layer.c, "g")), grad_g(call.new_y(needs.g)),
+        grad_x(call.new_x(needs.x)), grad_w(call.new_weights(needs.w)), grad_scale(call.new_parameter(needs.scale)) {
     const bool curved = needs.x && call.layer.normalise;
     if (needs.x && !curved) torch::stable::zero_(grad_x);
     args = DepthwiseDoubleBackwardArgs({call.layer, t.const_data_ptr(), g.const_data_ptr(), call.x.const_data_ptr(),
@@ -157,5 +149,4 @@ FourTensors depthwise_double_backward(const Tensor& t, const Tensor& g, const Te
   if (!call.empty()) call.double_backward(pass.args, pass.grad_w);
   return {pass.grad_g, pass.grad_x, pass.grad_w, pass.grad_scale};
 }
-
 }  // namespace raccgan

@@ -5,9 +5,7 @@
 #include "cuda.h"
 #include "depthwise.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 struct CudaCall : OnDevice, DepthwiseCall {
   CudaCall(const Tensor& x, const Tensor& w, const Optional& scale, const Optional& shift,
            const DepthwiseOptions& options)
@@ -49,9 +47,7 @@ Tensor depthwise_fused_cuda(const Tensor& x, const Tensor& w, const Tensor& poin
   call.queue(args, cuda::fused_floats, cuda::fused);
   return y;
 }
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan
 
 STABLE_TORCH_LIBRARY_IMPL(raccgan, RACCGAN_CUDA_KEY, m) {
   m.impl("depthwise_native", TORCH_BOX(&raccgan::depthwise<raccgan::CudaCall>));

@@ -5,9 +5,7 @@
 #include "../cpu/simd/targets.h"
 #include "common.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 #ifndef RACCGAN_CUDA  // the toolkit's version
 #define RACCGAN_CUDA ""
 #define RACCGAN_CUDA_ARCHITECTURES ""
@@ -24,9 +22,7 @@ std::string native_build() {
        << "\", \"cuda_architectures\": \"" << RACCGAN_CUDA_ARCHITECTURES << "\"}";
   return json.str();
 }
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan
 
 STABLE_TORCH_LIBRARY(raccgan, m) {
   // JSON: cpu_targets and cpu_capability (the one in use), the CUDA toolkit's version or "", the GPU architectures.

@@ -2,9 +2,7 @@
 #include "../cpu/moments.h"
 #include "moments.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 struct Cpu {
   explicit Cpu(const Tensor&) {}
   static Tensor image(const Tensor& x) { return raccgan::image(x, "x"); }
@@ -41,9 +39,7 @@ struct Cpu {
     share_out(m, c, [&](int64_t begin, int64_t end) { affine(affine_args, begin, end); });
   }
 };
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan
 
 STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
   m.def("moments_native(Tensor x) -> (Tensor, Tensor)");

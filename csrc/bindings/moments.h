@@ -6,7 +6,6 @@
 #include "common.h"
 
 namespace raccgan {
-
 // Device: where an op runs; its image(x) is x, checked and in channels_last. All of x is one group of pixels.
 template <class Device> std::tuple<Tensor, Tensor> moments(const Tensor& x_in) {
   const Device device(x_in);
@@ -38,5 +37,4 @@ Tensor moments_backward(const Tensor& grad_mean, const Tensor& grad_var, const T
   device.spread(args, data_of(by_mean), data_of(by_var), data_of(center), grad.mutable_data_ptr());
   return grad;
 }
-
 }  // namespace raccgan

@@ -5,9 +5,7 @@
 #include "cuda.h"
 #include "moments.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 struct Cuda : OnDevice {
   using OnDevice::OnDevice;
 
@@ -24,9 +22,7 @@ struct Cuda : OnDevice {
     check_launch(cuda::moments_backward(args, grad_mean, grad_var, mean, grad, index(), stream()), "moments");
   }
 };
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan
 
 STABLE_TORCH_LIBRARY_IMPL(raccgan, RACCGAN_CUDA_KEY, m) {
   m.impl("moments_native", TORCH_BOX(&raccgan::moments<raccgan::Cuda>));

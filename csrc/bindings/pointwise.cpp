@@ -3,7 +3,6 @@
 
 namespace raccgan {
 namespace {
-
 // Multiply-adds that take as long as an element of share_out.
 constexpr int64_t kMultiplyAddsAnElement = 32;
 
@@ -117,7 +116,6 @@ Tensor pointwise_cpu(const Tensor& x_in, const Tensor& w, const Optional& bias, 
   call.all(x);
   return call.y;
 }
-
 }  // namespace
 
 PointwiseCall::PointwiseCall(const Tensor& like, int64_t c, int64_t h, int64_t v, const Tensor& w_in,
@@ -158,7 +156,6 @@ void PointwiseCall::rows(int64_t first, int64_t count, const void* a, float* scr
   if (args.residual != nullptr) some.residual = static_cast<const char*>(args.residual) + offset;
   RACCGAN_SELECT(product)(some, scratch, 0, RACCGAN_SELECT(product_tasks)(some));
 }
-
 }  // namespace raccgan
 
 STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {

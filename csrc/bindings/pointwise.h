@@ -5,7 +5,6 @@
 #include "common.h"
 
 namespace raccgan {
-
 // y[n, d, h, w] = bias[d] + residual[n, d, h, w] + sum over c of x[n, c, h, w] w[d, c, 0, 0], with all operands but x
 // checked; see ../ops/pointwise.h.
 struct PointwiseCall {
@@ -29,5 +28,4 @@ struct PointwiseCall {
  private:
   AlignedFloats panels_;
 };
-
 }  // namespace raccgan

@@ -11,7 +11,6 @@
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
-
 constexpr int kLanes = 32;  // sums side by side, in as many vectors as the target needs
 constexpr int kVectors = kLanes / kWidth;
 constexpr int64_t kShort = 64;  // additions in a row in float32
@@ -186,7 +185,6 @@ template <class Args> void chunks_of(Dtype dtype, const Args& args, int64_t begi
     case Dtype::kFloat16: return chunks_of<Float16>(args, begin, end);
   }
 }
-
 }  // namespace
 
 void image_chunks(const ImageArgs& args, int64_t begin, int64_t end) { chunks_of(args.images.dtype, args, begin, end); }
@@ -194,5 +192,4 @@ void image_chunks(const ImageArgs& args, int64_t begin, int64_t end) { chunks_of
 void feature_chunks(const FeatureArgs& args, int64_t begin, int64_t end) {
   chunks_of(args.features.dtype, args, begin, end);
 }
-
 }  // namespace raccgan::RACCGAN_TARGET

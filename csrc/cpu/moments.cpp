@@ -7,7 +7,6 @@
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
-
 constexpr int64_t kTogether = 4;  // vectors whose sums are in registers at a time
 constexpr int64_t kShort = 32;    // pixels added up before they join the chunk's sum, which keeps rounding small
 
@@ -98,7 +97,6 @@ template <class T> void find_center_as(const MomentsArgs& args, float* center) {
     store_lanes<Float32>(center + i, View<T>(args.x, 1, args.pixels, args.channels, l).center(1), l, 0);
   }
 }
-
 }  // namespace
 
 void find_center(const MomentsArgs& args, float* center) {
@@ -112,5 +110,4 @@ void moments(const MomentsArgs& args, const float* center, float* partial, int64
 void affine(const AffineArgs& args, int64_t begin, int64_t end) {
   args.of.dtype == Dtype::kFloat32 ? affine_as<Float32>(args, begin, end) : affine_as<BFloat16>(args, begin, end);
 }
-
 }  // namespace raccgan::RACCGAN_TARGET

@@ -8,7 +8,6 @@
 
 namespace raccgan::cuda {
 namespace {
-
 constexpr int kBlock = 128;  // threads
 
 // to[i] = from[i] in float32, and 0 from `left` on. kAligned: 16-byte loads, `from` aligned to them and left >= kCount.
@@ -180,7 +179,6 @@ template <class T> void sum_images(Queue& queue, const ImageArgs& args, int64_t 
                                                                : sum_channels_last<T, kCount, false>;
   queue(kernel, blocks, kBlock, args, group);
 }
-
 }  // namespace
 
 const char* anomaly_score(int64_t n, const ImageArgs& images, const FeatureArgs* features, float* residual,
@@ -198,5 +196,4 @@ const char* anomaly_score(int64_t n, const ImageArgs& images, const FeatureArgs*
   queue(finish, n, kWarp, images, f, features != nullptr, residual, feature);
   return queue.error();
 }
-
 }  // namespace raccgan::cuda

@@ -8,7 +8,6 @@
 
 namespace raccgan::cuda {
 namespace {
-
 constexpr int64_t kLeastPixels = 256, kMostBlocks = 512;
 
 int64_t pixels_a_block(const MomentsArgs& args) {
@@ -104,7 +103,6 @@ __global__ void __launch_bounds__(kThreads) spread_moments(MomentsArgs args, Til
     store<T, V>(to + from, v);
   }
 }
-
 }  // namespace
 
 int64_t moments_floats(const MomentsArgs& args) {
@@ -133,5 +131,4 @@ const char* moments_backward(const MomentsArgs& args, const float* grad_mean, co
   }, args.x, grad);
   return queue.error();
 }
-
 }  // namespace raccgan::cuda

@@ -6,7 +6,6 @@
 #include "dtype.h"
 
 namespace raccgan {
-
 // Two tensors of one dtype, compared sample by sample. A sample is dense, with its elements in the same order in both
 // tensors; the samples themselves may lie anywhere.
 struct ComparedTensors {
@@ -35,5 +34,4 @@ struct FeatureArgs {
 // Chunks of a sample. Their size depends on nothing but the device: not on batch or threads. A sample's sum is always
 // the same tree of additions.
 RACCGAN_HOST_DEVICE constexpr int64_t chunks(int64_t size, int64_t chunk) { return (size + chunk - 1) / chunk; }
-
 }  // namespace raccgan

@@ -1,12 +1,11 @@
-// The arguments of CBAM's kernels, on a CPU and on a GPU. The mathematics is in cpu/cbam/*.cpp. A sample is [P, C] in memory, P = H * W pixels of C channels each, without gaps. Everything that is smaller than x is
-// float32, and so is the arithmetic. All pointers are into the memory of x's device.
-// C headers only, see cpu/simd/targets.h.
+// The arguments of CBAM's kernels, on a CPU and on a GPU. The mathematics is in cpu/cbam/*.cpp. A sample is [P, C] in
+// memory, P = H * W pixels of C channels each, without gaps. Everything that is smaller than x is float32, and so is the
+// arithmetic. All pointers are into the memory of x's device. C headers only, see cpu/simd/targets.h.
 #pragma once
 
 #include "dtype.h"
 
 namespace raccgan {
-
 struct CbamShape {
   int64_t n, c, h, w;  // c, h and w are not zero
   int64_t r;  // hidden channels of the MLP
@@ -89,5 +88,4 @@ static constexpr bool needs_mlp(const CbamGradients& g) {
 
 // Whether the pass has to go back through the channel gate.
 static constexpr bool needs_channel_gate(const CbamGradients& g) { return g.x || needs_mlp(g); }
-
 }  // namespace raccgan

@@ -7,7 +7,6 @@
 #include "dtype.h"
 
 namespace raccgan {
-
 // x [groups, pixels, C] without gaps: a batch norm has one group, an instance norm one a sample.
 struct MomentsArgs {
   int64_t groups, pixels, channels;
@@ -15,5 +14,4 @@ struct MomentsArgs {
   const void* x;
   bool relu;  // whether the moments are of relu(x)
 };
-
 }  // namespace raccgan

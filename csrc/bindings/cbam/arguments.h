@@ -5,7 +5,6 @@
 #include "../common.h"
 
 namespace raccgan {
-
 inline Tensor in_float32(const Tensor& t, const Tensor& x, const std::vector<int64_t>& sizes, const char* name) {
   const auto actual = t.sizes();
   STD_TORCH_CHECK(std::equal(actual.begin(), actual.end(), sizes.begin(), sizes.end()), name, " has the wrong shape");
@@ -36,18 +35,15 @@ struct CbamCall {
   float eps;
 
   explicit CbamCall(const CbamInputs& in)
-      : shape(shape_of(in)),
-        norm(in.mean ? CbamNorm::kFixed : (in.batch ? CbamNorm::kBatch : CbamNorm::kInstance)),
+      : shape(shape_of(in)), norm(in.mean ? CbamNorm::kFixed : (in.batch ? CbamNorm::kBatch : CbamNorm::kInstance)),
         reduce_weight(in_float32(in.reduce_weight, in.x, {shape.r, shape.c}, "reduce_weight")),
         reduce_bias(in_float32(in.reduce_bias, in.x, {shape.r}, "reduce_bias")),
         expand_weight(in_float32(in.expand_weight, in.x, {shape.c, shape.r}, "expand_weight")),
         expand_bias(in_float32(in.expand_bias, in.x, {shape.c}, "expand_bias")),
         spatial_weight(in_float32(in.spatial_weight, in.x, {1, 2, shape.k, shape.k}, "spatial_weight")),
         norm_weight(in_float32(in.norm_weight, in.x, {1}, "norm_weight")),
-        norm_bias(in_float32(in.norm_bias, in.x, {1}, "norm_bias")),
-        mean(in_float32(in.mean, in.x, {1}, "mean")),
-        var(in_float32(in.var, in.x, {1}, "var")),
-        eps(static_cast<float>(in.eps)) {
+        norm_bias(in_float32(in.norm_bias, in.x, {1}, "norm_bias")), mean(in_float32(in.mean, in.x, {1}, "mean")),
+        var(in_float32(in.var, in.x, {1}, "var")), eps(static_cast<float>(in.eps)) {
     STD_TORCH_CHECK(mean.has_value() == var.has_value(), "give both mean and var, or neither");
   }
 
@@ -104,17 +100,12 @@ struct CbamGradientTensors {
   Tensor x, reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight, norm_weight, norm_bias, mean, var;
 
   CbamGradientTensors(const CbamShape& s, const Tensor& like, const CbamNeeds& needs)
-      : needs(needs),
-        x(needs.x ? empty_channels_last(like, s.c, s.h, s.w) : new_floats(like, {0})),
-        reduce_weight(floats(like, needs.mlp, {s.r, s.c})),
-        reduce_bias(floats(like, needs.mlp, {s.r})),
-        expand_weight(floats(like, needs.mlp, {s.c, s.r})),
-        expand_bias(floats(like, needs.mlp, {s.c})),
+      : needs(needs), x(needs.x ? empty_channels_last(like, s.c, s.h, s.w) : new_floats(like, {0})),
+        reduce_weight(floats(like, needs.mlp, {s.r, s.c})), reduce_bias(floats(like, needs.mlp, {s.r})),
+        expand_weight(floats(like, needs.mlp, {s.c, s.r})), expand_bias(floats(like, needs.mlp, {s.c})),
         spatial_weight(floats(like, needs.spatial_weight, {1, 2, s.k, s.k})),
-        norm_weight(floats(like, needs.norm, {1})),
-        norm_bias(floats(like, needs.norm, {1})),
-        mean(floats(like, needs.moments, {1})),
-        var(floats(like, needs.moments, {1})) {}
+        norm_weight(floats(like, needs.norm, {1})), norm_bias(floats(like, needs.norm, {1})),
+        mean(floats(like, needs.moments, {1})), var(floats(like, needs.moments, {1})) {}
 
   static Tensor floats(const Tensor& like, bool needed, const std::vector<int64_t>& sizes) {
     return new_floats(like, needed ? sizes : std::vector<int64_t>{0});
@@ -188,5 +179,4 @@ TenTensors cbam_backward(const Tensor& grad_y, const Optional& grad_mean, const 
   device.backward(call, {grad_y, x, saved, data_of(to_mean), data_of(to_var)}, found);
   return found.all(in);
 }
-
 }  // namespace raccgan

@@ -2,9 +2,7 @@
 #include <cmath>
 #include "stages.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 // The gradients of norm_weight, norm_bias, mean and var, summed over the groups of samples that share moments.
 struct NormGradients {
   double weight = 0, bias = 0, mean = 0, var = 0;
@@ -146,9 +144,7 @@ struct Cpu {
     finish(args, run_backward({call, of.grad_mean, of.grad_var, norm_gradient.data()}, of.x, of.grad_y, args));
   }
 };
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan
 
 STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
   m.def(

@@ -5,9 +5,7 @@
 #include "../cuda.h"
 #include "arguments.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 struct Cuda : OnDevice {
   using OnDevice::OnDevice;
 
@@ -25,9 +23,7 @@ struct Cuda : OnDevice {
     queue_pass(*this, x, "cbam", args, cuda::cbam_backward_floats, cuda::cbam_backward);
   }
 };
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan
 
 STABLE_TORCH_LIBRARY_IMPL(raccgan, RACCGAN_CUDA_KEY, m) {
   m.impl("cbam_native", TORCH_BOX(&raccgan::cbam<raccgan::Cuda>));

@@ -1,9 +1,7 @@
 // CBAM's double backward op on a CPU, for norm "instance": the gradients of <grad_grad_x, gradient of x>.
 #include "stages.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 int64_t memory_floats(const CbamShape& s) { return 6 * s.n * s.c + 5 * s.n * s.r + s.n * (2 * s.k * s.k + 2); }
 
 // All but the images.
@@ -63,9 +61,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   run_double_backward(args);
   return std::tuple_cat(std::make_tuple(grad_grad_y), found.x_and_weights(in));
 }
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan
 
 STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
   m.def(

@@ -1,9 +1,7 @@
 // CBAM's forward op on a CPU: the order of its stages, and what couples the tiles that the kernels work on.
 #include "stages.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 // saved.moments from the tiles of the samples first <= n < last, which share them.
 void join_moments(const CbamForwardArgs& args, int64_t first, int64_t last, float* to) {
   const CbamShape& s = args.shape;
@@ -68,9 +66,7 @@ struct Cpu {
     }
   }
 };
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan
 
 STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
   m.def(

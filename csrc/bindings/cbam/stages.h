@@ -5,9 +5,7 @@
 #include "../../cpu/cbam/kernels.h"
 #include "arguments.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 // do_samples(first, last, group) for all samples, `group` of them at a time so that they stay in a cache from one stage
 // to the next. Where one fits a core's own, each thread takes samples through all stages by itself, and none waits for
 // another between two stages; else all threads share out each stage of a group.
@@ -93,6 +91,4 @@ struct ScratchMemory {
   explicit ScratchMemory(int64_t count) : all(aligned_floats(count)), at(all.get()) {}
   float* next(int64_t count) { return std::exchange(at, at + count); }
 };
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan

@@ -13,7 +13,6 @@
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
-
 template <class T, bool kChannels> void flow_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
   const CbamShape& s = args.shape;
   for (int64_t task = begin; task < end; ++task) {
@@ -153,7 +152,6 @@ template <class T> void apply_back_as(const CbamBackwardArgs& args, int64_t begi
     });
   }
 }
-
 }  // namespace
 
 void cbam_flow(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
@@ -253,5 +251,4 @@ void cbam_weights_back(const CbamBackwardArgs& args, int64_t begin, int64_t end)
     }
   }
 }
-
 }  // namespace raccgan::RACCGAN_TARGET

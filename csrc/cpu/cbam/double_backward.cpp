@@ -27,7 +27,6 @@
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
-
 // The stages that read x, of element type T.
 template <class T> class SampleOf : Sample {
  public:
@@ -190,7 +189,6 @@ template <class T>
 void double_backward_as(const CbamDoubleBackwardArgs& args, float* scratch, int64_t begin, int64_t end) {
   for (int64_t n = begin; n < end; ++n) SampleOf<T>(args, scratch, n).run();
 }
-
 }  // namespace
 
 void cbam_double_backward(const CbamDoubleBackwardArgs& args, float* scratch, int64_t begin, int64_t end) {
@@ -222,5 +220,4 @@ void cbam_weights_double_back(const CbamDoubleBackwardArgs& args, int64_t begin,
     }
   }
 }
-
 }  // namespace raccgan::RACCGAN_TARGET

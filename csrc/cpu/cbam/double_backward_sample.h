@@ -4,9 +4,7 @@
 
 #include "planes.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 class Scratch {
  public:
   Scratch(const CbamShape& s, float* memory) : s_(s), at_(memory) {}
@@ -188,6 +186,4 @@ class Sample {
   float *const flow_ = scratch_.pixels(), *const flow_dot_ = scratch_.pixels();
   float *const e_ = scratch_.pixels(2), *const e_dot_ = scratch_.pixels(2);  // e_max, e_mean
 };
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan

@@ -11,7 +11,6 @@
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
-
 template <class T>
 void to_channels_last_as(const CbamShape& s, const void* from_tensor, void* to_tensor, int64_t to_first, int64_t begin,
                          int64_t end) {
@@ -197,7 +196,6 @@ template <class T> void apply_as(const CbamForwardArgs& args, int64_t begin, int
     }
   }
 }
-
 }  // namespace
 
 void cbam_to_channels_last(const CbamShape& shape, const void* from, void* to, int64_t to_first, int64_t begin,
@@ -236,5 +234,4 @@ void cbam_convolve(const CbamForwardArgs& args, float* scratch, int64_t begin, i
 void cbam_apply(const CbamForwardArgs& args, int64_t begin, int64_t end) {
   RACCGAN_OF_DTYPE(args.shape.dtype, apply_as)(args, begin, end);
 }
-
 }  // namespace raccgan::RACCGAN_TARGET

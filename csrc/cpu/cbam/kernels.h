@@ -5,7 +5,6 @@
 #include "../simd/targets.h"
 
 namespace raccgan {
-
 // Mean and sum of squared deviations of a tile of scores.
 struct CbamMoments {
   double mean, squares;
@@ -121,5 +120,4 @@ static constexpr int64_t double_backward_floats(const CbamShape& s) {
   }
 RACCGAN_FOR_EACH_TARGET(RACCGAN_DECLARE, )
 #undef RACCGAN_DECLARE
-
 }  // namespace raccgan

@@ -4,9 +4,7 @@
 #include "../simd/runs.h"
 #include "kernels.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 static_assert(kWidth <= kCbamLanes);
 
 constexpr int kPixels = 4;  // at a time: they share what is loaded by channel, and their sums need not wait
@@ -100,8 +98,7 @@ struct Chunk {
   int64_t sample, first, last;  // pixels
 
   Chunk(const CbamShape& s, int64_t task)
-      : sample(task / chunks(s)),
-        first(task % chunks(s) * pixels_per_chunk(s)),
+      : sample(task / chunks(s)), first(task % chunks(s) * pixels_per_chunk(s)),
         last(least(s.h * s.w, first + pixels_per_chunk(s))) {}
 
   int64_t count() const { return last - first; }
@@ -113,6 +110,4 @@ struct Chunk {
   int64_t in_plane(const CbamShape& s) const { return sample * s.h * s.w + first; }
   int64_t in_planes(const CbamShape& s) const { return sample * 2 * s.h * s.w + first; }
 };
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan

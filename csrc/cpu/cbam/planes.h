@@ -4,9 +4,7 @@
 
 #include "lanes.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 constexpr int kRows = 4;  // of output at a time
 
 // A tile of a plane's rows, and where the rows around it lie in scratch memory.
@@ -16,9 +14,7 @@ struct Tile {
   int64_t size;                 // of a plane there
 
   Tile(const CbamShape& s, int64_t task)
-      : sample(task / tiles(s)),
-        first(task % tiles(s) * rows_per_tile(s)),
-        last(least(s.h, first + rows_per_tile(s))),
+      : sample(task / tiles(s)), first(task % tiles(s) * rows_per_tile(s)), last(least(s.h, first + rows_per_tile(s))),
         stride(rounded_up(s.w, (s.w > kWidth ? 2 : 1) * kWidth) + s.k - 1),
         size((rounded_up(last - first, kRows) + s.k - 1) * stride) {}
 
@@ -162,6 +158,4 @@ inline float strided_sum(const float* v, int64_t stride, int64_t count) {
   for (int64_t i = 0; i < count; ++i) sum += v[i * stride];
   return static_cast<float>(sum);
 }
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan

@@ -3,7 +3,6 @@
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
-
 struct Sums {
   Floats q{}, qz{};
 };
@@ -59,7 +58,6 @@ template <class T> void backward_task(const DepthwiseBackwardArgs& args, const T
     });
   }
 }
-
 }  // namespace
 
 int64_t backward_scratch(const DepthwiseLayer& layer) { return gradient_scratch_floats(layer, 3); }
@@ -69,5 +67,4 @@ void backward(const DepthwiseBackwardArgs& args, float* scratch, int64_t begin, 
   run_gradients(args.layer, args.grad_w, scratch, begin, end,
                 [&](const Task& a, float* totals) { each(args, a, totals); });
 }
-
 }  // namespace raccgan::RACCGAN_TARGET

@@ -11,7 +11,6 @@
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
-
 constexpr int kWideTile = kManyRegisters ? 8 : 4;
 
 // sums[t] += sum over j of weights[j] x[t * kStep + j].
@@ -181,7 +180,6 @@ void pack_block(const DepthwiseLayer& s, const float* w, const Lanes& l, float* 
   float* const down = up ? transposed : to;
   for (int64_t i = 0; i < n * n; ++i) store(down + i * kWidth, v[i]);
 }
-
 }  // namespace
 
 Convolution convolution_of(const DepthwiseLayer& s) {
@@ -212,5 +210,4 @@ void unpack_totals(const DepthwiseLayer& s, const float* totals, int64_t block, 
     }
   }
 }
-
 }  // namespace raccgan::RACCGAN_TARGET

@@ -3,7 +3,6 @@
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
-
 struct Planes {
   Plane h, g, t, q, s;  // q is that of ops/depthwise.h times scale
 };
@@ -100,7 +99,6 @@ template <class T> void double_backward_task(const DepthwiseDoubleBackwardArgs& 
   if (args.grad_scale != nullptr) store_parameter(args.grad_scale, sums.grad_scale, a.l, s.c);
   if (args.grad_x != nullptr) write_gradient<T>(a, norm, tangent, sums, planes, args.grad_x);
 }
-
 }  // namespace
 
 int64_t double_backward_scratch(const DepthwiseLayer& layer) { return gradient_scratch_floats(layer, 4); }
@@ -110,5 +108,4 @@ void double_backward(const DepthwiseDoubleBackwardArgs& args, float* scratch, in
   run_gradients(args.layer, args.grad_w, scratch, begin, end,
                 [&](const Task& a, float* totals) { each(args, a, totals); });
 }
-
 }  // namespace raccgan::RACCGAN_TARGET

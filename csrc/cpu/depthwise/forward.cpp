@@ -3,7 +3,6 @@
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
-
 template <class T> void forward_task(const DepthwiseRowsArgs& args, const Task& a) {
   const DepthwiseLayer& s = a.s;
   float *const row = a.scratch, *scratch = row + row_floats(s);
@@ -25,7 +24,6 @@ template <class T> void forward_task(const DepthwiseRowsArgs& args, const Task& 
   const Floats bias = args.bias ? load_lanes<Float32>(args.bias + a.l.channel, a.l, 0) : Floats{};
   write_convolved<T>(a, rows, activated, bias, args.y, row);
 }
-
 }  // namespace
 
 int64_t tasks(const DepthwiseLayer& layer) { return sample_chunks(layer) * channel_blocks(layer.c); }
@@ -39,5 +37,4 @@ void forward(const DepthwiseRowsArgs& args, float* scratch, int64_t begin, int64
   const auto each = RACCGAN_OF_DTYPE(args.layer.dtype, forward_task);
   run(args.layer, scratch, begin, end, [&](const Task& a) { each(args, a); }, [](int64_t, int64_t) {});
 }
-
 }  // namespace raccgan::RACCGAN_TARGET

@@ -6,9 +6,7 @@
 #include <math.h>
 #include "convolution.h"
 
-namespace raccgan::RACCGAN_TARGET {
-namespace {
-
+namespace raccgan::RACCGAN_TARGET { namespace {
 inline Floats broadcast(float v) { return Floats{} + v; }
 
 // PyTorch's ReLU: NaN stays NaN.
@@ -178,6 +176,4 @@ void run_gradients(const DepthwiseLayer& s, float* grad_w, float* scratch, int64
     memset(totals, 0, totals_floats(s) * sizeof(float));
   });
 }
-
-}  // namespace
-}  // namespace raccgan::RACCGAN_TARGET
+}}  // namespace raccgan::RACCGAN_TARGET

@@ -4,7 +4,6 @@
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
-
 constexpr int64_t kBlock = 256;  // pixels whose panel stays in the first-level cache
 
 // a of a block of pixels: in place, or packed into words.
@@ -129,7 +128,6 @@ template <class T> void correlation_as(const CorrelationArgs& args, float* scrat
     correlate_chunk<T>(args, begin / across, begin % across, count, scratch);
   }
 }
-
 }  // namespace
 
 int64_t correlation_tasks(const CorrelationArgs& args) {
@@ -146,5 +144,4 @@ void correlation(const CorrelationArgs& args, float* scratch, int64_t begin, int
   const auto run = args.dtype == Dtype::kFloat32 ? correlation_as<Float32Word> : correlation_as<BFloat16Pair>;
   run(args, scratch, begin, end);
 }
-
 }  // namespace raccgan::RACCGAN_TARGET

@@ -4,7 +4,6 @@
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
-
 // Rows, in whole tiles and of `bytes` each, that stay in the second-level cache from panel to panel.
 int64_t rows_that_stay(int64_t bytes) {
   constexpr int64_t kNear = 1 << 18;
@@ -201,7 +200,6 @@ template <class T> void product_as(const ProductArgs& args, float* scratch, int6
   if (transposes(args)) return product_by_rows_of_b<T>(args, scratch, begin, end);
   product_by_columns<T>(args, scratch, begin, end);
 }
-
 }  // namespace
 
 int64_t packed_factor(const ProductArgs& args) { return few(args.n) ? 0 : panels(args.n) * floats_a_panel(args); }
@@ -227,5 +225,4 @@ void product(const ProductArgs& args, float* scratch, int64_t begin, int64_t end
   const auto run = args.dtype == Dtype::kFloat32 ? product_as<Float32Word> : product_as<BFloat16Pair>;
   run(args, scratch, begin, end);
 }
-
 }  // namespace raccgan::RACCGAN_TARGET

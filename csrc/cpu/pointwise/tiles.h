@@ -7,9 +7,7 @@
 #include "../../ops/dtype.h"
 #include "../simd/runs.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 constexpr int kRows = kManyRegisters ? 8 : 4;
 constexpr int kVectors = 2;
 constexpr int64_t kPanel = kVectors * kWidth;  // columns
@@ -142,6 +140,4 @@ void pack_transposed(const typename Stored::Stored* b, int64_t count, int64_t co
     });
   }
 }
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan

@@ -9,7 +9,6 @@
 
 namespace raccgan {
 namespace RACCGAN_TARGET {
-
 // Rows of vectors. The columns left of column 0 and right of the last one are zero and stay zero: whoever fills a plane
 // writes its own columns only.
 struct Plane {
@@ -19,11 +18,9 @@ struct Plane {
 
   float* at(int64_t row, int64_t column) const { return data + (row * stride + column) * kWidth; }
 };
-
 }  // namespace RACCGAN_TARGET
 
 namespace {
-
 using RACCGAN_TARGET::Plane;
 
 // Lane s * channels + c holds channel `channel` + c of sample `sample` + s.
@@ -146,6 +143,5 @@ template <class T> struct View {
     }
   }
 };
-
 }  // namespace
 }  // namespace raccgan

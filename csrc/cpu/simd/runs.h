@@ -5,9 +5,7 @@
 
 #define RACCGAN_INLINE __attribute__((always_inline))
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 template <int N> struct Count {
   static constexpr int count = N;
 };
@@ -132,6 +130,4 @@ template <int kCount> inline RACCGAN_INLINE void interleave(Floats (&v)[kCount])
 }
 
 inline void transpose(Floats (&v)[kWidth]) { interleave(v); }
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan

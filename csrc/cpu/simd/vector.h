@@ -8,9 +8,7 @@
 #include <immintrin.h>
 #endif
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 #if defined(__AVX512F__)
 constexpr int kBytes = 64;
 #elif defined(__AVX__)
@@ -109,6 +107,4 @@ struct Float16 {
 #endif
   }
 };
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan

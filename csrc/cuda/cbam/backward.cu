@@ -5,7 +5,6 @@
 
 namespace raccgan::cuda {
 namespace {
-
 // What a thread needs of one sample's planes to get d u from g, u and a pixel.
 struct Planes {
   CbamSpatialGate spatial;
@@ -24,9 +23,7 @@ struct AtPixel {
   float open, largest, e_max, e_mean;
 
   __device__ AtPixel(const Planes& planes, int64_t p)
-      : open(gated(planes.spatial, planes.scores[p])),
-        largest(planes.largest[p]),
-        e_max(planes.e_max[p]),
+      : open(gated(planes.spatial, planes.scores[p])), largest(planes.largest[p]), e_max(planes.e_max[p]),
         e_mean(planes.e_mean[p]) {}
 
   __device__ float d_u(float g, float u) const { return fmaf(g, open, e_mean + (u == largest ? e_max : 0.0f)); }
@@ -190,7 +187,6 @@ template <class T, int V> void run(Queue& queue, const Arguments& args) {
   if (to.spatial_weight) queue(finish_spatial, ceiling(taps, kThreads), kThreads, args);
   if (needs_mlp(to)) queue(finish_mlp, ceiling(2 * s.r * s.c + s.r + s.c, kThreads), kThreads, args);
 }
-
 }  // namespace
 
 int64_t cbam_backward_floats(const CbamBackwardArgs& args) { return Work(args.shape, nullptr).floats; }
@@ -204,5 +200,4 @@ const char* cbam_backward(const CbamBackwardArgs& args, float* scratch, int devi
   }, args.x, args.grad_y, args.gradients.x, args.saved.gate);
   return queue.error();
 }
-
 }  // namespace raccgan::cuda

@@ -3,9 +3,7 @@
 
 #include "pixels.h"
 
-namespace raccgan::cuda {
-namespace {
-
+namespace raccgan::cuda { namespace {
 struct Work {
   double* norm_sums;   // [N, 2], over a sample: of what flows to the normalised scores, and of that times them
   float* norm_gradient;  // [N, 3]: alpha, beta, gamma
@@ -209,6 +207,4 @@ __global__ void __launch_bounds__(kThreads) finish_spatial(Arguments args) {
   for (int64_t n = 0; n < s.n; ++n) sum += args.work.spatial[n * taps + tap];
   args.pass.gradients.spatial_weight[tap] = static_cast<float>(sum);
 }
-
-}  // namespace
-}  // namespace raccgan::cuda
+}}  // namespace raccgan::cuda

@@ -1,5 +1,5 @@
-// CBAM on a GPU, forward, in the notation of cpu/cbam/forward.cpp. Run on the PTX machine of tests/ptx, but not yet on a
-// GPU: no speed is claimed.
+// CBAM on a GPU, forward, in the notation of cpu/cbam/forward.cpp. Run on the PTX machine of tests/ptx, but not yet on
+// a GPU: no speed is claimed.
 //
 // Three sweeps over x, a group of samples at a time, so that the second and the third find it in the second-level
 // cache; where the norm couples all samples, the third goes over them anew. Sums over tiles are finished in float64
@@ -8,7 +8,6 @@
 
 namespace raccgan::cuda {
 namespace {
-
 // partial [N, tiles, 2, C]: sum and max over the pixels of a tile.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads) pool(Tiling t, const void* tensor, float* partial) {
@@ -173,7 +172,6 @@ template <class T, int V> __global__ void __launch_bounds__(kThreads) apply(Cbam
     store<T, V>(static_cast<typename T::Stored*>(args.y) + i, v);
   }
 }
-
 }  // namespace
 
 int64_t cbam_forward_floats(const CbamForwardArgs& args) {
@@ -214,5 +212,4 @@ const char* cbam_forward(const CbamForwardArgs& args, float* scratch, int device
   }, args.x, args.y, args.saved.gate);
   return queue.error();
 }
-
 }  // namespace raccgan::cuda

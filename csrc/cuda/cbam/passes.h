@@ -4,7 +4,6 @@
 #include "../../ops/cbam.h"
 
 namespace raccgan::cuda {
-
 struct CbamForwardArgs : CbamArgs {
   const float *given_mean, *given_var;  // [1] each, for norm "fixed"
   const void* x;
@@ -25,5 +24,4 @@ const char* cbam_forward(const CbamForwardArgs& args, float* scratch, int device
 
 int64_t cbam_backward_floats(const CbamBackwardArgs& args);
 const char* cbam_backward(const CbamBackwardArgs& args, float* scratch, int device, void* stream);
-
 }  // namespace raccgan::cuda

@@ -5,9 +5,7 @@
 #include "../common/columns.h"
 #include "passes.h"
 
-namespace raccgan::cuda {
-namespace {
-
+namespace raccgan::cuda { namespace {
 constexpr int64_t kTilePixels = 256;  // pixels
 
 // Samples first <= n < first + count: what a launch works on.
@@ -110,6 +108,4 @@ __device__ float convolve_at(const CbamShape& s, const float* plane, const float
 inline const char* too_large(const CbamShape& s) {
   return pixels(s) <= INT32_MAX ? nullptr : "an image has 2^31 pixels or more";
 }
-
-}  // namespace
-}  // namespace raccgan::cuda
+}}  // namespace raccgan::cuda

@@ -4,9 +4,7 @@
 
 #include "elements.h"
 
-namespace raccgan::cuda {
-namespace {
-
+namespace raccgan::cuda { namespace {
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
@@ -23,13 +21,8 @@ struct Tiling {
 
   // V: channels a thread.
   Tiling(int64_t groups, int64_t pixels, int64_t channels, int64_t tile, int V)
-      : groups(groups),
-        pixels(pixels),
-        channels(channels),
-        tile(tile),
-        tiles(ceiling(pixels, tile)),
-        lanes(static_cast<int>(channels / V < kWarp ? channels / V : kWarp)),
-        chunks(ceiling(channels / V, lanes)) {}
+      : groups(groups), pixels(pixels), channels(channels), tile(tile), tiles(ceiling(pixels, tile)),
+        lanes(static_cast<int>(channels / V < kWarp ? channels / V : kWarp)), chunks(ceiling(channels / V, lanes)) {}
 
   int64_t blocks() const { return groups * tiles * chunks; }
 };
@@ -208,6 +201,4 @@ class Queue {
   cudaStream_t stream_;
   const char* error_ = nullptr;
 };
-
-}  // namespace
-}  // namespace raccgan::cuda
+}}  // namespace raccgan::cuda

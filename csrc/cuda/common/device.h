@@ -5,7 +5,6 @@
 #include <cuda_runtime.h>
 
 namespace raccgan::cuda {
-
 // A 16-byte load or store: the address has to be a multiple of 16.
 template <class T> __device__ const uint4* as_vector(const T* address) {
   return reinterpret_cast<const uint4*>(address);
@@ -38,5 +37,4 @@ __device__ inline void* launched_shared() {
   extern __shared__ uint4 shared_by_launch[];
   return shared_by_launch;
 }
-
 }  // namespace raccgan::cuda

@@ -4,9 +4,7 @@
 #include "../../ops/dtype.h"
 #include "device.h"
 
-namespace raccgan::cuda {
-namespace {
-
+namespace raccgan::cuda { namespace {
 struct Float32 {
   using Stored = float;
   static __device__ float widen(float v) { return v; }
@@ -149,6 +147,4 @@ void for_vectors(Dtype dtype, int64_t channels, const Run& run, const Tensors*..
     }
   });
 }
-
-}  // namespace
-}  // namespace raccgan::cuda
+}}  // namespace raccgan::cuda

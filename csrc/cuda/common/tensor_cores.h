@@ -11,9 +11,7 @@
 
 #include "elements.h"
 
-namespace raccgan::cuda {
-namespace {
-
+namespace raccgan::cuda { namespace {
 // The nearest tf32 number, ties away from zero.
 inline __device__ unsigned round_to_tf32(float v) {
   unsigned bits;
@@ -66,6 +64,4 @@ inline __device__ void multiply(Float32, bool tf32, const unsigned (&a)[4], cons
   }
   multiply(Tf32{}, true, large_a, large_b, c);
 }
-
-}  // namespace
-}  // namespace raccgan::cuda
+}}  // namespace raccgan::cuda

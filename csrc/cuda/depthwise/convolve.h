@@ -6,9 +6,7 @@
 #include "images.h"
 #include "norm.h"
 
-namespace raccgan::cuda {
-namespace {
-
+namespace raccgan::cuda { namespace {
 struct ConvolveArgs {
   DepthwiseLayer layer;
   Norm norm;
@@ -137,6 +135,4 @@ template <template <class, int> class Reader> void convolve_by(Queue& queue, Res
     });
   });
 }
-
-}  // namespace
-}  // namespace raccgan::cuda
+}}  // namespace raccgan::cuda

@@ -3,9 +3,7 @@
 
 #include "images.h"
 
-namespace raccgan::cuda {
-namespace {
-
+namespace raccgan::cuda { namespace {
 struct CorrelateArgs {
   DepthwiseLayer layer;
   Norm norm;
@@ -116,6 +114,4 @@ template <template <class, int> class ReaderOfX> void correlate_by(Queue& queue,
     }
   });
 }
-
-}  // namespace
-}  // namespace raccgan::cuda
+}}  // namespace raccgan::cuda

@@ -6,7 +6,6 @@
 
 namespace raccgan::cuda {
 namespace {
-
 constexpr int64_t kTangentPixels = 512;  // a block
 
 struct Needs {
@@ -137,7 +136,6 @@ template <class Args> int64_t floats_of(const Args& args) { return Workspace(arg
 template <class Args> float* q_of(const Args& args, const Workspace& work) {
   return args.layer.dtype == Dtype::kFloat32 ? static_cast<float*>(args.grad_x) : work.q;
 }
-
 }  // namespace
 
 int64_t forward_floats(const DepthwiseForwardArgs& args) { return floats_of(args); }
@@ -182,5 +180,4 @@ const char* double_backward(const DepthwiseDoubleBackwardArgs& args, float* scra
   if (args.grad_x) pass.finish(q, args.grad_x);
   return queue.error();
 }
-
 }  // namespace raccgan::cuda

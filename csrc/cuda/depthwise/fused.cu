@@ -3,7 +3,8 @@
 //
 //     y = (L a) W^T + bias + residual, in the notation of ops/depthwise.h
 //
-// Not yet run on a GPU. A block has a tile of one sample's results and up to 128 of their channels, whose sums it keeps in registers. It goes
+// Not yet run on a GPU.
+// A block has a tile of one sample's results and up to 128 of their channels, whose sums it keeps in registers. It goes
 // through the channels of x by 32: while it copies their part of W into shared memory, it convolves them as tiles.h
 // does and writes the results beside that, rounded to the product's operands. A warp multiplies its own results of the
 // convolution. In the epilogue each warp transposes its sums in shared memory, so that residual and result move 16
@@ -13,7 +14,6 @@
 
 namespace raccgan::cuda {
 namespace {
-
 constexpr int kTileWidth = 8;  // columns of a product's result
 constexpr int kMostTiles = 128 / kTileWidth;  // a block's, of columns
 constexpr int kStepWords = 8;  // 4-byte words of a row that a product takes
@@ -256,7 +256,6 @@ struct Workspace {
     floats = scratch.floats();
   }
 };
-
 }  // namespace
 
 int64_t fused_floats(const FusedArgs& args) { return Workspace(args, nullptr).floats; }
@@ -287,5 +286,4 @@ const char* fused(const FusedArgs& args, float* scratch, int device, void* strea
   }, args.x);
   return queue.error();
 }
-
 }  // namespace raccgan::cuda

@@ -6,9 +6,7 @@
 #include "depthwise.h"
 #include "tiles.h"
 
-namespace raccgan::cuda {
-namespace {
-
+namespace raccgan::cuda { namespace {
 // Moments of each sample's channel, [N, C] each; null without the norm.
 struct Norm {
   const float *mean, *var;
@@ -240,6 +238,4 @@ template <class Run> void for_kernel(int64_t k, Resize resize, const Run& run) {
   if (k == 5) with_resize(std::integral_constant<int, 5>{});
   if (k == 7) with_resize(std::integral_constant<int, 7>{});
 }
-
-}  // namespace
-}  // namespace raccgan::cuda
+}}  // namespace raccgan::cuda

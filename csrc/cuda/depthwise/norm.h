@@ -3,9 +3,7 @@
 
 #include "images.h"
 
-namespace raccgan::cuda {
-namespace {
-
+namespace raccgan::cuda { namespace {
 constexpr int kSums = 3;  // of q, q z and q t
 
 // Sums of t and of t z over a block's pixels of a sample: partial [N, blocks, 2, C].
@@ -131,6 +129,4 @@ template <class T, int V> __global__ void __launch_bounds__(kThreads) finish_nor
     store<T, V>(static_cast<typename T::Stored*>(args.grad_x) + i, v);
   }
 }
-
-}  // namespace
-}  // namespace raccgan::cuda
+}}  // namespace raccgan::cuda

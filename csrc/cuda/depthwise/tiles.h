@@ -1,5 +1,5 @@
-// A depthwise convolution, its transpose and its correlation, on tiles in shared memory, as cpu/depthwise/convolution.cpp
-// defines them. Kernel sizes K of 3, 5 and 7; p = K / 2.
+// A depthwise convolution, its transpose and its correlation, on tiles in shared memory, as defined in
+// cpu/depthwise/convolution.cpp. Kernel sizes K of 3, 5 and 7; p = K / 2.
 //
 // A block has 32 channels of a tile of one sample. Lanes map to channels: shared memory has no bank conflicts, and
 // global accesses coalesce. A thread keeps a few rows of results in registers, so that one number of the tile meets the
@@ -10,9 +10,7 @@
 #include "../../ops/depthwise.h"
 #include "../common/columns.h"
 
-namespace raccgan::cuda {
-namespace {
-
+namespace raccgan::cuda { namespace {
 constexpr int kThreadRows = 2;  // rows of results a thread
 
 // Results: kHigh x kWide pixels, kThreadRows rows a warp. Inputs: kRows x kColumns pixels, from `first` of the results'
@@ -159,6 +157,4 @@ __device__ void correlate_rows(const float* small, const float* large,
     }
   }
 }
-
-}  // namespace
-}  // namespace raccgan::cuda
+}}  // namespace raccgan::cuda
