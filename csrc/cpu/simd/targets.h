@@ -3,7 +3,7 @@
 // Every kernel source of this folder is compiled once a target, with that target's compiler flags (setup.py), and
 // puts its functions into the namespace RACCGAN_TARGET. Such a source includes C headers only and keeps its helpers,
 // those in headers too, in an anonymous namespace: an inline function with external linkage, from the standard library
-// say, would be merged by the linker across targets, and the portable path could end up running another target's instructions.
+// say, would be merged by the linker across targets, and the portable path could end up running another target's code.
 #pragma once
 
 // DO(target, argument) for each target, from the plainest to the best.
