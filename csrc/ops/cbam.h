@@ -1,6 +1,6 @@
 // The arguments of CBAM's kernels, on a CPU and on a GPU. The mathematics is in cpu/cbam/*.cpp. A sample is [P, C] in
-// memory, P = H * W pixels of C channels each, without gaps. Everything that is smaller than x is float32, and so is the
-// arithmetic. All pointers are into the memory of x's device. C headers only, see cpu/simd/targets.h.
+// memory, P = H * W pixels of C channels each, without gaps. Everything that is smaller than x is float32, and so is
+// the arithmetic. All pointers are into the memory of x's device. C headers only, see cpu/simd/targets.h.
 #pragma once
 
 #include "dtype.h"
