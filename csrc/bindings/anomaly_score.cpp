@@ -1,12 +1,8 @@
 // The anomaly score's schema, and its binding of the CPU kernels.
-#include <tuple>
-
 #include "../cpu/anomaly_score.h"
 #include "anomaly_score.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 // means[n] = (partial[n, 0] + partial[n, 1] + ...) / size, the sums in float64 and in that order.
 void write_means(const std::vector<double>& partial, int64_t n, int64_t size, float* means) {
   const int64_t a_sample = n == 0 ? 0 : static_cast<int64_t>(partial.size()) / n;
@@ -17,12 +13,10 @@ void write_means(const std::vector<double>& partial, int64_t n, int64_t size, fl
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> anomaly_score_cpu(const Tensor& x, const Tensor& x_hat,
-                                                     const std::optional<Tensor>& f, const std::optional<Tensor>& f_hat,
-                                                     bool needs_map) {
+std::tuple<Tensor, Tensor, Tensor> anomaly_score_cpu(const Tensor& x, const Tensor& x_hat, const Optional& f,
+                                                     const Optional& f_hat, bool needs_map) {
   const AnomalyScore call(x, x_hat, f, f_hat, needs_map, kMaxChannelsLast);
   const int64_t n = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
-
   std::vector<double> partial(n * chunks(pixels, kImageChunk));
   const ImageArgs images = call.image_args(partial.data());
   const auto image_chunks = RACCGAN_SELECT(image_chunks);
@@ -43,9 +37,7 @@ std::tuple<Tensor, Tensor, Tensor> anomaly_score_cpu(const Tensor& x, const Tens
   write_means(partial, n, elements, call.feature.mutable_data_ptr<float>());
   return call.outputs();
 }
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan
 
 STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
   m.def(

@@ -1,32 +1,20 @@
 // What the anomaly score's bindings of the CPU and of the CUDA kernels share: its arguments, checked and laid out.
 #pragma once
 
-#include <tuple>
 #include <utility>
-
 #include "../ops/anomaly_score.h"
 #include "common.h"
 
 namespace raccgan {
-
-inline Tensor empty_float(const Tensor& like, const std::vector<int64_t>& sizes) {
-  return torch::stable::new_empty(like, sizes, ScalarType::Float);
-}
-
-// The dimensions of one sample with more than one element, as (stride, size), the innermost first.
-inline std::vector<std::pair<int64_t, int64_t>> sample_layout(const Tensor& t) {
-  std::vector<std::pair<int64_t, int64_t>> layout;
+// Whether a sample's elements lie side by side without gaps, in some order of its dimensions.
+inline bool dense_sample(const Tensor& t) {
+  std::vector<std::pair<int64_t, int64_t>> layout;  // (stride, size)
   for (int64_t d = 1; d < t.dim(); ++d) {
     if (t.size(d) != 1) layout.emplace_back(t.stride(d), t.size(d));
   }
   std::sort(layout.begin(), layout.end());
-  return layout;
-}
-
-// Whether a sample is one run of elements without gaps, in some order of its dimensions.
-inline bool dense_sample(const Tensor& t) {
   int64_t expected = 1;
-  for (const auto& [stride, size] : sample_layout(t)) {
+  for (const auto& [stride, size] : layout) {
     if (stride != expected) return false;
     expected *= size;
   }
@@ -54,30 +42,27 @@ inline ComparedTensors compared(const Tensor& a, const Tensor& b, const char* wh
 // The checked inputs in a layout that the kernels read, and the outputs.
 struct AnomalyScore {
   Tensor x, x_hat;
-  std::optional<Tensor> f, f_hat;
+  Optional f, f_hat;
   bool channels_last;
   Tensor residual, feature, map;
 
-  AnomalyScore(const Tensor& x_in, const Tensor& x_hat_in, const std::optional<Tensor>& f_in,
-               const std::optional<Tensor>& f_hat_in, bool needs_map, int64_t max_channels_last)
-      : x(x_in), x_hat(x_hat_in), f(f_in), f_hat(f_hat_in) {
+  AnomalyScore(const Tensor& x, const Tensor& x_hat, const Optional& f, const Optional& f_hat, bool needs_map,
+               int64_t max_channels_last)
+      : x(x), x_hat(x_hat), f(f), f_hat(f_hat), channels_last(false) {
     check();
-    channels_last = false;
+    lay_out(max_channels_last);
+    residual = new_floats(x, {x.size(0)});
+    feature = new_floats(x, {x.size(0)});
+    map = new_floats(x, needs_map ? std::vector<int64_t>{x.size(0), x.size(2), x.size(3)} : std::vector<int64_t>{0});
+  }
+
+  void lay_out(int64_t max_channels_last) {
     if (!has_layout(x, false) || !has_layout(x_hat, false)) {
       const bool fits = x.size(1) > 0 && x.size(1) <= max_channels_last;
       channels_last = fits && has_layout(x, true) && has_layout(x_hat, true);
-      if (!channels_last) {
-        x = dense(x);
-        x_hat = dense(x_hat);
-      }
+      if (!channels_last) x = dense(x), x_hat = dense(x_hat);
     }
-    if (f && !(same_strides(*f, *f_hat) && dense_sample(*f))) {
-      f = dense(*f);
-      f_hat = dense(*f_hat);
-    }
-    residual = empty_float(x, {x.size(0)});
-    feature = empty_float(x, {x.size(0)});
-    map = empty_float(x, needs_map ? std::vector<int64_t>{x.size(0), x.size(2), x.size(3)} : std::vector<int64_t>{0});
+    if (f && !(same_strides(*f, *f_hat) && dense_sample(*f))) f = dense(*f), f_hat = dense(*f_hat);
   }
 
   void check() const {
@@ -95,17 +80,12 @@ struct AnomalyScore {
   int64_t elements() const { return f && x.size(0) != 0 ? f->numel() / x.size(0) : 0; }  // of f, a sample
 
   ImageArgs image_args(double* partial) const {
-    return {compared(x, x_hat, "x"),
-            x.size(1),
-            x.size(2) * x.size(3),
-            channels_last,
-            map.dim() == 3 ? map.mutable_data_ptr<float>() : nullptr,
-            partial};
+    float* const pixel_map = map.dim() == 3 ? map.mutable_data_ptr<float>() : nullptr;
+    return {compared(x, x_hat, "x"), x.size(1), x.size(2) * x.size(3), channels_last, pixel_map, partial};
   }
 
   FeatureArgs feature_args(double* partial) const { return {compared(*f, *f_hat, "f"), elements(), partial}; }
 
   std::tuple<Tensor, Tensor, Tensor> outputs() const { return {residual, feature, map}; }
 };
-
 }  // namespace raccgan

@@ -9,19 +9,19 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/MemoryFormat.h>
 #include <torch/headeronly/util/Exception.h>
-
 #include <algorithm>
 #include <memory>
 #include <new>
 #include <optional>
+#include <tuple>
 #include <vector>
-
 #include "../ops/dtype.h"
 
 namespace raccgan {
-
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 inline Dtype dtype_of(const Tensor& t, const char* what) {
   switch (t.scalar_type()) {
@@ -79,6 +79,13 @@ inline Tensor floats(const Tensor& t, int64_t count, const char* wrong) {
   return dense(t);
 }
 
+inline const float* data_of(const Tensor& t) { return t.const_data_ptr<float>(); }
+inline const float* data_of(const Optional& t) { return t ? t->const_data_ptr<float>() : nullptr; }
+
+inline Tensor new_floats(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return torch::stable::new_empty(like, sizes, ScalarType::Float);
+}
+
 // [n, c, h, w] of the dtype and device of `like`.
 inline Tensor empty_channels_last(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
   return torch::stable::empty({n, c, h, w}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
@@ -101,8 +108,7 @@ inline AlignedFloats aligned_floats(int64_t count) { return AlignedFloats(new (k
 
 // Shares out `count` chunks of `elements` each. A thread pays from about as many elements on as PyTorch gives one in
 // its own pointwise operations (at::internal::GRAIN_SIZE).
-template <class Work>
-void share_out(int64_t count, int64_t elements, const Work& work) {
+template <class Work> void share_out(int64_t count, int64_t elements, const Work& work) {
   constexpr int64_t kElementsAThread = 32768;
   torch::stable::parallel_for(0, count, std::max<int64_t>(1, kElementsAThread / std::max<int64_t>(1, elements)), work);
 }
@@ -115,5 +121,4 @@ inline void add_up(const float* partial, int64_t count, int64_t size, float* to)
   }
   std::copy(sum.begin(), sum.end(), to);
 }
-
 }  // namespace raccgan

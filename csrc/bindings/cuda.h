@@ -3,18 +3,17 @@
 #pragma once
 
 #include <bindings/on_device.h>
-
 #include "common.h"
 
 namespace raccgan {
-
-// Float32 scratch memory of a call.
-inline Tensor scratch_like(const Tensor& t, int64_t count) {
-  return torch::stable::new_empty(t, {count}, ScalarType::Float);
-}
-
 inline void check_launch(const char* error, const char* op) {
   STD_TORCH_CHECK(error == nullptr, op, ": CUDA says: ", error);
 }
 
+template <class Args>
+void queue_pass(const OnDevice& device, const Tensor& x, const char* op, const Args& args,
+                int64_t (*scratch_floats)(const Args&), const char* (*pass)(const Args&, float*, int, void*)) {
+  const Tensor scratch = new_floats(x, {scratch_floats(args)});
+  check_launch(pass(args, scratch.mutable_data_ptr<float>(), device.index(), device.stream()), op);
+}
 }  // namespace raccgan

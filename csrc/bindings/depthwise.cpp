@@ -1,13 +1,9 @@
-// The CPU bindings of the depthwise half of a depthwise-separable convolution, of its two derivatives, and of the whole
-// convolution without gradients; and the schemas of these ops.
+// The CPU's side of the depthwise ops, the whole convolution without gradients, and the schemas.
 #include "depthwise.h"
-
 #include "../cpu/depthwise/depthwise.h"
 #include "pointwise.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 AlignedFloats zeros(int64_t count) {
   AlignedFloats memory = aligned_floats(count);
   std::fill_n(memory.get(), count, 0.0f);
@@ -17,13 +13,24 @@ AlignedFloats zeros(int64_t count) {
 struct CpuCall : DepthwiseCall {
   AlignedFloats packed;
 
-  CpuCall(const Tensor& x_in, const Tensor& w, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+  CpuCall(const Tensor& x_in, const Tensor& w, const Optional& scale, const Optional& shift,
           const DepthwiseOptions& options)
       : DepthwiseCall(float32_or_bfloat16(x_in), w, scale, shift, options) {
     if (empty()) return;
     packed = aligned_floats(RACCGAN_SELECT(packed_floats)(layer));
     RACCGAN_SELECT(pack_weights)(layer, layer.weight, packed.get());
     layer.weight = packed.get();
+  }
+
+  void forward(const DepthwiseForwardArgs& args, const float* bias = nullptr) const {
+    const int64_t rows = layer.out(layer.h);
+    run(RACCGAN_SELECT(forward), DepthwiseRowsArgs{args, bias, 0, rows}, RACCGAN_SELECT(forward_scratch)(layer, rows));
+  }
+  void backward(const DepthwiseBackwardArgs& args, const Tensor& grad_w) const {
+    run_gradients(RACCGAN_SELECT(backward), args, RACCGAN_SELECT(backward_scratch)(layer), grad_w);
+  }
+  void double_backward(const DepthwiseDoubleBackwardArgs& args, const Tensor& grad_w) const {
+    run_gradients(RACCGAN_SELECT(double_backward), args, RACCGAN_SELECT(double_backward_scratch)(layer), grad_w);
   }
 
   // The same layer for samples first <= n < first + count alone.
@@ -58,24 +65,6 @@ struct CpuCall : DepthwiseCall {
   }
 };
 
-Tensor convolve(const CpuCall& call, const std::optional<Tensor>& bias) {
-  const Tensor y = call.new_y(true);
-  if (y.numel() == 0) return y;
-  const int64_t rows = call.layer.out(call.layer.h);
-  const DepthwiseRowsArgs args{{call.layer, call.x.const_data_ptr(), y.mutable_data_ptr()},
-                               bias ? bias->const_data_ptr<float>() : nullptr,
-                               0,
-                               rows};
-  call.run(RACCGAN_SELECT(forward), args, RACCGAN_SELECT(forward_scratch)(call.layer, rows));
-  return y;
-}
-
-Tensor depthwise_cpu(const Tensor& x, const Tensor& w, const std::optional<Tensor>& scale,
-                     const std::optional<Tensor>& shift, int64_t upsample, int64_t pool, bool pre_relu, bool normalise,
-                     bool relu, double eps) {
-  return convolve(CpuCall(x, w, scale, shift, {upsample, pool, pre_relu, normalise, relu, eps}), std::nullopt);
-}
-
 // How a batch is split into chunks that threads take through both convolutions.
 struct Chunks {
   int64_t samples;  // of a chunk: as many as fill a vector of a depthwise pass, for any target
@@ -106,8 +95,7 @@ Chunks chunks_of(const DepthwiseLayer& layer) {
 }
 
 // The results of the depthwise convolution are the left operand of the product while they are in the cache.
-void convolve_by_chunks(const CpuCall& call, const Chunks& chunks, const std::optional<Tensor>& bias,
-                        PointwiseCall& pointwise) {
+void convolve_by_chunks(const CpuCall& call, const Chunks& chunks, const Optional& bias, PointwiseCall& pointwise) {
   const DepthwiseLayer& layer = call.layer;
   const int64_t rows = layer.out(layer.h), columns = layer.out(layer.w), size = size_of(layer.dtype);
   const int64_t most_rows = rounded_up(rows, chunks.row_tiles) / chunks.row_tiles;
@@ -124,57 +112,33 @@ void convolve_by_chunks(const CpuCall& call, const Chunks& chunks, const std::op
       const int64_t first = rows * tile / chunks.row_tiles, last = rows * (tile + 1) / chunks.row_tiles;
       const DepthwiseLayer some = call.samples(sample, least(chunks.samples, layer.n - sample));
       const void* const from = x + sample * layer.h * layer.w * layer.c * size;
-      forward({{some, from, u.get()}, bias ? bias->const_data_ptr<float>() : nullptr, first, last}, scratch.get(), 0,
-              tasks(some));
+      forward({{some, from, u.get()}, data_of(bias), first, last}, scratch.get(), 0, tasks(some));
       pointwise.rows((sample * rows + first) * columns, some.n * (last - first) * columns, u.get(),
                      product_scratch.get());
     }
   });
 }
 
-Tensor depthwise_separable_cpu(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias_in,
-                               const Tensor& pointwise, const std::optional<Tensor>& pointwise_bias,
-                               const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
-                               const std::optional<Tensor>& residual, const std::optional<Tensor>& packed,
-                               int64_t upsample, int64_t pool, bool pre_relu, bool normalise, bool relu, double eps) {
+Tensor depthwise_separable_cpu(const Tensor& x, const Tensor& w, const Optional& bias_in, const Tensor& pointwise,
+                               const Optional& pointwise_bias, const Optional& scale, const Optional& shift,
+                               const Optional& residual, const Optional& packed, int64_t upsample, int64_t pool,
+                               bool pre_relu, bool normalise, bool relu, double eps) {
   const CpuCall call(x, w, scale, shift, {upsample, pool, pre_relu, normalise, relu, eps});
-  std::optional<Tensor> bias;
+  Optional bias;
   if (bias_in) bias = floats(*bias_in, call.layer.c, "the depthwise bias must be float32 [C]");
   const int64_t rows = call.layer.out(call.layer.h), columns = call.layer.out(call.layer.w);
   PointwiseCall product(call.x, call.layer.c, rows, columns, pointwise, pointwise_bias, residual, packed);
   const Chunks chunks = chunks_of(call.layer);
-  chunks.count == 0 ? product.all(convolve(call, bias)) : convolve_by_chunks(call, chunks, bias, product);
+  if (chunks.count == 0) {
+    const Tensor u = call.new_y(true);
+    if (u.numel() != 0) call.forward({call.layer, call.x.const_data_ptr(), u.mutable_data_ptr()}, data_of(bias));
+    product.all(u);
+  } else {
+    convolve_by_chunks(call, chunks, bias, product);
+  }
   return product.y;
 }
-
-FourTensors depthwise_backward_cpu(const Tensor& g, const Tensor& x, const Tensor& w,
-                                   const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
-                                   int64_t upsample, int64_t pool, bool pre_relu, bool normalise, bool relu, double eps,
-                                   bool needs_x, bool needs_w, bool needs_affine) {
-  const CpuCall call(x, w, scale, shift, {upsample, pool, pre_relu, normalise, relu, eps});
-  const DepthwiseBackward pass(call, g, needs_x, needs_w, needs_affine);
-  if (!call.empty()) {
-    const int64_t scratch = RACCGAN_SELECT(backward_scratch)(call.layer);
-    call.run_gradients(RACCGAN_SELECT(backward), pass.args, scratch, pass.grad_w);
-  }
-  return pass.outputs();
-}
-
-FourTensors depthwise_double_backward_cpu(const Tensor& t, const Tensor& g, const Tensor& x, const Tensor& w,
-                                          const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
-                                          int64_t upsample, int64_t pool, bool pre_relu, bool normalise, bool relu,
-                                          double eps, bool needs_g, bool needs_x, bool needs_w, bool needs_scale) {
-  const CpuCall call(x, w, scale, shift, {upsample, pool, pre_relu, normalise, relu, eps});
-  const DepthwiseDoubleBackward pass(call, t, g, {needs_g, needs_x, needs_w, needs_scale});
-  if (!call.empty()) {
-    const int64_t scratch = RACCGAN_SELECT(double_backward_scratch)(call.layer);
-    call.run_gradients(RACCGAN_SELECT(double_backward), pass.args, scratch, pass.grad_w);
-  }
-  return pass.outputs();
-}
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan
 
 #define RACCGAN_LAYER                                                                         \
   "Tensor x, Tensor w, Tensor? scale, Tensor? shift, int upsample, int pool, bool pre_relu, " \
@@ -199,8 +163,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) {
-  m.impl("depthwise_native", TORCH_BOX(&raccgan::depthwise_cpu));
+  m.impl("depthwise_native", TORCH_BOX(&raccgan::depthwise<raccgan::CpuCall>));
   m.impl("depthwise_separable_native", TORCH_BOX(&raccgan::depthwise_separable_cpu));
-  m.impl("depthwise_native_backward", TORCH_BOX(&raccgan::depthwise_backward_cpu));
-  m.impl("depthwise_native_double_backward", TORCH_BOX(&raccgan::depthwise_double_backward_cpu));
+  m.impl("depthwise_native_backward", TORCH_BOX(&raccgan::depthwise_backward<raccgan::CpuCall>));
+  m.impl("depthwise_native_double_backward", TORCH_BOX(&raccgan::depthwise_double_backward<raccgan::CpuCall>));
 }

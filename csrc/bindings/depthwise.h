@@ -1,15 +1,10 @@
-// The checked operands and outputs of the depthwise ops, for the bindings on a CPU and on a GPU.
+// The depthwise ops, but for how a CPU and a GPU run a pass: operands, checks and outputs.
 #pragma once
-
-#include <tuple>
 
 #include "../ops/depthwise.h"
 #include "common.h"
 
 namespace raccgan {
-
-using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-
 struct DepthwiseOptions {
   int64_t upsample, pool;
   bool pre_relu, normalise, relu;
@@ -25,11 +20,11 @@ struct DepthwiseOptions {
 // The operands, checked and in the layout that the kernels read, and new outputs.
 struct DepthwiseCall {
   Tensor x, w;
-  std::optional<Tensor> scale, shift;
+  Optional scale, shift;
   DepthwiseLayer layer;
 
-  DepthwiseCall(const Tensor& x_in, const Tensor& w_in, const std::optional<Tensor>& scale_in,
-                const std::optional<Tensor>& shift_in, const DepthwiseOptions& options)
+  DepthwiseCall(const Tensor& x_in, const Tensor& w_in, const Optional& scale_in, const Optional& shift_in,
+                const DepthwiseOptions& options)
       : x(x_in), w(w_in) {
     STD_TORCH_CHECK(x.dim() == 4, "x must be [N, C, H, W]");
     const int64_t n = x.size(0), c = x.size(1), k = w.dim() == 4 ? w.size(3) : 0;
@@ -44,20 +39,9 @@ struct DepthwiseCall {
     if (scale_in) scale = as_float(*scale_in), shift = as_float(*shift_in);
     x = channels_last(x);
     w = as_float(w);
-    layer = {n,
-             c,
-             x.size(2),
-             x.size(3),
-             k,
-             options.resize(),
-             options.pre_relu,
-             options.normalise,
-             options.relu,
-             static_cast<float>(options.eps),
-             dtype_of(x, "x"),
-             scale ? scale->const_data_ptr<float>() : nullptr,
-             shift ? shift->const_data_ptr<float>() : nullptr,
-             w.const_data_ptr<float>()};
+    layer = DepthwiseLayer({n, c, x.size(2), x.size(3), k, options.resize(), options.pre_relu, options.normalise,
+                            options.relu, static_cast<float>(options.eps), dtype_of(x, "x"), data_of(scale),
+                            data_of(shift), data_of(w)});
   }
 
   bool empty() const { return x.numel() == 0; }
@@ -105,57 +89,64 @@ struct DepthwiseCall {
 inline void* data_of(const Tensor& t, bool needed) { return needed ? t.mutable_data_ptr() : nullptr; }
 inline float* floats_of(const Tensor& t, bool needed) { return needed ? t.mutable_data_ptr<float>() : nullptr; }
 
-// The gradients of a depthwise layer: operands, outputs, and the kernels' arguments.
 struct DepthwiseBackward {
   Tensor g, grad_x, grad_w, grad_scale, grad_shift;
   DepthwiseBackwardArgs args;
 
   DepthwiseBackward(const DepthwiseCall& call, const Tensor& g_in, bool needs_x, bool needs_w, bool needs_affine)
-      : g(call.like_y(g_in, call.layer.c, "g")),
-        grad_x(call.new_x(needs_x)),
-        grad_w(call.new_weights(needs_w)),
-        grad_scale(call.new_parameter(needs_affine)),
-        grad_shift(call.new_parameter(needs_affine)),
-        args{call.layer,
-             g.const_data_ptr(),
-             call.x.const_data_ptr(),
-             data_of(grad_x, needs_x),
-             floats_of(grad_w, needs_w),
-             floats_of(grad_scale, needs_affine),
-             floats_of(grad_shift, needs_affine)} {}
-
-  FourTensors outputs() const { return {grad_x, grad_w, grad_scale, grad_shift}; }
+      : g(call.like_y(g_in, call.layer.c, "g")), grad_x(call.new_x(needs_x)), grad_w(call.new_weights(needs_w)),
+        grad_scale(call.new_parameter(needs_affine)), grad_shift(call.new_parameter(needs_affine)),
+        args({call.layer, g.const_data_ptr(), call.x.const_data_ptr(), data_of(grad_x, needs_x),
+              floats_of(grad_w, needs_w), floats_of(grad_scale, needs_affine), floats_of(grad_shift, needs_affine)}) {}
 };
 
 struct NeedsDouble {
   bool g, x, w, scale;
 };
 
-// Likewise the gradients of <t, grad_x>.
 struct DepthwiseDoubleBackward {
   Tensor t, g, grad_g, grad_x, grad_w, grad_scale;
   DepthwiseDoubleBackwardArgs args;
 
   DepthwiseDoubleBackward(const DepthwiseCall& call, const Tensor& t_in, const Tensor& g_in, const NeedsDouble& needs)
-      : t(call.like_x(t_in, "t")),
-        g(call.like_y(g_in, call.layer.c, "g")),
-        grad_g(call.new_y(needs.g)),
-        grad_x(call.new_x(needs.x)),
-        grad_w(call.new_weights(needs.w)),
-        grad_scale(call.new_parameter(needs.scale)) {
+      : t(call.like_x(t_in, "t")), g(call.like_y(g_in, call.layer.c, "g")), grad_g(call.new_y(needs.g)),
+        grad_x(call.new_x(needs.x)), grad_w(call.new_weights(needs.w)), grad_scale(call.new_parameter(needs.scale)) {
     const bool curved = needs.x && call.layer.normalise;
     if (needs.x && !curved) torch::stable::zero_(grad_x);
-    args = {call.layer,
-            t.const_data_ptr(),
-            g.const_data_ptr(),
-            call.x.const_data_ptr(),
-            data_of(grad_g, needs.g),
-            data_of(grad_x, curved),
-            floats_of(grad_w, needs.w),
-            floats_of(grad_scale, needs.scale)};
+    args = DepthwiseDoubleBackwardArgs({call.layer, t.const_data_ptr(), g.const_data_ptr(), call.x.const_data_ptr(),
+                                        data_of(grad_g, needs.g), data_of(grad_x, curved), floats_of(grad_w, needs.w),
+                                        floats_of(grad_scale, needs.scale)});
   }
-
-  FourTensors outputs() const { return {grad_g, grad_x, grad_w, grad_scale}; }
 };
 
+// The ops. Call: a DepthwiseCall that runs a pass on its device; of gradients, with the tensor that takes that of w.
+template <class Call>
+Tensor depthwise(const Tensor& x, const Tensor& w, const Optional& scale, const Optional& shift, int64_t upsample,
+                 int64_t pool, bool pre_relu, bool normalise, bool relu, double eps) {
+  const Call call(x, w, scale, shift, {upsample, pool, pre_relu, normalise, relu, eps});
+  const Tensor y = call.new_y(true);
+  if (y.numel() != 0) call.forward({call.layer, call.x.const_data_ptr(), y.mutable_data_ptr()});
+  return y;
+}
+
+template <class Call>
+FourTensors depthwise_backward(const Tensor& g, const Tensor& x, const Tensor& w, const Optional& scale,
+                               const Optional& shift, int64_t upsample, int64_t pool, bool pre_relu, bool normalise,
+                               bool relu, double eps, bool needs_x, bool needs_w, bool needs_affine) {
+  const Call call(x, w, scale, shift, {upsample, pool, pre_relu, normalise, relu, eps});
+  const DepthwiseBackward pass(call, g, needs_x, needs_w, needs_affine);
+  if (!call.empty()) call.backward(pass.args, pass.grad_w);
+  return {pass.grad_x, pass.grad_w, pass.grad_scale, pass.grad_shift};
+}
+
+template <class Call>
+FourTensors depthwise_double_backward(const Tensor& t, const Tensor& g, const Tensor& x, const Tensor& w,
+                                      const Optional& scale, const Optional& shift, int64_t upsample, int64_t pool,
+                                      bool pre_relu, bool normalise, bool relu, double eps, bool needs_g, bool needs_x,
+                                      bool needs_w, bool needs_scale) {
+  const Call call(x, w, scale, shift, {upsample, pool, pre_relu, normalise, relu, eps});
+  const DepthwiseDoubleBackward pass(call, t, g, {needs_g, needs_x, needs_w, needs_scale});
+  if (!call.empty()) call.double_backward(pass.args, pass.grad_w);
+  return {pass.grad_g, pass.grad_x, pass.grad_w, pass.grad_scale};
+}
 }  // namespace raccgan

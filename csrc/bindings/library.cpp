@@ -2,19 +2,13 @@
 #include <sstream>
 #include <string>
 #include <utility>
-
 #include "../cpu/simd/targets.h"
 #include "common.h"
 
-namespace raccgan {
-namespace {
-
-#ifdef RACCGAN_CUDA
-constexpr const char* kCuda = RACCGAN_CUDA;  // the toolkit's version
-constexpr const char* kCudaArchitectures = RACCGAN_CUDA_ARCHITECTURES;
-#else
-constexpr const char* kCuda = "";
-constexpr const char* kCudaArchitectures = "";
+namespace raccgan { namespace {
+#ifndef RACCGAN_CUDA  // the toolkit's version
+#define RACCGAN_CUDA ""
+#define RACCGAN_CUDA_ARCHITECTURES ""
 #endif
 
 std::string native_build() {
@@ -24,13 +18,11 @@ std::string native_build() {
 #define RACCGAN_APPEND(target, unused) json << std::exchange(separator, ", ") << '"' << #target << '"';
   RACCGAN_FOR_EACH_TARGET(RACCGAN_APPEND, )
 #undef RACCGAN_APPEND
-  json << "], \"cpu_capability\": \"" << name_of(chosen_target()) << "\", \"cuda\": \"" << kCuda
-       << "\", \"cuda_architectures\": \"" << kCudaArchitectures << "\"}";
+  json << "], \"cpu_capability\": \"" << name_of(chosen_target()) << "\", \"cuda\": \"" << RACCGAN_CUDA
+       << "\", \"cuda_architectures\": \"" << RACCGAN_CUDA_ARCHITECTURES << "\"}";
   return json.str();
 }
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan
 
 STABLE_TORCH_LIBRARY(raccgan, m) {
   // JSON: cpu_targets and cpu_capability (the one in use), the CUDA toolkit's version or "", the GPU architectures.

@@ -4,13 +4,11 @@
 
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
-
 #include "common.h"
 
 #define RACCGAN_CUDA_KEY CUDA
 
 namespace raccgan {
-
 // The stream on which PyTorch queues work for that device. Only libtorch_cuda has the function; it is looked up in
 // the copy that PyTorch has loaded, so that this library links and loads without it, and whatever PyTorch it was
 // built against.
@@ -43,5 +41,4 @@ class OnDevice {
   int32_t index_;
   torch::stable::accelerator::DeviceGuard guard_;
 };
-
 }  // namespace raccgan

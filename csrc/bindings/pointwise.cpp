@@ -1,11 +1,8 @@
 // The bindings of a pointwise convolution and of its two gradients.
-#include <tuple>
-
 #include "pointwise.h"
 
 namespace raccgan {
 namespace {
-
 // Multiply-adds that take as long as an element of share_out.
 constexpr int64_t kMultiplyAddsAnElement = 32;
 
@@ -22,9 +19,7 @@ struct Header {
   Target target;
   Dtype dtype;
 
-  bool operator==(const Header& other) const {
-    return rows == other.rows && columns == other.columns && target == other.target && dtype == other.dtype;
-  }
+  bool operator==(const Header&) const = default;
 };
 constexpr int64_t kHeaderFloats = 16;
 static_assert(sizeof(Header) <= kHeaderFloats * sizeof(float));
@@ -54,7 +49,7 @@ Tensor pointwise_packed_cpu(const Tensor& w_in, bool halves) {
   const Tensor w = matrix(w_in);
   const ProductArgs args = product_with(w, 0, halves ? Dtype::kBFloat16 : Dtype::kFloat32);
   const Header header = header_of(args);
-  Tensor packed = torch::stable::new_empty(w, {kHeaderFloats + RACCGAN_SELECT(packed_factor)(args)}, ScalarType::Float);
+  Tensor packed = new_floats(w, {kHeaderFloats + RACCGAN_SELECT(packed_factor)(args)});
   float* const to = packed.mutable_data_ptr<float>();
   std::fill_n(to, kHeaderFloats, 0.0f);
   memcpy(to, &header, sizeof header);
@@ -89,8 +84,7 @@ std::tuple<Tensor, Tensor> pointwise_product_cpu(const Tensor& x_in, const Tenso
                   "x and g must be of as many images, and of one size");
   STD_TORCH_CHECK(x.scalar_type() == g.scalar_type(), "x and g must be of one dtype");
   const int64_t c = x.size(1), d = g.size(1);
-  Tensor w = torch::stable::new_empty(x, {d, c, 1, 1}, ScalarType::Float);
-  Tensor sums = torch::stable::new_empty(x, {needs_sums ? d : 0}, ScalarType::Float);
+  const Tensor w = new_floats(x, {d, c, 1, 1}), sums = new_floats(x, {needs_sums ? d : 0});
   const int64_t chunks = correlation_chunks(pixels(x));
   AlignedFloats partial, partial_sums;
   const auto by_chunks = [&](const Tensor& t, AlignedFloats& memory) {  // or in place, where there is one chunk
@@ -98,14 +92,8 @@ std::tuple<Tensor, Tensor> pointwise_product_cpu(const Tensor& x_in, const Tenso
     memory = aligned_floats(chunks * t.numel());
     return memory.get();
   };
-  const CorrelationArgs args{pixels(x),
-                             d,
-                             c,
-                             dtype_of(x, "x"),
-                             g.const_data_ptr(),
-                             x.const_data_ptr(),
-                             by_chunks(w, partial),
-                             needs_sums ? by_chunks(sums, partial_sums) : nullptr};
+  const CorrelationArgs args({pixels(x), d, c, dtype_of(x, "x"), g.const_data_ptr(), x.const_data_ptr(),
+                              by_chunks(w, partial), needs_sums ? by_chunks(sums, partial_sums) : nullptr});
   const int64_t tasks = RACCGAN_SELECT(correlation_tasks)(args);
   const auto correlation = RACCGAN_SELECT(correlation);
   if (tasks > 0) {
@@ -121,19 +109,17 @@ std::tuple<Tensor, Tensor> pointwise_product_cpu(const Tensor& x_in, const Tenso
   return {w, sums};
 }
 
-Tensor pointwise_cpu(const Tensor& x_in, const Tensor& w, const std::optional<Tensor>& bias,
-                     const std::optional<Tensor>& residual, const std::optional<Tensor>& packed) {
+Tensor pointwise_cpu(const Tensor& x_in, const Tensor& w, const Optional& bias, const Optional& residual,
+                     const Optional& packed) {
   const Tensor x = image(x_in, "x");
   PointwiseCall call(x, x.size(1), x.size(2), x.size(3), w, bias, residual, packed);
   call.all(x);
   return call.y;
 }
-
 }  // namespace
 
 PointwiseCall::PointwiseCall(const Tensor& like, int64_t c, int64_t h, int64_t v, const Tensor& w_in,
-                             const std::optional<Tensor>& bias_in, const std::optional<Tensor>& residual_in,
-                             const std::optional<Tensor>& packed)
+                             const Optional& bias_in, const Optional& residual_in, const Optional& packed)
     : w(matrix(w_in)), y(empty_channels_last(like, w.size(0), h, v)) {
   STD_TORCH_CHECK(c == w.size(1), "x must have as many channels as w has columns, ", w.size(1));
   if (bias_in) bias = floats(*bias_in, w.size(0), "the bias must be float32 [D]");
@@ -145,7 +131,7 @@ PointwiseCall::PointwiseCall(const Tensor& like, int64_t c, int64_t h, int64_t v
   args = product_with(w, pixels(y), dtype_of(y, "x"));
   args.out = y.mutable_data_ptr();
   args.packed = packed ? panels_in(*packed, args) : nullptr;
-  args.bias = bias ? bias->const_data_ptr<float>() : nullptr;
+  args.bias = data_of(bias);
   args.residual = residual ? residual->const_data_ptr() : nullptr;
 }
 
@@ -170,7 +156,6 @@ void PointwiseCall::rows(int64_t first, int64_t count, const void* a, float* scr
   if (args.residual != nullptr) some.residual = static_cast<const char*>(args.residual) + offset;
   RACCGAN_SELECT(product)(some, scratch, 0, RACCGAN_SELECT(product_tasks)(some));
 }
-
 }  // namespace raccgan
 
 STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {

@@ -5,23 +5,21 @@
 #include "common.h"
 
 namespace raccgan {
-
 // y[n, d, h, w] = bias[d] + residual[n, d, h, w] + sum over c of x[n, c, h, w] w[d, c, 0, 0], with all operands but x
 // checked; see ../ops/pointwise.h.
 struct PointwiseCall {
   Tensor w, y;
-  std::optional<Tensor> bias, residual;
+  Optional bias, residual;
   ProductArgs args;  // of all pixels; `a`, which is x, is not set yet
 
   // `like` is any image with x's dtype and number of samples; x is [N, c, h, v]. packed: w as pointwise_native_packed
   // returned it, which saves time.
-  PointwiseCall(const Tensor& like, int64_t c, int64_t h, int64_t v, const Tensor& w, const std::optional<Tensor>& bias,
-                const std::optional<Tensor>& residual, const std::optional<Tensor>& packed);
+  PointwiseCall(const Tensor& like, int64_t c, int64_t h, int64_t v, const Tensor& w, const Optional& bias,
+                const Optional& residual, const Optional& packed);
 
   // Packs w once for many calls of `rows`, unless it is packed already.
   void pack();
 
-  // Computes all of y for x.
   void all(const Tensor& x);
 
   // Computes rows first <= m < first + count, for which x is at a; scratch: product_scratch(args) floats.
@@ -30,5 +28,4 @@ struct PointwiseCall {
  private:
   AlignedFloats panels_;
 };
-
 }  // namespace raccgan

@@ -7,18 +7,15 @@
 // one machine means the same on another. The channels of a pixel are added in their order in both memory layouts, and
 // the score comes from the per-pixel sums with the map and without: neither changes the score.
 #include "anomaly_score.h"
-
 #include "simd/vector.h"
 
-namespace raccgan {
+namespace raccgan::RACCGAN_TARGET {
 namespace {
-
 constexpr int kLanes = 32;  // sums side by side, in as many vectors as the target needs
 constexpr int kVectors = kLanes / kWidth;
 constexpr int64_t kShort = 64;  // additions in a row in float32
 constexpr int64_t kBlock = kShort * kLanes;
 constexpr int64_t kSquares = kMaxChannelsLast;  // squares of a channels_last image held at a time, 16 KiB
-
 static_assert(kImageChunk <= kBlock && kImageChunk % kLanes == 0 && kSquares % kLanes == 0);
 
 double sum_of_lanes(const Floats (&sums)[kVectors]) {
@@ -30,8 +27,7 @@ double sum_of_lanes(const Floats (&sums)[kVectors]) {
   return lanes[0];
 }
 
-template <class T>
-Floats squared_difference(const typename T::Stored* a, const typename T::Stored* b) {
+template <class T> Floats squared_difference(const typename T::Stored* a, const typename T::Stored* b) {
   const Floats d = T::load(a) - T::load(b);
   return d * d;
 }
@@ -56,8 +52,6 @@ void for_squares(const typename T::Stored* a, const typename T::Stored* b, int64
   use(i, squared_difference<T>(rest_a, rest_b));
 }
 
-// ---- features ----------------------------------------------------------------------------------------------------
-
 template <class T>
 void add_squares(Floats (&sums)[kVectors], const typename T::Stored* a, const typename T::Stored* b) {
 #pragma GCC unroll 8
@@ -65,8 +59,7 @@ void add_squares(Floats (&sums)[kVectors], const typename T::Stored* a, const ty
 }
 
 // Sum of (a - b)^2 over at most kBlock elements.
-template <class T>
-double sum_of_block(const typename T::Stored* a, const typename T::Stored* b, int64_t count) {
+template <class T> double sum_of_block(const typename T::Stored* a, const typename T::Stored* b, int64_t count) {
   Floats sums[kVectors] = {};
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) add_squares<T>(sums, a + i, b + i);
@@ -79,8 +72,7 @@ double sum_of_block(const typename T::Stored* a, const typename T::Stored* b, in
   return sum_of_lanes(sums);
 }
 
-template <class T>
-double sum_of_feature_chunk(const FeatureArgs& args, int64_t n, int64_t first, int64_t count) {
+template <class T> double sum_of_feature_chunk(const FeatureArgs& args, int64_t n, int64_t first, int64_t count) {
   const auto* a = static_cast<const typename T::Stored*>(args.features.a) + n * args.features.stride_a + first;
   const auto* b = static_cast<const typename T::Stored*>(args.features.b) + n * args.features.stride_b + first;
   double sum = 0;
@@ -89,8 +81,6 @@ double sum_of_feature_chunk(const FeatureArgs& args, int64_t n, int64_t first, i
   }
   return sum;
 }
-
-// ---- images ------------------------------------------------------------------------------------------------------
 
 // sums[p] = the sum over the channels of (a - b)^2 at pixel p, for `count` <= kImageChunk pixels of an image whose
 // channels lie `plane` elements apart. Every kShort channels are added up apart, as the other layout does.
@@ -116,8 +106,7 @@ void sum_planes(const typename T::Stored* a, const typename T::Stored* b, int64_
 
 // sums[p] = squares[p, 0] + squares[p, 1] + ..., in that order, for `count` pixels. kChannels > 0 makes the number of
 // channels a constant, with which the compiler vectorises over the pixels.
-template <int kChannels>
-void sum_channels(const float* squares, int64_t channels, int64_t count, float* sums) {
+template <int kChannels> void sum_channels(const float* squares, int64_t channels, int64_t count, float* sums) {
   const int64_t step = kChannels > 0 ? kChannels : channels;
   for (int64_t p = 0; p < count; ++p) {
     const float* const at = squares + p * step;
@@ -146,8 +135,7 @@ void sum_channels_last(const typename T::Stored* a, const typename T::Stored* b,
   }
 }
 
-template <class T>
-double sum_of_image_chunk(const ImageArgs& args, int64_t n, int64_t first, int64_t count) {
+template <class T> double sum_of_image_chunk(const ImageArgs& args, int64_t n, int64_t first, int64_t count) {
   alignas(64) float sums[kImageChunk];
   for (int64_t i = args.channels > 0 ? count : 0; i < kImageChunk; ++i) sums[i] = 0;
   const int64_t start = args.channels_last ? first * args.channels : first;
@@ -170,8 +158,6 @@ double sum_of_image_chunk(const ImageArgs& args, int64_t n, int64_t first, int64
   return sum_of_lanes(lanes);
 }
 
-// ---- chunks ------------------------------------------------------------------------------------------------------
-
 // partial[i] = sum_of_chunk(sample, first element, number of elements) for begin <= i < end.
 template <class Sum>
 void for_chunks(int64_t size, int64_t chunk, int64_t begin, int64_t end, double* partial, const Sum& sum_of_chunk) {
@@ -182,37 +168,28 @@ void for_chunks(int64_t size, int64_t chunk, int64_t begin, int64_t end, double*
   }
 }
 
-template <class T>
-void image_chunks_of(const ImageArgs& args, int64_t begin, int64_t end) {
+template <class T> void chunks_of(const ImageArgs& args, int64_t begin, int64_t end) {
   for_chunks(args.pixels, kImageChunk, begin, end, args.partial,
              [&](int64_t n, int64_t first, int64_t count) { return sum_of_image_chunk<T>(args, n, first, count); });
 }
 
-template <class T>
-void feature_chunks_of(const FeatureArgs& args, int64_t begin, int64_t end) {
+template <class T> void chunks_of(const FeatureArgs& args, int64_t begin, int64_t end) {
   for_chunks(args.elements, kFeatureChunk, begin, end, args.partial,
              [&](int64_t n, int64_t first, int64_t count) { return sum_of_feature_chunk<T>(args, n, first, count); });
 }
 
+template <class Args> void chunks_of(Dtype dtype, const Args& args, int64_t begin, int64_t end) {
+  switch (dtype) {
+    case Dtype::kFloat32: return chunks_of<Float32>(args, begin, end);
+    case Dtype::kBFloat16: return chunks_of<BFloat16>(args, begin, end);
+    case Dtype::kFloat16: return chunks_of<Float16>(args, begin, end);
+  }
+}
 }  // namespace
 
-namespace RACCGAN_TARGET {
-
-void image_chunks(const ImageArgs& args, int64_t begin, int64_t end) {
-  switch (args.images.dtype) {
-    case Dtype::kFloat32: return image_chunks_of<Float32>(args, begin, end);
-    case Dtype::kBFloat16: return image_chunks_of<BFloat16>(args, begin, end);
-    case Dtype::kFloat16: return image_chunks_of<Float16>(args, begin, end);
-  }
-}
+void image_chunks(const ImageArgs& args, int64_t begin, int64_t end) { chunks_of(args.images.dtype, args, begin, end); }
 
 void feature_chunks(const FeatureArgs& args, int64_t begin, int64_t end) {
-  switch (args.features.dtype) {
-    case Dtype::kFloat32: return feature_chunks_of<Float32>(args, begin, end);
-    case Dtype::kBFloat16: return feature_chunks_of<BFloat16>(args, begin, end);
-    case Dtype::kFloat16: return feature_chunks_of<Float16>(args, begin, end);
-  }
+  chunks_of(args.features.dtype, args, begin, end);
 }
-
-}  // namespace RACCGAN_TARGET
-}  // namespace raccgan
+}  // namespace raccgan::RACCGAN_TARGET

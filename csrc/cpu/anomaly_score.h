@@ -5,7 +5,6 @@
 #include "simd/targets.h"
 
 namespace raccgan {
-
 constexpr int64_t kImageChunk = 1024;     // pixels: a chunk's sums (4 KiB of float32) stay in the first-level cache
 constexpr int64_t kFeatureChunk = 16384;  // elements
 // A chunk of a channels_last image goes through a buffer that holds at least one pixel.
@@ -19,5 +18,4 @@ constexpr int64_t kMaxChannelsLast = 4096;
   }
 RACCGAN_FOR_EACH_TARGET(RACCGAN_DECLARE, )
 #undef RACCGAN_DECLARE
-
 }  // namespace raccgan

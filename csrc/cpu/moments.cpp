@@ -3,12 +3,10 @@
 // Sums are of the distance from a center: a variance from sums of squares would cancel where the mean is large. A few
 // vectors go down the pixels of a chunk with their sums in registers.
 #include "moments.h"
-
 #include "simd/lanes.h"
 
-namespace raccgan {
+namespace raccgan::RACCGAN_TARGET {
 namespace {
-
 constexpr int64_t kTogether = 4;  // vectors whose sums are in registers at a time
 constexpr int64_t kShort = 32;    // pixels added up before they join the chunk's sum, which keeps rounding small
 
@@ -74,8 +72,7 @@ void moments_as(const MomentsArgs& args, const float* center, float* partials, i
   }
 }
 
-template <class T>
-void affine_as(const AffineArgs& args, int64_t begin, int64_t end) {
+template <class T> void affine_as(const AffineArgs& args, int64_t begin, int64_t end) {
   const int64_t c = args.of.channels, whole = c / kWidth * kWidth;
   for (int64_t m = begin; m < end; ++m) {
     const auto* const x = static_cast<const typename T::Stored*>(args.of.x) + m * c;
@@ -94,30 +91,23 @@ void affine_as(const AffineArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-template <class T>
-void find_center_as(const MomentsArgs& args, float* center) {
+template <class T> void find_center_as(const MomentsArgs& args, float* center) {
   for (int64_t i = 0; i < args.channels; i += kWidth) {
     const Lanes l{0, i, 1, least(kWidth, args.channels - i)};
     store_lanes<Float32>(center + i, View<T>(args.x, 1, args.pixels, args.channels, l).center(1), l, 0);
   }
 }
-
 }  // namespace
-
-namespace RACCGAN_TARGET {
 
 void find_center(const MomentsArgs& args, float* center) {
   args.dtype == Dtype::kFloat32 ? find_center_as<Float32>(args, center) : find_center_as<BFloat16>(args, center);
 }
 
 void moments(const MomentsArgs& args, const float* center, float* partial, int64_t begin, int64_t end) {
-  const auto run = args.dtype == Dtype::kFloat32 ? moments_as<Float32> : moments_as<BFloat16>;
-  run(args, center, partial, begin, end);
+  RACCGAN_OF_DTYPE(args.dtype, moments_as)(args, center, partial, begin, end);
 }
 
 void affine(const AffineArgs& args, int64_t begin, int64_t end) {
   args.of.dtype == Dtype::kFloat32 ? affine_as<Float32>(args, begin, end) : affine_as<BFloat16>(args, begin, end);
 }
-
-}  // namespace RACCGAN_TARGET
-}  // namespace raccgan
+}  // namespace raccgan::RACCGAN_TARGET

@@ -2,11 +2,9 @@
 #pragma once
 
 #include "../ops/moments.h"
-#include "simd/integers.h"
 #include "simd/targets.h"
 
 namespace raccgan {
-
 // grad[pixel, c] = slope[c] (x[pixel, c] - center[c]) + constant[c]: nothing cancels where x is far from zero.
 struct AffineArgs {
   MomentsArgs of;
@@ -33,5 +31,4 @@ static constexpr int64_t moments_tasks(int64_t pixels, int64_t channels) {
   }
 RACCGAN_FOR_EACH_TARGET(RACCGAN_DECLARE, )
 #undef RACCGAN_DECLARE
-
 }  // namespace raccgan

@@ -4,14 +4,11 @@
 // threads. The second adds a sample's chunks up in float64, in a fixed order. Which thread adds what depends on the
 // sample's shape and dtype alone, not on alignment or batch, so a sample's score is always the same.
 #include "anomaly_score.h"
-
 #include "common/columns.h"
 
 namespace raccgan::cuda {
 namespace {
-
 constexpr int kBlock = 128;  // threads
-constexpr unsigned kAllLanes = 0xffffffff;
 
 // to[i] = from[i] in float32, and 0 from `left` on. kAligned: 16-byte loads, `from` aligned to them and left >= kCount.
 template <class T, int kCount, bool kAligned>
@@ -24,7 +21,6 @@ __device__ void load(const typename T::Stored* from, int64_t left, float (&to)[k
   }
 }
 
-// sums[i] += (a[i] - b[i])^2 for i < left.
 template <class T, int kCount, bool kAligned>
 __device__ void add_squares(const typename T::Stored* a, const typename T::Stored* b, int64_t left,
                             float (&sums)[kCount]) {
@@ -38,28 +34,17 @@ __device__ void add_squares(const typename T::Stored* a, const typename T::Store
   }
 }
 
-template <class T>
-__device__ const typename T::Stored* sample_of(const void* data, int64_t n, int64_t stride) {
-  return static_cast<const typename T::Stored*>(data) + n * stride;
-}
-
-template <int kCount>
-__device__ float sum_of(const float (&values)[kCount]) {
+template <int kCount> __device__ float sum_of(const float (&values)[kCount]) {
   float sum = 0.0f;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) sum += values[i];
   return sum;
 }
 
-__device__ double sum_over_warp(double value) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
-  return value;
-}
-
 // Every thread of the block calls it; the sum is valid in thread 0.
 __device__ double sum_over_block(double value) {
   __shared__ double warps[kBlock / kWarp];
-  value = sum_over_warp(value);
+  value = sum_over_group(value, kWarp);
   if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = value;
   __syncthreads();
   double sum = 0.0;
@@ -67,27 +52,25 @@ __device__ double sum_over_block(double value) {
   return sum;
 }
 
-// The block's chunk: sample n, elements or pixels first <= i < first + count.
-struct Chunk {
+// The block's chunk: sample n, elements or pixels first <= i < first + count; a pixel has `width` elements.
+template <class T> struct Chunk {
   int64_t n, first, count;
+  const typename T::Stored *a, *b;
 
-  __device__ Chunk(int64_t size, int64_t chunk) {
+  __device__ Chunk(const ComparedTensors& pair, int64_t size, int64_t chunk, int64_t width = 1) {
     const int64_t a_sample = chunks(size, chunk);
     n = blockIdx.x / a_sample;
     first = blockIdx.x % a_sample * chunk;
     count = size - first < chunk ? size - first : chunk;
+    a = static_cast<const typename T::Stored*>(pair.a) + n * pair.stride_a + first * width;
+    b = static_cast<const typename T::Stored*>(pair.b) + n * pair.stride_b + first * width;
   }
 };
 
-// ---- first launch ------------------------------------------------------------------------------------------------
-
 // An image is [C, pixels]. A thread takes kVector neighbouring pixels at a time, through all channels.
-template <class T, bool kAligned>
-__global__ void __launch_bounds__(kBlock) sum_planes(ImageArgs args) {
+template <class T, bool kAligned> __global__ void __launch_bounds__(kBlock) sum_planes(ImageArgs args) {
   constexpr int kCount = kVector<T>;
-  const Chunk chunk(args.pixels, kImageChunk);
-  const auto* const a = sample_of<T>(args.images.a, chunk.n, args.images.stride_a) + chunk.first;
-  const auto* const b = sample_of<T>(args.images.b, chunk.n, args.images.stride_b) + chunk.first;
+  const Chunk<T> chunk(args.images, args.pixels, kImageChunk);
   float* const map = args.map ? args.map + chunk.n * args.pixels + chunk.first : nullptr;
   const float channels = static_cast<float>(args.channels);
   double sum = 0.0;
@@ -96,7 +79,7 @@ __global__ void __launch_bounds__(kBlock) sum_planes(ImageArgs args) {
 #pragma unroll(kCount > 4 ? 2 : 4)
     for (int64_t c = 0; c < args.channels; ++c) {
       const int64_t at = c * args.pixels + p;
-      add_squares<T, kCount, kAligned>(a + at, b + at, chunk.count - p, squares);
+      add_squares<T, kCount, kAligned>(chunk.a + at, chunk.b + at, chunk.count - p, squares);
     }
     if (map) {
 #pragma unroll
@@ -114,10 +97,7 @@ __global__ void __launch_bounds__(kBlock) sum_planes(ImageArgs args) {
 // kCount neighbouring channels at a time, and C is a multiple of kCount.
 template <class T, int kCount, bool kAligned>
 __global__ void __launch_bounds__(kBlock) sum_channels_last(ImageArgs args, int group) {
-  const Chunk chunk(args.pixels, kImageChunk);
-  const int64_t start = chunk.first * args.channels;
-  const auto* const a = sample_of<T>(args.images.a, chunk.n, args.images.stride_a) + start;
-  const auto* const b = sample_of<T>(args.images.b, chunk.n, args.images.stride_b) + start;
+  const Chunk<T> chunk(args.images, args.pixels, kImageChunk, args.channels);
   float* const map = args.map ? args.map + chunk.n * args.pixels + chunk.first : nullptr;
   const float channels = static_cast<float>(args.channels);
   const int member = threadIdx.x % group;
@@ -130,11 +110,10 @@ __global__ void __launch_bounds__(kBlock) sum_channels_last(ImageArgs args, int 
 #pragma unroll(kCount > 4 ? 2 : 4)
       for (int64_t c = member * kCount; c < args.channels; c += group * kCount) {
         const int64_t at = p * args.channels + c;
-        add_squares<T, kCount, kAligned>(a + at, b + at, kCount, squares);
+        add_squares<T, kCount, kAligned>(chunk.a + at, chunk.b + at, kCount, squares);
       }
     }
-    float pixel = sum_of(squares);
-    for (int offset = group / 2; offset > 0; offset /= 2) pixel += __shfl_xor_sync(kAllLanes, pixel, offset);
+    const float pixel = sum_over_group(sum_of(squares), group);
     if (member == 0 && p < chunk.count) {
       if (map) map[p] = pixel / channels;
       sum += pixel;
@@ -145,31 +124,25 @@ __global__ void __launch_bounds__(kBlock) sum_channels_last(ImageArgs args, int 
 }
 
 // kWhole: the sample's elements are a multiple of a 16-byte load, and aligned to it.
-template <class T, bool kWhole>
-__global__ void __launch_bounds__(kBlock) sum_elements(FeatureArgs args) {
+template <class T, bool kWhole> __global__ void __launch_bounds__(kBlock) sum_elements(FeatureArgs args) {
   constexpr int kCount = kVector<T>;
-  const Chunk chunk(args.elements, kFeatureChunk);
-  const auto* const a = sample_of<T>(args.features.a, chunk.n, args.features.stride_a) + chunk.first;
-  const auto* const b = sample_of<T>(args.features.b, chunk.n, args.features.stride_b) + chunk.first;
+  const Chunk<T> chunk(args.features, args.elements, kFeatureChunk);
   float squares[kCount] = {};
 #pragma unroll(kCount > 4 ? 2 : 4)
   for (int64_t i = threadIdx.x * kCount; i < chunk.count; i += kBlock * kCount) {
-    add_squares<T, kCount, kWhole>(a + i, b + i, chunk.count - i, squares);
+    add_squares<T, kCount, kWhole>(chunk.a + i, chunk.b + i, chunk.count - i, squares);
   }
   const double sum = sum_over_block(sum_of(squares));
   if (threadIdx.x == 0) args.partial[blockIdx.x] = sum;
 }
 
-// ---- second launch -----------------------------------------------------------------------------------------------
-
 // Mean over the `a_sample` chunks of one sample; the warp's lanes take them in turn.
 __device__ float mean_of(const double* partial, int64_t a_sample, double size) {
   double sum = 0.0;
   for (int64_t i = threadIdx.x; i < a_sample; i += kWarp) sum += partial[i];
-  return static_cast<float>(sum_over_warp(sum) / size);
+  return static_cast<float>(sum_over_group(sum, kWarp) / size);
 }
 
-// One block of one warp a sample.
 __global__ void __launch_bounds__(kWarp)
     finish(ImageArgs images, FeatureArgs features, bool has_features, float* residual, float* feature) {
   const int64_t n = blockIdx.x;
@@ -187,32 +160,25 @@ __global__ void __launch_bounds__(kWarp)
   }
 }
 
-// ---- host --------------------------------------------------------------------------------------------------------
-
 // Whether every sample of both tensors starts on a 16-byte boundary and `run` elements are a whole number of loads.
-template <class T>
-bool aligned(const ComparedTensors& pair, int64_t run) {
+template <class T> bool aligned(const ComparedTensors& pair, int64_t run) {
   const auto address = reinterpret_cast<uintptr_t>(pair.a) | reinterpret_cast<uintptr_t>(pair.b);
   return address % 16 == 0 && (pair.stride_a | pair.stride_b | run) % kVector<T> == 0;
 }
 
-template <class T>
-void sum_images(Queue& queue, const ImageArgs& args, int64_t blocks) {
+template <class T> void sum_images(Queue& queue, const ImageArgs& args, int64_t blocks) {
   constexpr int kCount = kVector<T>;
   if (!args.channels_last) {
     const auto kernel = aligned<T>(args.images, args.pixels) ? sum_planes<T, true> : sum_planes<T, false>;
     return queue(kernel, blocks, kBlock, args);
   }
   const bool whole = args.channels % kCount == 0;
-  const int64_t loads = whole ? args.channels / kCount : args.channels;
-  int group = 1;  // about four loads a thread
-  while (group < kWarp && group * 4 < loads) group *= 2;
+  const int group = threads_a_pixel(args.channels, whole ? kCount : 1);
   const auto kernel = !whole                                   ? sum_channels_last<T, 1, false>
                       : aligned<T>(args.images, args.channels) ? sum_channels_last<T, kCount, true>
                                                                : sum_channels_last<T, kCount, false>;
   queue(kernel, blocks, kBlock, args, group);
 }
-
 }  // namespace
 
 const char* anomaly_score(int64_t n, const ImageArgs& images, const FeatureArgs* features, float* residual,
@@ -230,5 +196,4 @@ const char* anomaly_score(int64_t n, const ImageArgs& images, const FeatureArgs*
   queue(finish, n, kWarp, images, f, features != nullptr, residual, feature);
   return queue.error();
 }
-
 }  // namespace raccgan::cuda

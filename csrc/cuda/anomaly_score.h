@@ -4,7 +4,6 @@
 #include "../ops/anomaly_score.h"
 
 namespace raccgan::cuda {
-
 constexpr int64_t kImageChunk = 1024;  // pixels
 constexpr int64_t kFeatureChunk = 16384;  // elements
 constexpr int64_t kMaxChannelsLast = INT64_MAX;
@@ -13,5 +12,4 @@ constexpr int64_t kMaxChannelsLast = INT64_MAX;
 // without features, and the map of `images`. Returns null, or CUDA's message if a launch failed.
 const char* anomaly_score(int64_t n, const ImageArgs& images, const FeatureArgs* features, float* residual,
                           float* feature, int device, void* stream);
-
 }  // namespace raccgan::cuda

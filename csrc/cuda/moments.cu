@@ -4,20 +4,16 @@
 // Sums are of the distance from a center near the mean: a variance from sums of squares would cancel where the mean is
 // large. Two launches: float32 within a block's pixels, float64 over the blocks, in a fixed order.
 #include "moments.h"
-
 #include "common/columns.h"
 
 namespace raccgan::cuda {
 namespace {
-
 constexpr int64_t kLeastPixels = 256, kMostBlocks = 512;
 
 int64_t pixels_a_block(const MomentsArgs& args) {
   const int64_t pixels = ceiling(args.pixels, kMostBlocks);
   return pixels < kLeastPixels ? kLeastPixels : pixels;
 }
-
-// ---- first launch ------------------------------------------------------------------------------------------------
 
 // The least value that the ReLU before the moments passes.
 __device__ float floor_of(const MomentsArgs& args) { return args.relu ? 0.0f : -INFINITY; }
@@ -27,13 +23,11 @@ template <class T, int V>
 __device__ void find_center(const MomentsArgs& args, const Tiling& t, const Columns<V>& at, float (&center)[V]) {
   constexpr int kPixels = 4;
   const auto* const x = static_cast<const typename T::Stored*>(args.x);
-#pragma unroll
   for (int i = 0; i < V; ++i) center[i] = 0.0f;
 #pragma unroll
   for (int p = 0; p < kPixels; ++p) {
     float v[V];
     load<T, V>(x + at.at(t, p * t.pixels / kPixels), v);
-#pragma unroll
     for (int i = 0; i < V; ++i) center[i] += larger(v[i], floor_of(args)) / kPixels;
   }
 }
@@ -49,33 +43,27 @@ __global__ void __launch_bounds__(kThreads) sum_moments(MomentsArgs args, Tiling
   for (int64_t p = at.first, from = at.at(t, p); p < at.last; p += at.rows, from += at.step) {
     float v[V];
     load<T, V>(x + from, v);
-#pragma unroll
     for (int i = 0; i < V; ++i) {
       const float d = larger(v[i], floor_of(args)) - center[i];
       sums[i] += d;
       squares[i] += d * d;
     }
   }
-  if (at.piece == 0 && at.row == 0 && at.active) store_row(centers + at.in_row(t), center);
+  if (at.tile == 0 && at.row == 0 && at.active) store_row(centers + at.in_row(t), center);
   const float sum = add_rows(at, sums), sum_of_squares = add_rows(at, squares);
-  if (!at.owns(t)) return;
-  float* const to = partial + (at.run * t.pieces + at.piece) * 2 * t.channels + at.column();
-  to[0] = sum;
-  to[t.channels] = sum_of_squares;
+  at.write(t, sum, sum_of_squares, partial);
 }
-
-// ---- second launch -----------------------------------------------------------------------------------------------
 
 // A block takes a warp of channels of a group; its warps take turns with the first launch's blocks.
 __global__ void __launch_bounds__(kThreads)
     finish_moments(Tiling t, const float* partial, const float* centers, float* mean, float* var) {
   __shared__ double shared[kThreads];
-  const int64_t groups = ceiling(t.channels, kWarp), run = blockIdx.x / groups;
+  const int64_t groups = ceiling(t.channels, kWarp), group = blockIdx.x / groups;
   const int64_t channel = blockIdx.x % groups * kWarp + threadIdx.x % kWarp;
   double sum = 0.0, squares = 0.0;
   if (channel < t.channels) {
-    for (int64_t piece = threadIdx.x / kWarp; piece < t.pieces; piece += kWarps) {
-      const float* const from = partial + (run * t.pieces + piece) * 2 * t.channels + channel;
+    for (int64_t tile = threadIdx.x / kWarp; tile < t.tiles; tile += kWarps) {
+      const float* const from = partial + (group * t.tiles + tile) * 2 * t.channels + channel;
       sum += from[0];
       squares += from[t.channels];
     }
@@ -85,11 +73,9 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x >= kWarp || channel >= t.channels) return;
   const double pixels = static_cast<double>(t.pixels), distance = sum / pixels;
   const double spread = squares / pixels - distance * distance;
-  mean[run * t.channels + channel] = static_cast<float>(centers[run * t.channels + channel] + distance);
-  var[run * t.channels + channel] = static_cast<float>(spread < 0.0 ? 0.0 : spread);  // NaN stays NaN
+  mean[group * t.channels + channel] = static_cast<float>(centers[group * t.channels + channel] + distance);
+  var[group * t.channels + channel] = static_cast<float>(spread < 0.0 ? 0.0 : spread);  // NaN stays NaN
 }
-
-// ---- gradient ----------------------------------------------------------------------------------------------------
 
 // grad = (grad_mean + 2 grad_var (x - mean)) / pixels
 template <class T, int V>
@@ -105,7 +91,6 @@ __global__ void __launch_bounds__(kThreads) spread_moments(MomentsArgs args, Til
     load_row(mean + at.in_row(t), center);
   }
   const float over = 1.0f / static_cast<float>(t.pixels);
-#pragma unroll
   for (int i = 0; i < V; ++i) {
     slope[i] *= 2.0f * over;
     constant[i] *= over;
@@ -114,15 +99,11 @@ __global__ void __launch_bounds__(kThreads) spread_moments(MomentsArgs args, Til
   for (int64_t p = at.first, from = at.at(t, p); p < at.last; p += at.rows, from += at.step) {
     float v[V];
     load<T, V>(x + from, v);
-#pragma unroll
     for (int i = 0; i < V; ++i) v[i] = (v[i] - center[i]) * slope[i] + constant[i];
     store<T, V>(to + from, v);
   }
 }
-
 }  // namespace
-
-// ---- host --------------------------------------------------------------------------------------------------------
 
 int64_t moments_floats(const MomentsArgs& args) {
   return args.groups * (2 * ceiling(args.pixels, pixels_a_block(args)) + 1) * args.channels;
@@ -150,5 +131,4 @@ const char* moments_backward(const MomentsArgs& args, const float* grad_mean, co
   }, args.x, grad);
   return queue.error();
 }
-
 }  // namespace raccgan::cuda

@@ -4,7 +4,6 @@
 #include "../ops/moments.h"
 
 namespace raccgan::cuda {
-
 // Float32 numbers of scratch memory that `moments` takes.
 int64_t moments_floats(const MomentsArgs& args);
 
@@ -15,5 +14,4 @@ const char* moments(const MomentsArgs& args, float* scratch, float* mean, float*
 // Likewise the gradient of <grad_mean, mean> + <grad_var, var>, like x.
 const char* moments_backward(const MomentsArgs& args, const float* grad_mean, const float* grad_var, const float* mean,
                              void* grad, int device, void* stream);
-
 }  // namespace raccgan::cuda

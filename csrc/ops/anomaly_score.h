@@ -1,14 +1,11 @@
-// The arguments of the anomaly-score kernels, on a CPU and on a GPU.
+// The arguments of the anomaly-score kernels, on a CPU and on a GPU. C headers only, see cpu/simd/targets.h.
 //
 //     residual[n]  = mean over c,h,w of (a - b)^2      map[n, h, w] = mean over c of (a - b)^2
-//
-// C headers only, see cpu/simd/targets.h.
 #pragma once
 
 #include "dtype.h"
 
 namespace raccgan {
-
 // Two tensors of one dtype, compared sample by sample. A sample is dense, with its elements in the same order in both
 // tensors; the samples themselves may lie anywhere.
 struct ComparedTensors {
@@ -37,5 +34,4 @@ struct FeatureArgs {
 // Chunks of a sample. Their size depends on nothing but the device: not on batch or threads. A sample's sum is always
 // the same tree of additions.
 RACCGAN_HOST_DEVICE constexpr int64_t chunks(int64_t size, int64_t chunk) { return (size + chunk - 1) / chunk; }
-
 }  // namespace raccgan

@@ -1,24 +1,11 @@
-// What the bindings hand to CBAM's kernels, the same for CPU and CUDA. The mathematics is in cpu/cbam/forward.cpp,
-// cpu/cbam/backward.cpp and cpu/cbam/double_backward.cpp.
-//
-// A sample is [P, C] in memory, P = H * W pixels of C channels each, without gaps. Everything that is smaller than x is
-// float32, and so is the arithmetic. All pointers are into the memory of x's device.
-//
-// C headers and static functions only: this file is part of every per-target translation unit (see cpu/targets.h).
+// The arguments of CBAM's kernels, on a CPU and on a GPU. The mathematics is in cpu/cbam/*.cpp. A sample is [P, C] in
+// memory, P = H * W pixels of C channels each, without gaps. Everything that is smaller than x is float32, and so is
+// the arithmetic. All pointers are into the memory of x's device. C headers only, see cpu/simd/targets.h.
 #pragma once
-
-#include <stdint.h>
 
 #include "dtype.h"
 
-#ifdef __CUDACC__
-#define RACCGAN_CBAM_BOTH __host__ __device__
-#else
-#define RACCGAN_CBAM_BOTH
-#endif
-
 namespace raccgan {
-
 struct CbamShape {
   int64_t n, c, h, w;  // c, h and w are not zero
   int64_t r;  // hidden channels of the MLP
@@ -74,19 +61,13 @@ static constexpr int64_t saved_floats(const CbamShape& s, CbamNorm norm) {
 }
 
 static inline CbamSaved saved_in(const CbamShape& s, float* memory) {
-  CbamSaved saved;
-  saved.gate = memory;
-  saved.average = saved.gate + s.n * s.c;
-  saved.maximum = saved.average + s.n * s.c;
-  saved.hidden = saved.maximum + s.n * s.c;
-  saved.planes = saved.hidden + s.n * 3 * s.r;
-  saved.scores = saved.planes + s.n * 2 * pixels(s);
-  saved.moments = saved.scores + s.n * pixels(s);
-  return saved;
+  const int64_t nc = s.n * s.c, np = s.n * pixels(s);
+  float *const hidden = memory + 3 * nc, *const planes = hidden + s.n * 3 * s.r, *const scores = planes + 2 * np;
+  return {memory, memory + nc, memory + 2 * nc, hidden, planes, scores, scores + np};
 }
 
 // Mean and variance for sample n.
-RACCGAN_CBAM_BOTH static inline const float* moments_of(const CbamArgs& args, int64_t n) {
+RACCGAN_HOST_DEVICE static inline const float* moments_of(const CbamArgs& args, int64_t n) {
   return args.saved.moments + (args.norm == CbamNorm::kInstance ? 2 * n : 0);
 }
 
@@ -95,7 +76,7 @@ struct CbamSpatialGate {
   float scale, shift;
 };
 
-RACCGAN_CBAM_BOTH static inline CbamSpatialGate spatial_gate(const CbamArgs& args, int64_t n) {
+RACCGAN_HOST_DEVICE static inline CbamSpatialGate spatial_gate(const CbamArgs& args, int64_t n) {
   const float* const moments = moments_of(args, n);
   const float scale = *args.weights.norm_weight / __builtin_sqrtf(moments[1] + args.weights.eps);
   return {scale, *args.weights.norm_bias - moments[0] * scale};
@@ -107,5 +88,4 @@ static constexpr bool needs_mlp(const CbamGradients& g) {
 
 // Whether the pass has to go back through the channel gate.
 static constexpr bool needs_channel_gate(const CbamGradients& g) { return g.x || needs_mlp(g); }
-
 }  // namespace raccgan

@@ -24,7 +24,6 @@
 #include "dtype.h"
 
 namespace raccgan {
-
 enum class Resize : int32_t { kNone, kUp, kDown };
 
 struct DepthwiseLayer {
@@ -69,10 +68,8 @@ struct DepthwiseDoubleBackwardArgs {
   float* grad_scale;  // [N, C], out
 };
 
-// ---- resizing, folded into the weights ------------------------------------------------------------------------------
-//
-// One convolution by v [k + 1, k + 1] resizes too: v sums w over its 2 x 2 neighbours, and with stride 2 that is the
-// convolution and the average after it. Nearest x2 and the convolution are the transpose of that, by the flipped w.
+// Resizing, folded into the weights: v [k + 1, k + 1] sums w over its 2 x 2 neighbours. With stride 2 the convolution
+// by v is that by w and the average after it. Nearest x2 and the convolution are its transpose, by the flipped w.
 
 // Taps a side of v, or of w where nothing is resized.
 RACCGAN_HOST_DEVICE static constexpr int64_t taps(const DepthwiseLayer& s) {
@@ -83,7 +80,6 @@ RACCGAN_HOST_DEVICE static constexpr int64_t taps(const DepthwiseLayer& s) {
 RACCGAN_HOST_DEVICE static constexpr float fold_factor(Resize resize) { return resize == Resize::kDown ? 0.25f : 1; }
 
 namespace {
-
 // Tap (row, column) of v, for one channel's w [k, k]. A sum is a float, or a vector of floats.
 template <class Sum>
 RACCGAN_HOST_DEVICE Sum folded(const DepthwiseLayer& s, const Sum* w, int64_t row, int64_t column) {
@@ -106,7 +102,6 @@ RACCGAN_HOST_DEVICE void add_unfolded(const DepthwiseLayer& s, int64_t tap, cons
     for (int64_t c = 0; c < box; ++c) sum += v[((at / s.k + r) * taps(s) + at % s.k + c) * stride];
   }
 }
-
 }  // namespace
 
 // Output parities of an upsampling convolution have (k + 1) / 2 taps each, so that none multiplies a zero: tap t is
@@ -115,5 +110,4 @@ RACCGAN_HOST_DEVICE static constexpr int last_tap(int k, int parity) { return (p
 RACCGAN_HOST_DEVICE static constexpr int first_input(int k, int parity) {
   return (parity + k / 2 - last_tap(k, parity)) / 2;
 }
-
 }  // namespace raccgan

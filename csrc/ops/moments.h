@@ -1,14 +1,12 @@
-// The arguments of the kernels of each channel's moments over groups of pixels, on a CPU and on a GPU.
+// The arguments of the kernels of each channel's moments over groups of pixels, on a CPU and on a GPU. C headers only,
+// see cpu/simd/targets.h.
 //
 //     mean[c] = mean of x[., c],   var[c] = mean of (x[., c] - mean[c])^2
-//
-// C headers only, see cpu/simd/targets.h.
 #pragma once
 
 #include "dtype.h"
 
 namespace raccgan {
-
 // x [groups, pixels, C] without gaps: a batch norm has one group, an instance norm one a sample.
 struct MomentsArgs {
   int64_t groups, pixels, channels;
@@ -16,5 +14,4 @@ struct MomentsArgs {
   const void* x;
   bool relu;  // whether the moments are of relu(x)
 };
-
 }  // namespace raccgan

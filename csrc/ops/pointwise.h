@@ -10,7 +10,6 @@
 #include "dtype.h"
 
 namespace raccgan {
-
 // out[m, n] = bias[n] + residual[m, n] + sum over k of a[m, k] b[k, n]
 struct ProductArgs {
   int64_t m, k, n;
@@ -32,5 +31,4 @@ struct CorrelationArgs {
   float* partial;
   float* sums;  // or null
 };
-
 }  // namespace raccgan

@@ -1,11 +1,8 @@
 // CBAM's backward op on a CPU: the order of its stages, and what couples the tiles that the kernels work on.
 #include <cmath>
-
 #include "stages.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 // The gradients of norm_weight, norm_bias, mean and var, summed over the groups of samples that share moments.
 struct NormGradients {
   double weight = 0, bias = 0, mean = 0, var = 0;
@@ -86,10 +83,8 @@ NormGradients run_backward(const ThroughNorm& norm, const Tensor& x_in, const Te
   }
   NormGradients sum;
   for (const NormGradients& one : by_sample) {
-    sum.weight += one.weight;
-    sum.bias += one.bias;
-    sum.mean += one.mean;
-    sum.var += one.var;
+    sum.weight += one.weight, sum.bias += one.bias;
+    sum.mean += one.mean, sum.var += one.var;
   }
   return sum;
 }
@@ -135,43 +130,21 @@ void finish(const CbamBackwardArgs& args, const NormGradients& norm) {
   }
 }
 
-TenTensors cbam_backward_cpu(const Tensor& grad_y, const Optional& grad_mean, const Optional& grad_var, const Tensor& x,
-                             const Tensor& reduce_weight, const Tensor& reduce_bias, const Tensor& expand_weight,
-                             const Tensor& expand_bias, const Tensor& spatial_weight, const Tensor& norm_weight,
-                             const Tensor& norm_bias, const Optional& mean, const Optional& var, bool batch, double eps,
-                             const Tensor& saved, bool needs_x, bool needs_mlp, bool needs_spatial_weight,
-                             bool needs_norm, bool needs_moments) {
-  const CbamInputs in{float32_or_bfloat16(x),
-                      reduce_weight,
-                      reduce_bias,
-                      expand_weight,
-                      expand_bias,
-                      spatial_weight,
-                      norm_weight,
-                      norm_bias,
-                      mean,
-                      var,
-                      batch,
-                      eps};
-  const CbamCall call(in);
-  call.check_backward(grad_y, x, saved);
-  const Optional to_mean = in_float32(grad_mean, x, call.own_moments(), "grad_mean");
-  const Optional to_var = in_float32(grad_var, x, call.own_moments(), "grad_var");
-  const CbamShape& s = call.shape;
-  const CbamGradientTensors found(
-      s, x, {needs_x, needs_mlp, needs_spatial_weight, needs_norm, needs_moments && call.fixed()});
-  ScratchMemory memory(memory_floats(s, found.needs));
-  std::vector<CbamNormSums> norm_sums(s.n * tiles(s));
-  std::vector<CbamNormGradient> norm_gradient(s.n);
-  CbamBackwardArgs args = backward_args(call.args(saved), found, memory);
-  args.norm_sums = norm_sums.data();
-  args.norm_gradient = norm_gradient.data();
-  finish(args, run_backward({call, data_of(to_mean), data_of(to_var), norm_gradient.data()}, x, grad_y, args));
-  return found.all(in);
-}
+struct Cpu {
+  explicit Cpu(const Tensor& x) { float32_or_bfloat16(x); }
 
-}  // namespace
-}  // namespace raccgan
+  static void backward(const CbamCall& call, const CbamBackwardInputs& of, const CbamGradientTensors& found) {
+    const CbamShape& s = call.shape;
+    ScratchMemory memory(memory_floats(s, found.needs));
+    std::vector<CbamNormSums> norm_sums(s.n * tiles(s));
+    std::vector<CbamNormGradient> norm_gradient(s.n);
+    CbamBackwardArgs args = backward_args(call.args(of.saved), found, memory);
+    args.norm_sums = norm_sums.data();
+    args.norm_gradient = norm_gradient.data();
+    finish(args, run_backward({call, of.grad_mean, of.grad_var, norm_gradient.data()}, of.x, of.grad_y, args));
+  }
+};
+}}  // namespace raccgan
 
 STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
   m.def(
@@ -183,4 +156,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
       " Tensor norm_bias, Tensor mean, Tensor var)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) { m.impl("cbam_native_backward", TORCH_BOX(&raccgan::cbam_backward_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) {
+  m.impl("cbam_native_backward", TORCH_BOX(&raccgan::cbam_backward<raccgan::Cpu>));
+}

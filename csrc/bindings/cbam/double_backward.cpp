@@ -1,9 +1,7 @@
 // CBAM's double backward op on a CPU, for norm "instance": the gradients of <grad_grad_x, gradient of x>.
 #include "stages.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 int64_t memory_floats(const CbamShape& s) { return 6 * s.n * s.c + 5 * s.n * s.r + s.n * (2 * s.k * s.k + 2); }
 
 // All but the images.
@@ -44,9 +42,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     const Tensor& reduce_bias, const Tensor& expand_weight, const Tensor& expand_bias, const Tensor& spatial_weight,
     const Tensor& norm_weight, const Tensor& norm_bias, double eps, const Tensor& saved) {
   const Optional none;
-  const Tensor& x_taken = float32_or_bfloat16(x_in);
-  const CbamInputs in{x_taken,     reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight,
-                      norm_weight, norm_bias,     none,        none,          false,       eps};
+  const CbamInputs in({float32_or_bfloat16(x_in), reduce_weight, reduce_bias, expand_weight, expand_bias,
+                       spatial_weight, norm_weight, norm_bias, none, none, false, eps});
   const CbamCall call(in);
   call.check_backward(grad_y_in, x_in, saved);
   STD_TORCH_CHECK(same_sizes(grad_grad_x_in, x_in) && grad_grad_x_in.scalar_type() == x_in.scalar_type(),
@@ -64,9 +61,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   run_double_backward(args);
   return std::tuple_cat(std::make_tuple(grad_grad_y), found.x_and_weights(in));
 }
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan
 
 STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
   m.def(

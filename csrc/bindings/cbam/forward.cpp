@@ -1,9 +1,7 @@
 // CBAM's forward op on a CPU: the order of its stages, and what couples the tiles that the kernels work on.
 #include "stages.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 // saved.moments from the tiles of the samples first <= n < last, which share them.
 void join_moments(const CbamForwardArgs& args, int64_t first, int64_t last, float* to) {
   const CbamShape& s = args.shape;
@@ -51,39 +49,24 @@ void run_forward(const CbamCall& call, const Tensor& x_in, const CbamForwardArgs
   groups(apply);
 }
 
-// The moments as the op returns them: none where they were given.
-std::tuple<Tensor, Tensor> returned_moments(const CbamCall& call, const Tensor& x, const float* moments) {
-  const std::vector<int64_t> sizes = call.own_moments();
-  const Tensor mean = new_floats(x, sizes), var = new_floats(x, sizes);
-  for (int64_t i = 0; i < sizes[0]; ++i) {
-    mean.mutable_data_ptr<float>()[i] = moments[2 * i];
-    var.mutable_data_ptr<float>()[i] = moments[2 * i + 1];
-  }
-  return {mean, var};
-}
+struct Cpu {
+  explicit Cpu(const Tensor& x) { float32_or_bfloat16(x); }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_cpu(const Tensor& x, const Tensor& reduce_weight,
-                                                    const Tensor& reduce_bias, const Tensor& expand_weight,
-                                                    const Tensor& expand_bias, const Tensor& spatial_weight,
-                                                    const Tensor& norm_weight, const Tensor& norm_bias,
-                                                    const Optional& mean, const Optional& var, bool batch, double eps) {
-  const CbamCall call({float32_or_bfloat16(x), reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight,
-                       norm_weight, norm_bias, mean, var, batch, eps});
-  const CbamShape& s = call.shape;
-  const Tensor y = empty_channels_last(x, s.c, s.h, s.w), saved = call.new_saved(x);
-  const auto pooled = aligned_floats(s.n * chunks(s) * 2 * s.c);
-  std::vector<CbamMoments> moments(s.n * tiles(s));
-  const CbamForwardArgs args{call.args(saved), {}, y.mutable_data_ptr(), pooled.get(), moments.data()};
-  if (call.fixed()) {
-    args.saved.moments[0] = *data_of(call.mean);
-    args.saved.moments[1] = *data_of(call.var);
+  static void forward(const CbamCall& call, const Tensor& x, const CbamForwardOutputs& to) {
+    const CbamShape& s = call.shape;
+    const auto pooled = aligned_floats(s.n * chunks(s) * 2 * s.c);
+    std::vector<CbamMoments> moments(s.n * tiles(s));
+    const CbamForwardArgs args{call.args(to.saved), {}, to.y.mutable_data_ptr(), pooled.get(), moments.data()};
+    float* const found = args.saved.moments;
+    if (call.fixed()) found[0] = *data_of(call.mean), found[1] = *data_of(call.var);
+    run_forward(call, x, args);
+    for (int64_t i = 0; i < to.mean.numel(); ++i) {
+      to.mean.mutable_data_ptr<float>()[i] = found[2 * i];
+      to.var.mutable_data_ptr<float>()[i] = found[2 * i + 1];
+    }
   }
-  run_forward(call, x, args);
-  return std::tuple_cat(std::make_tuple(y), returned_moments(call, x, args.saved.moments), std::make_tuple(saved));
-}
-
-}  // namespace
-}  // namespace raccgan
+};
+}}  // namespace raccgan
 
 STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
   m.def(
@@ -92,4 +75,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(raccgan, m) {
       " -> (Tensor y, Tensor mean, Tensor var, Tensor saved)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) { m.impl("cbam_native", TORCH_BOX(&raccgan::cbam_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(raccgan, CPU, m) { m.impl("cbam_native", TORCH_BOX(&raccgan::cbam<raccgan::Cpu>)); }

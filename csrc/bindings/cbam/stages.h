@@ -2,18 +2,14 @@
 #pragma once
 
 #include <utility>
-
 #include "../../cpu/cbam/kernels.h"
 #include "arguments.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 // do_samples(first, last, group) for all samples, `group` of them at a time so that they stay in a cache from one stage
 // to the next. Where one fits a core's own, each thread takes samples through all stages by itself, and none waits for
 // another between two stages; else all threads share out each stage of a group.
-template <class Samples>
-void for_groups(const CbamShape& s, int64_t tensors, const Samples& do_samples) {
+template <class Samples> void for_groups(const CbamShape& s, int64_t tensors, const Samples& do_samples) {
   constexpr int64_t kBytes = 1 << 19;  // of a second-level cache
   const int64_t elements = s.c * pixels(s), bytes = elements * size_of(s.dtype) * tensors;
   const int64_t threads = torch::stable::get_num_threads();
@@ -25,8 +21,7 @@ void for_groups(const CbamShape& s, int64_t tensors, const Samples& do_samples) 
 }
 
 // do_group(first, last) for the groups of the samples first <= n < last.
-template <class Group>
-void each_group(int64_t first, int64_t last, int64_t group, const Group& do_group) {
+template <class Group> void each_group(int64_t first, int64_t last, int64_t group, const Group& do_group) {
   for (int64_t n = first; n < last; n += group) do_group(n, std::min(last, n + group));
 }
 
@@ -51,8 +46,7 @@ void by_samples(const Kernel& kernel, const Args& args, int64_t first, int64_t l
                     [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
-template <class Work>
-void by_tiles(const CbamShape& s, int64_t first, int64_t last, const Work& work) {
+template <class Work> void by_tiles(const CbamShape& s, int64_t first, int64_t last, const Work& work) {
   share_out_samples(first, last, tiles(s), rows_per_tile(s) * s.w * s.k, work);
 }
 
@@ -90,7 +84,6 @@ class ChannelsLast {
   Optional copy_;
 };
 
-// Scratch memory of a pass: float32, one part after the other.
 struct ScratchMemory {
   AlignedFloats all;
   float* at;
@@ -98,6 +91,4 @@ struct ScratchMemory {
   explicit ScratchMemory(int64_t count) : all(aligned_floats(count)), at(all.get()) {}
   float* next(int64_t count) { return std::exchange(at, at + count); }
 };
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan

@@ -9,21 +9,17 @@
 //
 // The sum over p of x g spatial needs no e and is taken with the flow: x and g are read together twice, x once alone,
 // and of these three sweeps the last two again while a sample is in a cache.
-#include "gradients.h"
+#include "planes.h"
 
-namespace raccgan {
+namespace raccgan::RACCGAN_TARGET {
 namespace {
-
-template <class T, bool kChannels>
-void flow_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
+template <class T, bool kChannels> void flow_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
   const CbamShape& s = args.shape;
-  const int64_t size = s.h * s.w;
   for (int64_t task = begin; task < end; ++task) {
     const Chunk chunk(s, task);
-    const auto* const x = chunk.of<T>(s, args.x);
-    const auto* const grad_y = chunk.of<T>(s, args.grad_y);
+    const auto *const x = chunk.of<T>(s, args.x), *const grad_y = chunk.of<T>(s, args.grad_y);
     const float* const gate = args.saved.gate + chunk.sample * s.c;
-    const float* const largest = args.saved.planes + chunk.sample * 2 * size + chunk.first;
+    const float* const largest = args.saved.planes + chunk.in_planes(s);
     float* const d_gate = args.sums + task * 3 * s.c;
     float spatial[kCbamChunk];
     find_gates(spatial_gate(args, chunk.sample), args.saved.scores + chunk.in_plane(s), chunk.count(), spatial);
@@ -32,7 +28,7 @@ void flow_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
       for_pixels(0, least(kWidth, chunk.count() - block), [&](int64_t p, auto pixels) RACCGAN_INLINE {
         Floats flow[pixels.count] = {}, tied[pixels.count] = {};
         for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
-          const Floats channel = lanes.template load<Float32>(gate + c);
+          const Floats channel = lanes.load(gate + c);
           Floats through{};
 #pragma GCC unroll 4
           for (int i = 0; i < pixels.count; ++i) {
@@ -48,15 +44,12 @@ void flow_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
           if (kChannels) add_to(lanes, d_gate + c, block + p, through);
         });
 #pragma GCC unroll 4
-        for (int i = 0; i < pixels.count; ++i) {
-          flows[p + i] = flow[i];
-          ties[p + i] = tied[i];
-        }
+        for (int i = 0; i < pixels.count; ++i) flows[p + i] = flow[i], ties[p + i] = tied[i];
       });
-      const Floats open = pixel_lanes.template load<Float32>(spatial + block);
+      const Floats open = pixel_lanes.load(spatial + block);
       const int64_t to = chunk.in_plane(s) + block;
-      pixel_lanes.template store<Float32>(args.flow + to, sums_of(flows) * open * (1.0f - open));
-      pixel_lanes.template store<Float32>(args.ties + to, sums_of(ties));
+      pixel_lanes.store(args.flow + to, sums_of(flows) * open * (1.0f - open));
+      pixel_lanes.store(args.ties + to, sums_of(ties));
     });
   }
 }
@@ -67,14 +60,13 @@ void score_gradient(const CbamBackwardArgs& args, int64_t n, int64_t row, float*
   const CbamNormGradient& norm = args.norm_gradient[n];
   const int64_t from = (n * s.h + row) * s.w;
   for_lanes(s.w, [&](auto lanes, int64_t i) RACCGAN_INLINE {
-    const Floats flow = lanes.template load<Float32>(args.flow + from + i);
-    const Floats score = lanes.template load<Float32>(args.saved.scores + from + i);
-    lanes.template store<Float32>(to + i, flow * norm.alpha + norm.beta + (score - norm.mean) * norm.gamma);
+    const Floats flow = lanes.load(args.flow + from + i);
+    const Floats score = lanes.load(args.saved.scores + from + i);
+    lanes.store(to + i, flow * norm.alpha + norm.beta + (score - norm.mean) * norm.gamma);
   });
 }
 
-template <class T>
-void gather_back_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
+template <class T> void gather_back_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
   const CbamShape& s = args.shape;
   const int64_t size = s.h * s.w;
   for (int64_t task = begin; task < end; ++task) {
@@ -82,14 +74,13 @@ void gather_back_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
     const auto* const x = chunk.of<T>(s, args.x);
     const float* const gate = args.saved.gate + chunk.sample * s.c;
     const float* const maximum = args.saved.maximum + chunk.sample * s.c;
-    const float* const largest = args.saved.planes + chunk.sample * 2 * size + chunk.first;
-    const float* const e_max = args.grad_planes + chunk.sample * 2 * size + chunk.first;
-    const float* const e_mean = e_max + size;
+    const float* const largest = args.saved.planes + chunk.in_planes(s);
+    const float *const e_max = args.grad_planes + chunk.in_planes(s), *const e_mean = e_max + size;
     float* const d_gate = args.sums + task * 3 * s.c + s.c;
     for_pixels(0, chunk.count(), [&](int64_t p, auto pixels) RACCGAN_INLINE {
       for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
-        const Floats channel = lanes.template load<Float32>(gate + c);
-        const Floats max = lanes.template load<Float32>(maximum + c);
+        const Floats channel = lanes.load(gate + c);
+        const Floats max = lanes.load(maximum + c);
         Floats through{}, tied{};
 #pragma GCC unroll 4
         for (int i = 0; i < pixels.count; ++i) {
@@ -115,38 +106,35 @@ void add_chunks(const CbamBackwardArgs& args, int64_t n) {
     Doubles d_gate{}, tied{};
     for (int64_t i = 0; i < chunks(s); ++i) {
       const float* const at = sums + i * 3 * s.c + c;
-      d_gate += widened(lanes.template load<Float32>(at)) + widened(lanes.template load<Float32>(at + s.c));
-      tied += widened(lanes.template load<Float32>(at + 2 * s.c));
+      d_gate += widened(lanes.load(at)) + widened(lanes.load(at + s.c));
+      tied += widened(lanes.load(at + 2 * s.c));
     }
-    const Floats gate = lanes.template load<Float32>(args.saved.gate + n * s.c + c);
-    lanes.template store<Float32>(args.grad_logits + n * s.c + c, narrowed(d_gate) * gate * (1.0f - gate));
-    lanes.template store<Float32>(args.tied + n * s.c + c, narrowed(tied));
+    const Floats gate = lanes.load(args.saved.gate + n * s.c + c);
+    lanes.store(args.grad_logits + n * s.c + c, narrowed(d_gate) * gate * (1.0f - gate));
+    lanes.store(args.tied + n * s.c + c, narrowed(tied));
   });
 }
 
-template <class T>
-void apply_back_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
+template <class T> void apply_back_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
   const CbamShape& s = args.shape;
   const int64_t size = s.h * s.w;
   const float over = 1.0f / static_cast<float>(size);
   for (int64_t task = begin; task < end; ++task) {
     const Chunk chunk(s, task);
-    const auto* const x = chunk.of<T>(s, args.x);
-    const auto* const grad_y = chunk.of<T>(s, args.grad_y);
+    const auto *const x = chunk.of<T>(s, args.x), *const grad_y = chunk.of<T>(s, args.grad_y);
     auto* const grad_x = static_cast<typename T::Stored*>(args.gradients.x) + chunk.in_tensor(s);
     const int64_t row = chunk.sample * s.c;
-    const float* const largest = args.saved.planes + chunk.sample * 2 * size + chunk.first;
-    const float* const e_max = args.grad_planes + chunk.sample * 2 * size + chunk.first;
-    const float* const e_mean = e_max + size;
+    const float* const largest = args.saved.planes + chunk.in_planes(s);
+    const float *const e_max = args.grad_planes + chunk.in_planes(s), *const e_mean = e_max + size;
     float spatial[kCbamChunk];
     find_gates(spatial_gate(args, chunk.sample), args.saved.scores + chunk.in_plane(s), chunk.count(), spatial);
     for_pixels(0, chunk.count(), [&](int64_t p, auto pixels) RACCGAN_INLINE {
       for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
-        const Floats channel = lanes.template load<Float32>(args.saved.gate + row + c);
-        const Floats max = lanes.template load<Float32>(args.saved.maximum + row + c);
-        const Floats from_average = lanes.template load<Float32>(args.grad_average + row + c) * over;
-        const Floats tied = lanes.keep(lanes.template load<Float32>(args.tied + row + c), all(1.0f));
-        const Floats from_max = lanes.template load<Float32>(args.grad_maximum + row + c) / tied;
+        const Floats channel = lanes.load(args.saved.gate + row + c);
+        const Floats max = lanes.load(args.saved.maximum + row + c);
+        const Floats from_average = lanes.load(args.grad_average + row + c) * over;
+        const Floats tied = lanes.keep(lanes.load(args.tied + row + c), all(1.0f));
+        const Floats from_max = lanes.load(args.grad_maximum + row + c) / tied;
 #pragma GCC unroll 4
         for (int i = 0; i < pixels.count; ++i) {
           const int64_t at = (p + i) * s.c + c;
@@ -164,10 +152,7 @@ void apply_back_as(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
     });
   }
 }
-
 }  // namespace
-
-namespace RACCGAN_TARGET {
 
 void cbam_flow(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
   const bool channels = needs_channel_gate(args.gradients);
@@ -187,9 +172,9 @@ void cbam_norm_sums(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
     const float* const scores = args.saved.scores + tile.in_plane(s);
     Floats sum{}, product{};
     for_lanes((tile.last - tile.first) * s.w, [&](auto lanes, int64_t i) RACCGAN_INLINE {
-      const Floats v = lanes.template load<Float32>(flow + i);
+      const Floats v = lanes.load(flow + i);
       sum += v;
-      product = multiply_add(v, lanes.template load<Float32>(scores + i) - moments[0], product);
+      product = multiply_add(v, lanes.load(scores + i) - moments[0], product);
     });
     const double deviation = __builtin_sqrtf(moments[1] + args.weights.eps);
     args.norm_sums[task] = {sum_of_lanes(sum), sum_of_lanes(product) / deviation};
@@ -206,14 +191,12 @@ void cbam_convolve_back(const CbamBackwardArgs& args, float* scratch, int64_t be
     float* const d = scratch + 2 * taps;
     fill(s, tile, d, [&](int64_t row, float* to) { score_gradient(args, tile.sample, row, to); });
     if (needs_channel_gate(args.gradients)) {
-      float* const e_max = args.grad_planes + tile.sample * 2 * size + tile.first * s.w;
-      float* const e_mean = e_max + size;
+      float *const e_max = args.grad_planes + tile.sample * 2 * size + tile.first * s.w, *const e_mean = e_max + size;
       convolve(s, tile, 1, d, flipped, e_max);
       convolve(s, tile, 1, d, flipped + taps, e_mean);
       const float* const ties = args.ties + tile.in_plane(s);
       for (int64_t i = 0; i < (tile.last - tile.first) * s.w; ++i) {
-        e_max[i] /= ties[i];
-        e_mean[i] /= static_cast<float>(s.c);
+        e_max[i] /= ties[i], e_mean[i] /= static_cast<float>(s.c);
       }
     }
     if (args.grad_spatial != nullptr) {
@@ -227,8 +210,7 @@ void cbam_convolve_back(const CbamBackwardArgs& args, float* scratch, int64_t be
 }
 
 void cbam_gather_back(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
-  const auto run = args.shape.dtype == Dtype::kFloat32 ? gather_back_as<Float32> : gather_back_as<BFloat16>;
-  run(args, begin, end);
+  RACCGAN_OF_DTYPE(args.shape.dtype, gather_back_as)(args, begin, end);
 }
 
 void cbam_gate_back(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
@@ -250,8 +232,7 @@ void cbam_gate_back(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
 }
 
 void cbam_apply_back(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
-  const auto run = args.shape.dtype == Dtype::kFloat32 ? apply_back_as<Float32> : apply_back_as<BFloat16>;
-  run(args, begin, end);
+  RACCGAN_OF_DTYPE(args.shape.dtype, apply_back_as)(args, begin, end);
 }
 
 void cbam_weights_back(const CbamBackwardArgs& args, int64_t begin, int64_t end) {
@@ -270,6 +251,4 @@ void cbam_weights_back(const CbamBackwardArgs& args, int64_t begin, int64_t end)
     }
   }
 }
-
-}  // namespace RACCGAN_TARGET
-}  // namespace raccgan
+}  // namespace raccgan::RACCGAN_TARGET

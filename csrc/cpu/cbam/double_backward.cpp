@@ -25,12 +25,10 @@
 // For norm "instance", which couples no samples: a thread takes a sample through all stages, four sweeps over it.
 #include "double_backward_sample.h"
 
-namespace raccgan {
+namespace raccgan::RACCGAN_TARGET {
 namespace {
-
 // The stages that read x, of element type T.
-template <class T>
-class SampleOf : Sample {
+template <class T> class SampleOf : Sample {
  public:
   SampleOf(const CbamDoubleBackwardArgs& args, float* memory, int64_t n) : Sample(args, memory, n) {}
 
@@ -53,8 +51,7 @@ class SampleOf : Sample {
 
   // sums_[k, c] = the sum over the pixels of what use(lanes, p, c, pixels, sums) adds to sums[k] for pixels.count
   // of them.
-  template <int kSums, class Use>
-  void sum_by_channel(const Use& use) {
+  template <int kSums, class Use> void sum_by_channel(const Use& use) {
     for (int64_t i = 0; i < kSums * s_.c; ++i) sums_[i] = 0;
     for (int64_t first = 0; first < size_; first += kCbamChunk) {
       for_pixels(first, least(size_, first + kCbamChunk), [&](int64_t p, auto pixels) RACCGAN_INLINE {
@@ -72,7 +69,7 @@ class SampleOf : Sample {
     const Stored *const x = of(args_.x), *const v = of(args_.v);
     const float* const maximum = row(args_.saved.maximum, s_.c);
     sum_by_channel<3>([&](auto lanes, int64_t p, int64_t c, auto pixels, Floats* sums) RACCGAN_INLINE {
-      const Floats max = lanes.template load<Float32>(maximum + c);
+      const Floats max = lanes.load(maximum + c);
 #pragma GCC unroll 4
       for (int i = 0; i < pixels.count; ++i) {
         const int64_t at = (p + i) * s_.c + c;
@@ -99,8 +96,8 @@ class SampleOf : Sample {
       for_pixels(0, least(kWidth, size_ - block), [&](int64_t p, auto pixels) RACCGAN_INLINE {
         Floats sums[kSums][pixels.count] = {};
         for_lanes(s_.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
-          const Floats channel = lanes.template load<Float32>(gate + c);
-          const Floats channel_dot = lanes.template load<Float32>(gate_dot_ + c);
+          const Floats channel = lanes.load(gate + c);
+          const Floats channel_dot = lanes.load(gate_dot_ + c);
 #pragma GCC unroll 4
           for (int i = 0; i < pixels.count; ++i) {
             const int64_t at = (block + p + i) * s_.c + c;
@@ -120,12 +117,12 @@ class SampleOf : Sample {
         }
       });
       const Floats ties = pixel_lanes.keep(sums_of(found[kTies]), all(1.0f));
-      pixel_lanes.template store<Float32>(ties_ + block, ties);
-      pixel_lanes.template store<Float32>(planes_dot_ + block, sums_of(found[kMax]) / ties);
+      pixel_lanes.store(ties_ + block, ties);
+      pixel_lanes.store(planes_dot_ + block, sums_of(found[kMax]) / ties);
       const Floats mean = sums_of(found[kMean]) / static_cast<float>(s_.c);
-      pixel_lanes.template store<Float32>(planes_dot_ + size_ + block, mean);
-      pixel_lanes.template store<Float32>(flow_ + block, sums_of(found[kFlow]));
-      pixel_lanes.template store<Float32>(flow_dot_ + block, sums_of(found[kFlowDot]));
+      pixel_lanes.store(planes_dot_ + size_ + block, mean);
+      pixel_lanes.store(flow_ + block, sums_of(found[kFlow]));
+      pixel_lanes.store(flow_dot_ + block, sums_of(found[kFlowDot]));
     });
   }
 
@@ -134,8 +131,8 @@ class SampleOf : Sample {
     Stored* const y_dot = of(args_.grad_grad_y);
     const float *const gate = row(args_.saved.gate, s_.c), *const largest = row(args_.saved.planes, 2 * size_);
     sum_by_channel<2>([&](auto lanes, int64_t p, int64_t c, auto pixels, Floats* sums) RACCGAN_INLINE {
-      const Floats channel = lanes.template load<Float32>(gate + c);
-      const Floats channel_dot = lanes.template load<Float32>(gate_dot_ + c);
+      const Floats channel = lanes.load(gate + c);
+      const Floats channel_dot = lanes.load(gate_dot_ + c);
 #pragma GCC unroll 4
       for (int i = 0; i < pixels.count; ++i) {
         const int64_t at = (p + i) * s_.c + c;
@@ -152,7 +149,6 @@ class SampleOf : Sample {
     });
   }
 
-  // d u at a pixel, or d u'.
   RACCGAN_INLINE Floats to_gated(Floats g, Words is_max, const float* spatial, const float* e, int64_t p) const {
     return multiply_add(g, all(spatial[p]), select(is_max, all(e[p]), Floats{}) + e[size_ + p]);
   }
@@ -162,17 +158,17 @@ class SampleOf : Sample {
     Stored* const grad_x = of(args_.gradients.x);
     const float *const gate = row(args_.saved.gate, s_.c), *const largest = row(args_.saved.planes, 2 * size_);
     const float* const maximum = row(args_.saved.maximum, s_.c);
-    const float *const grad_average = row(args_.grad_average, s_.c), *const grad_maximum =
-                                                                         row(args_.grad_maximum, s_.c);
+    const float* const grad_average = row(args_.grad_average, s_.c);
+    const float* const grad_maximum = row(args_.grad_maximum, s_.c);
     const float over = 1.0f / static_cast<float>(size_);
     for_pixels(0, size_, [&](int64_t p, auto pixels) RACCGAN_INLINE {
       for_lanes(s_.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
-        const Floats channel = lanes.template load<Float32>(gate + c);
-        const Floats max = lanes.template load<Float32>(maximum + c);
-        const Floats channel_dot = lanes.template load<Float32>(gate_dot_ + c);
-        const Floats from_average = lanes.template load<Float32>(grad_average + c) * over;
-        const Floats ties = lanes.keep(lanes.template load<Float32>(tied_ + c), all(1.0f));
-        const Floats from_max = lanes.template load<Float32>(grad_maximum + c) / ties;
+        const Floats channel = lanes.load(gate + c);
+        const Floats max = lanes.load(maximum + c);
+        const Floats channel_dot = lanes.load(gate_dot_ + c);
+        const Floats from_average = lanes.load(grad_average + c) * over;
+        const Floats ties = lanes.keep(lanes.load(tied_ + c), all(1.0f));
+        const Floats from_max = lanes.load(grad_maximum + c) / ties;
 #pragma GCC unroll 4
         for (int i = 0; i < pixels.count; ++i) {
           const int64_t at = (p + i) * s_.c + c;
@@ -193,14 +189,10 @@ template <class T>
 void double_backward_as(const CbamDoubleBackwardArgs& args, float* scratch, int64_t begin, int64_t end) {
   for (int64_t n = begin; n < end; ++n) SampleOf<T>(args, scratch, n).run();
 }
-
 }  // namespace
 
-namespace RACCGAN_TARGET {
-
 void cbam_double_backward(const CbamDoubleBackwardArgs& args, float* scratch, int64_t begin, int64_t end) {
-  const auto run = args.shape.dtype == Dtype::kFloat32 ? double_backward_as<Float32> : double_backward_as<BFloat16>;
-  run(args, scratch, begin, end);
+  RACCGAN_OF_DTYPE(args.shape.dtype, double_backward_as)(args, scratch, begin, end);
 }
 
 // A weight's first gradient is a sum of products of what flows to a layer's output with its input. The derivative of
@@ -228,6 +220,4 @@ void cbam_weights_double_back(const CbamDoubleBackwardArgs& args, int64_t begin,
     }
   }
 }
-
-}  // namespace RACCGAN_TARGET
-}  // namespace raccgan
+}  // namespace raccgan::RACCGAN_TARGET

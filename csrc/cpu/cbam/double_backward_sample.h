@@ -1,15 +1,10 @@
 // One sample on its way through CBAM's double backward pass (double_backward.cpp): its scratch memory, and the stages
 // that do not read x.
-//
-// Included by the per-target sources only. Everything here is in an anonymous namespace, for the reason in targets.h.
 #pragma once
 
-#include "gradients.h"
+#include "planes.h"
 
-namespace raccgan {
-namespace {
-
-// Memory for one sample.
+namespace raccgan { namespace {
 class Scratch {
  public:
   Scratch(const CbamShape& s, float* memory) : s_(s), at_(memory) {}
@@ -34,10 +29,7 @@ class Sample {
       : args_(args), s_(args.shape), n_(n), size_(s_.h * s_.w), scratch_(s_, memory) {}
 
   // The sample's row of [N, count] numbers.
-  template <class Number>
-  Number* row(Number* of_all, int64_t count) const {
-    return of_all + n_ * count;
-  }
+  template <class Number> Number* row(Number* of_all, int64_t count) const { return of_all + n_ * count; }
 
   void gate() {
     const CbamWeights& w = args_.weights;
@@ -46,21 +38,20 @@ class Sample {
     const float* const pooled[2] = {row(args_.v_average, s_.c), row(args_.v_maximum, s_.c)};
     for (int i = 0; i < 2; ++i) {
       matrix_product(w.reduce_weight, pooled[i], s_.r, s_.c, [&](auto lanes, int64_t r, Floats sum) {
-        const Words passes = (Words)(lanes.template load<Float32>(before + i * s_.r + r) > 0);
-        const Floats other = i == 0 ? Floats{} : lanes.template load<Float32>(hidden + r);
-        lanes.template store<Float32>(hidden + r, other + select(passes, sum, Floats{}));
+        const Words passes = (Words)(lanes.load(before + i * s_.r + r) > 0);
+        const Floats other = i == 0 ? Floats{} : lanes.load(hidden + r);
+        lanes.store(hidden + r, other + select(passes, sum, Floats{}));
       });
     }
     const float* const gate = row(args_.saved.gate, s_.c);
     matrix_product(w.expand_weight, hidden, s_.c, s_.r, [&](auto lanes, int64_t c, Floats sum) {
-      const Floats g = lanes.template load<Float32>(gate + c);
-      lanes.template store<Float32>(gate_dot_ + c, g * (1.0f - g) * sum);
+      const Floats g = lanes.load(gate + c);
+      lanes.store(gate_dot_ + c, g * (1.0f - g) * sum);
     });
   }
 
   // The mean over the pixels of what use(lanes, p) returns.
-  template <class Use>
-  float mean(const Use& use) const {
+  template <class Use> float mean(const Use& use) const {
     Doubles sum{};
     for_lanes(size_,
               [&](auto lanes, int64_t p) RACCGAN_INLINE { sum += widened(lanes.keep(use(lanes, p), Floats{})); });
@@ -69,8 +60,7 @@ class Sample {
     return static_cast<float>(total / static_cast<double>(size_));
   }
 
-  template <class Use>
-  void for_tiles(const Use& use) const {
+  template <class Use> void for_tiles(const Use& use) const {
     for (int64_t i = 0; i < tiles(s_); ++i) use(Tile(s_, n_ * tiles(s_) + i));
   }
 
@@ -87,8 +77,7 @@ class Sample {
     const float* const moments = row(args_.saved.moments, 2);
     const float rho = 1.0f / __builtin_sqrtf(moments[1] + args_.weights.eps), weight = *args_.weights.norm_weight;
     const CbamSpatialGate gate = spatial_gate(args_, n_);
-    const auto at = [](const float* plane, auto lanes, int64_t p)
-                        RACCGAN_INLINE { return lanes.template load<Float32>(plane + p); };
+    const auto at = [](const float* plane, auto lanes, int64_t p) RACCGAN_INLINE { return lanes.load(plane + p); };
     const auto normal = [&](auto lanes, int64_t p) RACCGAN_INLINE { return (at(scores, lanes, p) - moments[0]) * rho; };
 
     const float mean_dot = mean([&](auto lanes, int64_t p) { return at(score_dot, lanes, p); });
@@ -98,12 +87,12 @@ class Sample {
       const Floats n_dot = (at(score_dot, lanes, p) - mean_dot - normal(lanes, p) * c) * rho;
       const Floats spatial = gated(gate, at(scores, lanes, p)), open = spatial * (1.0f - spatial);
       const Floats spatial_dot = open * n_dot * weight, e = at(flow_, lanes, p);
-      lanes.template store<Float32>(normal_dot_ + p, n_dot);
-      lanes.template store<Float32>(spatial_ + p, spatial);
-      lanes.template store<Float32>(spatial_dot_ + p, spatial_dot);
-      lanes.template store<Float32>(flow_ + p, open * e);
-      lanes.template store<Float32>(flow_dot_ + p, multiply_add((1.0f - 2.0f * spatial) * spatial_dot, e,
-                                                                open * at(flow_dot_, lanes, p)));
+      lanes.store(normal_dot_ + p, n_dot);
+      lanes.store(spatial_ + p, spatial);
+      lanes.store(spatial_dot_ + p, spatial_dot);
+      lanes.store(flow_ + p, open * e);
+      lanes.store(flow_dot_ + p,
+                  multiply_add((1.0f - 2.0f * spatial) * spatial_dot, e, open * at(flow_dot_, lanes, p)));
     });
 
     const float flow = mean([&](auto lanes, int64_t p) { return at(flow_, lanes, p); });
@@ -116,8 +105,8 @@ class Sample {
       const Floats n = normal(lanes, p), n_dot = at(normal_dot_, lanes, p);
       const Floats centered = at(flow_, lanes, p) - flow - n * product;
       const Floats centered_dot = at(flow_dot_, lanes, p) - flow_dot - n * product_dot - n_dot * product;
-      lanes.template store<Float32>(flow_ + p, centered * (rho * weight));
-      lanes.template store<Float32>(flow_dot_ + p, (centered_dot - centered * (rho * c)) * (rho * weight));
+      lanes.store(flow_ + p, centered * (rho * weight));
+      lanes.store(flow_dot_ + p, (centered_dot - centered * (rho * c)) * (rho * weight));
     });
     float* const of_norm = row(args_.grad_norm, 2);
     of_norm[0] = product_dot * static_cast<float>(size_);
@@ -161,11 +150,10 @@ class Sample {
     const float* const gate = row(args_.saved.gate, s_.c);
     float* const logits = row(args_.grad_logits, 2 * s_.c);
     for_lanes(s_.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
-      const auto at = [&](const float* row) RACCGAN_INLINE { return lanes.template load<Float32>(row + c); };
+      const auto at = [&](const float* row) RACCGAN_INLINE { return lanes.load(row + c); };
       const Floats g = at(gate), open = g * (1.0f - g), d = at(sums_);
-      lanes.template store<Float32>(logits + c, d * open);
-      lanes.template store<Float32>(logits + s_.c + c,
-                                    multiply_add((1.0f - 2.0f * g) * at(gate_dot_), d, at(sums_ + s_.c) * open));
+      lanes.store(logits + c, d * open);
+      lanes.store(logits + s_.c + c, multiply_add((1.0f - 2.0f * g) * at(gate_dot_), d, at(sums_ + s_.c) * open));
     });
     const float* const before = row(args_.saved.hidden, 3 * s_.r);
     float* const hidden = row(args_.grad_hidden, 4 * s_.r);
@@ -198,6 +186,4 @@ class Sample {
   float *const flow_ = scratch_.pixels(), *const flow_dot_ = scratch_.pixels();
   float *const e_ = scratch_.pixels(2), *const e_dot_ = scratch_.pixels(2);  // e_max, e_mean
 };
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan

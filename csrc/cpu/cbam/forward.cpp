@@ -7,15 +7,10 @@
 //
 // Three sweeps over x, of which the caller runs the second and the third while a sample is in a cache, wherever the
 // norm couples no samples. A sweep goes over the pixels as they lie in memory, with all of their channels or many.
-#include "kernels.h"
-#include "lanes.h"
 #include "planes.h"
 
-namespace raccgan {
+namespace raccgan::RACCGAN_TARGET {
 namespace {
-
-// ---- to channels_last ---------------------------------------------------------------------------------------------
-
 template <class T>
 void to_channels_last_as(const CbamShape& s, const void* from_tensor, void* to_tensor, int64_t to_first, int64_t begin,
                          int64_t end) {
@@ -42,8 +37,6 @@ void to_channels_last_as(const CbamShape& s, const void* from_tensor, void* to_t
   }
 }
 
-// ---- channel gate -------------------------------------------------------------------------------------------------
-
 constexpr int kPooled = kManyRegisters ? 8 : 4;  // vectors whose sums and maxima stay in registers
 
 // Sums and maxima over `count` pixels of kCount vectors of channels. Pixel after pixel, as they lie in memory.
@@ -64,8 +57,8 @@ void pool_vectors(const Lanes& lanes, const typename T::Stored* x, int64_t c, in
   }
 #pragma GCC unroll 8
   for (int v = 0; v < kCount; ++v) {
-    lanes.template store<Float32>(sums + v * kWidth, sum[v]);
-    lanes.template store<Float32>(maxima + v * kWidth, max[v]);
+    lanes.store(sums + v * kWidth, sum[v]);
+    lanes.store(maxima + v * kWidth, max[v]);
   }
 }
 
@@ -78,8 +71,7 @@ void pool_whole(int64_t vectors, const typename T::Stored* x, int64_t c, int64_t
   }
 }
 
-template <class T>
-void pool_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
+template <class T> void pool_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
   const CbamShape& s = args.shape;
   for (int64_t task = begin; task < end; ++task) {
     const Chunk chunk(s, task);
@@ -102,14 +94,14 @@ void add_chunks(const CbamForwardArgs& args, int64_t n) {
   const double over = 1 / static_cast<double>(s.h * s.w);
   for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
     Doubles sum{};
-    Floats max = lanes.template load<Float32>(pooled + s.c + c);
+    Floats max = lanes.load(pooled + s.c + c);
     for (int64_t i = 0; i < chunks(s); ++i) {
       const float* const at = pooled + i * 2 * s.c + c;
-      sum += widened(lanes.template load<Float32>(at));
-      max = larger(max, lanes.template load<Float32>(at + s.c));
+      sum += widened(lanes.load(at));
+      max = larger(max, lanes.load(at + s.c));
     }
-    lanes.template store<Float32>(args.saved.average + n * s.c + c, narrowed(sum * over));
-    lanes.template store<Float32>(args.saved.maximum + n * s.c + c, max);
+    lanes.store(args.saved.average + n * s.c + c, narrowed(sum * over));
+    lanes.store(args.saved.maximum + n * s.c + c, max);
   });
 }
 
@@ -120,22 +112,19 @@ void find_gate(const CbamForwardArgs& args, int64_t n) {
   const float* const inputs[2] = {args.saved.average + n * s.c, args.saved.maximum + n * s.c};
   for (int i = 0; i < 2; ++i) {
     matrix_product(w.reduce_weight, inputs[i], s.r, s.c, [&](auto lanes, int64_t r, Floats sum) {
-      const Floats v = sum + lanes.template load<Float32>(w.reduce_bias + r);
-      lanes.template store<Float32>(hidden + i * s.r + r, select((Words)(v < 0), Floats{}, v));
+      const Floats v = sum + lanes.load(w.reduce_bias + r);
+      lanes.store(hidden + i * s.r + r, select((Words)(v < 0), Floats{}, v));
     });
   }
   float* const both = hidden + 2 * s.r;
   for (int64_t r = 0; r < s.r; ++r) both[r] = hidden[r] + hidden[s.r + r];
   matrix_product(w.expand_weight, both, s.c, s.r, [&](auto lanes, int64_t c, Floats sum) {
-    const Floats bias = lanes.template load<Float32>(w.expand_bias + c);
-    lanes.template store<Float32>(args.saved.gate + n * s.c + c, sigmoid(sum + (bias + bias)));
+    const Floats bias = lanes.load(w.expand_bias + c);
+    lanes.store(args.saved.gate + n * s.c + c, sigmoid(sum + (bias + bias)));
   });
 }
 
-// ---- spatial gate -------------------------------------------------------------------------------------------------
-
-template <class T>
-void gather_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
+template <class T> void gather_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
   const CbamShape& s = args.shape;
   const int64_t size = s.h * s.w;
   const float over = 1.0f / static_cast<float>(s.c);
@@ -144,18 +133,15 @@ void gather_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
     const Chunk chunk(s, task);
     const auto* const x = chunk.of<T>(s, args.x);
     const float* const gate = args.saved.gate + chunk.sample * s.c;
-    float* const plane = args.saved.planes + chunk.sample * 2 * size + chunk.first;
+    float* const plane = args.saved.planes + chunk.in_planes(s);
     for_lanes(chunk.count(), [&](auto pixel_lanes, int64_t block) RACCGAN_INLINE {
       Floats maxima[kWidth] = {}, sums[kWidth] = {};
       for_pixels(0, least(kWidth, chunk.count() - block), [&](int64_t p, auto pixels) RACCGAN_INLINE {
         Floats max[pixels.count], sum[pixels.count];
 #pragma GCC unroll 4
-        for (int i = 0; i < pixels.count; ++i) {
-          max[i] = all(-__builtin_inff());
-          sum[i] = Floats{};
-        }
+        for (int i = 0; i < pixels.count; ++i) max[i] = all(-__builtin_inff()), sum[i] = Floats{};
         for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
-          const Floats g = lanes.template load<Float32>(gate + c);
+          const Floats g = lanes.load(gate + c);
 #pragma GCC unroll 4
           for (int i = 0; i < pixels.count; ++i) {
             const auto* const from = x + (block + p + i) * s.c + c;
@@ -166,13 +152,10 @@ void gather_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
           }
         });
 #pragma GCC unroll 4
-        for (int i = 0; i < pixels.count; ++i) {
-          maxima[p + i] = max[i];
-          sums[p + i] = sum[i];
-        }
+        for (int i = 0; i < pixels.count; ++i) maxima[p + i] = max[i], sums[p + i] = sum[i];
       });
-      pixel_lanes.template store<Float32>(plane + block, maxima_of(maxima));
-      pixel_lanes.template store<Float32>(plane + size + block, sums_of(sums) * over);
+      pixel_lanes.store(plane + block, maxima_of(maxima));
+      pixel_lanes.store(plane + size + block, sums_of(sums) * over);
     });
   }
 }
@@ -181,7 +164,7 @@ CbamMoments moments_of(const float* v, int64_t count) {
   const auto sum_over = [&](float mean, bool squared) {
     Floats sum{};
     for_lanes(count, [&](auto lanes, int64_t i) RACCGAN_INLINE {
-      const Floats d = lanes.keep(lanes.template load<Float32>(v + i) - mean, Floats{});
+      const Floats d = lanes.keep(lanes.load(v + i) - mean, Floats{});
       sum += squared ? d * d : d;
     });
     return sum_of_lanes(sum);
@@ -192,8 +175,7 @@ CbamMoments moments_of(const float* v, int64_t count) {
   return {near + rest, sum_over(near, true) - over * rest * rest};
 }
 
-template <class T>
-void apply_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
+template <class T> void apply_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
   const CbamShape& s = args.shape;
   for (int64_t task = begin; task < end; ++task) {
     const Chunk chunk(s, task);
@@ -208,26 +190,21 @@ void apply_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
         const int64_t at = p * s.c + c;
         __builtin_prefetch(x + at + kAhead);
         __builtin_prefetch(y + at + kAhead, 1);
-        const Floats g = lanes.template load<Float32>(gate + c);
+        const Floats g = lanes.load(gate + c);
         lanes.template store<T>(y + at, lanes.template load<T>(x + at) * g * here);
       });
     }
   }
 }
-
 }  // namespace
-
-namespace RACCGAN_TARGET {
 
 void cbam_to_channels_last(const CbamShape& shape, const void* from, void* to, int64_t to_first, int64_t begin,
                            int64_t end) {
-  const auto run = shape.dtype == Dtype::kFloat32 ? to_channels_last_as<Float32> : to_channels_last_as<BFloat16>;
-  run(shape, from, to, to_first, begin, end);
+  RACCGAN_OF_DTYPE(shape.dtype, to_channels_last_as)(shape, from, to, to_first, begin, end);
 }
 
 void cbam_pool(const CbamForwardArgs& args, int64_t begin, int64_t end) {
-  const auto run = args.shape.dtype == Dtype::kFloat32 ? pool_as<Float32> : pool_as<BFloat16>;
-  run(args, begin, end);
+  RACCGAN_OF_DTYPE(args.shape.dtype, pool_as)(args, begin, end);
 }
 
 void cbam_gate(const CbamForwardArgs& args, int64_t begin, int64_t end) {
@@ -238,8 +215,7 @@ void cbam_gate(const CbamForwardArgs& args, int64_t begin, int64_t end) {
 }
 
 void cbam_gather(const CbamForwardArgs& args, int64_t begin, int64_t end) {
-  const auto run = args.shape.dtype == Dtype::kFloat32 ? gather_as<Float32> : gather_as<BFloat16>;
-  run(args, begin, end);
+  RACCGAN_OF_DTYPE(args.shape.dtype, gather_as)(args, begin, end);
 }
 
 void cbam_convolve(const CbamForwardArgs& args, float* scratch, int64_t begin, int64_t end) {
@@ -256,9 +232,6 @@ void cbam_convolve(const CbamForwardArgs& args, float* scratch, int64_t begin, i
 }
 
 void cbam_apply(const CbamForwardArgs& args, int64_t begin, int64_t end) {
-  const auto run = args.shape.dtype == Dtype::kFloat32 ? apply_as<Float32> : apply_as<BFloat16>;
-  run(args, begin, end);
+  RACCGAN_OF_DTYPE(args.shape.dtype, apply_as)(args, begin, end);
 }
-
-}  // namespace RACCGAN_TARGET
-}  // namespace raccgan
+}  // namespace raccgan::RACCGAN_TARGET

@@ -1,13 +1,10 @@
-// The CPU kernels of CBAM, one set a target; see ../targets.h. The mathematics is in forward.cpp, backward.cpp and
-// double_backward.cpp.
+// The CPU kernels of CBAM, one set a target; see simd/targets.h.
 #pragma once
 
 #include "../../ops/cbam.h"
-#include "../simd/integers.h"
 #include "../simd/targets.h"
 
 namespace raccgan {
-
 // Mean and sum of squared deviations of a tile of scores.
 struct CbamMoments {
   double mean, squares;
@@ -46,8 +43,7 @@ struct CbamBackwardArgs : CbamArgs {
   float* sums;  // [N, chunks, 3, C]: d gate, in two parts, and how many pixels reach the channel's max
   float* grad_logits;  // [N, C], to the argument of the channel gate's sigmoid
   float* grad_hidden;  // [N, 2, R], to the arguments of the hidden layers' ReLU
-  float* grad_average;  // [N, C]
-  float* grad_maximum;  // [N, C]
+  float *grad_average, *grad_maximum;  // [N, C] each
   float* tied;  // [N, C], how many pixels reach the channel's max
   float* grad_spatial;  // [N, tiles, 2, k, k], d spatial_weight by tile, or null where it is not needed
   CbamNormSums* norm_sums;  // [N, tiles]
@@ -83,7 +79,7 @@ static constexpr int64_t chunks(const CbamShape& s) {
 static constexpr int64_t rows_per_tile(const CbamShape& s) { return least(s.h, most(8, kCbamChunk / s.w)); }
 static constexpr int64_t tiles(const CbamShape& s) { return (s.h + rows_per_tile(s) - 1) / rows_per_tile(s); }
 
-// A plane's tile in scratch memory, with what surrounds it (cbam_planes.h).
+// A plane's tile in scratch memory, with what surrounds it (planes.h).
 static constexpr int64_t tile_floats(const CbamShape& s) {
   return (rounded_up(rows_per_tile(s), 4) + s.k - 1) * (rounded_up(s.w, 2 * kCbamLanes) + s.k - 1);
 }
@@ -124,5 +120,4 @@ static constexpr int64_t double_backward_floats(const CbamShape& s) {
   }
 RACCGAN_FOR_EACH_TARGET(RACCGAN_DECLARE, )
 #undef RACCGAN_DECLARE
-
 }  // namespace raccgan

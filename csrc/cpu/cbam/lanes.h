@@ -1,14 +1,10 @@
 // Vectors of channels and of pixels: what the forward and the backward kernels of CBAM share.
-//
-// Included by the per-target sources only. Everything here is in an anonymous namespace, for the reason in targets.h.
 #pragma once
 
 #include "../simd/runs.h"
 #include "kernels.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 static_assert(kWidth <= kCbamLanes);
 
 constexpr int kPixels = 4;  // at a time: they share what is loaded by channel, and their sums need not wait
@@ -29,20 +25,12 @@ inline Floats larger(Floats a, Floats b) {
 #endif
 }
 
-template <int N>
-struct Pixels {
-  static constexpr int count = N;
-};
-
 // use(p, pixels) for kPixels pixels at a time, then for one at a time.
-template <class Use>
-inline RACCGAN_INLINE void for_pixels(int64_t first, int64_t last, const Use& use) {
+template <class Use> inline RACCGAN_INLINE void for_pixels(int64_t first, int64_t last, const Use& use) {
   int64_t p = first;
-  for (; p + kPixels <= last; p += kPixels) use(p, Pixels<kPixels>{});
-  for (; p < last; ++p) use(p, Pixels<1>{});
+  for (; p + kPixels <= last; p += kPixels) use(p, Count<kPixels>{});
+  for (; p < last; ++p) use(p, Count<1>{});
 }
-
-// ---- sums over lanes -----------------------------------------------------------------------------------------------
 
 inline Floats sums_of(Floats* v) {
   return joined(v, [](Floats a, Floats b) RACCGAN_INLINE { return a + b; });
@@ -59,8 +47,6 @@ inline double sum_of_lanes(Floats v) {
   for (int i = 0; i < kWidth; ++i) sum += v[i];
   return sum;
 }
-
-// ---- functions ----------------------------------------------------------------------------------------------------
 
 // e^x by 2^n e^r with |r| <= log(2) / 2 and a polynomial for e^r, to about one unit in the last place.
 inline Floats exponential(Floats x) {
@@ -87,9 +73,8 @@ inline Floats gated(const CbamSpatialGate& gate, Floats scores) { return sigmoid
 
 // The gates of `count` scores, into memory that may be written up to a whole vector.
 inline void find_gates(const CbamSpatialGate& gate, const float* scores, int64_t count, float* gates) {
-  for_lanes(count, [&](auto lanes, int64_t at) RACCGAN_INLINE {
-    lanes.template store<Float32>(gates + at, gated(gate, lanes.template load<Float32>(scores + at)));
-  });
+  for_lanes(count, [&](auto lanes, int64_t at)
+                       RACCGAN_INLINE { lanes.store(gates + at, gated(gate, lanes.load(scores + at))); });
 }
 
 // use(lanes, at, result) with result[i] = sum over j of matrix[at + i, j] vector[j], for `rows` rows.
@@ -101,33 +86,28 @@ void matrix_product(const float* matrix, const float* vector, int64_t rows, int6
     for (int64_t i = 0; i < here; ++i) {
       const float* const row = matrix + (at + i) * columns;
       Floats sum{};
-      for_lanes(columns, [&](auto part, int64_t j) RACCGAN_INLINE {
-        sum = multiply_add(part.template load<Float32>(row + j), part.template load<Float32>(vector + j), sum);
-      });
+      for_lanes(columns, [&](auto part, int64_t j)
+                             RACCGAN_INLINE { sum = multiply_add(part.load(row + j), part.load(vector + j), sum); });
       sums[i] = sum;
     }
     use(lanes, at, sums_of(sums));
   });
 }
 
-// One chunk of a sample.
 struct Chunk {
   int64_t sample, first, last;  // pixels
 
   Chunk(const CbamShape& s, int64_t task)
-      : sample(task / chunks(s)),
-        first(task % chunks(s) * pixels_per_chunk(s)),
+      : sample(task / chunks(s)), first(task % chunks(s) * pixels_per_chunk(s)),
         last(least(s.h * s.w, first + pixels_per_chunk(s))) {}
 
   int64_t count() const { return last - first; }
-  template <class T>
-  const typename T::Stored* of(const CbamShape& s, const CbamSamples& samples) const {
+  template <class T> const typename T::Stored* of(const CbamShape& s, const CbamSamples& samples) const {
     return static_cast<const typename T::Stored*>(samples.data) + in_tensor(s) - samples.first * s.h * s.w * s.c;
   }
-  // Where the chunk begins in a tensor [N, P, C], and in one [N, P].
+  // Where the chunk begins in a tensor [N, P, C], in one [N, P], and in the first plane of one [N, 2, P].
   int64_t in_tensor(const CbamShape& s) const { return in_plane(s) * s.c; }
   int64_t in_plane(const CbamShape& s) const { return sample * s.h * s.w + first; }
+  int64_t in_planes(const CbamShape& s) const { return sample * 2 * s.h * s.w + first; }
 };
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan

@@ -3,7 +3,6 @@
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
-
 struct Sums {
   Floats q{}, qz{};
 };
@@ -28,8 +27,7 @@ Sums pass_back(const Task& a, const Norm& norm, const Plane& h, const Plane& g, 
   return sums;
 }
 
-template <class T>
-void backward_task(const DepthwiseBackwardArgs& args, const Task& a, float* totals) {
+template <class T> void backward_task(const DepthwiseBackwardArgs& args, const Task& a, float* totals) {
   const DepthwiseLayer& s = a.s;
   float *const row = a.scratch, *scratch = row + row_floats(s);
   const Plane h = take_plane(scratch, s.h, s.w), g = take_plane(scratch, s.out(s.h), s.out(s.w));
@@ -60,15 +58,13 @@ void backward_task(const DepthwiseBackwardArgs& args, const Task& a, float* tota
     });
   }
 }
-
 }  // namespace
 
 int64_t backward_scratch(const DepthwiseLayer& layer) { return gradient_scratch_floats(layer, 3); }
 
 void backward(const DepthwiseBackwardArgs& args, float* scratch, int64_t begin, int64_t end) {
-  const auto each = args.layer.dtype == Dtype::kFloat32 ? backward_task<Float32> : backward_task<BFloat16>;
+  const auto each = RACCGAN_OF_DTYPE(args.layer.dtype, backward_task);
   run_gradients(args.layer, args.grad_w, scratch, begin, end,
                 [&](const Task& a, float* totals) { each(args, a, totals); });
 }
-
 }  // namespace raccgan::RACCGAN_TARGET

@@ -1,4 +1,5 @@
-// Rows of a depthwise convolution, of its transpose and of its correlation, on planes in scratch memory (lanes.h).
+// Rows of a depthwise convolution, of its transpose and of its correlation, on planes in scratch memory (lanes.h), and
+// the weights in the order in which they are read, with the resizing folded in.
 // Kernel sizes k of 3, 5 and 7; p = k / 2; a plane is zero outside of itself.
 //
 //     plain    y[i] = sum over a of w[a] x[i + a - p]
@@ -8,9 +9,8 @@
 // and likewise in the other dimension.
 #include "convolution.h"
 
-namespace raccgan {
+namespace raccgan::RACCGAN_TARGET {
 namespace {
-
 constexpr int kWideTile = kManyRegisters ? 8 : 4;
 
 // sums[t] += sum over j of weights[j] x[t * kStep + j].
@@ -66,20 +66,17 @@ void row_of(const Plane& x, const TapRows& rows, int64_t column, int64_t columns
 }
 
 // Row h of plain(x), `columns` wide, by weights [K][K].
-template <int K>
-void plain_row(const Plane& x, int64_t h, int64_t columns, const float* weights, float* row) {
+template <int K> void plain_row(const Plane& x, int64_t h, int64_t columns, const float* weights, float* row) {
   row_of<K, 1, 1>(x, tap_rows(h - K / 2, K, x.rows), -(K / 2), columns, weights, row);
 }
 
 // Row h of down(x), by weights [K + 1][K + 1].
-template <int K>
-void down_row(const Plane& x, int64_t h, int64_t columns, const float* weights, float* row) {
+template <int K> void down_row(const Plane& x, int64_t h, int64_t columns, const float* weights, float* row) {
   row_of<K + 1, 2, 1>(x, tap_rows(2 * h - K / 2, K + 1, x.rows), -(K / 2), columns, weights, row);
 }
 
 // Row h of up(y), by weights [row parity][column parity][(K + 1) / 2][(K + 1) / 2]; `row` has room for 2 * kTile more.
-template <int K>
-void up_row(const Plane& y, int64_t h, int64_t columns, const float* weights, float* row) {
+template <int K> void up_row(const Plane& y, int64_t h, int64_t columns, const float* weights, float* row) {
   constexpr int kTaps = (K + 1) / 2;
   const TapRows rows = tap_rows(h / 2 + first_input(K, h % 2), kTaps, y.rows);
   weights += h % 2 * 2 * kTaps * kTaps * kWidth;
@@ -88,8 +85,7 @@ void up_row(const Plane& y, int64_t h, int64_t columns, const float* weights, fl
 }
 
 // Sums side by side for each product with a shifted x, so that additions need not wait for each other.
-template <int kTaps>
-constexpr int kChains = kTaps <= (kWidth == 16 ? 8 : 4) ? 2 : 1;
+template <int kTaps> constexpr int kChains = kTaps <= (kWidth == 16 ? 8 : 4) ? 2 : 1;
 
 // sums[.][j] += sum over t of y[t] x[kStep * t + j], for kTile numbers of y.
 template <int kTaps, int kStep>
@@ -113,8 +109,7 @@ inline RACCGAN_INLINE void add_products(const float* x, const float* y, Floats (
 
 // totals[a][j] += sum over i, w of y[i, w] x[kStep * i + a - p, kStep * w + j - p], by tiles of rows that stay in the
 // first-level cache.
-template <int K, int kStep>
-void correlate(const Plane& x, const Plane& y, float* totals) {
+template <int K, int kStep> void correlate(const Plane& x, const Plane& y, float* totals) {
   constexpr int kTaps = K + kStep - 1, p = K / 2;
   const int64_t tile = most(2, 24576 / kBytes / (kStep * x.stride + y.stride));
   for (int64_t h = 0; h < y.rows; h += tile) {
@@ -136,22 +131,83 @@ void correlate(const Plane& x, const Plane& y, float* totals) {
   }
 }
 
-// ---- by kernel size and resizing ----------------------------------------------------------------------------------
-
-template <int K>
-RACCGAN_TARGET::Convolution by_resize(Resize resize) {
+template <int K> Convolution by_resize(Resize resize) {
   if (resize == Resize::kUp) return {up_row<K>, down_row<K>, correlate<K, 2>};
   if (resize == Resize::kDown) return {down_row<K>, up_row<K>, correlate<K, 2>};
   return {plain_row<K>, plain_row<K>, correlate<K, 1>};
 }
 
-}  // namespace
+// Reorders v [k + 1][k + 1] by output parity, as up_row takes it.
+void pack_up(const Floats* v, int64_t k, float* to) {
+  const int64_t half = (k + 1) / 2;
+  for (int row = 0; row < 2; ++row) {
+    for (int column = 0; column < 2; ++column) {
+      for (int64_t t = 0; t < half; ++t) {
+        for (int64_t u = 0; u < half; ++u, to += kWidth) {
+          store(to, v[(last_tap(k, row) - 2 * t) * (k + 1) + last_tap(k, column) - 2 * u]);
+        }
+      }
+    }
+  }
+}
 
-namespace RACCGAN_TARGET {
+// plain[i]: tap i of w, for each lane.
+void load_taps(const DepthwiseLayer& s, const float* w, const Lanes& l, Floats* plain) {
+  const int64_t size = s.k * s.k;
+  for_lanes(size, [&](auto lanes, int64_t i) RACCGAN_INLINE {
+    Floats tile[kWidth] = {};
+    for (int64_t lane = 0; lane < l.samples * l.channels; ++lane) {
+      tile[lane] = lanes.load(w + (l.channel + lane % l.channels) * size + i);
+    }
+    transpose(tile);
+    memcpy(plain + i, tile, least(kWidth, size - i) * sizeof *tile);
+  });
+}
+
+void pack_block(const DepthwiseLayer& s, const float* w, const Lanes& l, float* to) {
+  const int64_t size = s.k * s.k, n = taps(s);
+  Floats plain[49], v[64];
+  load_taps(s, w, l, plain);
+  float* const transposed = to + n * n * kWidth;
+  if (s.resize == Resize::kNone) {
+    for (int64_t i = 0; i < size; ++i) store(to + i * kWidth, plain[i]);
+    for (int64_t i = 0; i < size; ++i) store(transposed + i * kWidth, plain[size - 1 - i]);
+    return;
+  }
+  for (int64_t i = 0; i < n * n; ++i) v[i] = folded(s, plain, i / n, i % n);
+  const bool up = s.resize == Resize::kUp;
+  pack_up(v, s.k, up ? to : transposed);
+  float* const down = up ? transposed : to;
+  for (int64_t i = 0; i < n * n; ++i) store(down + i * kWidth, v[i]);
+}
+}  // namespace
 
 Convolution convolution_of(const DepthwiseLayer& s) {
   return s.k == 3 ? by_resize<3>(s.resize) : s.k == 5 ? by_resize<5>(s.resize) : by_resize<7>(s.resize);
 }
 
-}  // namespace RACCGAN_TARGET
-}  // namespace raccgan
+int64_t packed_floats(const DepthwiseLayer& layer) { return channel_blocks(layer.c) * packed_block(layer); }
+
+void pack_weights(const DepthwiseLayer& layer, const float* w, float* packed) {
+  for (int64_t block = 0; block < channel_blocks(layer.c); ++block, packed += packed_block(layer)) {
+    pack_block(layer, w, lanes_of(layer.c, block, 0, samples_a_vector(layer.c)), packed);
+  }
+}
+
+void unpack_totals(const DepthwiseLayer& s, const float* totals, int64_t block, float* to) {
+  const Lanes l = lanes_of(s.c, block, 0, samples_a_vector(s.c));
+  Floats v[64];
+  for (int64_t i = 0; i < taps(s) * taps(s); ++i) v[i] = load(totals + i * kWidth);
+  for (int64_t i = 0; i < s.k * s.k; ++i) {
+    Floats sum{};
+    add_unfolded(s, i, v, 1, sum);
+    float lanes[kWidth];
+    store(lanes, sum * fold_factor(s.resize));
+    for (int64_t c = 0; c < l.channels; ++c) {
+      float over_samples = 0;
+      for (int64_t sample = 0; sample < l.samples; ++sample) over_samples += lanes[sample * l.channels + c];
+      to[i * s.c + l.channel + c] = over_samples;
+    }
+  }
+}
+}  // namespace raccgan::RACCGAN_TARGET

@@ -1,13 +1,10 @@
 // The depthwise convolution, its transpose and its correlation on planes, by kernel size and resizing.
-//
-// Included by the per-target sources only.
 #pragma once
 
 #include "../simd/lanes.h"
 #include "depthwise.h"
 
 namespace raccgan::RACCGAN_TARGET {
-
 struct Convolution {
   // Row h, `columns` wide, of the convolution of a plane; `row` has room for 2 * kTile columns more.
   using Row = void (*)(const Plane& x, int64_t h, int64_t columns, const float* weights, float* row);
@@ -25,5 +22,4 @@ inline int64_t packed_block(const DepthwiseLayer& s) { return 2 * taps(s) * taps
 
 // Writes totals [taps, taps] of a block of channels, a gradient of packed weights, as the gradient of w: to [k * k, C].
 void unpack_totals(const DepthwiseLayer& s, const float* totals, int64_t block, float* to);
-
 }  // namespace raccgan::RACCGAN_TARGET

@@ -2,11 +2,9 @@
 #pragma once
 
 #include "../../ops/depthwise.h"
-#include "../simd/integers.h"
 #include "../simd/targets.h"
 
 namespace raccgan {
-
 // Rows first <= row < last of each sample's y, which alone are stored; all of them, where x is normalised.
 struct DepthwiseRowsArgs : DepthwiseForwardArgs {
   const float* bias;  // [C], added to y, or null
@@ -40,5 +38,4 @@ static constexpr int64_t sample_chunks(const DepthwiseLayer& s) {
   }
 RACCGAN_FOR_EACH_TARGET(RACCGAN_DECLARE, )
 #undef RACCGAN_DECLARE
-
 }  // namespace raccgan

@@ -3,7 +3,6 @@
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
-
 struct Planes {
   Plane h, g, t, q, s;  // q is that of ops/depthwise.h times scale
 };
@@ -17,8 +16,7 @@ struct Sums {
 };
 
 // Copies t, where the first ReLU passes x, to its plane.
-template <class T>
-Tangent read_tangent(const Task& a, const Norm& norm, const void* tensor, const Planes& planes) {
+template <class T> Tangent read_tangent(const Task& a, const Norm& norm, const void* tensor, const Planes& planes) {
   const View<T> view(tensor, a.s.h, a.s.w, a.s.c, a.l);
   Floats t_sum{}, tz_sum{};
   for (int64_t i = 0; i < a.s.h; ++i) {
@@ -85,8 +83,7 @@ void write_gradient(const Task& a, const Norm& norm, const Tangent& tangent, con
   }
 }
 
-template <class T>
-void double_backward_task(const DepthwiseDoubleBackwardArgs& args, const Task& a, float* totals) {
+template <class T> void double_backward_task(const DepthwiseDoubleBackwardArgs& args, const Task& a, float* totals) {
   const DepthwiseLayer& s = a.s;
   float *const row = a.scratch, *scratch = row + row_floats(s);
   Planes planes;
@@ -102,16 +99,13 @@ void double_backward_task(const DepthwiseDoubleBackwardArgs& args, const Task& a
   if (args.grad_scale != nullptr) store_parameter(args.grad_scale, sums.grad_scale, a.l, s.c);
   if (args.grad_x != nullptr) write_gradient<T>(a, norm, tangent, sums, planes, args.grad_x);
 }
-
 }  // namespace
 
 int64_t double_backward_scratch(const DepthwiseLayer& layer) { return gradient_scratch_floats(layer, 4); }
 
 void double_backward(const DepthwiseDoubleBackwardArgs& args, float* scratch, int64_t begin, int64_t end) {
-  const bool float32 = args.layer.dtype == Dtype::kFloat32;
-  const auto each = float32 ? double_backward_task<Float32> : double_backward_task<BFloat16>;
+  const auto each = RACCGAN_OF_DTYPE(args.layer.dtype, double_backward_task);
   run_gradients(args.layer, args.grad_w, scratch, begin, end,
                 [&](const Task& a, float* totals) { each(args, a, totals); });
 }
-
 }  // namespace raccgan::RACCGAN_TARGET

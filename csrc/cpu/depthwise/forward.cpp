@@ -3,9 +3,7 @@
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
-
-template <class T>
-void forward_task(const DepthwiseRowsArgs& args, const Task& a) {
+template <class T> void forward_task(const DepthwiseRowsArgs& args, const Task& a) {
   const DepthwiseLayer& s = a.s;
   float *const row = a.scratch, *scratch = row + row_floats(s);
   const RowRange rows = row_range(s, args.first, args.last);
@@ -26,7 +24,6 @@ void forward_task(const DepthwiseRowsArgs& args, const Task& a) {
   const Floats bias = args.bias ? load_lanes<Float32>(args.bias + a.l.channel, a.l, 0) : Floats{};
   write_convolved<T>(a, rows, activated, bias, args.y, row);
 }
-
 }  // namespace
 
 int64_t tasks(const DepthwiseLayer& layer) { return sample_chunks(layer) * channel_blocks(layer.c); }
@@ -37,8 +34,7 @@ int64_t forward_scratch(const DepthwiseLayer& layer, int64_t rows) {
 }
 
 void forward(const DepthwiseRowsArgs& args, float* scratch, int64_t begin, int64_t end) {
-  const auto each = args.layer.dtype == Dtype::kFloat32 ? forward_task<Float32> : forward_task<BFloat16>;
+  const auto each = RACCGAN_OF_DTYPE(args.layer.dtype, forward_task);
   run(args.layer, scratch, begin, end, [&](const Task& a) { each(args, a); }, [](int64_t, int64_t) {});
 }
-
 }  // namespace raccgan::RACCGAN_TARGET

@@ -1,19 +1,12 @@
 // The steps that the three depthwise passes share. All of a pass but the matrix product is a function of one sample's
 // channel, so a task takes one vector of channels through the whole chain, on planes that stay in the cache: each
 // tensor is read once and each result written once.
-//
-// Included by the per-target sources only. Everything here is in an anonymous namespace, for the reason in targets.h.
 #pragma once
 
 #include <math.h>
-
 #include "convolution.h"
 
-namespace raccgan::RACCGAN_TARGET {
-namespace {
-
-// ---- the norm and the ReLUs ---------------------------------------------------------------------------------------
-
+namespace raccgan::RACCGAN_TARGET { namespace {
 inline Floats broadcast(float v) { return Floats{} + v; }
 
 // PyTorch's ReLU: NaN stays NaN.
@@ -65,8 +58,7 @@ inline Norm norm_of(const Task& a, Floats mean, Floats root) {
 
 // Copies relu(x) or x to `h`, and returns its norm. Sums are of the distance from a center, row by row: a variance from
 // sums of squares would cancel where the mean is large.
-template <class T>
-Norm read_normalised(const Task& a, const void* x, const Plane& h) {
+template <class T> Norm read_normalised(const Task& a, const void* x, const Plane& h) {
   const View<T> view(x, h.rows, h.columns, a.s.c, a.l);
   const Floats at = view.center(h.rows), center = a.s.pre_relu ? rectified(at) : at;
   Floats sum{}, squares{};
@@ -89,10 +81,7 @@ Norm read_normalised(const Task& a, const void* x, const Plane& h) {
   return norm_of(a, center + mean, inverse_root(var + a.s.eps));
 }
 
-// ---- planes -------------------------------------------------------------------------------------------------------
-
-template <class T>
-void read_plane(const void* tensor, const Plane& to, const Task& a) {
+template <class T> void read_plane(const void* tensor, const Plane& to, const Task& a) {
   const View<T> view(tensor, to.rows, to.columns, a.s.c, a.l);
   for (int64_t row = 0; row < to.rows; ++row) {
     float* const at = to.at(row, 0);
@@ -101,8 +90,7 @@ void read_plane(const void* tensor, const Plane& to, const Task& a) {
 }
 
 // to = of(from), number by number.
-template <class Of>
-inline RACCGAN_INLINE void map_plane(const Plane& from, const Plane& to, const Of& of) {
+template <class Of> inline RACCGAN_INLINE void map_plane(const Plane& from, const Plane& to, const Of& of) {
   for (int64_t row = 0; row < from.rows; ++row) {
     const float* in = from.at(row, 0);
     float* out = to.at(row, 0);
@@ -145,8 +133,6 @@ inline void correlate_planes(const Task& a, const Plane& in, const Plane& out, f
   a.s.resize == Resize::kUp ? a.convolution.correlate(out, in, totals) : a.convolution.correlate(in, out, totals);
 }
 
-// ---- scratch memory -----------------------------------------------------------------------------------------------
-
 inline int64_t totals_floats(const DepthwiseLayer& s) { return taps(s) * taps(s) * kWidth; }
 
 // One row of the widest tensor, and the end of its last tile.
@@ -161,8 +147,6 @@ inline int64_t scratch_floats(const DepthwiseLayer& s, int64_t planes, int64_t r
 inline int64_t gradient_scratch_floats(const DepthwiseLayer& s, int64_t planes) {
   return totals_floats(s) + scratch_floats(s, planes, s.h) + plane_floats(s.out(s.h), s.out(s.w));
 }
-
-// ---- tasks --------------------------------------------------------------------------------------------------------
 
 // each(task) for every vector of the tasks begin <= i < end; then done(chunk, block) for each of these.
 template <class Each, class Done>
@@ -192,6 +176,4 @@ void run_gradients(const DepthwiseLayer& s, float* grad_w, float* scratch, int64
     memset(totals, 0, totals_floats(s) * sizeof(float));
   });
 }
-
-}  // namespace
-}  // namespace raccgan::RACCGAN_TARGET
+}}  // namespace raccgan::RACCGAN_TARGET

@@ -1,16 +1,13 @@
 // The gradient of a pointwise convolution's weight: few rows and columns, and all pixels to add up.
 #include "pointwise.h"
-
 #include "tiles.h"
 
-namespace raccgan {
+namespace raccgan::RACCGAN_TARGET {
 namespace {
-
 constexpr int64_t kBlock = 256;  // pixels whose panel stays in the first-level cache
 
 // a of a block of pixels: in place, or packed into words.
-template <class T>
-struct LeftOperand {
+template <class T> struct LeftOperand {
   const typename T::Stored* at;
   int64_t row, step;  // from one i to the next, from one word of pixels to the next
 
@@ -31,8 +28,7 @@ struct LeftOperand {
   }
 };
 
-template <class T>
-int64_t left_floats(int64_t i) {
+template <class T> int64_t left_floats(int64_t i) {
   return T::kTogether == 1 ? 0 : kBlock / T::kTogether * rounded_up(i, kWidth);
 }
 
@@ -42,12 +38,11 @@ struct Output {
   int64_t row, column;  // from one to the next
 
   // [i, j + lane] += sum
-  template <class Lanes>
-  RACCGAN_INLINE void add(int64_t i, int64_t j, const Lanes& lanes, Floats sum) const {
+  template <class Lanes> RACCGAN_INLINE void add(int64_t i, int64_t j, const Lanes& lanes, Floats sum) const {
     float* const to = data + i * row + j * column;
-    if (column == 1) return lanes.template store<Float32>(to, lanes.template load<Float32>(to) + sum);
+    if (column == 1) return lanes.store(to, lanes.load(to) + sum);
     float numbers[kWidth] = {};
-    lanes.template store<Float32>(numbers, sum);
+    lanes.store(numbers, sum);
     for (int64_t lane = 0; lane < lanes.size(); ++lane) to[lane * column] += numbers[lane];
   }
 };
@@ -83,12 +78,11 @@ void correlation_panel(const CorrelationArgs& args, const LeftOperand<T>& a, int
 }
 
 // sums[i] += the sum over the pixels of a.
-template <class T>
-void add_up_pixels(const typename T::Stored* a, int64_t pixels, int64_t i, float* sums) {
+template <class T> void add_up_pixels(const typename T::Stored* a, int64_t pixels, int64_t i, float* sums) {
   for_lanes(i, [&](auto lanes, int64_t at) RACCGAN_INLINE {
     Floats sum{};
     for (int64_t m = 0; m < pixels; ++m) sum += lanes.template load<T>(a + m * i + at);
-    lanes.template store<Float32>(sums + at, lanes.template load<Float32>(sums + at) + sum);
+    lanes.store(sums + at, lanes.load(sums + at) + sum);
   });
 }
 
@@ -127,18 +121,14 @@ void correlate_chunk(const CorrelationArgs& given, int64_t chunk, int64_t first_
   }
 }
 
-template <class T>
-void correlation_as(const CorrelationArgs& args, float* scratch, int64_t begin, int64_t end) {
+template <class T> void correlation_as(const CorrelationArgs& args, float* scratch, int64_t begin, int64_t end) {
   const int64_t across = panels(few_as_rows(args).j);
   for (int64_t count; begin < end; begin += count) {
     count = least(across - begin % across, end - begin);
     correlate_chunk<T>(args, begin / across, begin % across, count, scratch);
   }
 }
-
 }  // namespace
-
-namespace RACCGAN_TARGET {
 
 int64_t correlation_tasks(const CorrelationArgs& args) {
   return correlation_chunks(args.m) * panels(few_as_rows(args).j);
@@ -154,6 +144,4 @@ void correlation(const CorrelationArgs& args, float* scratch, int64_t begin, int
   const auto run = args.dtype == Dtype::kFloat32 ? correlation_as<Float32Word> : correlation_as<BFloat16Pair>;
   run(args, scratch, begin, end);
 }
-
-}  // namespace RACCGAN_TARGET
-}  // namespace raccgan
+}  // namespace raccgan::RACCGAN_TARGET

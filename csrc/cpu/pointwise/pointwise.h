@@ -5,11 +5,9 @@
 #pragma once
 
 #include "../../ops/pointwise.h"
-#include "../simd/integers.h"
 #include "../simd/targets.h"
 
 namespace raccgan {
-
 // Few rows are split by columns instead: a thread with some of the rows would pack all of b.
 constexpr int64_t kRowsATask = 64;
 static constexpr bool by_columns(const ProductArgs& args) { return args.m < 8 * kRowsATask; }
@@ -35,5 +33,4 @@ static constexpr int64_t correlation_chunks(int64_t m) { return rounded_up(m, kC
   }
 RACCGAN_FOR_EACH_TARGET(RACCGAN_DECLARE, )
 #undef RACCGAN_DECLARE
-
 }  // namespace raccgan

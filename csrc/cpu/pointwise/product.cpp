@@ -1,19 +1,16 @@
 // The products of a pointwise convolution and of its gradient in x: many rows, few columns, few numbers to add up.
 #include "pointwise.h"
-
 #include "tiles.h"
 
-namespace raccgan {
+namespace raccgan::RACCGAN_TARGET {
 namespace {
-
 // Rows, in whole tiles and of `bytes` each, that stay in the second-level cache from panel to panel.
 int64_t rows_that_stay(int64_t bytes) {
   constexpr int64_t kNear = 1 << 18;
   return most(kRows, kNear / most(1, bytes) / kRows * kRows);
 }
 
-template <class T>
-void pack_panel(const ProductArgs& args, int64_t panel, float* to) {
+template <class T> void pack_panel(const ProductArgs& args, int64_t panel, float* to) {
   const int64_t column = panel * kPanel, columns = least(kPanel, args.n - column);
   if (args.transposed) {
     pack_transposed<T, Float32>(args.b + column * args.k, args.k, columns, to);
@@ -22,12 +19,7 @@ void pack_panel(const ProductArgs& args, int64_t panel, float* to) {
   }
 }
 
-template <class T>
-int64_t panel_floats(const ProductArgs& args) {
-  return words<T>(args.k) * kPanel;
-}
-
-// ---- one panel of columns -------------------------------------------------------------------------------------------
+template <class T> int64_t panel_floats(const ProductArgs& args) { return words<T>(args.k) * kPanel; }
 
 // Rows first <= m < last of out. `cold`: a is not in the cache yet.
 template <class T>
@@ -37,9 +29,8 @@ void product_panel(const ProductArgs& args, int64_t first, int64_t last, int64_t
   const int64_t column = panel * kPanel, columns = least(kPanel, args.n - column);
   Floats bias[kVectors] = {};
   if (args.bias != nullptr) {
-    for_vectors(columns, [&](auto lanes, int v) RACCGAN_INLINE {
-      bias[v] = lanes.template load<Float32>(args.bias + column + v * kWidth);
-    });
+    for_vectors(columns,
+                [&](auto lanes, int v) RACCGAN_INLINE { bias[v] = lanes.load(args.bias + column + v * kWidth); });
   }
   for_rows(first, last, [&](int64_t m, auto rows) RACCGAN_INLINE {
     const Stored* const a = static_cast<const Stored*>(args.a) + m * args.k;
@@ -65,8 +56,7 @@ void product_panel(const ProductArgs& args, int64_t first, int64_t last, int64_t
 }
 
 // Few rows: all of them for one panel after the other, which share the memory of one packed panel.
-template <class T>
-void product_by_columns(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
+template <class T> void product_by_columns(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
   for (int64_t panel = begin; panel < end; ++panel) {
     const float* const packed = args.packed != nullptr ? args.packed + panel * panel_floats<T>(args) : scratch;
     if (args.packed == nullptr) pack_panel<T>(args, panel, scratch);
@@ -75,8 +65,7 @@ void product_by_columns(const ProductArgs& args, float* scratch, int64_t begin, 
 }
 
 // Many rows: all panels are packed once, or were before the call; a few rows meet all panels before the next rows do.
-template <class T>
-void product_by_rows(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
+template <class T> void product_by_rows(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
   const int64_t across = panels(args.n), first = begin * kRowsATask, last = least(args.m, end * kRowsATask);
   const int64_t size = panel_floats<T>(args);
   const float* const packed = args.packed != nullptr ? args.packed : scratch;
@@ -90,8 +79,6 @@ void product_by_rows(const ProductArgs& args, float* scratch, int64_t begin, int
     }
   }
 }
-
-// ---- few rows and long sums: a is packed instead of b, and the results are transposed -------------------------------
 
 // With up to 64 rows of 256 numbers or more, in float32, this takes 0.65 to 0.85 of the time of packing b. With shorter
 // sums transposing the results costs more than packing.
@@ -110,9 +97,8 @@ const typename T::Stored* words_of_b(const ProductArgs& args, int64_t first, int
     return b;
   } else {
     auto* const to = reinterpret_cast<typename T::Stored*>(scratch);
-    for_lanes((last - first) * args.k, [&](auto lanes, int64_t i) RACCGAN_INLINE {
-      lanes.template store<T>(to + i, lanes.template load<Float32>(b + i));
-    });
+    for_lanes((last - first) * args.k,
+              [&](auto lanes, int64_t i) RACCGAN_INLINE { lanes.template store<T>(to + i, lanes.load(b + i)); });
     return to;
   }
 }
@@ -122,7 +108,7 @@ template <class T, int kCount, int kAcross>
 inline RACCGAN_INLINE void store_transposed(const ProductArgs& args, Floats (&sums)[kCount][kAcross], int64_t m,
                                             int64_t count, int64_t n) {
   constexpr Rest kLanes{kCount};
-  const Floats bias = args.bias ? kLanes.load<Float32>(args.bias + n) : Floats{};
+  const Floats bias = args.bias ? kLanes.load(args.bias + n) : Floats{};
 #pragma GCC unroll 2
   for (int v = 0; v < kAcross; ++v) {
     Floats numbers[kCount];
@@ -133,7 +119,7 @@ inline RACCGAN_INLINE void store_transposed(const ProductArgs& args, Floats (&su
     memcpy(block, numbers, sizeof block);
     for (int64_t i = v * kWidth; i < least(count, (v + 1) * kWidth); ++i) {
       const int64_t at = (m + i) * args.n + n;
-      Floats sum = kLanes.load<Float32>(block + (i - v * kWidth) * kCount) + bias;
+      Floats sum = kLanes.load(block + (i - v * kWidth) * kCount) + bias;
       if (args.residual != nullptr) sum += kLanes.load<T>(static_cast<const typename T::Stored*>(args.residual) + at);
       kLanes.store<T>(static_cast<typename T::Stored*>(args.out) + at, sum);
     }
@@ -151,8 +137,7 @@ void product_transposed(const ProductArgs& args, const typename T::Stored* b, in
   });
 }
 
-template <class T>
-void product_by_rows_of_b(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
+template <class T> void product_by_rows_of_b(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
   const int64_t across = panels(args.m), near = rows_of_b(args), last = least(args.n, end * kPanel);
   const auto rows = [&](int64_t panel) { return least(kPanel, args.m - panel * kPanel); };
   const auto packed = [&](int64_t panel) { return scratch + panel * panel_floats<T>(args); };
@@ -170,12 +155,9 @@ void product_by_rows_of_b(const ProductArgs& args, float* scratch, int64_t begin
   }
 }
 
-// ---- few columns ----------------------------------------------------------------------------------------------------
-
 // Vectors lie along k: each of kWidth rows has a sum in every lane, and the lanes are joined in the end. b is packed
 // column by column.
-template <class T>
-void product_of_few(const ProductArgs& args, float* packed, int64_t begin, int64_t end) {
+template <class T> void product_of_few(const ProductArgs& args, float* packed, int64_t begin, int64_t end) {
   using Stored = typename T::Stored;
   const int64_t last = least(args.m, end * kRowsATask);
   for (int64_t n = 0; n < args.n; ++n) {
@@ -191,7 +173,7 @@ void product_of_few(const ProductArgs& args, float* packed, int64_t begin, int64
       Floats sums[kWidth] = {};
       for (int64_t row = 0; row < rows; ++row) {
         for_lanes(args.k, [&](auto lanes, int64_t k) RACCGAN_INLINE {
-          const Floats factor = lanes.template load<Float32>(packed + n * args.k + k);
+          const Floats factor = lanes.load(packed + n * args.k + k);
           sums[row] = multiply_add(lanes.template load<T>(a + row * args.k + k), factor, sums[row]);
         });
       }
@@ -201,30 +183,24 @@ void product_of_few(const ProductArgs& args, float* packed, int64_t begin, int64
     }
     for_lanes(rows * args.n, [&](auto lanes, int64_t i) RACCGAN_INLINE {
       const int64_t at = m * args.n + i;
-      Floats sum = lanes.template load<Float32>(block + i);
+      Floats sum = lanes.load(block + i);
       if (args.residual != nullptr) sum += lanes.template load<T>(static_cast<const Stored*>(args.residual) + at);
       lanes.template store<T>(static_cast<Stored*>(args.out) + at, sum);
     });
   }
 }
 
-// ---- the choice by shape --------------------------------------------------------------------------------------------
-
 int64_t floats_a_panel(const ProductArgs& args) {
   return args.dtype == Dtype::kFloat32 ? panel_floats<Float32Word>(args) : panel_floats<BFloat16Pair>(args);
 }
 
-template <class T>
-void product_as(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
+template <class T> void product_as(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
   if (few(args.n)) return product_of_few<T>(args, scratch, begin, end);
   if (!by_columns(args)) return product_by_rows<T>(args, scratch, begin, end);
   if (transposes(args)) return product_by_rows_of_b<T>(args, scratch, begin, end);
   product_by_columns<T>(args, scratch, begin, end);
 }
-
 }  // namespace
-
-namespace RACCGAN_TARGET {
 
 int64_t packed_factor(const ProductArgs& args) { return few(args.n) ? 0 : panels(args.n) * floats_a_panel(args); }
 
@@ -249,6 +225,4 @@ void product(const ProductArgs& args, float* scratch, int64_t begin, int64_t end
   const auto run = args.dtype == Dtype::kFloat32 ? product_as<Float32Word> : product_as<BFloat16Pair>;
   run(args, scratch, begin, end);
 }
-
-}  // namespace RACCGAN_TARGET
-}  // namespace raccgan
+}  // namespace raccgan::RACCGAN_TARGET

@@ -2,16 +2,12 @@
 // panel's columns are packed before, so that they lie side by side in the first-level cache; the other factor is read
 // in place, each word once for a whole row of the tile. One multiplication takes a word of either factor: a float32, or
 // two bfloat16, whose two products join one sum.
-//
-// Included by the per-target sources only. Everything here is in an anonymous namespace, for the reason in targets.h.
 #pragma once
 
-#include "../simd/integers.h"
+#include "../../ops/dtype.h"
 #include "../simd/runs.h"
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 constexpr int kRows = kManyRegisters ? 8 : 4;
 constexpr int kVectors = 2;
 constexpr int64_t kPanel = kVectors * kWidth;  // columns
@@ -21,8 +17,6 @@ constexpr int64_t kFew = 4;  // an image's channels at most: as columns they wou
 bool few(int64_t columns) { return columns <= kFew; }
 
 int64_t panels(int64_t columns) { return rounded_up(columns, kPanel) / kPanel; }
-
-// ---- words ----------------------------------------------------------------------------------------------------------
 
 struct Float32Word : Float32 {
   static constexpr int64_t kTogether = 1;
@@ -50,14 +44,10 @@ struct BFloat16Pair : BFloat16 {
   static uint32_t rest(const uint16_t* at) { return *at; }  // the last of an odd number
 };
 
-template <class T>
-int64_t words(int64_t count) {
-  return rounded_up(count, T::kTogether) / T::kTogether;
-}
+template <class T> int64_t words(int64_t count) { return rounded_up(count, T::kTogether) / T::kTogether; }
 
 // Words of the numbers v[0] and, of pairs, v[1].
-template <class T>
-inline RACCGAN_INLINE Words together(const Floats* v) {
+template <class T> inline RACCGAN_INLINE Words together(const Floats* v) {
   if constexpr (T::kTogether == 1) {
     return (Words)v[0];
   } else {
@@ -68,23 +58,15 @@ inline RACCGAN_INLINE Words together(const Floats* v) {
 inline Words load_words(const float* from) { return (Words)load(from); }
 inline void store_words(float* to, Words v) { store(to, (Floats)v); }
 
-// ---- tiles ----------------------------------------------------------------------------------------------------------
-
-template <int N>
-struct Rows {
-  static constexpr int count = N;
-};
-
 // use(row, rows) for kRows rows at a time, then for fewer.
 template <int kCount = kRows, class Use>
 inline RACCGAN_INLINE void for_rows(int64_t row, int64_t last, const Use& use) {
-  for (; row + kCount <= last; row += kCount) use(row, Rows<kCount>{});
+  for (; row + kCount <= last; row += kCount) use(row, Count<kCount>{});
   if constexpr (kCount > 1) for_rows<kCount / 2>(row, last, use);
 }
 
 // use(lanes, vector) for the vectors of a panel that has `columns` columns.
-template <class Use>
-inline RACCGAN_INLINE void for_vectors(int64_t columns, const Use& use) {
+template <class Use> inline RACCGAN_INLINE void for_vectors(int64_t columns, const Use& use) {
 #pragma GCC unroll 2
   for (int v = 0; v < kVectors; ++v) {
     const int64_t left = columns - v * kWidth;
@@ -125,8 +107,6 @@ inline RACCGAN_INLINE void fetch(const void* from, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at, 0, 2);
 }
 
-// ---- packing --------------------------------------------------------------------------------------------------------
-
 // to[word, .]: rows b[k, .], k < count, of `columns` numbers and then zeros. Stored is the type of b's elements.
 template <class T, class Stored>
 void pack(const typename Stored::Stored* b, int64_t row, int64_t count, int64_t columns, float* to) {
@@ -160,6 +140,4 @@ void pack_transposed(const typename Stored::Stored* b, int64_t count, int64_t co
     });
   }
 }
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan

@@ -1,16 +1,14 @@
 // Vectors of a tensor [N, H, W, C], and planes of such vectors in scratch memory.
 //
 // A vector's lanes are channels; where a tensor has fewer channels than a vector has lanes, other samples fill the
-// rest. Included by the per-target sources only. Everything here is in an anonymous namespace, for the reason in
-// targets.h.
+// rest.
 #pragma once
 
-#include "integers.h"
+#include "../../ops/dtype.h"
 #include "runs.h"
 
 namespace raccgan {
 namespace RACCGAN_TARGET {
-
 // Rows of vectors. The columns left of column 0 and right of the last one are zero and stay zero: whoever fills a plane
 // writes its own columns only.
 struct Plane {
@@ -20,11 +18,9 @@ struct Plane {
 
   float* at(int64_t row, int64_t column) const { return data + (row * stride + column) * kWidth; }
 };
-
 }  // namespace RACCGAN_TARGET
 
 namespace {
-
 using RACCGAN_TARGET::Plane;
 
 // Lane s * channels + c holds channel `channel` + c of sample `sample` + s.
@@ -44,16 +40,14 @@ inline Lanes lanes_of(int64_t c, int64_t block, int64_t sample, int64_t end) {
 inline bool full(const Lanes& l) { return l.channels == kWidth; }
 
 // use(channels), where the usual few channels of an image are a constant, so that loops over them unroll.
-template <class Use>
-inline RACCGAN_INLINE void with_channels(const Lanes& l, const Use& use) {
+template <class Use> inline RACCGAN_INLINE void with_channels(const Lanes& l, const Use& use) {
   if (l.channels == 1) return use(1);
   if (l.channels == 3) return use(3);
   use(l.channels);
 }
 
 // The vector at `from`, which points at the first lane; free lanes are zero.
-template <class T>
-Floats load_lanes(const typename T::Stored* from, const Lanes& l, int64_t sample_stride) {
+template <class T> Floats load_lanes(const typename T::Stored* from, const Lanes& l, int64_t sample_stride) {
   if (l.samples == 1) return Rest{l.channels}.load<T>(from);
   typename T::Stored lanes[kWidth] = {};
   with_channels(l, [&](int64_t channels) RACCGAN_INLINE {
@@ -64,8 +58,7 @@ Floats load_lanes(const typename T::Stored* from, const Lanes& l, int64_t sample
   return T::load(lanes);
 }
 
-template <class T>
-void store_lanes(typename T::Stored* to, Floats v, const Lanes& l, int64_t sample_stride) {
+template <class T> void store_lanes(typename T::Stored* to, Floats v, const Lanes& l, int64_t sample_stride) {
   if (l.samples == 1) return Rest{l.channels}.store<T>(to, v);
   typename T::Stored lanes[kWidth];
   T::store(lanes, v);
@@ -101,8 +94,7 @@ inline Plane take_plane(float*& scratch, int64_t rows, int64_t columns) {
 }
 
 // One vector's lanes of a tensor [N, rows, columns, c]: at(row, column) is its first lane.
-template <class T>
-struct View {
+template <class T> struct View {
   typename T::Stored* data;
   int64_t columns, c;
   int64_t sample_stride;
@@ -128,8 +120,7 @@ struct View {
 
   // use(column, vector) for each column of a row. The processor does not prefetch one vector of channels from pixel to
   // pixel by itself, so the row after this one is prefetched here.
-  template <class Use>
-  inline RACCGAN_INLINE void read(int64_t row, const Use& use) const {
+  template <class Use> inline RACCGAN_INLINE void read(int64_t row, const Use& use) const {
     const auto* from = data + row * columns * c;
     if (full(lanes)) {
       const int64_t ahead = most(columns, 16) * c;
@@ -143,8 +134,7 @@ struct View {
   }
 
   // Column i of a row becomes of(i).
-  template <class Of>
-  inline RACCGAN_INLINE void write(int64_t row, const Of& of) const {
+  template <class Of> inline RACCGAN_INLINE void write(int64_t row, const Of& of) const {
     auto* to = data + row * columns * c;
     if (full(lanes)) {
       for (int64_t i = 0; i < columns; ++i, to += c) T::store(to, of(i));
@@ -153,6 +143,5 @@ struct View {
     }
   }
 };
-
 }  // namespace
 }  // namespace raccgan

@@ -1,14 +1,14 @@
 // Vectors along a run of numbers, the rest of it that fills none, and the lanes of vectors among each other.
-//
-// Included by the per-target sources only. Everything here is in an anonymous namespace, for the reason in targets.h.
 #pragma once
 
 #include "vector.h"
 
 #define RACCGAN_INLINE __attribute__((always_inline))
 
-namespace raccgan {
-namespace {
+namespace raccgan { namespace {
+template <int N> struct Count {
+  static constexpr int count = N;
+};
 
 inline Floats all(float value) { return value - Floats{}; }
 
@@ -20,18 +20,13 @@ inline Words first_lanes(int64_t count) {
   return (Words)(lane < static_cast<uint32_t>(count));
 }
 
-// ---- whole vectors, and the rest of a run that does not fill one --------------------------------------------------
-
+// Lanes of a run of numbers: load<T> and store<T> take elements of type T, load and store take float32.
 struct Whole {
   int64_t size() const { return kWidth; }
-  template <class T>
-  Floats load(const typename T::Stored* from) const {
-    return T::load(from);
-  }
-  template <class T>
-  void store(typename T::Stored* to, Floats v) const {
-    T::store(to, v);
-  }
+  template <class T> Floats load(const typename T::Stored* from) const { return T::load(from); }
+  template <class T> void store(typename T::Stored* to, Floats v) const { T::store(to, v); }
+  RACCGAN_INLINE Floats load(const float* from) const { return raccgan::load(from); }
+  RACCGAN_INLINE void store(float* to, Floats v) const { raccgan::store(to, v); }
   // v, and `other` in lanes that hold nothing.
   Floats keep(Floats v, Floats other) const { return v; }
 };
@@ -41,8 +36,7 @@ struct Rest {
   int64_t count;
 
   int64_t size() const { return count; }
-  template <class T>
-  Floats load(const typename T::Stored* from) const {
+  template <class T> Floats load(const typename T::Stored* from) const {
     typename T::Stored lanes[kWidth] = {};
 #if defined(__AVX512F__)
     const uint16_t mask = (1u << count) - 1;
@@ -57,8 +51,7 @@ struct Rest {
     return T::load(lanes);
   }
 
-  template <class T>
-  void store(typename T::Stored* to, Floats v) const {
+  template <class T> void store(typename T::Stored* to, Floats v) const {
     typename T::Stored lanes[kWidth];
     T::store(lanes, v);
 #if defined(__AVX512F__)
@@ -73,25 +66,21 @@ struct Rest {
 #endif
   }
 
+  RACCGAN_INLINE Floats load(const float* from) const { return load<Float32>(from); }
+  RACCGAN_INLINE void store(float* to, Floats v) const { store<Float32>(to, v); }
   Floats keep(Floats v, Floats other) const { return select(first_lanes(count), v, other); }
 };
 
 // use(lanes, at) for the elements at, at + 1, ... of `count`, a vector at a time.
-template <class Use>
-inline RACCGAN_INLINE void for_lanes(int64_t count, const Use& use) {
+template <class Use> inline RACCGAN_INLINE void for_lanes(int64_t count, const Use& use) {
   int64_t at = 0;
   for (; at + kWidth <= count; at += kWidth) use(Whole{}, at);
   if (at < count) use(Rest{count - at}, at);
 }
 
-// ---- lanes among each other ---------------------------------------------------------------------------------------
-
-template <int... I>
-struct Indices {};
-template <int N, int... I>
-struct MakeIndices : MakeIndices<N - 1, N - 1, I...> {};
-template <int... I>
-struct MakeIndices<0, I...> {
+template <int... I> struct Indices {};
+template <int N, int... I> struct MakeIndices : MakeIndices<N - 1, N - 1, I...> {};
+template <int... I> struct MakeIndices<0, I...> {
   using Type = Indices<I...>;
 };
 using Lane = MakeIndices<kWidth>::Type;
@@ -103,20 +92,17 @@ using Lane = MakeIndices<kWidth>::Type;
 #endif
 
 // Of the blocks of kBlock lanes in a, then b: the even ones, or the odd ones.
-template <int kBlock, int kOdd, int... I>
-Floats blocks(Floats a, Floats b, Indices<I...>) {
+template <int kBlock, int kOdd, int... I> Floats blocks(Floats a, Floats b, Indices<I...>) {
   return RACCGAN_SHUFFLE(a, b, ((I / kBlock * 2 + kOdd) * kBlock + I % kBlock)...);
 }
 
 // Lane by lane from the lower halves of a and b in turn, or from the upper halves.
-template <int kUpper, int... I>
-Floats interleaved(Floats a, Floats b, Indices<I...>) {
+template <int kUpper, int... I> Floats interleaved(Floats a, Floats b, Indices<I...>) {
   return RACCGAN_SHUFFLE(a, b, (I / 2 + kUpper * kWidth / 2 + I % 2 * kWidth)...);
 }
 
 // Lane i of the result is all lanes of v[i] joined by `join`, in pairs. Overwrites v.
-template <int kBlock = kWidth / 2, class Join>
-inline RACCGAN_INLINE Floats joined(Floats* v, const Join& join) {
+template <int kBlock = kWidth / 2, class Join> inline RACCGAN_INLINE Floats joined(Floats* v, const Join& join) {
   if constexpr (kBlock == 0) {
     return v[0];
   } else {
@@ -129,9 +115,8 @@ inline RACCGAN_INLINE Floats joined(Floats* v, const Join& join) {
   }
 }
 
-// v[0][0], v[1][0], ... v[kCount - 1][0], v[0][1], ...: of as many vectors as one has lanes, transposed.
-template <int kCount>
-inline RACCGAN_INLINE void interleave(Floats (&v)[kCount]) {
+// v[0][0], v[1][0], ... v[kCount - 1][0], v[0][1], ...: of as many vectors as one has lanes, the transpose.
+template <int kCount> inline RACCGAN_INLINE void interleave(Floats (&v)[kCount]) {
 #pragma GCC unroll 4
   for (int round = kCount; round > 1; round /= 2) {
     Floats next[kCount];
@@ -145,6 +130,4 @@ inline RACCGAN_INLINE void interleave(Floats (&v)[kCount]) {
 }
 
 inline void transpose(Floats (&v)[kWidth]) { interleave(v); }
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan

@@ -7,7 +7,6 @@
 
 namespace raccgan {
 namespace {
-
 #define RACCGAN_TARGET_OF(target, unused) Target::target,
 constexpr Target kTargets[] = {RACCGAN_FOR_EACH_TARGET(RACCGAN_TARGET_OF, )};
 #undef RACCGAN_TARGET_OF
@@ -38,7 +37,6 @@ Target choose() {
   for (const Target target : kTargets) message += std::string(" ") + name_of(target);
   throw std::runtime_error(message);
 }
-
 }  // namespace
 
 Target chosen_target() {
@@ -53,5 +51,4 @@ const char* name_of(Target target) {
 #undef RACCGAN_NAME
   return "unknown";
 }
-
 }  // namespace raccgan

@@ -1,9 +1,9 @@
 // Which processors the CPU kernels are compiled for, and which of them this machine runs.
 //
 // Every kernel source of this folder is compiled once a target, with that target's compiler flags (setup.py), and
-// puts its functions into the namespace RACCGAN_TARGET. Such a source includes C headers only and keeps its helpers
-// in an anonymous namespace: an inline function with external linkage, from the standard library say, would be
-// merged by the linker across targets, and the portable path could end up running another target's instructions.
+// puts its functions into the namespace RACCGAN_TARGET. Such a source includes C headers only and keeps its helpers,
+// those in headers too, in an anonymous namespace: an inline function with external linkage, from the standard library
+// say, would be merged by the linker across targets, and the portable path could end up running another target's code.
 #pragma once
 
 // DO(target, argument) for each target, from the plainest to the best.
@@ -15,7 +15,6 @@
 #endif
 
 namespace raccgan {
-
 #define RACCGAN_ENUMERATOR(target, unused) target,
 enum class Target { RACCGAN_FOR_EACH_TARGET(RACCGAN_ENUMERATOR, ) };
 #undef RACCGAN_ENUMERATOR
@@ -25,7 +24,6 @@ enum class Target { RACCGAN_FOR_EACH_TARGET(RACCGAN_ENUMERATOR, ) };
 Target chosen_target();
 
 const char* name_of(Target target);
-
 }  // namespace raccgan
 
 // The chosen target's function of that name, as in RACCGAN_SELECT(image_pieces)(args, begin, end).

@@ -1,6 +1,4 @@
 // Vectors of float32 of the target's natural width, and loads that widen bfloat16 and float16 to them.
-//
-// Included by the per-target sources only. Everything here is in an anonymous namespace, for the reason in targets.h.
 #pragma once
 
 #include <stdint.h>
@@ -10,9 +8,7 @@
 #include <immintrin.h>
 #endif
 
-namespace raccgan {
-namespace {
-
+namespace raccgan { namespace {
 #if defined(__AVX512F__)
 constexpr int kBytes = 64;
 #elif defined(__AVX__)
@@ -90,6 +86,9 @@ struct BFloat16 {
   }
 };
 
+// The function for tensors of that dtype, of a template by element type.
+#define RACCGAN_OF_DTYPE(dtype, function) ((dtype) == Dtype::kFloat32 ? function<Float32> : function<BFloat16>)
+
 struct Float16 {
   using Stored = uint16_t;
   static Floats load(const uint16_t* from) {
@@ -108,6 +107,4 @@ struct Float16 {
 #endif
   }
 };
-
-}  // namespace
-}  // namespace raccgan
+}}  // namespace raccgan

@@ -3,13 +3,7 @@
 
 #include "pixels.h"
 
-namespace raccgan {
-namespace cuda {
-namespace {
-
-constexpr int64_t kPiece = 256;  // pixels
-
-// The scratch memory of a pass.
+namespace raccgan::cuda { namespace {
 struct Work {
   double* norm_sums;   // [N, 2], over a sample: of what flows to the normalised scores, and of that times them
   float* norm_gradient;  // [N, 3]: alpha, beta, gamma
@@ -17,20 +11,17 @@ struct Work {
   float* ties;         // [N, P], how many channels reach the pixel's max
   float* d_scores;     // [N, P]
   float* planes;       // [N, 2, P], e_max and e_mean
-  float* sums;         // [N, pieces, 2, C]: d gate, and how many pixels reach the channel's max
-  float* tied;         // [N, C], the latter over all pieces
+  float* sums;         // [N, tiles, 2, C]: d gate, and how many pixels reach the channel's max
+  float* tied;         // [N, C], the latter over all tiles
   float *average, *maximum;  // [N, C], d average and d max
   float* logits;       // [N, C], to the argument of the channel gate's sigmoid
   float* hidden;       // [N, 2, R], to the arguments of the hidden layers' ReLU
   float* spatial;      // [N, 2, k, k]
-  int64_t floats = 0;
+  int64_t floats;
 
   Work(const CbamShape& s, float* memory) {
-    const auto next = [&](int64_t count) {
-      const int64_t at = floats;
-      floats += ceiling(count, 4) * 4;  // each on a 16-byte boundary
-      return memory ? memory + at : nullptr;
-    };
+    Scratch scratch(memory);
+    const auto next = [&](int64_t count) { return scratch.take(true, count); };
     const int64_t np = s.n * pixels(s), nc = s.n * s.c;
     norm_sums = reinterpret_cast<double*>(next(4 * s.n));
     norm_gradient = next(3 * s.n);
@@ -38,13 +29,14 @@ struct Work {
     ties = next(np);
     d_scores = next(np);
     planes = next(2 * np);
-    sums = next(2 * nc * ceiling(pixels(s), kPiece));
+    sums = next(2 * nc * ceiling(pixels(s), kTilePixels));
     tied = next(nc);
     average = next(nc);
     maximum = next(nc);
     logits = next(nc);
     hidden = next(2 * s.n * s.r);
     spatial = next(2 * s.n * s.k * s.k);
+    floats = scratch.floats();
   }
 };
 
@@ -52,8 +44,6 @@ struct Arguments {
   CbamBackwardArgs pass;
   Work work;
 };
-
-// ---- through the spatial gate ------------------------------------------------------------------------------------
 
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads) find_flow(Arguments args, Range range, int group) {
@@ -71,7 +61,6 @@ __global__ void __launch_bounds__(kThreads) find_flow(Arguments args, Range rang
     load<T, V>(x + c, v);
     load<T, V>(grad_y + c, g);
     load_floats(gate + c, channel);
-#pragma unroll
     for (int i = 0; i < V; ++i) {
       const float u = v[i] * channel[i];
       flow = fmaf(g[i], u, flow);
@@ -104,9 +93,8 @@ __global__ void __launch_bounds__(kThreads) sum_norm(Arguments args, Range range
   args.work.norm_sums[2 * n + 1] = product / sqrt(static_cast<double>(moments[1]) + args.pass.weights.eps);
 }
 
-// The gradient of the norm's argument, for the samples of a block that share moments. With r = 1 / deviation and means
-// over all their pixels: d s = norm_weight r (flow - mean flow - s' mean (flow s')), s' = r (s - mean), and from the
-// moments themselves grad_mean / M + 2 grad_var (s - mean) / M. Moments that were given leave the first term alone.
+// The gradient of the norm's argument, for the samples of a block that share moments; the formula is that of join_norm
+// in bindings/cbam/backward.cpp.
 __global__ void __launch_bounds__(kThreads) join_norm(Arguments args, Range range, int64_t samples) {
   __shared__ double shared[kThreads];
   const CbamBackwardArgs& pass = args.pass;
@@ -166,9 +154,7 @@ __global__ void __launch_bounds__(kThreads) find_d_scores(Arguments args, Range 
   args.work.d_scores[at.at] = fmaf(args.work.flow[at.at], by[0], fmaf(away, by[2], by[1]));
 }
 
-// e_max and e_mean.
-template <int kSize>
-__global__ void __launch_bounds__(kThreads) convolve_back(Arguments args, Range range) {
+template <int kSize> __global__ void __launch_bounds__(kThreads) convolve_back(Arguments args, Range range) {
   const CbamShape& s = args.pass.shape;
   const float* const weights = plane_weights<kSize>(args.pass.weights.spatial_weight);
   const SharedPixel at(s, range, 1);
@@ -221,7 +207,4 @@ __global__ void __launch_bounds__(kThreads) finish_spatial(Arguments args) {
   for (int64_t n = 0; n < s.n; ++n) sum += args.work.spatial[n * taps + tap];
   args.pass.gradients.spatial_weight[tap] = static_cast<float>(sum);
 }
-
-}  // namespace
-}  // namespace cuda
-}  // namespace raccgan
+}}  // namespace raccgan::cuda

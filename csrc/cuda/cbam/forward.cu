@@ -1,59 +1,40 @@
-// CBAM on a GPU, forward.
-//
-// Compiled for the architectures in setup.py and run on the PTX machine of tests/ptx, but not yet on a GPU: no speed is
-// claimed for it.
-//
-//     gate[n, c]   = sigmoid(MLP(average over p of x) + MLP(max over p of x))
-//     planes[n, p] = max and mean over c of x[n, p, c] gate[n, c]
-//     s[n, p]      = k x k convolution of both planes;    scale, shift normalise it by its moments
-//     y[n, p, c]   = x[n, p, c] gate[n, c] sigmoid(scale s[n, p] + shift)
+// CBAM on a GPU, forward, in the notation of cpu/cbam/forward.cpp. Run on the PTX machine of tests/ptx, but not yet on
+// a GPU: no speed is claimed.
 //
 // Three sweeps over x, a group of samples at a time, so that the second and the third find it in the second-level
-// cache; where the norm couples all samples, the third goes over them anew. Sums over pieces are finished in float64
+// cache; where the norm couples all samples, the third goes over them anew. Sums over tiles are finished in float64
 // and in a fixed order by the launch that needs them.
 #include "pixels.h"
 
-namespace raccgan {
-namespace cuda {
+namespace raccgan::cuda {
 namespace {
-
-constexpr int64_t kPiece = 256;  // pixels
-
-// ---- channel gate ------------------------------------------------------------------------------------------------
-
-// partial [N, pieces, 2, C]: sum and max over the pixels of a piece.
+// partial [N, tiles, 2, C]: sum and max over the pixels of a tile.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads) pool(Tiling t, const void* tensor, float* partial) {
   const Columns<V> at(t);
   const auto* const x = static_cast<const typename T::Stored*>(tensor);
   float sums[V] = {}, maxima[V];
-#pragma unroll
   for (int i = 0; i < V; ++i) maxima[i] = -INFINITY;
 #pragma unroll 2
   for (int64_t p = at.first, from = at.at(t, p); p < at.last; p += at.rows, from += at.step) {
     float v[V];
     load<T, V>(x + from, v);
-#pragma unroll
     for (int i = 0; i < V; ++i) {
       sums[i] += v[i];
       maxima[i] = fmaxf(maxima[i], v[i]);
     }
   }
   const float sum = add_rows(at, sums), maximum = max_rows(at, maxima);
-  if (!at.owns(t)) return;
-  float* const to = partial + (at.run * t.pieces + at.piece) * 2 * t.channels + at.column();
-  to[0] = sum;
-  to[t.channels] = maximum;
+  at.write(t, sum, maximum, partial);
 }
 
-// A sample's average and maximum, from those of its pieces.
-__device__ void find_pooled(const CbamForwardArgs& args, int64_t pieces, const float* partial, int64_t n) {
+__device__ void find_pooled(const CbamForwardArgs& args, int64_t tiles, const float* partial, int64_t n) {
   const CbamShape& s = args.shape;
   for (int64_t c = threadIdx.x; c < s.c; c += kThreads) {
     double sum = 0.0;
     float maximum = -INFINITY;
-    for (int64_t piece = 0; piece < pieces; ++piece) {
-      const float* const from = partial + (n * pieces + piece) * 2 * s.c + c;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const float* const from = partial + (n * tiles + tile) * 2 * s.c + c;
       sum += from[0];
       maximum = fmaxf(maximum, from[s.c]);
     }
@@ -66,11 +47,11 @@ __device__ void find_pooled(const CbamForwardArgs& args, int64_t pieces, const f
 
 // A block has a sample.
 __global__ void __launch_bounds__(kThreads)
-    find_gate(CbamForwardArgs args, Range range, int64_t pieces, const float* partial) {
+    find_gate(CbamForwardArgs args, Range range, int64_t tiles, const float* partial) {
   const CbamShape& s = args.shape;
   const CbamWeights& w = args.weights;
   const int64_t n = range.first + blockIdx.x;
-  find_pooled(args, pieces, partial, n);
+  find_pooled(args, tiles, partial, n);
   __syncthreads();
   float* const hidden = args.saved.hidden + n * 3 * s.r;
   const int lane = threadIdx.x % kWarp;
@@ -93,8 +74,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// ---- spatial gate ------------------------------------------------------------------------------------------------
-
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads) gather(CbamForwardArgs args, Range range, int group) {
   const CbamShape& s = args.shape;
@@ -107,7 +86,6 @@ __global__ void __launch_bounds__(kThreads) gather(CbamForwardArgs args, Range r
     float v[V], g[V];
     load<T, V>(x + c, v);
     load_floats(gate + c, g);
-#pragma unroll
     for (int i = 0; i < V; ++i) {
       const float u = v[i] * g[i];
       sum += u;
@@ -121,18 +99,18 @@ __global__ void __launch_bounds__(kThreads) gather(CbamForwardArgs args, Range r
   args.saved.planes[at.in_plane(s, 1)] = sum / static_cast<float>(s.c);
 }
 
-// Scores of a piece of a sample, and their mean and sum of squared deviations, partial [N, pieces, 2].
+// Scores of a tile of a sample, and their mean and sum of squared deviations, partial [N, tiles, 2].
 template <int kSize>
 __global__ void __launch_bounds__(kThreads) find_scores(CbamForwardArgs args, Range range, double* partial) {
   __shared__ double shared[kThreads];
   const CbamShape& s = args.shape;
   const float* const weights = plane_weights<kSize>(args.weights.spatial_weight);
   const int64_t pixels = s.h * s.w;
-  const unsigned pieces = static_cast<unsigned>(ceiling(pixels, kPiece));
-  const int64_t n = range.first + blockIdx.x / pieces, piece = blockIdx.x % pieces;
-  const int64_t pixel = piece * kPiece + threadIdx.x;
+  const unsigned tiles = static_cast<unsigned>(ceiling(pixels, kTilePixels));
+  const int64_t n = range.first + blockIdx.x / tiles, tile = blockIdx.x % tiles;
+  const int64_t pixel = tile * kTilePixels + threadIdx.x;
   const bool there = pixel < pixels;
-  static_assert(kPiece == kThreads);
+  static_assert(kTilePixels == kThreads);
   float score = 0.0f;
   if (there) {
     for (int plane = 0; plane < 2; ++plane) {
@@ -141,34 +119,34 @@ __global__ void __launch_bounds__(kThreads) find_scores(CbamForwardArgs args, Ra
     }
     args.saved.scores[n * pixels + pixel] = score;
   }
-  const int64_t count = pixels - piece * kPiece < kPiece ? pixels - piece * kPiece : kPiece;
+  const int64_t count = pixels - tile * kTilePixels < kTilePixels ? pixels - tile * kTilePixels : kTilePixels;
   const double mean = add_block(score, shared) / static_cast<double>(count);
   const double deviation = there ? score - mean : 0.0;
   const double squares = add_block(deviation * deviation, shared);
   if (threadIdx.x != 0) return;
-  partial[2 * (n * pieces + piece)] = mean;
-  partial[2 * (n * pieces + piece) + 1] = squares;
+  partial[2 * (n * tiles + tile)] = mean;
+  partial[2 * (n * tiles + tile) + 1] = squares;
 }
 
-// saved.moments and the outputs of the samples that share them, a block each: from their pieces, or as given.
+// saved.moments and the outputs of the samples that share them, a block each: from their tiles, or as given.
 __global__ void __launch_bounds__(kThreads)
     join_moments(CbamForwardArgs args, Range range, int64_t samples, const double* partial) {
   __shared__ double shared[kThreads];
   const CbamShape& s = args.shape;
-  const int64_t pixels = s.h * s.w, pieces = ceiling(pixels, kPiece), which = range.first + blockIdx.x;
+  const int64_t pixels = s.h * s.w, tiles = ceiling(pixels, kTilePixels), which = range.first + blockIdx.x;
   if (args.norm == CbamNorm::kFixed) {
     if (threadIdx.x == 0) args.saved.moments[0] = *args.given_mean, args.saved.moments[1] = *args.given_var;
     return;
   }
-  const double* const from = partial + which * pieces * 2;
+  const double* const from = partial + which * tiles * 2;
   const auto size = [&](int64_t i) {
-    const int64_t left = pixels - i % pieces * kPiece;
-    return static_cast<double>(left < kPiece ? left : kPiece);
+    const int64_t left = pixels - i % tiles * kTilePixels;
+    return static_cast<double>(left < kTilePixels ? left : kTilePixels);
   };
   double sum = 0.0, squares = 0.0;
-  for (int64_t i = threadIdx.x; i < samples * pieces; i += kThreads) sum += size(i) * from[2 * i];
+  for (int64_t i = threadIdx.x; i < samples * tiles; i += kThreads) sum += size(i) * from[2 * i];
   const double count = static_cast<double>(samples * pixels), mean = add_block(sum, shared) / count;
-  for (int64_t i = threadIdx.x; i < samples * pieces; i += kThreads) {
+  for (int64_t i = threadIdx.x; i < samples * tiles; i += kThreads) {
     const double away = from[2 * i] - mean;
     squares += from[2 * i + 1] + size(i) * away * away;
   }
@@ -178,12 +156,11 @@ __global__ void __launch_bounds__(kThreads)
   args.saved.moments[2 * which + 1] = args.var[which] = static_cast<float>(var);
 }
 
-template <class T, int V>
-__global__ void __launch_bounds__(kThreads) apply(CbamForwardArgs args, Tiling t) {
+template <class T, int V> __global__ void __launch_bounds__(kThreads) apply(CbamForwardArgs args, Tiling t) {
   const Columns<V> at(t);
   if (!at.active) return;
-  const CbamSpatialGate spatial = spatial_gate(args, at.run);
-  const float* const scores = args.saved.scores + at.run * t.pixels;
+  const CbamSpatialGate spatial = spatial_gate(args, at.group);
+  const float* const scores = args.saved.scores + at.group * t.pixels;
   float gate[V];
   load_floats(args.saved.gate + at.in_row(t), gate);
 #pragma unroll 2
@@ -191,31 +168,21 @@ __global__ void __launch_bounds__(kThreads) apply(CbamForwardArgs args, Tiling t
     float v[V];
     load<T, V>(static_cast<const typename T::Stored*>(args.x) + i, v);
     const float open = gated(spatial, scores[p]);
-#pragma unroll
     for (int j = 0; j < V; ++j) v[j] *= gate[j] * open;
     store<T, V>(static_cast<typename T::Stored*>(args.y) + i, v);
   }
 }
-
-// ---- host --------------------------------------------------------------------------------------------------------
-
-Tiling tiling_of(const CbamShape& s, const Range& range, int V) {
-  Tiling t(range.count, pixels(s), s.c, kPiece, V);
-  t.start = range.first;
-  return t;
-}
-
 }  // namespace
 
 int64_t cbam_forward_floats(const CbamForwardArgs& args) {
-  return args.shape.n * ceiling(pixels(args.shape), kPiece) * (4 + 2 * args.shape.c);
+  return args.shape.n * ceiling(pixels(args.shape), kTilePixels) * (4 + 2 * args.shape.c);
 }
 
 const char* cbam_forward(const CbamForwardArgs& args, float* scratch, int device, void* stream) {
   const CbamShape& s = args.shape;
-  const int64_t pieces = ceiling(pixels(s), kPiece);
+  const int64_t tiles = ceiling(pixels(s), kTilePixels);
   double* const partial = reinterpret_cast<double*>(scratch);
-  float* const pooled = scratch + s.n * pieces * 4;
+  float* const pooled = scratch + s.n * tiles * 4;
   const bool fixed = args.norm == CbamNorm::kFixed, coupled = args.norm == CbamNorm::kBatch;
   Queue queue(device, stream);
   queue.take(too_large(s));
@@ -230,10 +197,10 @@ const char* cbam_forward(const CbamForwardArgs& args, float* scratch, int device
     for_groups(s, 1, [&](const Range& range) {
       const Tiling t = tiling_of(s, range, V);
       queue(pool<T, V>, t.blocks(), kThreads, t, args.x, pooled);
-      queue(find_gate, range.count, kThreads, args, range, pieces, pooled);
+      queue(find_gate, range.count, kThreads, args, range, tiles, pooled);
       queue(gather<T, V>, blocks_of_pixels(s, range, group), kThreads, args, range, group);
       for_plane_size(s.k, [&](auto size) {
-        queue(find_scores<decltype(size)::value>, range.count * pieces, kThreads, args, range, partial);
+        queue(find_scores<decltype(size)::value>, range.count * tiles, kThreads, args, range, partial);
       });
       if (coupled) return;
       queue(join_moments, fixed ? 1 : range.count, kThreads, args, range, 1, partial);
@@ -245,6 +212,4 @@ const char* cbam_forward(const CbamForwardArgs& args, float* scratch, int device
   }, args.x, args.y, args.saved.gate);
   return queue.error();
 }
-
-}  // namespace cuda
-}  // namespace raccgan
+}  // namespace raccgan::cuda

@@ -1,12 +1,9 @@
-// The CUDA passes of CBAM, for their bindings: no CUDA header, so that any C++ compiler takes it. The mathematics is in
-// cpu/cbam/forward.cpp and cpu/cbam/backward.cpp.
+// The CUDA passes of CBAM, for their bindings: no CUDA header, so that any C++ compiler takes it.
 #pragma once
 
 #include "../../ops/cbam.h"
 
-namespace raccgan {
-namespace cuda {
-
+namespace raccgan::cuda {
 struct CbamForwardArgs : CbamArgs {
   const float *given_mean, *given_var;  // [1] each, for norm "fixed"
   const void* x;
@@ -27,6 +24,4 @@ const char* cbam_forward(const CbamForwardArgs& args, float* scratch, int device
 
 int64_t cbam_backward_floats(const CbamBackwardArgs& args);
 const char* cbam_backward(const CbamBackwardArgs& args, float* scratch, int device, void* stream);
-
-}  // namespace cuda
-}  // namespace raccgan
+}  // namespace raccgan::cuda

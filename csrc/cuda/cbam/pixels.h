@@ -2,15 +2,11 @@
 #pragma once
 
 #include <type_traits>
-
 #include "../common/columns.h"
 #include "passes.h"
 
-namespace raccgan {
-namespace cuda {
-namespace {
-
-constexpr unsigned kAllLanes = 0xffffffff;
+namespace raccgan::cuda { namespace {
+constexpr int64_t kTilePixels = 256;  // pixels
 
 // Samples first <= n < first + count: what a launch works on.
 struct Range {
@@ -25,9 +21,7 @@ inline int64_t samples_a_group(const CbamShape& s, int64_t tensors) {
   return bytes < kBytes ? kBytes / bytes : 1;
 }
 
-// run(range) for all samples, group by group.
-template <class Run>
-void for_groups(const CbamShape& s, int64_t tensors, const Run& run) {
+template <class Run> void for_groups(const CbamShape& s, int64_t tensors, const Run& run) {
   const int64_t group = samples_a_group(s, tensors);
   for (int64_t n = 0; n < s.n; n += group) run(Range{n, s.n - n < group ? s.n - n : group});
 }
@@ -38,13 +32,10 @@ inline __device__ float gated(const CbamSpatialGate& gate, float score) {
   return sigmoid(fmaf(score, gate.scale, gate.shift));
 }
 
-// ---- a pixel's channels ------------------------------------------------------------------------------------------
-
-// `group` neighbouring threads, a power of two up to a warp, share a pixel: about four loads each.
-inline int threads_a_pixel(int64_t channels, int V) {
-  int group = 1;
-  while (group < kWarp && group * 4 < channels / V) group *= 2;
-  return group;
+inline Tiling tiling_of(const CbamShape& s, const Range& range, int V) {
+  Tiling t(range.count, pixels(s), s.c, kTilePixels, V);
+  t.start = range.first;
+  return t;
 }
 
 inline int64_t blocks_of_pixels(const CbamShape& s, const Range& range, int group) {
@@ -69,28 +60,19 @@ struct SharedPixel {
   __device__ int64_t in_plane(const CbamShape& s, int plane) const { return (2 * n + plane) * s.h * s.w + pixel; }
 };
 
-inline __device__ float sum_over_group(float v, int group) {
-  for (int offset = group / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);
-  return v;
-}
-
 inline __device__ float max_over_group(float v, int group) {
   for (int offset = group / 2; offset > 0; offset /= 2) v = fmaxf(v, __shfl_xor_sync(kAllLanes, v, offset));
   return v;
 }
 
-// ---- planes ------------------------------------------------------------------------------------------------------
-
 // run(k) with the size of the spatial gate's convolution as a constant where it is the usual one, else with 0: known, a
 // pixel takes a fifth of the instructions.
-template <class Run>
-void for_plane_size(int64_t k, const Run& run) {
+template <class Run> void for_plane_size(int64_t k, const Run& run) {
   k == 7 ? run(std::integral_constant<int, 7>{}) : run(std::integral_constant<int, 0>{});
 }
 
 // The weights of both planes where the block has them at hand. Every thread of the block calls it.
-template <int kSize>
-__device__ const float* plane_weights(const float* weights) {
+template <int kSize> __device__ const float* plane_weights(const float* weights) {
   if constexpr (kSize == 0) {
     return weights;
   } else {
@@ -126,7 +108,4 @@ __device__ float convolve_at(const CbamShape& s, const float* plane, const float
 inline const char* too_large(const CbamShape& s) {
   return pixels(s) <= INT32_MAX ? nullptr : "an image has 2^31 pixels or more";
 }
-
-}  // namespace
-}  // namespace cuda
-}  // namespace raccgan
+}}  // namespace raccgan::cuda

@@ -1,12 +1,10 @@
-// How a block goes over pixels of channels [runs, pixels, C]: neighbouring threads share a pixel, a few neighbouring
-// channels each, and keep their channels while they go down the pixels of a piece of a run.
+// How a block goes over pixels of channels [groups, pixels, C]: neighbouring threads share a pixel, a few neighbouring
+// channels each, and keep their channels while they go down the pixels of a tile of a group.
 #pragma once
 
 #include "elements.h"
 
-namespace raccgan::cuda {
-namespace {
-
+namespace raccgan::cuda { namespace {
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
@@ -14,47 +12,41 @@ constexpr int kWarps = kThreads / kWarp;
 __host__ __device__ constexpr int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Tiling {
-  int64_t runs, pixels, channels;
-  int64_t start = 0;  // the first run, where a launch has some of them only
-  int64_t piece;   // pixels a block, fixed by the shape alone, so that a sum over pieces is always the same sum
-  int64_t pieces;  // a run
+  int64_t groups, pixels, channels;
+  int64_t start = 0;  // the first group, where a launch has some of them only
+  int64_t tile;   // pixels a block, fixed by the shape alone, so that a sum over tiles is always the same sum
+  int64_t tiles;   // a group
   int lanes;       // threads that share a pixel
   int64_t chunks;  // of `lanes` threads, in a pixel
 
   // V: channels a thread.
-  Tiling(int64_t runs, int64_t pixels, int64_t channels, int64_t piece, int V)
-      : runs(runs),
-        pixels(pixels),
-        channels(channels),
-        piece(piece),
-        pieces(ceiling(pixels, piece)),
-        lanes(static_cast<int>(channels / V < kWarp ? channels / V : kWarp)),
-        chunks(ceiling(channels / V, lanes)) {}
+  Tiling(int64_t groups, int64_t pixels, int64_t channels, int64_t tile, int V)
+      : groups(groups), pixels(pixels), channels(channels), tile(tile), tiles(ceiling(pixels, tile)),
+        lanes(static_cast<int>(channels / V < kWarp ? channels / V : kWarp)), chunks(ceiling(channels / V, lanes)) {}
 
-  int64_t blocks() const { return runs * pieces * chunks; }
+  int64_t blocks() const { return groups * tiles * chunks; }
 };
 
-// A thread's part: the pixels first, first + rows, ... < last of a run, and V channels of them from `channel` on.
-template <int V>
-struct Columns {
-  int64_t run, piece, first, last, channel;
+// A thread's part: the pixels first, first + rows, ... < last of a group, and V channels of them from `channel` on.
+template <int V> struct Columns {
+  int64_t group, tile, first, last, channel;
   int64_t step;  // elements from one of its pixels to the next
   int row, rows, lanes;
   bool active;  // other threads take part in barriers alone
 
   __device__ explicit Columns(const Tiling& t) {
     // A division of 64 bits is some hundred instructions; a grid's sizes have 32.
-    const unsigned chunks = static_cast<unsigned>(t.chunks), pieces = static_cast<unsigned>(t.pieces);
+    const unsigned chunks = static_cast<unsigned>(t.chunks), tiles = static_cast<unsigned>(t.tiles);
     const unsigned chunk = blockIdx.x % chunks, rest = blockIdx.x / chunks;
-    run = t.start + rest / pieces;
-    piece = rest % pieces;
+    group = t.start + rest / tiles;
+    tile = rest % tiles;
     lanes = t.lanes;
     rows = kThreads / lanes;
     row = threadIdx.x / lanes;
     channel = static_cast<int64_t>(chunk * lanes + threadIdx.x % lanes) * V;
     active = row < rows && channel < t.channels;
-    first = piece * t.piece + row;
-    last = !active ? 0 : (piece + 1) * t.piece < t.pixels ? (piece + 1) * t.piece : t.pixels;
+    first = tile * t.tile + row;
+    last = !active ? 0 : (tile + 1) * t.tile < t.pixels ? (tile + 1) * t.tile : t.pixels;
     step = rows * t.channels;
   }
 
@@ -64,12 +56,34 @@ struct Columns {
     return static_cast<int>(threadIdx.x) < lanes * V && column() < t.channels;
   }
 
-  // In [runs, C], and at a pixel in [runs, pixels, C].
-  __device__ int64_t in_row(const Tiling& t) const { return run * t.channels + channel; }
+  // Writes what the thread has of its column, if it owns one, to partial [groups, tiles, 2, C].
+  __device__ void write(const Tiling& t, float first, float second, float* partial) const {
+    if (!owns(t)) return;
+    float* const to = partial + (group * t.tiles + tile) * 2 * t.channels + column();
+    to[0] = first;
+    to[t.channels] = second;
+  }
+
+  // In [groups, C], and at a pixel in [groups, pixels, C].
+  __device__ int64_t in_row(const Tiling& t) const { return group * t.channels + channel; }
   __device__ int64_t at(const Tiling& t, int64_t pixel) const {
-    return (run * t.pixels + pixel) * t.channels + channel;
+    return (group * t.pixels + pixel) * t.channels + channel;
   }
 };
+
+constexpr unsigned kAllLanes = 0xffffffff;
+
+// `group` neighbouring threads, a power of two up to a warp, share a pixel: about four loads each.
+inline int threads_a_pixel(int64_t channels, int V) {
+  int group = 1;
+  while (group < kWarp && group * 4 < channels / V) group *= 2;
+  return group;
+}
+
+template <class Number> __device__ Number sum_over_group(Number v, int group) {
+  for (int offset = group / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);
+  return v;
+}
 
 // The threads' values of V channels each, combined over the rows of a block in a fixed order: a thread gets the result
 // of its column, if it owns one. Every thread of the block calls it.
@@ -87,13 +101,11 @@ __device__ float over_rows(const Columns<V>& at, const float (&values)[V], const
   return static_cast<float>(result);
 }
 
-template <int V>
-__device__ float add_rows(const Columns<V>& at, const float (&values)[V]) {
+template <int V> __device__ float add_rows(const Columns<V>& at, const float (&values)[V]) {
   return over_rows<double>(at, values, [](double a, float b) { return a + b; });
 }
 
-template <int V>
-__device__ float max_rows(const Columns<V>& at, const float (&values)[V]) {
+template <int V> __device__ float max_rows(const Columns<V>& at, const float (&values)[V]) {
   return over_rows<float>(at, values, [](float a, float b) { return fmaxf(a, b); });
 }
 
@@ -121,22 +133,34 @@ inline __device__ double add_warps(double v, double* shared, int warps) {
   return v;
 }
 
-template <int V>
-__device__ void load_row(const float* from, float (&to)[V]) {
-#pragma unroll
+template <int V> __device__ void load_row(const float* from, float (&to)[V]) {
   for (int i = 0; i < V; ++i) to[i] = from[i];
 }
 
-template <int V>
-__device__ void store_row(float* to, const float (&from)[V]) {
-#pragma unroll
+template <int V> __device__ void store_row(float* to, const float (&from)[V]) {
   for (int i = 0; i < V; ++i) to[i] = from[i];
 }
 
 // PyTorch's ReLU: NaN stays NaN.
 inline __device__ float relu(float v) { return larger(v, 0.0f); }
 
-// ---- host --------------------------------------------------------------------------------------------------------
+// Scratch memory, part after part of `memory`; null only counts the floats.
+class Scratch {
+ public:
+  explicit Scratch(float* memory) : memory_(memory) {}
+
+  // On a 16-byte boundary; null where it is not needed.
+  float* take(bool needed, int64_t count) {
+    const int64_t at = floats_;
+    floats_ += needed ? ceiling(count, 4) * 4 : 0;
+    return needed && memory_ ? memory_ + at : nullptr;
+  }
+  int64_t floats() const { return floats_; }
+
+ private:
+  float* memory_;
+  int64_t floats_ = 0;
+};
 
 // Queues a kernel, unless there is nothing to do or an earlier launch of the call failed.
 class Queue {
@@ -157,10 +181,12 @@ class Queue {
                    const Arguments&... arguments) {
     if (blocks > INT32_MAX) error_ = "more blocks than a grid holds";
     if (blocks == 0 || error_) return;
-    fail(launch(kernel, blocks, threads, bytes, stream_, arguments...));
+    if (bytes > 0) fail(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    if (error_) return;
+    kernel<<<static_cast<unsigned>(blocks), threads, bytes, stream_>>>(arguments...);
+    fail(cudaGetLastError());
   }
 
-  // The result of a launcher of another file.
   void take(const char* error) {
     if (!error_) error_ = error;
   }
@@ -175,6 +201,4 @@ class Queue {
   cudaStream_t stream_;
   const char* error_ = nullptr;
 };
-
-}  // namespace
-}  // namespace raccgan::cuda
+}}  // namespace raccgan::cuda

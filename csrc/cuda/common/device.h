@@ -4,18 +4,12 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-namespace raccgan {
-namespace cuda {
-
+namespace raccgan::cuda {
 // A 16-byte load or store: the address has to be a multiple of 16.
-template <class T>
-__device__ const uint4* as_vector(const T* address) {
+template <class T> __device__ const uint4* as_vector(const T* address) {
   return reinterpret_cast<const uint4*>(address);
 }
-template <class T>
-__device__ uint4* as_vector(T* address) {
-  return reinterpret_cast<uint4*>(address);
-}
+template <class T> __device__ uint4* as_vector(T* address) { return reinterpret_cast<uint4*>(address); }
 
 // Writes 16 bytes of global memory at once. Of an assignment nvcc 13.0 makes four stores where it cannot prove that the
 // address is a multiple of 16. The compiler may move loads across it: no kernel reads what it has written so.
@@ -43,18 +37,4 @@ __device__ inline void* launched_shared() {
   extern __shared__ uint4 shared_by_launch[];
   return shared_by_launch;
 }
-
-// `shared`: bytes of launched_shared().
-template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int shared, cudaStream_t stream,
-                   Arguments... arguments) {
-  if (shared > 0) {
-    const auto limit = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    if (const cudaError_t error = cudaFuncSetAttribute(kernel, limit, shared); error != cudaSuccess) return error;
-  }
-  kernel<<<static_cast<unsigned>(blocks), threads, shared, stream>>>(arguments...);
-  return cudaGetLastError();
-}
-
-}  // namespace cuda
-}  // namespace raccgan
+}  // namespace raccgan::cuda

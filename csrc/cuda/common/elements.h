@@ -4,9 +4,7 @@
 #include "../../ops/dtype.h"
 #include "device.h"
 
-namespace raccgan::cuda {
-namespace {
-
+namespace raccgan::cuda { namespace {
 struct Float32 {
   using Stored = float;
   static __device__ float widen(float v) { return v; }
@@ -16,8 +14,7 @@ struct Float32 {
 };
 
 // Two elements in a word, the first one in the lower half.
-template <class T>
-struct InHalves {
+template <class T> struct InHalves {
   static __device__ unsigned short unpack(unsigned word, int i) { return static_cast<unsigned short>(word >> 16 * i); }
   static __device__ unsigned pack(const float* v) {
     return T::narrow(v[0]) | static_cast<unsigned>(T::narrow(v[1])) << 16;
@@ -37,28 +34,24 @@ struct Float16 : InHalves<Float16> {
 };
 
 // Elements in a 16-byte load.
-template <class T>
-constexpr int kVector = 16 / sizeof(typename T::Stored);
+template <class T> constexpr int kVector = 16 / sizeof(typename T::Stored);
 
 // V elements in memory: one, or a 16-byte load of them, in words of one or two.
-template <class T, int V>
-struct Packed {
+template <class T, int V> struct Packed {
   static_assert(V == kVector<T>);
   static constexpr int kElements = 4 / sizeof(typename T::Stored);  // a word
   unsigned words[4];
 
   __device__ float operator[](int i) const { return T::widen(T::unpack(words[i / kElements], i % kElements)); }
 };
-template <class T>
-struct Packed<T, 1> {
+template <class T> struct Packed<T, 1> {
   typename T::Stored element;
 
   __device__ float operator[](int) const { return T::widen(element); }
 };
 
 // The elements at `from`, which is aligned to their size.
-template <class T, int V>
-__device__ Packed<T, V> fetch(const typename T::Stored* from) {
+template <class T, int V> __device__ Packed<T, V> fetch(const typename T::Stored* from) {
   if constexpr (V == 1) {
     return {*from};
   } else {
@@ -67,8 +60,7 @@ __device__ Packed<T, V> fetch(const typename T::Stored* from) {
   }
 }
 
-template <class T, int V>
-__device__ void put(typename T::Stored* to, const Packed<T, V>& packed) {
+template <class T, int V> __device__ void put(typename T::Stored* to, const Packed<T, V>& packed) {
   if constexpr (V == 1) {
     *to = packed.element;
   } else {
@@ -76,14 +68,11 @@ __device__ void put(typename T::Stored* to, const Packed<T, V>& packed) {
   }
 }
 
-template <class T, int V>
-__device__ void widen(const Packed<T, V>& packed, float (&to)[V]) {
-#pragma unroll
+template <class T, int V> __device__ void widen(const Packed<T, V>& packed, float (&to)[V]) {
   for (int i = 0; i < V; ++i) to[i] = packed[i];
 }
 
-template <class T, int V>
-__device__ Packed<T, V> narrow(const float (&from)[V]) {
+template <class T, int V> __device__ Packed<T, V> narrow(const float (&from)[V]) {
   Packed<T, V> packed;
   if constexpr (V == 1) {
     packed.element = T::narrow(from[0]);
@@ -95,20 +84,17 @@ __device__ Packed<T, V> narrow(const float (&from)[V]) {
 }
 
 // to[i] = from[i] in float32, likewise.
-template <class T, int V>
-__device__ void load(const typename T::Stored* from, float (&to)[V]) {
+template <class T, int V> __device__ void load(const typename T::Stored* from, float (&to)[V]) {
   widen<T>(fetch<T, V>(from), to);
 }
 
 // to[i] = from[i], rounded; likewise.
-template <class T, int V>
-__device__ void store(typename T::Stored* to, const float (&from)[V]) {
+template <class T, int V> __device__ void store(typename T::Stored* to, const float (&from)[V]) {
   put<T, V>(to, narrow<T, V>(from));
 }
 
 // The same of float32, by as many 16-byte loads or stores as V elements take.
-template <int V>
-__device__ void load_floats(const float* from, float (&to)[V]) {
+template <int V> __device__ void load_floats(const float* from, float (&to)[V]) {
   if constexpr (V == 1) {
     to[0] = *from;
   } else {
@@ -123,8 +109,7 @@ __device__ void load_floats(const float* from, float (&to)[V]) {
 }
 
 // Into shared memory.
-template <int V>
-__device__ void store_floats(float* to, const float (&from)[V]) {
+template <int V> __device__ void store_floats(float* to, const float (&from)[V]) {
   if constexpr (V == 1) {
     *to = from[0];
   } else {
@@ -137,8 +122,7 @@ __device__ void store_floats(float* to, const float (&from)[V]) {
 }
 
 // run(T{}) for the element type T of that name.
-template <class Run>
-void for_dtype(Dtype dtype, const Run& run) {
+template <class Run> void for_dtype(Dtype dtype, const Run& run) {
   switch (dtype) {
     case Dtype::kFloat32: run(Float32{}); break;
     case Dtype::kBFloat16: run(BFloat16{}); break;
@@ -146,8 +130,7 @@ void for_dtype(Dtype dtype, const Run& run) {
   }
 }
 
-template <int V>
-struct Vector {
+template <int V> struct Vector {
   static constexpr int width = V;
 };
 
@@ -164,6 +147,4 @@ void for_vectors(Dtype dtype, int64_t channels, const Run& run, const Tensors*..
     }
   });
 }
-
-}  // namespace
-}  // namespace raccgan::cuda
+}}  // namespace raccgan::cuda

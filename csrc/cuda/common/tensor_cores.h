@@ -11,24 +11,9 @@
 
 #include "elements.h"
 
-namespace raccgan {
-namespace cuda {
-
-#define RACCGAN_MMA(name, shape_and_types)                                                     \
-  __device__ inline void name(const unsigned (&a)[4], const unsigned (&b)[2], float (&c)[4]) { \
-    asm volatile("mma.sync.aligned." shape_and_types                                           \
-                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "                             \
-                 "{%0, %1, %2, %3};"                                                           \
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                              \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));          \
-  }
-RACCGAN_MMA(multiply_bfloat16, "m16n8k16.row.col.f32.bf16.bf16.f32")
-RACCGAN_MMA(multiply_float16, "m16n8k16.row.col.f32.f16.f16.f32")
-RACCGAN_MMA(multiply_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
-#undef RACCGAN_MMA
-
+namespace raccgan::cuda { namespace {
 // The nearest tf32 number, ties away from zero.
-__device__ inline unsigned round_to_tf32(float v) {
+inline __device__ unsigned round_to_tf32(float v) {
   unsigned bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
   return bits;
@@ -36,25 +21,28 @@ __device__ inline unsigned round_to_tf32(float v) {
 
 // Begins to copy 16 bytes from global to shared memory, both on a 16-byte boundary. They are there for the thread when
 // wait_for_copies has returned, and for the others after a barrier.
-__device__ inline void copy_async(void* shared, const void* global) {
+inline __device__ void copy_async(void* shared, const void* global) {
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
 }
 
-__device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
-namespace {
+inline __device__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // c += a b of elements T. Float32: rounded to tf32 where that is allowed. Else three products, of what tf32 holds of a
 // number and of what that leaves over, together 21 bits and more of 24; the product of the two rests is below them.
 // What an infinity leaves over is NaN, and so is the result.
-inline __device__ void multiply(BFloat16, bool, const unsigned (&a)[4], const unsigned (&b)[2], float (&c)[4]) {
-  multiply_bfloat16(a, b, c);
-}
-
-inline __device__ void multiply(Float16, bool, const unsigned (&a)[4], const unsigned (&b)[2], float (&c)[4]) {
-  multiply_float16(a, b, c);
-}
+#define RACCGAN_MMA(T, shape_and_types)                                                                     \
+  inline __device__ void multiply(T, bool, const unsigned (&a)[4], const unsigned (&b)[2], float (&c)[4]) { \
+    asm volatile("mma.sync.aligned." shape_and_types                                                        \
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                         \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                           \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                       \
+  }
+struct Tf32 {};
+RACCGAN_MMA(BFloat16, "m16n8k16.row.col.f32.bf16.bf16.f32")
+RACCGAN_MMA(Float16, "m16n8k16.row.col.f32.f16.f16.f32")
+RACCGAN_MMA(Tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
+#undef RACCGAN_MMA
 
 template <int kWords>
 __device__ void split(const unsigned (&words)[kWords], unsigned (&large)[kWords], unsigned (&small)[kWords]) {
@@ -71,12 +59,9 @@ inline __device__ void multiply(Float32, bool tf32, const unsigned (&a)[4], cons
   split(a, large_a, small_a);
   split(b, large_b, small_b);
   if (!tf32) {
-    multiply_tf32(small_a, large_b, c);
-    multiply_tf32(large_a, small_b, c);
+    multiply(Tf32{}, true, small_a, large_b, c);
+    multiply(Tf32{}, true, large_a, small_b, c);
   }
-  multiply_tf32(large_a, large_b, c);
+  multiply(Tf32{}, true, large_a, large_b, c);
 }
-
-}  // namespace
-}  // namespace cuda
-}  // namespace raccgan
+}}  // namespace raccgan::cuda

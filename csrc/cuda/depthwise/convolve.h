@@ -6,9 +6,7 @@
 #include "images.h"
 #include "norm.h"
 
-namespace raccgan::cuda {
-namespace {
-
+namespace raccgan::cuda { namespace {
 struct ConvolveArgs {
   DepthwiseLayer layer;
   Norm norm;
@@ -22,8 +20,7 @@ struct ConvolveArgs {
   float* partial;         // [N, tiles, kSums, C]
 };
 
-template <int K, Resize kResize>
-using Block = Tile<K, kResize, kResize == Resize::kDown ? 4 : 8>;
+template <int K, Resize kResize> using Block = Tile<K, kResize, kResize == Resize::kDown ? 4 : 8>;
 
 // Multiplies a row of results, the gradient of a, by [a > 0] to q, writes it, and adds up q, q (h - center) and q t.
 template <class T, int kWide>
@@ -126,29 +123,16 @@ __global__ void __launch_bounds__(Block<K, kResize>::kWarps* kWarp, kResident<K,
   }
 }
 
-// ---- host --------------------------------------------------------------------------------------------------------
-
-template <template <class, int> class Reader, int K, Resize kResize>
-void convolve_as(Queue& queue, const ConvolveArgs& args) {
-  using Shape = Block<K, kResize>;
-  const int64_t blocks = args.layer.n * tiles<Block>(kResize, args.rows, args.columns) * ceiling(args.layer.c, kWarp);
-  for_dtype(args.layer.dtype, [&](auto element) {
-    queue.with_shared(sizeof(Operands<Shape>), convolve<Reader, decltype(element), K, kResize>, blocks,
-                      Shape::kWarps * kWarp, args);
-  });
-}
-
-template <template <class, int> class Reader>
-void convolve_by(Queue& queue, Resize resize, const ConvolveArgs& args) {
-  for_size(args.layer.k, [&](auto k) {
+template <template <class, int> class Reader> void convolve_by(Queue& queue, Resize resize, const ConvolveArgs& args) {
+  for_kernel(args.layer.k, resize, [&](auto k, auto constant) {
     constexpr int K = decltype(k)::value;
-    switch (resize) {
-      case Resize::kNone: convolve_as<Reader, K, Resize::kNone>(queue, args); break;
-      case Resize::kDown: convolve_as<Reader, K, Resize::kDown>(queue, args); break;
-      case Resize::kUp: convolve_as<Reader, K, Resize::kUp>(queue, args); break;
-    }
+    constexpr Resize kResize = decltype(constant)::value;
+    using Shape = Block<K, kResize>;
+    const int64_t blocks = args.layer.n * tiles<Block>(kResize, args.rows, args.columns) * ceiling(args.layer.c, kWarp);
+    for_dtype(args.layer.dtype, [&](auto element) {
+      queue.with_shared(sizeof(Operands<Shape>), convolve<Reader, decltype(element), K, kResize>, blocks,
+                        Shape::kWarps * kWarp, args);
+    });
   });
 }
-
-}  // namespace
-}  // namespace raccgan::cuda
+}}  // namespace raccgan::cuda

@@ -3,9 +3,7 @@
 
 #include "images.h"
 
-namespace raccgan::cuda {
-namespace {
-
+namespace raccgan::cuda { namespace {
 struct CorrelateArgs {
   DepthwiseLayer layer;
   Norm norm;
@@ -15,16 +13,14 @@ struct CorrelateArgs {
   float* partial;  // [splits, taps, taps, C], out
 };
 
-template <class Shape>
-struct CorrelationOperands {
+template <class Shape> struct CorrelationOperands {
   alignas(16) float small[Shape::kRows * Shape::kWide * kWarp];
   alignas(16) float large[Shape::kLargeRows * Shape::kLargeColumns * kWarp];
   Coefficients by;
 };
 
 // The warps have the taps of different rows, and add them up at the end in the memory of the tiles.
-template <class Shape>
-union CorrelationShared {
+template <class Shape> union CorrelationShared {
   CorrelationOperands<Shape> operands;
   float totals[Shape::kTaps * Shape::kTaps][Shape::kWarps][kWarp];
 };
@@ -86,8 +82,6 @@ __global__ void __launch_bounds__(kThreads)
   grad_w[channel * s.k * s.k + tap] = static_cast<float>(fold_factor(s.resize) * sum);
 }
 
-// ---- host --------------------------------------------------------------------------------------------------------
-
 constexpr int64_t kCorrelateBlocks = 512;
 
 // As many splits as fill a GPU, by the shape alone.
@@ -110,18 +104,14 @@ void correlate_as(Queue& queue, const CorrelateArgs& args) {
   });
 }
 
-// Reader: of x.
-template <template <class, int> class Reader>
-void correlate_by(Queue& queue, const CorrelateArgs& args) {
-  for_size(args.layer.k, [&](auto k) {
-    constexpr int K = decltype(k)::value;
-    switch (args.layer.resize) {
-      case Resize::kNone: correlate_as<Unchanged, Reader, K, 1>(queue, args); break;
-      case Resize::kDown: correlate_as<Unchanged, Reader, K, 2>(queue, args); break;
-      case Resize::kUp: correlate_as<Reader, Unchanged, K, 2>(queue, args); break;
+template <template <class, int> class ReaderOfX> void correlate_by(Queue& queue, const CorrelateArgs& args) {
+  for_kernel(args.layer.k, args.layer.resize, [&](auto k, auto resize) {
+    constexpr int K = decltype(k)::value, kStep = decltype(resize)::value == Resize::kNone ? 1 : 2;
+    if constexpr (decltype(resize)::value == Resize::kUp) {
+      correlate_as<ReaderOfX, Unchanged, K, kStep>(queue, args);
+    } else {
+      correlate_as<Unchanged, ReaderOfX, K, kStep>(queue, args);
     }
   });
 }
-
-}  // namespace
-}  // namespace raccgan::cuda
+}}  // namespace raccgan::cuda

@@ -1,21 +1,17 @@
 // The forward, backward and double backward pass of ops/depthwise.h on a GPU: deterministic, no atomics. Not yet run on
 // a GPU.
 #include "depthwise.h"
-
 #include "convolve.h"
 #include "correlate.h"
 
 namespace raccgan::cuda {
 namespace {
-
 constexpr int64_t kTangentPixels = 512;  // a block
 
-// Intermediate results that a pass needs.
 struct Needs {
   bool convolution, gradient, q, weights, tangent;
 };
 
-// The scratch memory of a pass; only what it needs has a place.
 struct Workspace {
   float *mean, *var, *moments, *packed, *packed_transposed, *q, *tile_sums, *sums, *weights, *tangent_sums;
   float* tangent;  // [2, N, C]: means of t and of t z
@@ -40,7 +36,6 @@ struct Workspace {
   }
 };
 
-// One pass: the steps that the three have in common.
 struct Pass {
   const DepthwiseLayer& s;
   const Workspace& work;
@@ -135,17 +130,12 @@ Needs needs(const DepthwiseDoubleBackwardArgs& args) {
   return {args.grad_g != nullptr, gradient, args.grad_x != nullptr, args.grad_w != nullptr, args.layer.normalise};
 }
 
-template <class Args>
-int64_t floats_of(const Args& args) {
-  return Workspace(args.layer, needs(args), nullptr).floats;
-}
+template <class Args> int64_t floats_of(const Args& args) { return Workspace(args.layer, needs(args), nullptr).floats; }
 
 // q as float32: in the memory of grad_x where that is float32 anyway.
-template <class Args>
-float* q_of(const Args& args, const Workspace& work) {
+template <class Args> float* q_of(const Args& args, const Workspace& work) {
   return args.layer.dtype == Dtype::kFloat32 ? static_cast<float*>(args.grad_x) : work.q;
 }
-
 }  // namespace
 
 int64_t forward_floats(const DepthwiseForwardArgs& args) { return floats_of(args); }
@@ -190,5 +180,4 @@ const char* double_backward(const DepthwiseDoubleBackwardArgs& args, float* scra
   if (args.grad_x) pass.finish(q, args.grad_x);
   return queue.error();
 }
-
 }  // namespace raccgan::cuda

@@ -4,7 +4,6 @@
 #include "../../ops/depthwise.h"
 
 namespace raccgan::cuda {
-
 // The forward pass together with the matrix product, in one kernel: y = (L a) pointwise^T + bias + residual.
 struct FusedArgs {
   DepthwiseLayer layer;
@@ -30,5 +29,4 @@ const char* backward(const DepthwiseBackwardArgs& args, float* scratch, int devi
 
 int64_t double_backward_floats(const DepthwiseDoubleBackwardArgs& args);
 const char* double_backward(const DepthwiseDoubleBackwardArgs& args, float* scratch, int device, void* stream);
-
 }  // namespace raccgan::cuda

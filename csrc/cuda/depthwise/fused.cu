@@ -4,7 +4,6 @@
 //     y = (L a) W^T + bias + residual, in the notation of ops/depthwise.h
 //
 // Not yet run on a GPU.
-//
 // A block has a tile of one sample's results and up to 128 of their channels, whose sums it keeps in registers. It goes
 // through the channels of x by 32: while it copies their part of W into shared memory, it convolves them as tiles.h
 // does and writes the results beside that, rounded to the product's operands. A warp multiplies its own results of the
@@ -15,16 +14,12 @@
 
 namespace raccgan::cuda {
 namespace {
-
-// ---- the matrix --------------------------------------------------------------------------------------------------
-
 constexpr int kTileWidth = 8;  // columns of a product's result
 constexpr int kMostTiles = 128 / kTileWidth;  // a block's, of columns
 constexpr int kStepWords = 8;  // 4-byte words of a row that a product takes
 
 // A row of 32 channels.
-template <class T>
-struct Row {
+template <class T> struct Row {
   static constexpr int kElements = 4 / sizeof(typename T::Stored);  // a word
   static constexpr int kWords = kWarp / kElements, kSteps = kWords / kStepWords;
   static constexpr int kPitch = kWords + 4;  // in shared memory: a product's 8 rows and 4 words have no bank conflict
@@ -40,8 +35,7 @@ struct ColumnBlocks {
 
 // Words of W, packed [chunks of 32 channels, tiles of columns, steps / 2, lanes, 4]: a lane's operand of two steps lies
 // together, and all that a block needs of a chunk. Zero beyond C and D.
-template <class T>
-int64_t matrix_words(const FusedArgs& args) {
+template <class T> int64_t matrix_words(const FusedArgs& args) {
   const ColumnBlocks columns(args.d);
   return ceiling(args.layer.c, kWarp) * columns.blocks * columns.each * kTileWidth * Row<T>::kWords;
 }
@@ -70,8 +64,6 @@ __global__ void __launch_bounds__(kThreads) pack_matrix(FusedArgs args, int64_t 
   packed[i] = to.word;
 }
 
-// ---- a tile ------------------------------------------------------------------------------------------------------
-
 struct SeparateArgs {
   FusedArgs call;
   Norm norm;
@@ -81,13 +73,11 @@ struct SeparateArgs {
   int64_t rows, columns;  // of the result
 };
 
-template <int K, Resize kResize>
-using Block = Tile<K, kResize, 4>;
+template <int K, Resize kResize> using Block = Tile<K, kResize, 4>;
 
 // The sizes of a block, with sums for kTiles tiles of columns: with few, a multiprocessor has registers for a block
 // more. A warp multiplies the pixels that it convolves, by 16, with all columns.
-template <int K, Resize kResize, int kTiles>
-struct Plan {
+template <int K, Resize kResize, int kTiles> struct Plan {
   using Shape = Block<K, kResize>;
   static constexpr int kThreads = Shape::kWarps * kWarp, kColumnTiles = kTiles, kColumns = kTiles * kTileWidth;
   static constexpr int kPixels = kThreadRows * Shape::kWide, kRowTiles = kPixels / 16;  // a warp's
@@ -97,15 +87,13 @@ struct Plan {
   using Rows16 = float[16][kColumns + 8];
 };
 
-template <class T, class Plan>
-struct ProductOperands {
+template <class T, class Plan> struct ProductOperands {
   Operands<typename Plan::Shape> depthwise;
   alignas(16) unsigned left[Plan::Shape::kWarps * Plan::kPixels * Row<T>::kPitch];
   alignas(16) unsigned right[Plan::kColumns * Row<T>::kWords];
 };
 
-template <class T, class Plan>
-union Shared {
+template <class T, class Plan> union Shared {
   ProductOperands<T, Plan> operands;
   typename Plan::Rows16 transposed[Plan::Shape::kWarps];
 };
@@ -145,23 +133,18 @@ __device__ void multiply(bool tf32, int tiles, const unsigned* left, const unsig
   }
 }
 
-// ---- the result --------------------------------------------------------------------------------------------------
-
 // A thread's columns in the epilogue: V side by side, in kGroups places, of every kEvery-th pixel.
-template <class Plan, int V>
-struct OutputLayout {
+template <class Plan, int V> struct OutputLayout {
   static constexpr int kColumns = Plan::kColumns;
   static constexpr int kAcross = kColumns / V < kWarp ? kColumns / V : kWarp, kEvery = kWarp / kAcross;
   static constexpr int kGroups = kColumns / (kAcross * V);
 };
 
-// A block's part of y.
 struct OutputTile {
   int64_t n, first_d;
   int first_row, first_column, columns;  // columns: from first_d on, within D
 };
 
-// Adds bias and residual, and writes what lies inside of the image.
 template <class T, int V, class Plan>
 __device__ void finish(const SeparateArgs& args, const OutputTile& place, const typename Plan::Sums& sums,
                        typename Plan::Rows16& transposed) {
@@ -196,7 +179,6 @@ __device__ void finish(const SeparateArgs& args, const OutputTile& place, const 
         float v[V], added[V] = {};
         load_floats(&transposed[i][d], v);
         if (residual) load<T, V>(residual + to, added);
-#pragma unroll
         for (int j = 0; j < V; ++j) v[j] += bias[j] + added[j];
         store<T, V>(static_cast<typename T::Stored*>(call.y) + to, v);
       }
@@ -204,7 +186,6 @@ __device__ void finish(const SeparateArgs& args, const OutputTile& place, const 
   }
 }
 
-// A block of columns, a tile and a sample.
 template <class T, int K, Resize kResize, int kTiles>
 __global__ void __launch_bounds__(Plan<K, kResize, kTiles>::kThreads) separate(SeparateArgs args) {
   using Sizes = Plan<K, kResize, kTiles>;
@@ -251,10 +232,7 @@ __global__ void __launch_bounds__(Plan<K, kResize, kTiles>::kThreads) separate(S
   }
 }
 
-// ---- host --------------------------------------------------------------------------------------------------------
-
-template <class T, int K, Resize kResize, int kTiles>
-void separate_as(Queue& queue, const SeparateArgs& args) {
+template <class T, int K, Resize kResize, int kTiles> void separate_as(Queue& queue, const SeparateArgs& args) {
   using Sizes = Plan<K, kResize, kTiles>;
   static_assert(sizeof(Shared<T, Sizes>) <= kSharedLimit);
   const int64_t of_sample = tiles<Block>(kResize, args.rows, args.columns) * ColumnBlocks(args.call.d).blocks;
@@ -262,23 +240,6 @@ void separate_as(Queue& queue, const SeparateArgs& args) {
                     Sizes::kThreads, args);
 }
 
-template <class T, int K, Resize kResize>
-void separate_as(Queue& queue, const SeparateArgs& args) {
-  constexpr int kFew = kMostTiles / 2;
-  const bool few = ColumnBlocks(args.call.d).each <= kFew;
-  few ? separate_as<T, K, kResize, kFew>(queue, args) : separate_as<T, K, kResize, kMostTiles>(queue, args);
-}
-
-template <class T, int K>
-void separate_as(Queue& queue, Resize resize, const SeparateArgs& args) {
-  switch (resize) {
-    case Resize::kNone: separate_as<T, K, Resize::kNone>(queue, args); break;
-    case Resize::kDown: separate_as<T, K, Resize::kDown>(queue, args); break;
-    case Resize::kUp: separate_as<T, K, Resize::kUp>(queue, args); break;
-  }
-}
-
-// The scratch memory of the pass; only what it needs has a place.
 struct Workspace {
   float *mean, *var, *moments, *packed, *matrix;
   int64_t words = 0, floats;
@@ -295,7 +256,6 @@ struct Workspace {
     floats = scratch.floats();
   }
 };
-
 }  // namespace
 
 int64_t fused_floats(const FusedArgs& args) { return Workspace(args, nullptr).floats; }
@@ -314,17 +274,16 @@ const char* fused(const FusedArgs& args, float* scratch, int device, void* strea
   for_vectors(s.dtype, s.c, [&](auto element, auto vector) {
     using T = decltype(element);
     queue(pack_matrix<T>, ceiling(work.words, kThreads), kThreads, args, work.words, matrix);
-    const SeparateArgs all{args,
-                           {work.mean, work.var, nullptr, nullptr},
-                           decltype(vector)::width > 1,
-                           wide_result,
-                           work.packed,
-                           matrix,
-                           s.out(s.h),
-                           s.out(s.w)};
-    for_size(s.k, [&](auto k) { separate_as<T, decltype(k)::value>(queue, resize_of(s.resize, false), all); });
+    const Norm norm{work.mean, work.var, nullptr, nullptr};
+    const bool wide = decltype(vector)::width > 1;
+    const SeparateArgs all{args, norm, wide, wide_result, work.packed, matrix, s.out(s.h), s.out(s.w)};
+    for_kernel(s.k, resize_of(s.resize, false), [&](auto k, auto resize) {
+      constexpr int K = decltype(k)::value, kFew = kMostTiles / 2;
+      constexpr Resize kResize = decltype(resize)::value;
+      const bool few = ColumnBlocks(args.d).each <= kFew;
+      few ? separate_as<T, K, kResize, kFew>(queue, all) : separate_as<T, K, kResize, kMostTiles>(queue, all);
+    });
   }, args.x);
   return queue.error();
 }
-
 }  // namespace raccgan::cuda

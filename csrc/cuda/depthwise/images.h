@@ -6,11 +6,7 @@
 #include "depthwise.h"
 #include "tiles.h"
 
-namespace raccgan::cuda {
-namespace {
-
-// ---- images ------------------------------------------------------------------------------------------------------
-
+namespace raccgan::cuda { namespace {
 // Moments of each sample's channel, [N, C] each; null without the norm.
 struct Norm {
   const float *mean, *var;
@@ -43,8 +39,7 @@ __device__ void find(const DepthwiseLayer& s, const Norm& norm, int64_t n, int64
 }
 
 // An image from a tile's first pixel on, which may lie outside of the image, for V channels a thread.
-template <class T, int V>
-struct Source {
+template <class T, int V> struct Source {
   const typename T::Stored *data, *first;
 
   __device__ Source(const void* data, int64_t first)
@@ -59,8 +54,7 @@ struct Source {
 
 // Readers of V of the block's channels, from `lane` on: of an image itself, of a, or of s. `fetch` loads, `finish`
 // applies the norm and the ReLUs.
-template <class T, int V>
-struct Unchanged {
+template <class T, int V> struct Unchanged {
   using Raw = Packed<T, V>;
   Source<T, V> source;
 
@@ -72,8 +66,7 @@ struct Unchanged {
 };
 
 // a. Keeps its coefficients in registers, since a thread reads many pixels.
-template <class T, int V>
-struct Activated {
+template <class T, int V> struct Activated {
   using Raw = Packed<T, V>;
   Source<T, V> source;
   float first, second;  // the least values that the two ReLUs pass
@@ -89,14 +82,12 @@ struct Activated {
   __device__ Raw fetch(bool inside, unsigned offset) const { return source.fetch(inside, offset); }
   __device__ void finish(const Raw& raw, float (&v)[V]) const {
     widen<T>(raw, v);
-#pragma unroll
     for (int i = 0; i < V; ++i) v[i] = larger(fmaf(larger(v[i], first) - center[i], slope[i], offset[i]), second);
   }
 };
 
 // s. Reads its coefficients for each pixel: in registers they would displace the sums.
-template <class T, int V>
-struct Tangent {
+template <class T, int V> struct Tangent {
   struct Raw {
     Packed<T, V> x, t;
   };
@@ -120,7 +111,6 @@ struct Tangent {
     load_floats(by.offset + lane, offset);
     load_floats(by.by_value + lane, by_value);
     load_floats(by.constant + lane, constant);
-#pragma unroll
     for (int i = 0; i < V; ++i) {
       const float d = (pre_relu ? cuda::relu(h[i]) : h[i]) - center[i];
       const float from_t = pre_relu && !(h[i] > 0.0f) ? 0.0f : v[i];
@@ -168,7 +158,6 @@ __device__ void fill_by(const DepthwiseLayer& s, const Image& image, const Coeff
   }
 }
 
-// `wide`: whether the image allows 16-byte loads.
 template <template <class, int> class Reader, class T, int kRows, int kColumns, int kBlock, int kLoads>
 __device__ void fill(const DepthwiseLayer& s, const Image& image, bool wide, const Coefficients& by, int64_t n,
                      int64_t chunk, int first_row, int first_column, float* tile) {
@@ -180,10 +169,7 @@ __device__ void fill(const DepthwiseLayer& s, const Image& image, bool wide, con
   }
 }
 
-// ---- operands of a block ------------------------------------------------------------------------------------------
-
-template <class Shape>
-struct Operands {
+template <class Shape> struct Operands {
   alignas(16) float tile[Shape::kRows * Shape::kColumns * kWarp];
   float weights[Shape::kTaps * Shape::kTaps * kWarp];
   Coefficients by;
@@ -205,8 +191,6 @@ struct Operands {
   }
 };
 
-// ---- weights -----------------------------------------------------------------------------------------------------
-
 // packed [taps, taps, C]: w, flipped where `transposed`; or v of ops/depthwise.h, the same for both.
 __global__ void __launch_bounds__(kThreads) pack(DepthwiseLayer s, bool transposed, float* packed) {
   const int64_t n = taps(s), size = s.k * s.k, i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -216,16 +200,13 @@ __global__ void __launch_bounds__(kThreads) pack(DepthwiseLayer s, bool transpos
   packed[i] = s.resize != Resize::kNone ? folded(s, w, tap / n, tap % n) : w[transposed ? size - 1 - tap : tap];
 }
 
-// ---- host --------------------------------------------------------------------------------------------------------
-
 inline Resize resize_of(Resize resize, bool transposed) {
   if (resize == Resize::kNone) return Resize::kNone;
   return (resize == Resize::kUp) != transposed ? Resize::kUp : Resize::kDown;
 }
 
 // Tiles of a sample's results. Block<K, resize> is a Tile, of one size for all K.
-template <template <int, Resize> class Block>
-int64_t tiles(Resize resize, int64_t rows, int64_t columns) {
+template <template <int, Resize> class Block> int64_t tiles(Resize resize, int64_t rows, int64_t columns) {
   const auto of = [&](auto shape) {
     using Shape = decltype(shape);
     return ceiling(rows, Shape::kHigh) * ceiling(columns, Shape::kWide);
@@ -240,36 +221,21 @@ inline const char* too_large(const DepthwiseLayer& s) {
   return fits ? nullptr : "an image has 2^29 rows or more, or rows of 2^24 values or more";
 }
 
-// The norm's moments: over the pixels of each sample.
 inline MomentsArgs moments_args(const DepthwiseLayer& s, const void* x) {
   return {s.n, s.h * s.w, s.c, s.dtype, x, s.pre_relu};
 }
 
-// Scratch memory, handed out from one piece of `memory`; null only counts the floats.
-class Scratch {
- public:
-  explicit Scratch(float* memory) : memory_(memory) {}
+template <Resize kResize> using ResizeConstant = std::integral_constant<Resize, kResize>;
 
-  // On a 16-byte boundary; null where it is not needed.
-  float* take(bool needed, int64_t count) {
-    const int64_t at = floats_;
-    floats_ += needed ? ceiling(count, 4) * 4 : 0;
-    return needed && memory_ ? memory_ + at : nullptr;
-  }
-  int64_t floats() const { return floats_; }
-
- private:
-  float* memory_;
-  int64_t floats_ = 0;
-};
-
-// run(K) with the layer's kernel size as a constant.
-template <class Run>
-void for_size(int64_t k, const Run& run) {
-  if (k == 3) run(std::integral_constant<int, 3>{});
-  if (k == 5) run(std::integral_constant<int, 5>{});
-  if (k == 7) run(std::integral_constant<int, 7>{});
+// run(k, resize) with the layer's kernel size and a resizing as constants.
+template <class Run> void for_kernel(int64_t k, Resize resize, const Run& run) {
+  const auto with_resize = [&](auto size) {
+    if (resize == Resize::kNone) run(size, ResizeConstant<Resize::kNone>{});
+    if (resize == Resize::kDown) run(size, ResizeConstant<Resize::kDown>{});
+    if (resize == Resize::kUp) run(size, ResizeConstant<Resize::kUp>{});
+  };
+  if (k == 3) with_resize(std::integral_constant<int, 3>{});
+  if (k == 5) with_resize(std::integral_constant<int, 5>{});
+  if (k == 7) with_resize(std::integral_constant<int, 7>{});
 }
-
-}  // namespace
-}  // namespace raccgan::cuda
+}}  // namespace raccgan::cuda

@@ -3,9 +3,7 @@
 
 #include "images.h"
 
-namespace raccgan::cuda {
-namespace {
-
+namespace raccgan::cuda { namespace {
 constexpr int kSums = 3;  // of q, q z and q t
 
 // Sums of t and of t z over a block's pixels of a sample: partial [N, blocks, 2, C].
@@ -18,13 +16,11 @@ __global__ void __launch_bounds__(kThreads)
     load_floats(norm.mean + at.in_row(tiling), mean);
     load_floats(norm.var + at.in_row(tiling), root);
   }
-#pragma unroll
   for (int i = 0; i < V; ++i) root[i] = 1.0f / sqrtf(root[i] + s.eps);
   for (int64_t p = at.first, from = at.at(tiling, p); p < at.last; p += at.rows, from += at.step) {
     float h[V], v[V];
     load<T, V>(static_cast<const typename T::Stored*>(x) + from, h);
     load<T, V>(static_cast<const typename T::Stored*>(t) + from, v);
-#pragma unroll
     for (int i = 0; i < V; ++i) {
       if (s.pre_relu && !(h[i] > 0.0f)) v[i] = 0.0f;
       sums[i] += v[i];
@@ -32,10 +28,7 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   const float sum = add_rows(at, sums), sum_with_z = add_rows(at, with_z);
-  if (!at.owns(tiling)) return;
-  float* const to = partial + (at.run * tiling.pieces + at.piece) * 2 * s.c + at.column();
-  to[0] = sum;
-  to[s.c] = sum_with_z;
+  at.write(tiling, sum, sum_with_z, partial);
 }
 
 // to[i, n, c] = factor times the sum over the parts of partial [N, parts, values, C], for each of the values. A block
@@ -81,8 +74,7 @@ struct FinishArgs {
 };
 
 // grad_x = by_q q + by_t t + by_value (h - center) + constant, for the backward or, with t, the double backward.
-template <int V>
-struct NormGradient {
+template <int V> struct NormGradient {
   float center[V], by_q[V], by_t[V] = {}, by_value[V], constant[V];
 
   __device__ NormGradient(const FinishArgs& args, int64_t at) {
@@ -95,7 +87,6 @@ struct NormGradient {
     if (s.scale) load_floats(s.scale + at, slope);
     load_floats(args.sums + at, q);
     load_floats(args.sums + all + at, qz);
-#pragma unroll
     for (int i = 0; i < V; ++i) {
       root[i] = 1.0f / sqrtf(root[i] + s.eps);
       slope[i] = s.scale ? slope[i] * root[i] : root[i];
@@ -108,7 +99,6 @@ struct NormGradient {
     load_floats(args.sums + 2 * all + at, qt);
     load_floats(args.norm.t_mean + at, t);
     load_floats(args.norm.tz_mean + at, tz);
-#pragma unroll
     for (int i = 0; i < V; ++i) {
       const float factor = -slope[i] * root[i], q_mean = q[i] * over, qz_mean = qz[i] * over;
       const float curvature = qt[i] * over - t[i] * q_mean - tz[i] * qz_mean;
@@ -120,8 +110,7 @@ struct NormGradient {
   }
 };
 
-template <class T, int V>
-__global__ void __launch_bounds__(kThreads) finish_norm(FinishArgs args) {
+template <class T, int V> __global__ void __launch_bounds__(kThreads) finish_norm(FinishArgs args) {
   const Columns<V> at(args.tiling);
   if (!at.active) return;
   const NormGradient<V> by(args, at.in_row(args.tiling));
@@ -131,7 +120,6 @@ __global__ void __launch_bounds__(kThreads) finish_norm(FinishArgs args) {
     load_floats(args.q + i, q);
     load<T, V>(static_cast<const typename T::Stored*>(args.x) + i, x);
     if (args.t) load<T, V>(static_cast<const typename T::Stored*>(args.t) + i, t);
-#pragma unroll
     for (int j = 0; j < V; ++j) {
       const bool passes = !pre_relu || x[j] > 0.0f;
       const float d = (pre_relu ? relu(x[j]) : x[j]) - by.center[j];
@@ -141,6 +129,4 @@ __global__ void __launch_bounds__(kThreads) finish_norm(FinishArgs args) {
     store<T, V>(static_cast<typename T::Stored*>(args.grad_x) + i, v);
   }
 }
-
-}  // namespace
-}  // namespace raccgan::cuda
+}}  // namespace raccgan::cuda

@@ -1,11 +1,5 @@
-// A depthwise convolution, its transpose and its correlation, on tiles in shared memory. Kernel sizes K of 3, 5 and 7;
-// p = K / 2; an image is zero outside of itself.
-//
-//     plain    y[i] = sum over a of w[a] x[i + a - p]
-//     down     y[i] = sum over b of v[b] x[2i + b - p]       v of ops/depthwise.h
-//     up       x[m] = sum over i of v[m - 2i + p] y[i]       down transposed
-//
-// and likewise in the other dimension.
+// A depthwise convolution, its transpose and its correlation, on tiles in shared memory, as defined in
+// cpu/depthwise/convolution.cpp. Kernel sizes K of 3, 5 and 7; p = K / 2.
 //
 // A block has 32 channels of a tile of one sample. Lanes map to channels: shared memory has no bank conflicts, and
 // global accesses coalesce. A thread keeps a few rows of results in registers, so that one number of the tile meets the
@@ -16,45 +10,34 @@
 #include "../../ops/depthwise.h"
 #include "../common/columns.h"
 
-namespace raccgan::cuda {
-namespace {
-
-// ---- the shape of a tile -----------------------------------------------------------------------------------------
-
+namespace raccgan::cuda { namespace {
 constexpr int kThreadRows = 2;  // rows of results a thread
 
 // Results: kHigh x kWide pixels, kThreadRows rows a warp. Inputs: kRows x kColumns pixels, from `first` of the results'
 // first row or column.
-template <int K, Resize kResize, int kWarpCount>
-struct Tile;
+template <int K, Resize kResize, int kWarpCount> struct Tile;
 
-template <int K, int kWarpCount>
-struct Tile<K, Resize::kNone, kWarpCount> {
+template <int K, int kWarpCount> struct Tile<K, Resize::kNone, kWarpCount> {
   static constexpr int kTaps = K, kWarps = kWarpCount, kHigh = kWarps * kThreadRows, kWide = 16;
   static constexpr int kRows = kHigh + K - 1, kColumns = kWide + K - 1;
   static __device__ int first(int out) { return out - K / 2; }
 };
 
-template <int K, int kWarpCount>
-struct Tile<K, Resize::kDown, kWarpCount> {
+template <int K, int kWarpCount> struct Tile<K, Resize::kDown, kWarpCount> {
   static constexpr int kTaps = K + 1, kWarps = kWarpCount, kHigh = kWarps * kThreadRows, kWide = 8;
   static constexpr int kRows = 2 * (kHigh - 1) + kTaps, kColumns = 2 * (kWide - 1) + kTaps;
   static __device__ int first(int out) { return 2 * out - K / 2; }
 };
 
-template <int K, int kWarpCount>
-struct Tile<K, Resize::kUp, kWarpCount> {
+template <int K, int kWarpCount> struct Tile<K, Resize::kUp, kWarpCount> {
   static constexpr int kTaps = K + 1, kWarps = kWarpCount, kHigh = kWarps * kThreadRows, kWide = 16;
   static constexpr int kAround = kTaps / 2 - 1 + first_input(K, 1) - first_input(K, 0);
   static constexpr int kRows = kHigh / 2 + kAround, kColumns = kWide / 2 + kAround;
   static __device__ int first(int out) { return out / 2 + first_input(K, 0); }
 };
 
-// ---- the convolution of a tile -----------------------------------------------------------------------------------
-
 // A pixel's channels lie side by side.
-template <int kColumns>
-__device__ const float* pixel(const float* tile, int row, int column) {
+template <int kColumns> __device__ const float* pixel(const float* tile, int row, int column) {
   return tile + (row * kColumns + column) * kWarp + threadIdx.x % kWarp;
 }
 
@@ -138,12 +121,9 @@ __device__ void convolve_rows(const float* tile, const float* weights, float (&s
   }
 }
 
-// ---- the correlation of two tiles --------------------------------------------------------------------------------
-
 // totals[a][b] = sum over i of small[i] large[kStep * i + (a, b) - p]: a thread has all taps for kThreadRows rows of
 // `small`, a tile of kRows x kWide pixels that `large` surrounds.
-template <int K, int kStep>
-struct CorrelationTile {
+template <int K, int kStep> struct CorrelationTile {
   static constexpr int kTaps = K + kStep - 1, kWarps = kStep == 1 ? 8 : 4, kRows = kWarps * kThreadRows, kWide = 8;
   static constexpr int kLargeRows = kStep * (kRows - 1) + kTaps, kLargeColumns = kStep * (kWide - 1) + kTaps;
 };
@@ -177,6 +157,4 @@ __device__ void correlate_rows(const float* small, const float* large,
     }
   }
 }
-
-}  // namespace
-}  // namespace raccgan::cuda
+}}  // namespace raccgan::cuda
