@@ -27,14 +27,12 @@ def needs_grad(ctx: Any, i: int, inputs: Sequence[Any] = ()) -> bool:
     return torch_internals.will_execute(ctx.next_functions[place][0])
 
 
-def register(op: str, shape: Callable[..., Any], backward: Callable[..., Any], save: Callable[..., None]) -> None:
-    """Give a compiled op what PyTorch asks of it: its outputs' shapes, its backward, and what that has to keep."""
+def register(op: Any, shape: Callable[..., Any], backward: Callable[..., Any], save: Callable[..., None]) -> None:
+    """Give an op what PyTorch asks of it: its outputs' shapes, its backward, and what that has to keep.
+
+    The backward refuses gradients that carry a forward-mode derivative: it would be lost.
+    """
     torch.library.register_fake(op)(shape)
-    register_autograd(op, backward, save)
-
-
-def register_autograd(op: Any, backward: Callable[..., Any], save: Callable[..., None]) -> None:
-    """Register an op's backward, which refuses gradients that carry a forward-mode derivative: it would be lost."""
 
     def checked(ctx: Any, *grads: Any) -> Any:
         if torch_internals.forward_mode():
@@ -44,6 +42,19 @@ def register_autograd(op: Any, backward: Callable[..., Any], save: Callable[...,
         return backward(ctx, *grads)
 
     torch.library.register_autograd(op, checked, setup_context=save)
+
+
+def define(
+    op: str, schema: str, shape: Callable[..., Any], backward: Callable[..., Any], save: Callable[..., None]
+) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator: makes a function of tensors a registered op, with what :func:`register` gives it."""
+
+    def decorate(run: Callable[..., Any]) -> Any:
+        registered = torch.library.custom_op(op, run, mutates_args=(), schema=schema)
+        register(registered, shape, backward, save)
+        return registered
+
+    return decorate
 
 
 def save_inputs(ctx: Any, inputs: Sequence[Any], output: Any) -> None:

@@ -10,15 +10,18 @@ that the backward op needs of the forward op's work. Given moments are not retur
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from raccgan.kernels import autograd
-from raccgan.kernels.autograd import needs_grad
-from raccgan.kernels.cbam.second_order import gradients_of_gradients
+from raccgan.kernels.autograd import differentiate, needs_grad
+from raccgan.kernels.cbam import reference
+from raccgan.kernels.cbam.options import CbamNorm, CbamWeights
 
 
 class CbamTensors(NamedTuple):
@@ -79,28 +82,31 @@ class BackwardArguments(NamedTuple):
         return cls(*grads, CbamTensors(*tensors), batch, eps, saved, CbamNeeds(*needs))
 
 
-def forward_shapes(
-    tensors: CbamTensors, batch: bool, new: Callable[[Tensor], Tensor], saved: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Empty outputs of the forward op: ``new`` makes a tensor like x, ``saved`` is how many floats are saved."""
-    moments = 0 if tensors.mean is not None else 1 if batch else tensors.x.shape[0]
-
-    def floats(count: int) -> Tensor:
-        return tensors.x.new_empty(count, dtype=torch.float32)
-
-    return new(tensors.x), floats(moments), floats(moments), floats(saved)
+def forward_shapes(like: Callable[[Tensor], Tensor], saved: Callable[..., int], *inputs: Any) -> tuple[Tensor, ...]:
+    """Empty outputs of the forward op: ``like`` makes one like x, ``saved`` counts floats (of tensors and groups)."""
+    tensors, batch = CbamTensors(*inputs[:TENSORS]), inputs[TENSORS]
+    x, groups = tensors.x, 1 if batch or tensors.mean is not None else tensors.x.shape[0]
+    moments = groups if tensors.mean is None else 0
+    return like(x), *(x.new_empty(count, dtype=torch.float32) for count in (moments, moments, saved(tensors, groups)))
 
 
-def backward_shapes(arguments: BackwardArguments, new: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-    """Empty outputs of the backward op, without elements where they are not needed; ``new`` makes a tensor like x."""
+def backward_shapes(like: Callable[[Tensor], Tensor], *inputs: Any) -> tuple[Tensor, ...]:
+    """Empty outputs of the backward op, without elements where they are not needed; ``like`` makes a tensor like x."""
+    arguments = BackwardArguments.of(inputs)
     tensors, x = arguments.tensors, arguments.tensors.x
 
     def empty(t: Tensor | None, needed: bool) -> Tensor:
         if t is None or not needed:
             return x.new_empty(0, dtype=torch.float32 if t is None or t is x else t.dtype)
-        return new(t) if t is x else torch.empty(t.shape, dtype=t.dtype, device=t.device)
+        return like(t) if t is x else torch.empty(t.shape, dtype=t.dtype, device=t.device)
 
     return tuple(empty(t, needed) for t, needed in zip(tensors, arguments.needs.by_tensor(), strict=True))
+
+
+def run(op: Callable[..., Any], x: Tensor, weights: CbamWeights, norm: CbamNorm) -> tuple[Tensor, Tensor, Tensor]:
+    """y, mean and var by the forward op."""
+    y, mean, var, _ = op(x, *weights, norm.mean, norm.var, norm.kind == "batch", norm.eps)
+    return y, mean if norm.mean is None else norm.mean, var if norm.var is None else norm.var
 
 
 class Context(FunctionCtx):
@@ -120,12 +126,9 @@ of its outputs x .. var, saved, batch, eps) the gradients of the former; None wh
 
 
 def register(
-    name: str,
-    forward: Callable[..., tuple[Tensor, ...]],
-    backward: Callable[..., tuple[Tensor, ...]],
-    second: Second = lambda *_: None,
+    name: str, like: Callable[[Tensor], Tensor], saved: Callable[..., int], second: Second = lambda *_: None
 ) -> None:
-    """Give raccgan::NAME and raccgan::NAME_backward their gradients, and fakes that make their empty outputs."""
+    """Give raccgan::NAME and raccgan::NAME_backward their gradients and fakes, see :func:`forward_shapes`."""
 
     def save_forward(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(output[-1])
@@ -162,9 +165,36 @@ def register(
         needed = [needs_grad(ctx, i, inputs) for i in range(3 + TENSORS)]
         found = second(inputs, through, saved, ctx.batch, ctx.eps)
         if found is None:
-            found = gradients_of_gradients(inputs, through, needed, batch=ctx.batch, eps=ctx.eps)
+            found = _recomputed(inputs, through, needed, batch=ctx.batch, eps=ctx.eps)
         rest = (None,) * (3 + len(CbamNeeds._fields))
         return *(grad if need else None for grad, need in zip(found, needed, strict=True)), *rest
 
-    autograd.register(f"raccgan::{name}", forward, of_forward, save_forward)
-    autograd.register(f"raccgan::{name}_backward", backward, of_backward, save_backward)
+    autograd.register(f"raccgan::{name}", partial(forward_shapes, like, saved), of_forward, save_forward)
+    autograd.register(f"raccgan::{name}_backward", partial(backward_shapes, like), of_backward, save_backward)
+
+
+def _recomputed(
+    inputs: _Tensors, grad_grads: _Tensors, needed: Sequence[bool], *, batch: bool, eps: float
+) -> list[Tensor | None]:
+    """Gradients of the backward op's ``inputs`` by the reference, differentiable again."""
+    used = [g is not None for g in grad_grads]
+
+    def first(*given: Tensor | None) -> _Tensors:
+        return differentiate(partial(_in_float32, batch=batch, eps=eps), given[3:], given[:3], used)
+
+    return differentiate(first, inputs, grad_grads, needed)
+
+
+def _in_float32(*tensors: Tensor, batch: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    x, *weights, mean, var = (None if t is None else t.float() for t in tensors)
+    kind = "fixed" if mean is not None else "batch" if batch else "instance"
+    assert x is not None
+    y, mean, var = reference.cbam(x, CbamWeights(*weights), CbamNorm(kind, mean, var, eps), _convolve_by_columns)
+    return y.to(tensors[0].dtype), mean, var
+
+
+def _convolve_by_columns(planes: Tensor, weight: Tensor) -> Tensor:
+    """The same as a matrix product: PyTorch cannot trace a convolution's second gradients for sizes not yet known."""
+    k = weight.shape[-1]
+    columns = F.unfold(planes, k, padding=k // 2)  # [N, 2 * k * k, H * W]
+    return (weight.flatten(1) @ columns).view(planes.shape[0], 1, *planes.shape[2:])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raccgan.kernels import dispatch, layout
+from raccgan.kernels import dispatch, layout, triton_runtime
 from raccgan.kernels.depthwise_separable import native, pytorch, reference, triton
 from raccgan.kernels.depthwise_separable.options import NO_PROLOGUE, NORMS, SAME_SIZE, Prologue, Resize, Weights
 
@@ -20,7 +20,7 @@ BACKENDS: dispatch.Backends = {
     "reference": dispatch.Backend(dispatch.always, reference.depthwise_separable),
     "pytorch": dispatch.Backend(dispatch.always, pytorch.depthwise_separable),
     "native": dispatch.Backend(native.supports, native.depthwise_separable),
-    "triton": dispatch.Backend(triton.supports, triton.depthwise_separable),
+    "triton": dispatch.Backend(triton_runtime.supports, triton.depthwise_separable),
 }
 
 POINTWISE: dispatch.Backends = {
@@ -28,7 +28,7 @@ POINTWISE: dispatch.Backends = {
     "pytorch": dispatch.Backend(dispatch.always, pytorch.pointwise),
     "native": dispatch.Backend(native.supports, native.pointwise),
     # One matrix product, and the library's is the one that goes with the Triton kernels.
-    "triton": dispatch.Backend(triton.supports, pytorch.pointwise),
+    "triton": dispatch.Backend(triton_runtime.supports, pytorch.pointwise),
 }
 
 

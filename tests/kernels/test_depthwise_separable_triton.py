@@ -23,7 +23,7 @@ from raccgan.kernels.depthwise_separable import (
 )
 from raccgan.kernels.depthwise_separable.convolutions import Depthwise
 from raccgan.kernels.depthwise_separable.triton import fused as fusing
-from raccgan.kernels.depthwise_separable.triton import launch, norm, op, ops, prologue
+from raccgan.kernels.depthwise_separable.triton import launch, norm, op, ops
 from raccgan.kernels.depthwise_separable.triton.arguments import (
     NO_AFFINE,
     NO_TERM,
@@ -342,7 +342,7 @@ def test_offsets_beyond_two_to_the_31() -> None:
         lambda t: ops.correlation(t, near, 3, PLAIN),
         lambda t: ops.correlation(near, t, 3, PLAIN),
         lambda t: norm.moments(t, False)[1],
-        lambda t: prologue.prologue_jvp(Term(t), NO_TERM, None, t, Affine(relu=True)),
+        lambda t: ops.jvp(Term(t), NO_TERM, None, t, Affine(relu=True)),
         lambda t: fusing.fused(t, convolution, ones(3, 3).half(), None, t, (5, 4), NO_AFFINE),
     ):
         assert_close(run(x), run(near), 1e-3)
@@ -357,12 +357,12 @@ def test_opcheck_of_every_op() -> None:
         (ops._depthwise, (x, w, scale, shift, None, True, True, 1, 1, 4, 5)),
         (ops._depthwise, (x, q, *bare, False, False, 1, 2, 8, 10)),
         (ops._correlation, (x, g, *affine, True, True, 3, 1, 1)),
-        (ops._adjoint, (g, w, g, scale, x, *affine, True, True, 1, 1, True, True, True)),
-        (ops._adjoint, (x, w, None, None, x, *bare, False, True, 1, 1, False, True, False)),
-        (prologue._prologue_vjp, (g, x, scale, x, *affine, True, True, True, True, True)),
-        (prologue._prologue_vjp, (g, None, None, x, *bare, False, True, False, True, False)),
-        (prologue._prologue_jvp, (x, scale, shift, g, shift, x, *affine, True, True, True)),
-        (prologue._prologue_jvp, (None, None, shift, None, None, x, *bare, False, True, False)),
+        (ops._vjp, (g, w, g, scale, x, *affine, True, True, 1, 1, True, True, True)),
+        (ops._vjp, (x, w, None, None, x, *bare, False, True, 1, 1, False, True, False)),
+        (ops._vjp, (g, None, x, scale, x, *affine, True, True, 1, 1, True, True, True)),
+        (ops._vjp, (g, None, None, None, x, *bare, False, True, 1, 1, False, True, False)),
+        (ops._jvp, (x, scale, shift, g, shift, x, *affine, True, True, True)),
+        (ops._jvp, (None, None, shift, None, None, x, *bare, False, True, False)),
         (norm.moments, (x, True)),
         (norm._normalised, (x, w, scale, shift, True, True, 1, 1, 4, 5, 1e-3)),
         (fusing._fused, (x, w, ones(4, 3), None, None, scale, shift, None, True, True, 1, 1, 4, 5)),
@@ -424,7 +424,7 @@ def test_only_what_is_asked_for_is_computed() -> None:
     y = ours(x * 1, w * 1, None, None, PLAIN, False, True)
     with OwnOps() as own:
         torch.autograd.grad(y.sum(), x, retain_graph=True)
-    assert "raccgan::depthwise_triton_adjoint" in own.names
+    assert "raccgan::depthwise_triton_vjp" in own.names
     assert "raccgan::depthwise_triton_correlation" not in own.names
     with OwnOps() as own:
         torch.autograd.grad(y.sum(), w)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.anomaly_score.gradients import ScoreGrads, ScoreTensors
 from raccgan.kernels.anomaly_score.triton import kernels
-from raccgan.kernels.triton_runtime import Config
+from raccgan.kernels.triton_runtime import Compilation, Config, meta
 
 ELEMENTS = (Config({"ELEMENTS": 1024}, 4), Config({"ELEMENTS": 2048}, 4), Config({"ELEMENTS": 4096}, 8))
 FINISH = Config({"PARTS": 128}, 1)
@@ -122,3 +124,26 @@ def backward_pass(tensors: ScoreTensors, grads: ScoreGrads, found: ScoreTensors)
         kernels.find_gradients, plan.programs, *tensors, *(g if g is None else g.contiguous() for g in grads), *found,
         *plan.counts, *plan.sizes, config=plan.tile, **plan.layout,
     )  # fmt: skip
+
+
+def compilations() -> Iterator[Compilation]:
+    """Every configuration in every dtype and layout, for tests that compile them without a GPU.
+
+    Of the smallest images also without features, whose gradient may come all the same as the op returns that term as
+    zeros; and with as little as there can be.
+    """
+    with runtime.noted() as noted:
+        for size, dtype, (c, last) in product((32, 128, 512), runtime.DTYPES, ((1, False), (3, True))):
+            x, f = meta(dtype, 2, c, size, size, last=last), meta(dtype, 2, 2**13)
+            of_sample, to_map = meta(torch.float32, 2), meta(torch.float32, 2, size, size)
+            everything, images = ScoreTensors(x, x, f, f), ScoreTensors(x, x, None, None)
+            grads = ScoreGrads(of_sample, of_sample, to_map)
+            cases = [
+                (everything, to_map, grads, everything),
+                (images, to_map, grads, images),
+                (images, None, ScoreGrads(of_sample, None, None), ScoreTensors(x, None, None, None)),
+            ]
+            for tensors, wanted, given, found in cases if size == 32 else cases[:1]:
+                forward_pass(tensors, of_sample, of_sample, wanted)
+                backward_pass(tensors, given, found)
+    return iter(noted)

@@ -16,19 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from raccgan.kernels import dispatch
-from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.anomaly_score.gradients import ScoreGrads, ScoreTensors, gradients, output_shapes
 from raccgan.kernels.anomaly_score.triton import launch
 from raccgan.kernels.autograd import differentiate, needs_grad, register
 
 _TENSORS = len(ScoreTensors._fields)
 _GRADS = len(ScoreGrads._fields)
-
-
-def supports(call: dispatch.Call) -> str | None:
-    """Why the Triton kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    return runtime.supports(call)
 
 
 def anomaly_score(

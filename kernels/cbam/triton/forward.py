@@ -13,16 +13,25 @@ A program of a sweep over x takes one tile, some pixels of one sample, and goes 
 
 from __future__ import annotations
 
-from raccgan.kernels.triton_runtime import jit, tl
+from raccgan.kernels.triton_runtime import jit, offsets, tl
 
 
 @jit
-def offsets(sample, pixel, channel, pixels, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """[PIXEL_TILE, CHANNEL_TILE] offsets of some pixels and channels of a sample."""
-    if CHANNELS_LAST:
-        return (sample * pixels + pixel[:, None]) * CHANNELS + channel[None, :]
-    else:
-        return (sample * CHANNELS + channel[None, :]) * pixels + pixel[:, None]
+def pixels_of(program, tiles, pixels, PIXEL_TILE: tl.constexpr):
+    """Of a sample's tile: the sample, its pixels, and which of them there are."""
+    pixel = program % tiles * PIXEL_TILE + tl.arange(0, PIXEL_TILE)
+    return program // tiles, pixel, pixel < pixels
+
+
+@jit
+def tile_of(
+    sample, pixel, first, pixels, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, CHANNEL_TILE: tl.constexpr
+):
+    """Channels from ``first`` on, and which of them there are; which of the tile's values there are, and offsets."""
+    channel = first + tl.arange(0, CHANNEL_TILE)
+    in_channels = channel < CHANNELS
+    inside = (pixel < pixels)[:, None] & in_channels[None, :]
+    return channel, in_channels, inside, offsets(sample, pixel, channel, pixels, CHANNELS, CHANNELS_LAST)
 
 
 @jit
@@ -33,13 +42,9 @@ def pool(
     CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, PIXEL_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
-    sample, pixel = program // tiles, program % tiles * PIXEL_TILE + tl.arange(0, PIXEL_TILE)
-    in_image = pixel < pixels
+    sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
     for first in range(0, CHANNELS, CHANNEL_TILE):
-        channel = first + tl.arange(0, CHANNEL_TILE)
-        in_channels = channel < CHANNELS
-        inside = in_image[:, None] & in_channels[None, :]
-        at = offsets(sample, pixel, channel, pixels, CHANNELS, CHANNELS_LAST)
+        channel, in_channels, inside, at = tile_of(sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE)
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         tl.store(sums + program * 2 * CHANNELS + channel, tl.sum(value, axis=0), mask=in_channels)
         largest = tl.max(tl.where(inside, value, -float("inf")), axis=0)
@@ -113,15 +118,11 @@ def find_planes(
     CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, PIXEL_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
 ):  # fmt: skip
     program = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
-    sample, pixel = program // tiles, program % tiles * PIXEL_TILE + tl.arange(0, PIXEL_TILE)
-    in_image = pixel < pixels
+    sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
     largest = tl.full([PIXEL_TILE], -float("inf"), tl.float32)
     total = tl.zeros([PIXEL_TILE], tl.float32)
     for first in range(0, CHANNELS, CHANNEL_TILE):
-        channel = first + tl.arange(0, CHANNEL_TILE)
-        in_channels = channel < CHANNELS
-        inside = in_image[:, None] & in_channels[None, :]
-        at = offsets(sample, pixel, channel, pixels, CHANNELS, CHANNELS_LAST)
+        channel, in_channels, inside, at = tile_of(sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE)
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         gated = value * tl.load(gate + sample * CHANNELS + channel, mask=in_channels, other=0.0)[None, :]
         largest = tl.maximum(largest, tl.max(tl.where(inside, gated, -float("inf")), axis=1))
@@ -221,14 +222,10 @@ def apply(
     CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, PIXEL_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
-    sample, pixel = program // tiles, program % tiles * PIXEL_TILE + tl.arange(0, PIXEL_TILE)
-    in_image = pixel < pixels
+    sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
     spatial, _ = spatial_gate(scores, mean, var, norm_weight, norm_bias, sample, pixel, in_image, pixels, eps, GROUPED)
     for first in range(0, CHANNELS, CHANNEL_TILE):
-        channel = first + tl.arange(0, CHANNEL_TILE)
-        in_channels = channel < CHANNELS
-        inside = in_image[:, None] & in_channels[None, :]
-        at = offsets(sample, pixel, channel, pixels, CHANNELS, CHANNELS_LAST)
+        channel, in_channels, inside, at = tile_of(sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE)
         gated = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         gated *= tl.load(gate + sample * CHANNELS + channel, mask=in_channels, other=0.0)[None, :]
         tl.store(y + at, (gated * spatial[:, None]).to(y.dtype.element_ty), mask=inside)

@@ -27,14 +27,24 @@ class CbamSaved(NamedTuple):
     moments: Tensor  # [2, groups], empty where they were given; last, as it would leave the others unaligned
 
 
-def saved_sizes(x: Tensor, hidden: int, moments: int) -> list[int]:
-    """Floats of each of :class:`CbamSaved`."""
-    n, c, h, w = x.shape
+def _saved_sizes(tensors: CbamTensors, groups: int) -> list[int]:
+    n, c, h, w = tensors.x.shape
+    hidden, moments = tensors.reduce_weight.shape[0], groups if tensors.mean is None else 0
     return [n * c, 2 * n * c, 2 * n * hidden, 2 * n * h * w, n * h * w, 2 * moments]
 
 
-def _saved_in(saved: Tensor, x: Tensor, plan: Plan) -> CbamSaved:
-    return CbamSaved(*saved.split(saved_sizes(x, plan.hidden, 0 if plan.fixed else plan.groups)))
+def saved(tensors: CbamTensors, groups: int) -> int:
+    """Floats of :class:`CbamSaved`."""
+    return sum(_saved_sizes(tensors, groups))
+
+
+def _saved_in(saved: Tensor, tensors: CbamTensors, plan: Plan) -> CbamSaved:
+    return CbamSaved(*saved.split(_saved_sizes(tensors, plan.groups)))
+
+
+def like(x: Tensor) -> Tensor:
+    """An empty tensor in x's order."""
+    return torch.empty_like(in_order(x))
 
 
 def in_order(x: Tensor, like: Tensor | None = None) -> Tensor:
@@ -68,7 +78,7 @@ def forward_pass(tensors: CbamTensors, batch: bool, eps: float, outputs: Forward
     """Fill the outputs. ``tensors`` are contiguous."""
     plan = Plan.of(tensors, batch)
     x, mean, var = tensors.x, tensors.mean, tensors.var
-    saved = _saved_in(outputs.saved, x, plan)
+    saved = _saved_in(outputs.saved, tensors, plan)
     sums = outputs.saved.new_empty(plan.samples * plan.tiles * 2 * plan.channels)
     plan.sweep(forward.pool, x, sums, plan.pixels, plan.tiles)
     runtime.launch(
@@ -102,25 +112,24 @@ def backward_pass(arguments: BackwardArguments, found: CbamTensors) -> None:
     """Fill the gradients that are needed."""
     tensors, needs = contiguous(arguments.tensors), arguments.needs
     plan = Plan.of(tensors, arguments.batch)
-    with torch.autocast(tensors.x.device.type, enabled=False):
-        backward = _Backward(plan, arguments, tensors)
-        backward.through_norm()
-        if needs.norm or needs.moments:
-            of_norm = backward.grad_norm.sum(dim=0).view(4, 1)
-            if needs.norm:
-                found.norm_weight.copy_(of_norm[0])
-                found.norm_bias.copy_(of_norm[1])
-            if needs.moments and found.mean is not None and found.var is not None:
-                found.mean.copy_(of_norm[2])
-                found.var.copy_(of_norm[3])
-        if needs.spatial_weight:
-            found.spatial_weight.copy_(backward.of_spatial_weight().view_as(found.spatial_weight))
-        if needs.x or needs.mlp:
-            backward.through_channel_gate()
-        if needs.mlp:
-            backward.write_mlp(found)
-        if needs.x:
-            backward.write_x(found.x)
+    backward = _Backward(plan, arguments, tensors)
+    backward.through_norm()
+    if needs.norm or needs.moments:
+        of_norm = backward.grad_norm.sum(dim=0).view(4, 1)
+        if needs.norm:
+            found.norm_weight.copy_(of_norm[0])
+            found.norm_bias.copy_(of_norm[1])
+        if needs.moments and found.mean is not None and found.var is not None:
+            found.mean.copy_(of_norm[2])
+            found.var.copy_(of_norm[3])
+    if needs.spatial_weight:
+        found.spatial_weight.copy_(backward.of_spatial_weight().view_as(found.spatial_weight))
+    if needs.x or needs.mlp:
+        backward.through_channel_gate()
+    if needs.mlp:
+        backward.write_mlp(found)
+    if needs.x:
+        backward.write_x(found.x)
 
 
 class _Backward:
@@ -128,7 +137,7 @@ class _Backward:
 
     def __init__(self, plan: Plan, arguments: BackwardArguments, tensors: CbamTensors) -> None:
         self.plan, self.eps, self.tensors = plan, arguments.eps, tensors
-        self.saved = saved = _saved_in(arguments.saved, tensors.x, plan)
+        self.saved = saved = _saved_in(arguments.saved, tensors, plan)
         self.grad_y = in_order(arguments.grad_y, tensors.x)
         moments = (arguments.grad_mean, arguments.grad_var)
         self.grad_moments = [None if g is None else g.float().contiguous() for g in moments]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from raccgan.kernels.autograd import inputs_of, needs_grad, register_autograd, save_inputs
+from raccgan.kernels.autograd import define, inputs_of, needs_grad, save_inputs
 from raccgan.kernels.depthwise_separable.triton import launch, tiles
 from raccgan.kernels.depthwise_separable.triton.arguments import PLAIN, SCHEMA, Affine, Convolution, Stride
 from raccgan.kernels.depthwise_separable.triton.ops import correlation, depthwise, depthwise_vjp
@@ -65,51 +65,7 @@ class _Fused(NamedTuple):
         return cls(x, Convolution(w, Stride(down, up)), pointwise, bias, residual, Affine(*affine), (height, width))
 
 
-@torch.library.custom_op(
-    "raccgan::depthwise_triton_separable",
-    mutates_args=(),
-    schema=f"(Tensor x, Tensor w, Tensor pointwise, Tensor? bias, Tensor? residual, {SCHEMA}, int down, int up, "
-    "SymInt height, SymInt width) -> Tensor",
-)
-def _fused(*inputs: Any) -> Tensor:
-    x, convolution, pointwise, bias, residual, affine, size = _Fused.of(inputs)
-    y = empty_image(x, pointwise.shape[0], *size)
-    launch.fused(x, convolution, pointwise, bias, affine, residual, y)
-    return y
-
-
-def fused(
-    x: Tensor,
-    convolution: Convolution,
-    pointwise: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    size: tuple[int, int],
-    affine: Affine,
-) -> Tensor:
-    """pointwise D(phi(x), w) + bias + residual [N, D, height, width].
-
-    Args:
-        pointwise: [D, C] of x's dtype.
-        bias: [D] float32, or None.
-        residual: [N, D, height, width] or None.
-        size: height and width of the result.
-        The others: as of :func:`ops.depthwise`.
-
-    Gradients: any order. D(phi(x), w) is not kept for them, but computed again where pointwise's is asked for.
-
-    Raises:
-        RuntimeError: bias or residual of another shape.
-    """
-    d = pointwise.shape[0]
-    bias = None if bias is None else bias.expand(d)
-    residual = None if residual is None else residual.expand((x.shape[0], d, *size))
-    y: Tensor = _fused(x, convolution.w, pointwise, bias, residual, *affine, *convolution.stride, *size)
-    return y
-
-
-@_fused.register_fake
-def _(*inputs: Any) -> Tensor:
+def _shape(*inputs: Any) -> Tensor:
     x, _, pointwise, *_, size = _Fused.of(inputs)
     return empty_image(x, pointwise.shape[0], *size)
 
@@ -142,4 +98,46 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     )
 
 
-register_autograd(_fused, _backward, save_inputs)
+@define(
+    "raccgan::depthwise_triton_separable",
+    f"(Tensor x, Tensor w, Tensor pointwise, Tensor? bias, Tensor? residual, {SCHEMA}, int down, int up, "
+    "SymInt height, SymInt width) -> Tensor",
+    _shape,
+    _backward,
+    save_inputs,
+)
+def _fused(*inputs: Any) -> Tensor:
+    x, convolution, pointwise, bias, residual, affine, _ = _Fused.of(inputs)
+    y = _shape(*inputs)
+    launch.fused(x, convolution, pointwise, bias, affine, residual, y)
+    return y
+
+
+def fused(
+    x: Tensor,
+    convolution: Convolution,
+    pointwise: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    size: tuple[int, int],
+    affine: Affine,
+) -> Tensor:
+    """pointwise D(phi(x), w) + bias + residual [N, D, height, width].
+
+    Args:
+        pointwise: [D, C] of x's dtype.
+        bias: [D] float32, or None.
+        residual: [N, D, height, width] or None.
+        size: height and width of the result.
+        The others: as of :func:`ops.depthwise`.
+
+    Gradients: any order. D(phi(x), w) is not kept for them, but computed again where pointwise's is asked for.
+
+    Raises:
+        RuntimeError: bias or residual of another shape.
+    """
+    d = pointwise.shape[0]
+    bias = None if bias is None else bias.expand(d)
+    residual = None if residual is None else residual.expand((x.shape[0], d, *size))
+    y: Tensor = _fused(x, convolution.w, pointwise, bias, residual, *affine, *convolution.stride, *size)
+    return y

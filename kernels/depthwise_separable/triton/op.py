@@ -18,7 +18,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.depthwise_separable import convolutions
 from raccgan.kernels.depthwise_separable.options import Prologue, Resize, Weights
 from raccgan.kernels.depthwise_separable.prologue import apply_prologue
@@ -26,13 +25,7 @@ from raccgan.kernels.depthwise_separable.resizing import pooled, upsampled
 from raccgan.kernels.depthwise_separable.triton import norm, ops
 from raccgan.kernels.depthwise_separable.triton.arguments import Affine, Stride
 from raccgan.kernels.depthwise_separable.triton.fused import fused, fuses
-from raccgan.kernels.dispatch import Call
 from raccgan.kernels.layout import images, in_autocast_dtype, rows
-
-
-def supports(call: Call) -> str | None:
-    """Why the Triton kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    return runtime.supports(call)
 
 
 def depthwise_separable(
