@@ -125,9 +125,6 @@ def packed(pointwise_weight: Tensor, dtype: torch.dtype, *, kernels: str = "fuse
     return native.packed(pointwise_weight, dtype)
 
 
-# ---- checks --------------------------------------------------------------------------------------------------------
-
-
 def _check(x: Tensor, weights: Weights, prologue: Prologue, resize: Resize, residual: Tensor | None) -> torch.dtype:
     """The dtype that the call computes in.
 

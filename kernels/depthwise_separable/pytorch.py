@@ -18,14 +18,9 @@ from raccgan.kernels.depthwise_separable.resizing import pooled, upsampled
 
 
 def depthwise_separable(
-    x: Tensor,
-    weights: Weights,
-    prologue: Prologue,
-    resize: Resize,
-    residual: Tensor | None,
-    packed: Tensor | None = None,
+    x: Tensor, weights: Weights, prologue: Prologue, resize: Resize, residual: Tensor | None, *_: Tensor | None
 ) -> Tensor:
-    """Shapes as in :func:`raccgan.kernels.depthwise_separable.depthwise_separable`; ``packed`` is not read."""
+    """As :func:`raccgan.kernels.depthwise_separable.depthwise_separable`."""
     x = upsampled(apply_prologue(x, prologue), resize.upsample)
     if weights.kernel_size > 1:
         x = convolutions.depthwise(x, weights.depthwise)
@@ -33,5 +28,4 @@ def depthwise_separable(
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None = None) -> Tensor:
-    """Shapes as in :func:`raccgan.kernels.depthwise_separable.pointwise`; ``packed`` is not read."""
     return convolutions.pointwise(x, weight, bias)

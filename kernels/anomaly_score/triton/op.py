@@ -9,12 +9,10 @@ tests run their PTX on a CPU (tests/ptx) and compile them for sm_80 and sm_90.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from raccgan.kernels.anomaly_score.gradients import ScoreGrads, ScoreTensors, gradients, output_shapes
 from raccgan.kernels.anomaly_score.triton import launch
@@ -27,23 +25,13 @@ _GRADS = len(ScoreGrads._fields)
 def anomaly_score(
     x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None, want_map: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Shapes as in :func:`raccgan.kernels.anomaly_score.anomaly_score`; the map is empty, [0], unless wanted.
+    """Residual [N], feature [N] (zeros without f) and map [N, H, W] ([0] unless wanted), all float32.
 
-    Args:
-        x, x_hat: [N, C, H, W] in float32, bfloat16 or float16, any strides. Read in place where both are NCHW or both
-            channels_last, copied otherwise.
-        f, f_hat: [N, ...] likewise, both or neither.
-        want_map: also return the map.
-
-    Returns:
-        residual [N], feature [N] (zeros without f) and map [N, H, W], all float32. A sample's bits depend on the
-        sample and its memory order, not on the batch.
+    Images are read in place where both are NCHW or both channels_last, copied otherwise. A sample's bits depend on the
+    sample and its memory order, not on the batch.
     """
     outputs: tuple[Tensor, Tensor, Tensor] = torch.ops.raccgan.anomaly_score_triton(x, x_hat, f, f_hat, want_map)
     return outputs
-
-
-# ---- the registered ops --------------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op(
@@ -86,22 +74,13 @@ def _backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
     )
 
 
-# ---- gradients -----------------------------------------------------------------------------------------------------
-
-
-class _Context(FunctionCtx):
-    saved_tensors: tuple[Tensor | None, ...]
-    needs_input_grad: tuple[bool, ...]
-    needed: Sequence[bool]
-
-
-def _save_forward(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:_TENSORS])
     ctx.set_materialize_grads(False)
 
 
 def _of_forward(
-    ctx: _Context, grad_residual: Tensor | None, grad_feature: Tensor | None, grad_map: Tensor | None
+    ctx: Any, grad_residual: Tensor | None, grad_feature: Tensor | None, grad_map: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     if grad_map is not None and grad_map.dim() == 1:
@@ -114,13 +93,13 @@ def _of_forward(
     return *(grad if need else None for grad, need in zip(found, needed, strict=True)), None
 
 
-def _save_backward(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[: _TENSORS + _GRADS])
     ctx.set_materialize_grads(False)
     ctx.needed = inputs[_TENSORS + _GRADS :]
 
 
-def _of_backward(ctx: _Context, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
+def _of_backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
     through = [grad if computed else None for grad, computed in zip(grad_grads, ctx.needed, strict=True)]
     needed = [needs_grad(ctx, i, ctx.saved_tensors) for i in range(_TENSORS + _GRADS)]
     return *differentiate(_gradients, ctx.saved_tensors, through, needed), *(None,) * _TENSORS

@@ -42,7 +42,7 @@ def pool(
     CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, PIXEL_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
-    sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
+    sample, pixel, _ = pixels_of(program, tiles, pixels, PIXEL_TILE)
     for first in range(0, CHANNELS, CHANNEL_TILE):
         channel, in_channels, inside, at = tile_of(sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE)
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)

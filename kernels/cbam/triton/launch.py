@@ -13,8 +13,6 @@ from raccgan.kernels.cbam.triton import backward as back
 from raccgan.kernels.cbam.triton import forward
 from raccgan.kernels.cbam.triton.plan import ITEMS, SCORES, Plan
 
-# ---- tensors -------------------------------------------------------------------------------------------------------
-
 
 class CbamSaved(NamedTuple):
     """What the backward pass needs of the forward pass: views of one tensor."""
@@ -62,9 +60,6 @@ def contiguous(tensors: CbamTensors) -> CbamTensors:
     return CbamTensors(in_order(x), *(None if t is None else t.contiguous() for t in others))  # type: ignore[arg-type]
 
 
-# ---- the forward pass ----------------------------------------------------------------------------------------------
-
-
 class Forward(NamedTuple):
     """The outputs of the forward op."""
 
@@ -103,9 +98,6 @@ def forward_pass(tensors: CbamTensors, batch: bool, eps: float, outputs: Forward
         forward.apply, x, saved.gate, saved.scores, mean, var, tensors.norm_weight, tensors.norm_bias, outputs.y,
         plan.pixels, plan.tiles, eps, GROUPED=plan.grouped,
     )  # fmt: skip
-
-
-# ---- the backward pass ---------------------------------------------------------------------------------------------
 
 
 def backward_pass(arguments: BackwardArguments, found: CbamTensors) -> None:

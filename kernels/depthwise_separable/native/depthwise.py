@@ -13,6 +13,7 @@ penalty asks for. All other derivatives are made of PyTorch's operations.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -47,22 +48,12 @@ class Options(NamedTuple):
 
 
 def depthwise(x: Tensor, w: Tensor, prologue: Prologue = NO_PROLOGUE, resize: Resize = SAME_SIZE) -> Tensor:
-    """pool(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift)))), without bias, by the compiled kernels.
+    """u, channels_last and of x's dtype, for x [N, C, H, W] and w [C, 1, k, k], k 3, 5 or 7; ``resize`` not both 2.
 
-    Args:
-        x: [N, C, H, W], float32, bfloat16 or, on a GPU, float16; read in place where it is channels_last, copied
-            otherwise.
-        w: [C, 1, k, k], k 3, 5 or 7; stride 1 and zero padding k // 2.
-        resize: not both 2.
-
-    Returns:
-        [N, C, H * upsample // pool, W * upsample // pool], channels_last, of x's dtype. The same bits whatever the
-        number of threads, like all gradients; another processor may round differently.
+    x is read in place where it is channels_last, copied otherwise. The same bits whatever the number of threads, like
+    all gradients; another processor may round differently.
 
     Gradients: every order, for x, w, scale and shift.
-
-    Raises:
-        RuntimeError: shapes, dtypes or devices other than the above.
     """
     y: Tensor = torch.ops.raccgan.depthwise_native(x, w, prologue.scale, prologue.shift, *Options.of(prologue, resize))
     return y
@@ -77,7 +68,6 @@ def _composed(x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, 
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Keep all tensors, the options, and the flags behind them: which gradients are needed."""
     tensors = sum(1 for value in inputs if value is None or isinstance(value, Tensor))
     ctx.save_for_backward(*inputs[:tensors])
     behind = tensors + len(Options._fields)
@@ -86,11 +76,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _and_nothing(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """The gradients of an op's tensors, and None for its options and flags."""
     return (*grads, *[None] * (len(ctx.options) + len(ctx.flags)))
-
-
-# ---- forward -------------------------------------------------------------------------------------------------------
 
 
 def _forward_shape(x: Tensor, w: Tensor, scale: Any, shift: Any, upsample: int, pool: int, *options: Any) -> Tensor:
@@ -116,32 +102,20 @@ def _forward_backward(ctx: Any, grad_y: Tensor | None) -> tuple[Any, ...]:
     return _and_nothing(ctx, grads)
 
 
-# ---- backward ------------------------------------------------------------------------------------------------------
-
-
 def _backward_shape(
     grad_y: Tensor, x: Tensor, w: Tensor, scale: Any, shift: Any, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     needs_x, needs_w, needs_affine = options[len(Options._fields) :]
-    return (
-        _like(x, needs_x),
-        _float(x, w.shape, needs_w),
-        _float(x, x.shape[:2], needs_affine),
-        _float(x, x.shape[:2], needs_affine),
-    )
+    of_affine = (_float(x, x.shape[:2], needs_affine) for _ in range(2))
+    return _like(x, needs_x), _float(x, w.shape, needs_w), *of_affine
 
 
 def _backward_backward(ctx: Any, grad_grad_x: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
     """The gradients of grad_y, x, w, scale and shift, of the gradient of x and those of the others."""
     needed = [needs_grad(ctx, i) for i in range(5)]
     if any(other is not None for other in others):
-        found = differentiate(
-            lambda *tensors: _gradients(tensors, ctx.options, ctx.flags),
-            ctx.saved_tensors,
-            (grad_grad_x, *others),
-            needed,
-        )
-        return _and_nothing(ctx, found)
+        run = partial(_gradients, ctx.options, ctx.flags)
+        return _and_nothing(ctx, differentiate(run, ctx.saved_tensors, (grad_grad_x, *others), needed))
     if grad_grad_x is None:
         return _and_nothing(ctx, [None] * 5)
     grad_y, x, w, scale, shift = ctx.saved_tensors
@@ -159,7 +133,7 @@ def _backward_backward(ctx: Any, grad_grad_x: Tensor | None, *others: Tensor | N
     return _and_nothing(ctx, grads)
 
 
-def _gradients(tensors: Sequence[Tensor | None], options: Options, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+def _gradients(options: Options, needs: Sequence[bool], *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """What depthwise_native_backward computes for (grad_y, x, w, scale, shift), differentiable."""
     grad_y, *inputs = tensors
     leaves = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in inputs]
@@ -175,9 +149,6 @@ def _gradients(tensors: Sequence[Tensor | None], options: Options, needs: Sequen
     return tuple(gradient if one else None for gradient, one in zip(gradients, asked, strict=True))
 
 
-# ---- double backward -----------------------------------------------------------------------------------------------
-
-
 def _double_backward_shape(
     grad_grad_x: Tensor, grad_y: Tensor, x: Tensor, w: Tensor, scale: Any, shift: Any, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -190,7 +161,7 @@ def _double_backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...
     needed = [needs_grad(ctx, i) for i in range(6)]
 
     def run(grad_grad_x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-        (grad_x, *_) = _gradients(tensors, ctx.options, (True, False, False))
+        (grad_x, *_) = _gradients(ctx.options, (True, False, False), *tensors)
         return tuple(differentiate(lambda *_: (grad_x,), tensors, (grad_grad_x,), (*ctx.flags, False))[:4])
 
     return _and_nothing(ctx, differentiate(run, ctx.saved_tensors, grads, needed))

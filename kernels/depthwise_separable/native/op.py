@@ -36,7 +36,6 @@ _SEPARABLE = "raccgan::depthwise_separable_native"
 
 
 def supports(call: dispatch.Call) -> str | None:
-    """Why the compiled kernels cannot serve ``call``, in one line; ``None`` where they can."""
     reason = dispatch.compiled(call, "depthwise")
     if reason is not None:
         return reason
@@ -51,14 +50,9 @@ def supports(call: dispatch.Call) -> str | None:
 
 
 def depthwise_separable(
-    x: Tensor,
-    weights: Weights,
-    prologue: Prologue,
-    resize: Resize,
-    residual: Tensor | None,
-    packed: Tensor | None = None,
+    x: Tensor, weights: Weights, prologue: Prologue, resize: Resize, residual: Tensor | None, packed: Tensor | None
 ) -> Tensor:
-    """Shapes as in :func:`raccgan.kernels.depthwise_separable.depthwise_separable`; any order of derivative.
+    """As :func:`raccgan.kernels.depthwise_separable.depthwise_separable`.
 
     The result is channels_last wherever the compiled kernels run, for any x: that is how PyTorch's own convolutions
     answer channels_last weights too, and going back to NCHW would slow down every layer after this one.
@@ -92,11 +86,8 @@ def _in_one_call(x: Tensor, weights: Weights, prologue: Prologue, resize: Resize
     return not any(t is not None and t.requires_grad for t in tensors)
 
 
-def _separable_shape(
-    x: Tensor, w: Tensor, bias: Any, pointwise: Tensor, pointwise_bias: Any, scale: Any, shift: Any, residual: Any,
-    packed: Any, upsample: int, pool: int, *options: Any,
-) -> Tensor:  # fmt: skip
-    resize = Resize(upsample, pool)
+def _separable_shape(x: Tensor, w: Tensor, bias: Any, pointwise: Tensor, *others: Any) -> Tensor:
+    resize = Resize(*others[-len(Options._fields) :][:2])
     return empty_image(x, pointwise.shape[0], resize.size(x.shape[2]), resize.size(x.shape[3]))
 
 

@@ -51,21 +51,11 @@ DTYPES = tuple(dtype for dtype in (torch.float32, torch.bfloat16) if dtype not i
 def product(
     x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = None, packed: Tensor | None = None
 ) -> Tensor:
-    """P(x, w) + b + residual; by PyTorch where x is on no CPU, or its dtype not in :data:`DTYPES`.
+    """P(x, w) + b + residual, channels_last; by PyTorch where x is on no CPU, or its dtype not in :data:`DTYPES`.
 
-    Args:
-        x: [N, C, H, W]; read in place where it is channels_last, copied otherwise.
-        w: [D, C, 1, 1].
-        b: [D], or None.
-        residual: [N, D, H, W], or None.
-        packed: w as :func:`packed` returned it, or None; without it w is packed in each call.
-
-    Returns:
-        [N, D, H, W] of x's dtype (autocast's, where that is on), channels_last; a residual of another dtype is added as
-        PyTorch adds unlike tensors. The same bits whatever the number of threads, like all gradients; another processor
-        may round differently.
-
-    Gradients: every order, for all four tensors.
+    x is read in place where it is channels_last, copied otherwise. A residual of another dtype is added as PyTorch adds
+    unlike tensors. The same bits whatever the number of threads, like all gradients; another processor may round
+    differently.
     """
     x = in_autocast_dtype(x)
     if x.device.type != "cpu" or x.dtype not in DTYPES:
@@ -76,18 +66,14 @@ def product(
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None = None) -> Tensor:
-    """Shapes as in :func:`raccgan.kernels.depthwise_separable.pointwise`."""
     return product(x, weight, bias, None, packed)
 
 
 def packed(w: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """w [D, C, 1, 1] in the order in which :func:`product` multiplies images of ``dtype`` by it, and in that dtype.
+    """w [D, C, 1, 1] in the order in which :func:`product` multiplies images of ``dtype`` by it, or None.
 
-    For weights that stay as they are; no gradient goes through it.
-
-    Returns:
-        Numbers in one row behind a label, which says what they were made of, for which dtype and which instructions:
-        where it says anything else than a call needs, the call reads w. None where no kernel here takes it.
+    Numbers in one row behind a label, which says what they were made of, for which dtype and which instructions. Where
+    the label says anything else than a call needs, the call reads w.
     """
     if w.device.type != "cpu" or dtype not in DTYPES:
         return None
@@ -95,15 +81,11 @@ def packed(w: Tensor, dtype: torch.dtype) -> Tensor | None:
     return found
 
 
-# ---- shapes and gradients ------------------------------------------------------------------------------------------
-
-
 def _shape(x: Tensor, w: Tensor, *others: Any) -> Tensor:
     return empty_image(x, w.shape[0], *x.shape[2:])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Keep the factors; of what else there may be, whether there is."""
     ctx.save_for_backward(*inputs[:2])
     ctx.others = [other if isinstance(other, bool) else other is not None for other in inputs[2:]]
 

@@ -30,10 +30,7 @@ def fuses(x: Tensor, pointwise: Tensor, kernel_size: int, stride: Stride) -> boo
 
     A gradient of the pointwise weight needs the depthwise result in memory again, which then saves nothing; and float32
     that may not be rounded to tf32 is not multiplied on tensor cores at all: torch.compile cannot read that flag.
-
-    Args:
-        pointwise: [D, C, 1, 1].
-        kernel_size: of the depthwise convolution before resizing is folded into it.
+    ``kernel_size`` is the convolution's before resizing is folded into it.
     """
     if torch.is_grad_enabled() and pointwise.requires_grad:
         return False
@@ -122,19 +119,9 @@ def fused(
     size: tuple[int, int],
     affine: Affine,
 ) -> Tensor:
-    """pointwise D(phi(x), w) + bias + residual [N, D, height, width].
+    """pointwise D(phi(x), w) + bias + residual [N, D, height, width], for pointwise [D, C] of x's dtype, bias float32.
 
-    Args:
-        pointwise: [D, C] of x's dtype.
-        bias: [D] float32, or None.
-        residual: [N, D, height, width] or None.
-        size: height and width of the result.
-        The others: as of :func:`ops.depthwise`.
-
-    Gradients: any order. D(phi(x), w) is not kept for them, but computed again where pointwise's is asked for.
-
-    Raises:
-        RuntimeError: bias or residual of another shape.
+    Gradients: any order. D(phi(x), w) is not kept for them, but computed again where pointwise's is needed.
     """
     d = pointwise.shape[0]
     bias = None if bias is None else bias.expand(d)

@@ -29,14 +29,9 @@ from raccgan.kernels.layout import images, in_autocast_dtype, rows
 
 
 def depthwise_separable(
-    x: Tensor,
-    weights: Weights,
-    prologue: Prologue,
-    resize: Resize,
-    residual: Tensor | None,
-    packed: Tensor | None = None,
+    x: Tensor, weights: Weights, prologue: Prologue, resize: Resize, residual: Tensor | None, *_: Tensor | None
 ) -> Tensor:
-    """Shapes as in :func:`raccgan.kernels.depthwise_separable.depthwise_separable`; ``packed`` is not read.
+    """As :func:`raccgan.kernels.depthwise_separable.depthwise_separable`.
 
     The result is channels_last, for any x, but of a 1 x 1 convolution that is not fused.
     """

@@ -111,11 +111,8 @@ def _depthwise(*inputs: Any) -> Tensor:
 def depthwise(x: Tensor, convolution: Convolution, height: int, width: int, affine: Affine = NO_AFFINE) -> Tensor:
     """D(phi(x), w), [N, C, height, width] of x's dtype, with zero padding (K - 1) // 2.
 
-    Args:
-        x: [N, C, H, W].
-        height, width: H and W for stride 1, and at most their halves or doubles otherwise: what a smaller image's
-            gradient is in a larger one whose last row was cut off.
-        affine: phi.
+    height and width are x's for stride 1, and at most their halves or doubles otherwise: what a smaller image's
+    gradient is in a larger one whose last row was cut off.
 
     Gradients: any order, for x, w, scale and shift.
     """
@@ -218,11 +215,8 @@ def vjp(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """m m0 g s [N, C, H, W], and the sums over the pixels of m g (m0 a - center) and of m g [N, C], in one kernel.
 
-    Args:
-        grad: g, or what D(grad, w) makes g of where there is a convolution.
-        term: a and s; a - 0 stands for a - center where it is not centered.
-        x, affine: say where m0 and m are 1, and have no gradient here.
-        needs: which of the three; None in place of the others.
+    g is grad, or D(grad, w) where there is a convolution; ``term`` is a and s. x and affine say where m0 and m are 1,
+    and have no gradient here. None in the place of what is not needed.
 
     Gradients: any order, for grad, w, a and s.
     """
@@ -280,11 +274,8 @@ def _jvp(*inputs: Any) -> Tensor:
 def jvp(first: Term, second: Term, added: Tensor | None, x: Tensor, affine: Affine) -> Tensor:
     """m (m0 a s + (m0 b - center) r + added) [N, C, H, W] in x's dtype.
 
-    Args:
-        first: a and s. An image that is None is left out.
-        second: b and r; b - 0 stands for b - center where it is not centered.
-        added: [N, C], or None.
-        x, affine: say where m0 and m are 1, and have no gradient here.
+    ``first`` is a and s, ``second`` b and r; an image that is None is left out, and so is ``added``. x and affine say
+    where m0 and m are 1, and have no gradient here.
 
     Gradients: any order, for the others.
     """
