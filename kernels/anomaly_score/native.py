@@ -1,7 +1,5 @@
 """The anomaly score in compiled code: C++ on a CPU, CUDA C++ on a GPU. One read of each tensor.
 
-    residual[n] = mean over c,h,w of d^2    map[n, h, w] = mean over c of d^2    with d = x - x_hat
-
 The kernel is the forward pass. Its backward is written in PyTorch's own differentiable operations (:mod:`.gradients`),
 so gradients of every order follow from it.
 """

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from raccgan.kernels import autograd
 from raccgan.kernels.autograd import differentiate, needs_grad
@@ -109,16 +108,6 @@ def run(op: Callable[..., Any], x: Tensor, weights: CbamWeights, norm: CbamNorm)
     return y, mean if norm.mean is None else norm.mean, var if norm.var is None else norm.var
 
 
-class Context(FunctionCtx):
-    """What the nodes of both ops keep."""
-
-    saved_tensors: tuple[Tensor | None, ...]
-    needs_input_grad: tuple[bool, ...]
-    batch: bool
-    eps: float
-    needs: CbamNeeds  # of the backward op
-
-
 _Tensors = Sequence[Tensor | None]
 Second = Callable[[_Tensors, _Tensors, Tensor, bool, float], _Tensors | None]
 """Gradients of the gradients, where a kernel computes them: of (the backward op's tensors grad_y .. var, the gradients
@@ -130,17 +119,17 @@ def register(
 ) -> None:
     """Give raccgan::NAME and raccgan::NAME_backward their gradients and fakes, see :func:`forward_shapes`."""
 
-    def save_forward(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(output[-1])
         ctx.save_for_backward(*inputs[:TENSORS], output[-1])
         ctx.set_materialize_grads(False)
         ctx.batch, ctx.eps = inputs[TENSORS:]
 
     def of_forward(
-        ctx: Context, grad_y: Tensor | None, grad_mean: Tensor | None, grad_var: Tensor | None, _: None
+        ctx: Any, grad_y: Tensor | None, grad_mean: Tensor | None, grad_var: Tensor | None, _: None
     ) -> tuple[Tensor | None, ...]:
         *inputs, saved = ctx.saved_tensors
-        tensors = CbamTensors(*inputs)  # type: ignore[arg-type]
+        tensors = CbamTensors(*inputs)
         if tensors.mean is not None:
             grad_mean = grad_var = None  # of the empty tensors in the place of moments that were given
         needed = [needs_grad(ctx, i, tensors) for i in range(TENSORS)]
@@ -151,15 +140,14 @@ def register(
         )
         return *(grad if need else None for grad, need in zip(found, needed, strict=True)), None, None
 
-    def save_backward(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         arguments = BackwardArguments.of(inputs)
         ctx.save_for_backward(*inputs[: 3 + TENSORS], arguments.saved)
         ctx.set_materialize_grads(False)
         ctx.batch, ctx.eps, ctx.needs = arguments.batch, arguments.eps, arguments.needs
 
-    def of_backward(ctx: Context, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def of_backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
         *inputs, saved = ctx.saved_tensors
-        assert saved is not None
         # What was not needed is an output without elements, and nothing comes through it.
         through = [grad if computed else None for grad, computed in zip(grad_grads, ctx.needs.by_tensor(), strict=True)]
         needed = [needs_grad(ctx, i, inputs) for i in range(3 + TENSORS)]

@@ -7,6 +7,7 @@ the reference's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,20 +19,14 @@ from raccgan.kernels.cbam import autograd
 from raccgan.kernels.cbam.autograd import CbamTensors
 from raccgan.kernels.cbam.options import CbamNorm, CbamWeights
 
-_DOUBLE_BACKWARD = "raccgan::cbam_native_double_backward"
 _DOUBLE_BACKWARD_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def supports(call: dispatch.Call) -> str | None:
-    return dispatch.compiled(call, "CBAM") or _too_large(call)
-
-
-def _too_large(call: dispatch.Call) -> str | None:
-    """The CUDA kernels count an image's pixels in 32 bits (csrc/cuda/cbam/pixels.h)."""
-    if call.device.type != "cuda" or len(call.shape) != 4:
-        return None
-    pixels = call.shape[2] * call.shape[3]
-    return None if pixels < 2**31 else f"the CUDA CBAM kernels take images of fewer than 2^31 pixels, not {pixels}"
+    reason, pixels = dispatch.compiled(call, "CBAM"), math.prod(call.shape[2:])
+    if reason is None and call.device.type == "cuda" and pixels >= 2**31:  # counted in 32 bits: csrc/cuda/cbam/pixels.h
+        reason = f"the CUDA CBAM kernels take images of fewer than 2^31 pixels, not {pixels}"
+    return reason
 
 
 def cbam(x: Tensor, weights: CbamWeights, norm: CbamNorm) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,4 +70,4 @@ def _double_backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
 
 if library.load():
     autograd.register("cbam_native", _channels_last, _saved, _double_backward)
-    torch.library.register_fake(_DOUBLE_BACKWARD)(_double_backward_shapes)
+    torch.library.register_fake("raccgan::cbam_native_double_backward")(_double_backward_shapes)

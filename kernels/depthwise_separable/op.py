@@ -126,11 +126,7 @@ def packed(pointwise_weight: Tensor, dtype: torch.dtype, *, kernels: str = "fuse
 
 
 def _check(x: Tensor, weights: Weights, prologue: Prologue, resize: Resize, residual: Tensor | None) -> torch.dtype:
-    """The dtype that the call computes in.
-
-    Raises:
-        ValueError: as :func:`depthwise_separable`.
-    """
+    """The dtype that the call computes in."""
     if x.dim() != 4:
         raise _refused(f"x must be [N, C, H, W], got {list(x.shape)}")
     dtype = layout.autocast_dtype(x)
@@ -162,15 +158,9 @@ def _check_weights(c: int, weights: Weights, dtype: torch.dtype) -> None:
         raise _refused(f"weights.depthwise_bias must be [{c}], got {list(depthwise_bias.shape)}")
     if pointwise_bias is not None and pointwise_bias.shape != (d,):
         raise _refused(f"weights.pointwise_bias must be [{d}], got {list(pointwise_bias.shape)}")
-    for t in weights:
-        if t is not None and t.dtype != dtype:
-            _check_dtypes(weights, dtype)
-            return
-
-
-def _check_dtypes(weights: Weights, dtype: torch.dtype) -> None:
     for name, t in zip(Weights._fields, weights, strict=True):
-        _check_dtype("depthwise_separable", dtype, f"weights.{name}", t)
+        if t is not None and t.dtype != dtype:
+            _check_dtype("depthwise_separable", dtype, f"weights.{name}", t)
 
 
 def _check_prologue(n: int, c: int, prologue: Prologue, dtype: torch.dtype) -> None:

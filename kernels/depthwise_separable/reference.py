@@ -1,15 +1,12 @@
-"""The definition of the depthwise-separable convolution: plain PyTorch, any dtype, any order of derivative.
-
-y = pool(pointwise(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift))))) + residual
-"""
+"""The definition of the depthwise-separable convolution: plain PyTorch, any dtype, any order of derivative."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from raccgan.kernels.depthwise_separable.around import apply_prologue
 from raccgan.kernels.depthwise_separable.options import Prologue, Resize, Weights
-from raccgan.kernels.depthwise_separable.prologue import apply_prologue
 
 
 def depthwise_separable(

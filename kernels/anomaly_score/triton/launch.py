@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,52 +26,26 @@ def tile_of(config: Config, channels: int, channels_last: bool) -> Config:
     return config._replace(tile={"PIXEL_TILE": elements // wide, "CHANNEL_TILE": wide, "FEATURE_TILE": elements})
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """The sizes of a call, and its programs. Nothing but their number depends on the batch, so that no score does."""
 
     samples: int
-    channels: int
-    pixels: int
-    features: int  # of a sample
-    channels_last: bool
+    programs: int
+    counts: tuple[int, int, int, int]  # pixels, features, image_tiles, feature_tiles
+    sizes: tuple[float, float]  # of an image and of a sample's features: what their means are divided by
+    layout: dict[str, int]
     tile: Config
-    images: bool = True  # whether anything of the images is computed
-    has_features: bool = True
 
     @classmethod
     def of(cls, x: Tensor, f: Tensor | None, images: bool = True, features: bool = True) -> Plan:
-        n, c, h, w = x.shape
-        sizes = (c, h * w, 0 if f is None or n == 0 else f.numel() // n)
-        channels_last = not x.is_contiguous()
-        tile = tile_of(_config(*sizes, channels_last), c, channels_last)
-        return cls(n, *sizes, channels_last, tile, images, features)
-
-    @cached_property
-    def image_tiles(self) -> int:
-        return runtime.cdiv(self.pixels, self.tile.tile["PIXEL_TILE"]) if self.images else 0
-
-    @cached_property
-    def feature_tiles(self) -> int:
-        return runtime.cdiv(self.features, self.tile.tile["FEATURE_TILE"]) if self.has_features else 0
-
-    @property
-    def programs(self) -> int:
-        return self.samples * (self.image_tiles + self.feature_tiles)
-
-    @property
-    def counts(self) -> tuple[int, int, int, int]:
-        """What both kernels take: pixels, features, image_tiles, feature_tiles."""
-        return self.pixels, self.features, self.image_tiles, self.feature_tiles
-
-    @property
-    def sizes(self) -> tuple[float, float]:
-        """Of an image and of a sample's features: what their means are divided by."""
-        return float(self.channels * self.pixels), float(self.features)
-
-    @property
-    def layout(self) -> dict[str, int]:
-        return {"CHANNELS": self.channels, "CHANNELS_LAST": self.channels_last}
+        """``images`` and ``features`` say whether anything of them is computed."""
+        (n, c, h, w), last = x.shape, not x.is_contiguous()
+        pixels, size = h * w, 0 if f is None or n == 0 else f.numel() // n
+        config = tile_of(_config(c, pixels, size, last), c, last)
+        image_tiles = runtime.cdiv(pixels, config.tile["PIXEL_TILE"]) if images else 0
+        feature_tiles = runtime.cdiv(size, config.tile["FEATURE_TILE"]) if features else 0
+        counts, layout = (pixels, size, image_tiles, feature_tiles), {"CHANNELS": c, "CHANNELS_LAST": last}
+        return cls(n, n * (image_tiles + feature_tiles), counts, (float(c * pixels), float(size)), layout, config)
 
 
 @cache
@@ -110,7 +84,7 @@ def forward_pass(tensors: ScoreTensors, residual: Tensor, feature: Tensor, to_ma
         feature.zero_()
     runtime.launch(
         kernels.find_means, plan.samples, partial, residual, feature if tensors.f is not None else None,
-        plan.image_tiles, plan.feature_tiles, *plan.sizes, config=FINISH,
+        *plan.counts[2:], *plan.sizes, config=FINISH,
     )  # fmt: skip
 
 

@@ -1,8 +1,5 @@
 """The anomaly score in Triton: one read of each tensor forward, and one for its gradient.
 
-    residual[n] = mean over c,h,w of d^2    map[n, p] = mean over c of d^2    with d = x - x_hat
-    dL/dx       = 2 d (grad_residual / CHW + grad_map / C) = -dL/dx_hat,    f and f_hat likewise
-
 A program writes the sum of one tile; a second launch adds a sample's up, in a fixed order. Not run on a GPU yet: the
 tests run their PTX on a CPU (tests/ptx) and compile them for sm_80 and sm_90.
 """
@@ -16,7 +13,7 @@ from torch import Tensor
 
 from raccgan.kernels.anomaly_score.gradients import ScoreGrads, ScoreTensors, gradients, output_shapes
 from raccgan.kernels.anomaly_score.triton import launch
-from raccgan.kernels.autograd import differentiate, needs_grad, register
+from raccgan.kernels.autograd import define, differentiate, needs_grad
 
 _TENSORS = len(ScoreTensors._fields)
 _GRADS = len(ScoreGrads._fields)
@@ -32,38 +29,6 @@ def anomaly_score(
     """
     outputs: tuple[Tensor, Tensor, Tensor] = torch.ops.raccgan.anomaly_score_triton(x, x_hat, f, f_hat, want_map)
     return outputs
-
-
-@torch.library.custom_op(
-    "raccgan::anomaly_score_triton",
-    mutates_args=(),
-    schema="(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, bool want_map) -> (Tensor, Tensor, Tensor)",
-)
-def _forward(
-    x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None, want_map: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    residual, feature, to_map = output_shapes(x, x_hat, f, f_hat, want_map)
-    launch.forward_pass(launch.all_alike(x, x_hat, f, f_hat), residual, feature, to_map if want_map else None)
-    return residual, feature, to_map
-
-
-@torch.library.custom_op(
-    "raccgan::anomaly_score_triton_backward",
-    mutates_args=(),
-    schema="(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, Tensor? grad_residual, Tensor? grad_feature,"
-    " Tensor? grad_map, bool needs_x, bool needs_x_hat, bool needs_f, bool needs_f_hat)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-)
-def _backward(*inputs: Any) -> tuple[Tensor, ...]:
-    """The gradients that are needed; empty, [0], in the place of the others."""
-    found = _backward_shapes(*inputs)
-    needed = inputs[_TENSORS + _GRADS :]
-    launch.backward_pass(
-        launch.all_alike(*inputs[:_TENSORS]),
-        ScoreGrads(*inputs[_TENSORS : _TENSORS + _GRADS]),
-        ScoreTensors(*(grad if need else None for grad, need in zip(found, needed, strict=True))),
-    )
-    return found
 
 
 def _backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
@@ -109,5 +74,36 @@ def _gradients(*inputs: Any) -> ScoreTensors:
     return gradients(*inputs[:_TENSORS], ScoreGrads(*inputs[_TENSORS:]))
 
 
-register("raccgan::anomaly_score_triton", output_shapes, _of_forward, _save_forward)
-register("raccgan::anomaly_score_triton_backward", _backward_shapes, _of_backward, _save_backward)
+@define(
+    "raccgan::anomaly_score_triton",
+    "(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, bool want_map) -> (Tensor, Tensor, Tensor)",
+    output_shapes,
+    _of_forward,
+    _save_forward,
+)
+def _forward(
+    x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None, want_map: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    residual, feature, to_map = output_shapes(x, x_hat, f, f_hat, want_map)
+    launch.forward_pass(launch.all_alike(x, x_hat, f, f_hat), residual, feature, to_map if want_map else None)
+    return residual, feature, to_map
+
+
+@define(
+    "raccgan::anomaly_score_triton_backward",
+    "(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, Tensor? grad_residual, Tensor? grad_feature,"
+    " Tensor? grad_map, bool needs_x, bool needs_x_hat, bool needs_f, bool needs_f_hat)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _backward_shapes,
+    _of_backward,
+    _save_backward,
+)
+def _backward(*inputs: Any) -> tuple[Tensor, ...]:
+    found = _backward_shapes(*inputs)
+    needed = inputs[_TENSORS + _GRADS :]
+    launch.backward_pass(
+        launch.all_alike(*inputs[:_TENSORS]),
+        ScoreGrads(*inputs[_TENSORS : _TENSORS + _GRADS]),
+        ScoreTensors(*(grad if need else None for grad, need in zip(found, needed, strict=True))),
+    )
+    return found

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Any
-
-import torch
+from functools import cache
+from typing import Any, NamedTuple
 
 from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.cbam.autograd import CbamTensors
@@ -42,70 +39,34 @@ def taps_tile(k: int) -> Config:
     return Config({"TAPS": taps, "STEP": max(1, 2048 // taps), "STEPS": 16}, 8)
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """The sizes of a call, and its programs. Nothing but their number depends on the batch."""
 
-    shape: torch.Size  # of x
+    samples: int
+    channels: int
+    width: int
+    pixels: int
     channels_last: bool
     hidden: int
     k: int
-    batch: bool
     fixed: bool
+    grouped: bool  # whether each sample has moments of its own
+    sweep_tile: Config
+    mlp_tile: Config
+    taps_tile: Config
+    tiles: int  # of a sample, in a sweep over x
+    score_tiles: int  # of a sample's scores
+    tap_tiles: int  # of a sample's scores, for the gradient of the convolution's weight
 
     @classmethod
     def of(cls, tensors: CbamTensors, batch: bool) -> Plan:
-        x, hidden, k = tensors.x, tensors.reduce_weight.shape[0], tensors.spatial_weight.shape[-1]
-        return cls(x.shape, not x.is_contiguous(), hidden, k, batch, tensors.mean is not None)
-
-    @property
-    def samples(self) -> int:
-        return self.shape[0]
-
-    @property
-    def channels(self) -> int:
-        return self.shape[1]
-
-    @property
-    def width(self) -> int:
-        return self.shape[3]
-
-    @cached_property
-    def pixels(self) -> int:
-        return self.shape[2] * self.shape[3]
-
-    @cached_property
-    def sweep_tile(self) -> Config:
-        config = _config(self.channels, self.pixels, self.channels_last)
-        return sweep_tile(config, self.channels, self.pixels, self.channels_last)
-
-    @cached_property
-    def mlp_tile(self) -> Config:
-        return mlp_tile(self.channels, self.hidden)
-
-    @cached_property
-    def taps_tile(self) -> Config:
-        return taps_tile(self.k)
-
-    @cached_property
-    def tiles(self) -> int:
-        """Of a sample, in a sweep over x."""
-        return runtime.cdiv(self.pixels, self.sweep_tile.tile["PIXEL_TILE"])
-
-    @cached_property
-    def score_tiles(self) -> int:
-        """Of a sample's scores."""
-        return runtime.cdiv(self.pixels, SCORES.tile["PIXEL_TILE"])
-
-    @cached_property
-    def tap_tiles(self) -> int:
-        """Of a sample's scores, for the gradient of the convolution's weight."""
-        return runtime.cdiv(self.pixels, self.taps_tile.tile["STEP"] * self.taps_tile.tile["STEPS"])
-
-    @property
-    def grouped(self) -> bool:
-        """Whether each sample has moments of its own."""
-        return not (self.batch or self.fixed)
+        (n, c, height, width), last = tensors.x.shape, not tensors.x.is_contiguous()
+        hidden, k, fixed = tensors.reduce_weight.shape[0], tensors.spatial_weight.shape[-1], tensors.mean is not None
+        pixels, taps = height * width, taps_tile(k)
+        sweep = sweep_tile(_config(c, pixels, last), c, pixels, last)
+        per_tile = sweep.tile["PIXEL_TILE"], SCORES.tile["PIXEL_TILE"], taps.tile["STEP"] * taps.tile["STEPS"]
+        sizes = (n, c, width, pixels, last, hidden, k, fixed, not (batch or fixed))
+        return cls(*sizes, sweep, mlp_tile(c, hidden), taps, *(runtime.cdiv(pixels, size) for size in per_tile))
 
     @property
     def groups(self) -> int:

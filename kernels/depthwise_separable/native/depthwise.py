@@ -1,6 +1,4 @@
-"""The depthwise half of the native backend: csrc/cpu/depthwise and csrc/cuda/depthwise.
-
-    u = pool(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift))))
+"""The depthwise half of the native backend, the u of :mod:`op`: csrc/cpu/depthwise and csrc/cuda/depthwise.
 
 All of u is a function of one sample's channel, so a channel stays in the cache through norm, ReLU, resizing and
 convolution, and again through their first and their second derivative: a gradient penalty is one pass more, not some
@@ -21,15 +19,10 @@ from torch import Tensor
 
 from raccgan.kernels import library
 from raccgan.kernels.autograd import differentiate, needs_grad, register
+from raccgan.kernels.depthwise_separable.around import apply_prologue, pooled, upsampled
 from raccgan.kernels.depthwise_separable.convolutions import Depthwise
 from raccgan.kernels.depthwise_separable.options import NO_PROLOGUE, SAME_SIZE, Prologue, Resize
-from raccgan.kernels.depthwise_separable.prologue import apply_prologue
-from raccgan.kernels.depthwise_separable.resizing import pooled, upsampled
 from raccgan.kernels.layout import empty_image
-
-_FORWARD = "raccgan::depthwise_native"
-_BACKWARD = "raccgan::depthwise_native_backward"
-_DOUBLE_BACKWARD = "raccgan::depthwise_native_double_backward"
 
 
 class Options(NamedTuple):
@@ -59,7 +52,7 @@ def depthwise(x: Tensor, w: Tensor, prologue: Prologue = NO_PROLOGUE, resize: Re
     return y
 
 
-def _composed(x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, options: Options) -> Tensor:
+def _composed(options: Options, x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
     """What depthwise_native computes, of operations that any order of derivative goes through."""
     scale, shift = (None if t is None else t.to(x.dtype) for t in (scale, shift))
     norm = "instance" if options.normalise else "none"
@@ -137,9 +130,7 @@ def _gradients(options: Options, needs: Sequence[bool], *tensors: Tensor | None)
     """What depthwise_native_backward computes for (grad_y, x, w, scale, shift), differentiable."""
     grad_y, *inputs = tensors
     leaves = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in inputs]
-    assert leaves[0] is not None
-    assert leaves[1] is not None
-    y = _composed(leaves[0], leaves[1], leaves[2], leaves[3], options)
+    y = _composed(options, *leaves)  # type: ignore[arg-type]  # x and w are there
     found = torch.autograd.grad(
         y, [t for t in leaves if t is not None], grad_y, create_graph=True, allow_unused=True, materialize_grads=True
     )
@@ -176,6 +167,6 @@ def _float(t: Tensor, shape: Sequence[int], needed: bool) -> Tensor:
 
 
 if library.load():
-    register(_FORWARD, _forward_shape, _forward_backward, _save)
-    register(_BACKWARD, _backward_shape, _backward_backward, _save)
-    register(_DOUBLE_BACKWARD, _double_backward_shape, _double_backward_backward, _save)
+    register("raccgan::depthwise_native", _forward_shape, _forward_backward, _save)
+    register("raccgan::depthwise_native_backward", _backward_shape, _backward_backward, _save)
+    register("raccgan::depthwise_native_double_backward", _double_backward_shape, _double_backward_backward, _save)

@@ -1,7 +1,5 @@
 """The native backend on a GPU with tensor cores, in one kernel: csrc/cuda/depthwise/fused.cu.
 
-    y = pool(pointwise(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift))))) + residual
-
 Only the forward pass is fused. Its derivatives are those of the depthwise half (:mod:`depthwise`) and of the pointwise
 convolution (:mod:`convolutions`), so every order follows. Not run on a GPU yet.
 """

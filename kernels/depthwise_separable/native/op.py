@@ -22,17 +22,15 @@ from torch import Tensor
 
 from raccgan.kernels import dispatch, library
 from raccgan.kernels.depthwise_separable import convolutions
+from raccgan.kernels.depthwise_separable.around import apply_prologue, pooled, upsampled
 from raccgan.kernels.depthwise_separable.native import fused
 from raccgan.kernels.depthwise_separable.native.depthwise import Options, depthwise
 from raccgan.kernels.depthwise_separable.native.pointwise import DTYPES, product
 from raccgan.kernels.depthwise_separable.options import Prologue, Resize, Weights
-from raccgan.kernels.depthwise_separable.prologue import apply_prologue
-from raccgan.kernels.depthwise_separable.resizing import pooled, upsampled
 from raccgan.kernels.layout import empty_image, in_autocast_dtype
 
 KERNEL_SIZES = (1, 3, 5, 7)
 _ROW = 2**24
-_SEPARABLE = "raccgan::depthwise_separable_native"
 
 
 def supports(call: dispatch.Call) -> str | None:
@@ -92,4 +90,6 @@ def _separable_shape(x: Tensor, w: Tensor, bias: Any, pointwise: Tensor, *others
 
 
 if library.load():
-    torch.library.register_fake(_SEPARABLE)(_separable_shape)  # which is called where no gradient is recorded
+    torch.library.register_fake("raccgan::depthwise_separable_native")(
+        _separable_shape
+    )  # which is called where no gradient is recorded

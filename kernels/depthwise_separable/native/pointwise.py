@@ -23,11 +23,6 @@ from raccgan.kernels.autograd import needs_grad, register
 from raccgan.kernels.depthwise_separable import convolutions
 from raccgan.kernels.layout import empty_image, in_autocast_dtype
 
-_POINTWISE = "raccgan::pointwise_native"
-_TRANSPOSED = "raccgan::pointwise_native_transposed"
-_PRODUCT = "raccgan::pointwise_native_product"
-_PACKED = "raccgan::pointwise_native_packed"
-
 
 def _library() -> dict[torch.dtype, str]:
     build = library.build()
@@ -123,10 +118,9 @@ def _transposed_backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, Tensor | N
 
 def _product_shape(x: Tensor, g: Tensor, needs_sums: bool) -> tuple[Tensor, Tensor]:
     c, d = x.shape[1], g.shape[1]
-    return (
-        x.new_empty((d, c, 1, 1), dtype=torch.float32),
-        x.new_empty(d if needs_sums else 0, dtype=torch.float32),
-    )
+    shapes = (d, c, 1, 1), (d if needs_sums else 0,)
+    w, sums = (x.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return w, sums
 
 
 def _packed_shape(w: Tensor, halves: bool) -> Tensor:
@@ -145,7 +139,7 @@ def _product_backward(ctx: Any, v: Tensor, s: Tensor) -> tuple[Tensor | None, Te
 
 
 if library.load():
-    register(_POINTWISE, _shape, _backward, _save)
-    register(_TRANSPOSED, _transposed_shape, _transposed_backward, _save)
-    register(_PRODUCT, _product_shape, _product_backward, _save)
-    torch.library.register_fake(_PACKED)(_packed_shape)  # of weights without gradients
+    register("raccgan::pointwise_native", _shape, _backward, _save)
+    register("raccgan::pointwise_native_transposed", _transposed_shape, _transposed_backward, _save)
+    register("raccgan::pointwise_native_product", _product_shape, _product_backward, _save)
+    torch.library.register_fake("raccgan::pointwise_native_packed")(_packed_shape)  # of weights without gradients

@@ -38,13 +38,9 @@ def fuses(x: Tensor, pointwise: Tensor, kernel_size: int, stride: Stride) -> boo
         return False
     d = pointwise.shape[0]
     again = cdiv(d, tiles.outputs_of(x.shape[1], d)) - 1
-    return again <= 1 and again * reads(kernel_size, stride) <= 16
-
-
-def reads(kernel_size: int, stride: Stride) -> float:
-    """How often a value of x is read for one of the depthwise convolution, in strips of four rows."""
     taps = (kernel_size if stride == PLAIN else kernel_size + 1) // stride.up
-    return taps * (stride.down * 3 + taps) / 4
+    reads = taps * (stride.down * 3 + taps) / 4  # of a value of x for one of the convolution, in strips of four rows
+    return again <= 1 and again * reads <= 16
 
 
 class _Fused(NamedTuple):
@@ -75,7 +71,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     )
     inner = grad_y
     if needs_x or needs_w or needs_scale or needs_shift:
-        inner = images(rows(grad_y) @ pointwise, x.shape[0], *size)
+        inner = images(rows(grad_y) @ pointwise, grad_y)
     needs = needs_x, needs_scale, needs_shift
     grad_x, grad_scale, grad_shift = depthwise_vjp(inner, x, convolution, affine, needs)
     grad_w = grad_pointwise = None

@@ -1,16 +1,10 @@
 """The triton backend: Triton kernels around the library's matrix product, or all of it in one where that is less work.
 
-    y = pool(pointwise(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift))))) + residual
-
 The norm folds into scale and shift of x - mean, its moments being one read of x. Upsampling and pool fold into the
-depthwise convolution's weights. Then either
-
-- one kernel, :func:`fused.fused`: the depthwise tile is the left operand of a matrix product and never leaves the chip;
-- or two: :func:`ops.depthwise`, and a matrix product of the library's.
-
-:func:`fused.fuses` says which. Both have the same derivatives, those of the closed family in :mod:`ops`. A 1 x 1
-convolution that is not fused is the library's matrix product, after the prologue by PyTorch's operations. Not run on a
-GPU yet.
+depthwise convolution's weights. Then :func:`fused.fuses` decides between one kernel, :func:`fused.fused`, and two:
+:func:`ops.depthwise`, and a matrix product of the library's. Both have the same derivatives, those of the closed family
+in :mod:`ops`. A 1 x 1 convolution that is not fused is the library's matrix product, after the prologue by PyTorch's
+operations. Not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -19,9 +13,8 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels.depthwise_separable import convolutions
+from raccgan.kernels.depthwise_separable.around import apply_prologue, pooled, upsampled
 from raccgan.kernels.depthwise_separable.options import Prologue, Resize, Weights
-from raccgan.kernels.depthwise_separable.prologue import apply_prologue
-from raccgan.kernels.depthwise_separable.resizing import pooled, upsampled
 from raccgan.kernels.depthwise_separable.triton import norm, ops
 from raccgan.kernels.depthwise_separable.triton.arguments import Affine, Stride
 from raccgan.kernels.depthwise_separable.triton.fused import fused, fuses
@@ -76,4 +69,4 @@ def _multiplied(u: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
     """The pointwise convolution of u as a matrix product, whose derivatives PyTorch makes of such products again."""
     left, matrix = rows(u), w.flatten(1).t()
     product = left @ matrix if bias is None else torch.addmm(bias.to(u.dtype), left, matrix)
-    return images(product, u.shape[0], u.shape[2], u.shape[3])
+    return images(product, u)
