@@ -44,19 +44,6 @@ def register(op: Any, shape: Callable[..., Any], backward: Callable[..., Any], s
     torch.library.register_autograd(op, checked, setup_context=save)
 
 
-def define(
-    op: str, schema: str, shape: Callable[..., Any], backward: Callable[..., Any], save: Callable[..., None]
-) -> Callable[[Callable[..., Any]], Any]:
-    """Decorator: makes a function of tensors a registered op, with what :func:`register` gives it."""
-
-    def decorate(run: Callable[..., Any]) -> Any:
-        registered = torch.library.custom_op(op, run, mutates_args=(), schema=schema)
-        register(registered, shape, backward, save)
-        return registered
-
-    return decorate
-
-
 def save_inputs(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
     """Keep all inputs of an op, for :func:`inputs_of` in its backward."""
     ctx.others = [None if isinstance(value, Tensor) else (value,) for value in inputs]
@@ -67,6 +54,20 @@ def save_few(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
     """:func:`save_inputs` for an op of several results: the gradient of one that nobody used is None, and not zeros."""
     save_inputs(ctx, inputs, output)
     ctx.set_materialize_grads(False)
+
+
+def define(
+    schema: str, shape: Callable[..., Any], backward: Callable[..., Any], save: Callable[..., None] = save_inputs
+) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator: makes a function the registered op of ``schema``, NAME(...) -> ..., with all of :func:`register`."""
+
+    def decorate(run: Callable[..., Any]) -> Any:
+        op, bracket, rest = schema.partition("(")
+        registered = torch.library.custom_op(f"raccgan::{op}", run, mutates_args=(), schema=bracket + rest)
+        register(registered, shape, backward, save)
+        return registered
+
+    return decorate
 
 
 def inputs_of(ctx: Any) -> list[Any]:

@@ -240,7 +240,9 @@ def test_one_kernel_gives_what_two_do(case: str, order: Callable[..., Any], monk
 
 def fused(x: Tensor, w: Tensor, pointwise: Tensor, bias: Tensor, residual: Tensor, stride: Stride) -> Tensor:
     height, width = residual.shape[2:]
-    return fusing.fused(x, Convolution(w, stride), pointwise, bias, residual, (height, width), Affine(relu=True))
+    return fusing.fused(
+        fusing.Fused(x, Convolution(w, stride), pointwise, bias, residual, Affine(relu=True), (height, width))
+    )
 
 
 def composed(x: Tensor, w: Tensor, pointwise: Tensor, bias: Tensor, residual: Tensor, stride: Stride) -> Tensor:
@@ -343,7 +345,7 @@ def test_offsets_beyond_two_to_the_31() -> None:
         lambda t: ops.correlation(near, t, 3, PLAIN),
         lambda t: norm.moments(t, False)[1],
         lambda t: ops.jvp(Term(t), NO_TERM, None, t, Affine(relu=True)),
-        lambda t: fusing.fused(t, convolution, ones(3, 3).half(), None, t, (5, 4), NO_AFFINE),
+        lambda t: fusing.fused(fusing.Fused(t, convolution, ones(3, 3).half(), None, t, NO_AFFINE, (5, 4))),
     ):
         assert_close(run(x), run(near), 1e-3)
 

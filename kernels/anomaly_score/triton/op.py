@@ -75,8 +75,7 @@ def _gradients(*inputs: Any) -> ScoreTensors:
 
 
 @define(
-    "raccgan::anomaly_score_triton",
-    "(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, bool want_map) -> (Tensor, Tensor, Tensor)",
+    "anomaly_score_triton(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, bool want_map) -> (Tensor, Tensor, Tensor)",
     output_shapes,
     _of_forward,
     _save_forward,
@@ -90,9 +89,8 @@ def _forward(
 
 
 @define(
-    "raccgan::anomaly_score_triton_backward",
-    "(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, Tensor? grad_residual, Tensor? grad_feature,"
-    " Tensor? grad_map, bool needs_x, bool needs_x_hat, bool needs_f, bool needs_f_hat)"
+    "anomaly_score_triton_backward(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, Tensor? grad_residual, "
+    "Tensor? grad_feature, Tensor? grad_map, bool needs_x, bool needs_x_hat, bool needs_f, bool needs_f_hat)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _backward_shapes,
     _of_backward,

@@ -52,22 +52,6 @@ def pool(
 
 
 @jit
-def pooled_of(
-    sums, sample, channel, in_channels, tiles, pixel_count, CHANNELS: tl.constexpr, CHANNEL_TILE: tl.constexpr
-):
-    """Average and maximum of some channels, from the sums of the sample's tiles."""
-    total = tl.zeros([CHANNEL_TILE], tl.float32)
-    largest = tl.full([CHANNEL_TILE], -float("inf"), tl.float32)
-    tile = 0
-    while tile < tiles:
-        at = (sample * tiles + tile) * 2 * CHANNELS + channel
-        total += tl.load(sums + at, mask=in_channels, other=0.0)
-        largest = tl.maximum(largest, tl.load(sums + at + CHANNELS, mask=in_channels, other=0.0))
-        tile += 1
-    return total / pixel_count, tl.where(in_channels, largest, 0.0)
-
-
-@jit
 def find_gate(
     sums,  # as pool leaves it
     reduce_weight, reduce_bias, expand_weight, expand_bias,
@@ -86,12 +70,20 @@ def find_gate(
     for first in range(0, CHANNELS, CHANNEL_TILE):
         channel = first + tl.arange(0, CHANNEL_TILE)
         in_channels = channel < CHANNELS
-        mean, largest = pooled_of(sums, sample, channel, in_channels, tiles, pixel_count, CHANNELS, CHANNEL_TILE)
+        total = tl.zeros([CHANNEL_TILE], tl.float32)
+        largest = tl.full([CHANNEL_TILE], -float("inf"), tl.float32)
+        tile = 0
+        while tile < tiles:
+            at = (sample * tiles + tile) * 2 * CHANNELS + channel
+            total += tl.load(sums + at, mask=in_channels, other=0.0)
+            largest = tl.maximum(largest, tl.load(sums + at + CHANNELS, mask=in_channels, other=0.0))
+            tile += 1
+        mean, largest = total / pixel_count, tl.where(in_channels, largest, 0.0)
         tl.store(pooled + sample * 2 * CHANNELS + channel, mean, mask=in_channels)
         tl.store(pooled + sample * 2 * CHANNELS + CHANNELS + channel, largest, mask=in_channels)
         inside = in_hidden[:, None] & in_channels[None, :]
-        at = reduce_weight + unit[:, None] * CHANNELS + channel[None, :]
-        weight = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        of_weight = reduce_weight + unit[:, None] * CHANNELS + channel[None, :]
+        weight = tl.load(of_weight, mask=inside, other=0.0).to(tl.float32)
         of_average += tl.sum(weight * mean[None, :], axis=1)
         of_maximum += tl.sum(weight * largest[None, :], axis=1)
     bias = tl.load(reduce_bias + unit, mask=in_hidden, other=0.0).to(tl.float32)

@@ -24,6 +24,8 @@ from raccgan.kernels.depthwise_separable.convolutions import Depthwise
 from raccgan.kernels.depthwise_separable.options import NO_PROLOGUE, SAME_SIZE, Prologue, Resize
 from raccgan.kernels.layout import empty_image
 
+_Tensors = Sequence[Tensor | None]
+
 
 class Options(NamedTuple):
     """What follows the tensors in the schema of every op here."""
@@ -68,8 +70,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _and_nothing(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+def _and_nothing(ctx: Any, grads: _Tensors) -> tuple[Tensor | None, ...]:
     return (*grads, *[None] * (len(ctx.options) + len(ctx.flags)))
+
+
+def _in_dtypes(grads: _Tensors, tensors: _Tensors, needs: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients that are needed, in the dtypes of the tensors."""
+    found = zip(grads, tensors, needs, strict=True)
+    return [grad.to(t.dtype) if need and grad is not None and t is not None else None for grad, t, need in found]
 
 
 def _forward_shape(x: Tensor, w: Tensor, scale: Any, shift: Any, upsample: int, pool: int, *options: Any) -> Tensor:
@@ -80,19 +88,10 @@ def _forward_shape(x: Tensor, w: Tensor, scale: Any, shift: Any, upsample: int, 
 def _forward_backward(ctx: Any, grad_y: Tensor | None) -> tuple[Any, ...]:
     if grad_y is None:
         return _and_nothing(ctx, [None] * 4)
-    x, w, scale, shift = ctx.saved_tensors
-    needs_x, needs_w = needs_grad(ctx, 0), needs_grad(ctx, 1)
-    needs_affine = needs_grad(ctx, 2) or needs_grad(ctx, 3)
-    grad_x, grad_w, grad_scale, grad_shift = torch.ops.raccgan.depthwise_native_backward(
-        grad_y, x, w, scale, shift, *ctx.options, needs_x, needs_w, needs_affine
-    )
-    grads = (
-        grad_x if needs_x else None,
-        grad_w.to(w.dtype) if needs_w else None,
-        grad_scale.to(scale.dtype) if needs_affine else None,
-        grad_shift.to(shift.dtype) if needs_affine else None,
-    )
-    return _and_nothing(ctx, grads)
+    tensors, affine = ctx.saved_tensors, needs_grad(ctx, 2) or needs_grad(ctx, 3)
+    needs = needs_grad(ctx, 0), needs_grad(ctx, 1), affine
+    found = torch.ops.raccgan.depthwise_native_backward(grad_y, *tensors, *ctx.options, *needs)
+    return _and_nothing(ctx, _in_dtypes(found, tensors, (*needs, affine)))
 
 
 def _backward_shape(
@@ -111,19 +110,10 @@ def _backward_backward(ctx: Any, grad_grad_x: Tensor | None, *others: Tensor | N
         return _and_nothing(ctx, differentiate(run, ctx.saved_tensors, (grad_grad_x, *others), needed))
     if grad_grad_x is None:
         return _and_nothing(ctx, [None] * 5)
-    grad_y, x, w, scale, shift = ctx.saved_tensors
-    needs_x, needs_scale = needed[1] and ctx.options.normalise, needed[3] and scale is not None
-    grad_grad_y, grad_x, grad_w, grad_scale = torch.ops.raccgan.depthwise_native_double_backward(
-        grad_grad_x, grad_y, x, w, scale, shift, *ctx.options, needed[0], needs_x, needed[2], needs_scale
-    )
-    grads = (
-        grad_grad_y if needed[0] else None,
-        grad_x if needs_x else None,
-        grad_w.to(w.dtype) if needed[2] else None,
-        grad_scale.to(scale.dtype) if needs_scale else None,
-        None,
-    )
-    return _and_nothing(ctx, grads)
+    tensors = ctx.saved_tensors
+    needs = (needed[0], needed[1] and ctx.options.normalise, needed[2], needed[3] and tensors[3] is not None)
+    found = torch.ops.raccgan.depthwise_native_double_backward(grad_grad_x, *tensors, *ctx.options, *needs)
+    return _and_nothing(ctx, (*_in_dtypes(found, tensors[:4], needs), None))
 
 
 def _gradients(options: Options, needs: Sequence[bool], *tensors: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from raccgan.kernels.autograd import define, inputs_of, needs_grad, save_inputs
+from raccgan.kernels.autograd import define, inputs_of, needs_grad
 from raccgan.kernels.depthwise_separable.triton import launch, tiles
 from raccgan.kernels.depthwise_separable.triton.arguments import PLAIN, SCHEMA, Affine, Convolution, Stride
 from raccgan.kernels.depthwise_separable.triton.ops import correlation, depthwise, depthwise_vjp
@@ -43,29 +43,29 @@ def fuses(x: Tensor, pointwise: Tensor, kernel_size: int, stride: Stride) -> boo
     return again <= 1 and again * reads <= 16
 
 
-class _Fused(NamedTuple):
+class Fused(NamedTuple):
     x: Tensor
     convolution: Convolution
-    pointwise: Tensor
-    bias: Tensor | None
-    residual: Tensor | None
+    pointwise: Tensor  # [D, C] of x's dtype
+    bias: Tensor | None  # [D] float32
+    residual: Tensor | None  # [N, D, height, width]
     affine: Affine
-    size: tuple[int, int]
+    size: tuple[int, int]  # height and width of the result
 
     @classmethod
-    def of(cls, inputs: Sequence[Any]) -> _Fused:
+    def of(cls, inputs: Sequence[Any]) -> Fused:
         x, w, pointwise, bias, residual, *affine, down, up, height, width = inputs
         return cls(x, Convolution(w, Stride(down, up)), pointwise, bias, residual, Affine(*affine), (height, width))
 
 
 def _shape(*inputs: Any) -> Tensor:
-    x, _, pointwise, *_, size = _Fused.of(inputs)
+    x, _, pointwise, *_, size = Fused.of(inputs)
     return empty_image(x, pointwise.shape[0], *size)
 
 
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     inputs = inputs_of(ctx)
-    x, convolution, pointwise, _, _, affine, size = _Fused.of(inputs)
+    x, convolution, pointwise, _, _, affine, size = Fused.of(inputs)
     needs_x, needs_w, needs_pointwise, needs_bias, needs_residual, needs_scale, needs_shift = (
         needs_grad(ctx, i, inputs) for i in range(7)
     )
@@ -92,33 +92,24 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
 
 
 @define(
-    "raccgan::depthwise_triton_separable",
-    f"(Tensor x, Tensor w, Tensor pointwise, Tensor? bias, Tensor? residual, {SCHEMA}, int down, int up, "
-    "SymInt height, SymInt width) -> Tensor",
+    f"depthwise_triton_separable(Tensor x, Tensor w, Tensor pointwise, Tensor? bias, Tensor? residual, {SCHEMA}, "
+    "int down, int up, SymInt height, SymInt width) -> Tensor",
     _shape,
     _backward,
-    save_inputs,
 )
 def _fused(*inputs: Any) -> Tensor:
-    x, convolution, pointwise, bias, residual, affine, _ = _Fused.of(inputs)
+    x, convolution, pointwise, bias, residual, affine, _ = Fused.of(inputs)
     y = _shape(*inputs)
     launch.fused(x, convolution, pointwise, bias, affine, residual, y)
     return y
 
 
-def fused(
-    x: Tensor,
-    convolution: Convolution,
-    pointwise: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    size: tuple[int, int],
-    affine: Affine,
-) -> Tensor:
-    """pointwise D(phi(x), w) + bias + residual [N, D, height, width], for pointwise [D, C] of x's dtype, bias float32.
+def fused(given: Fused) -> Tensor:
+    """pointwise D(phi(x), w) + bias + residual [N, D, height, width].
 
     Gradients: any order. D(phi(x), w) is not kept for them, but computed again where pointwise's is needed.
     """
+    x, convolution, pointwise, bias, residual, affine, size = given
     d = pointwise.shape[0]
     bias = None if bias is None else bias.expand(d)
     residual = None if residual is None else residual.expand((x.shape[0], d, *size))

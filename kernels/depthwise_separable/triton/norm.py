@@ -56,8 +56,7 @@ def _moments_backward(ctx: Any, grad_mean: Tensor, grad_var: Tensor) -> tuple[Te
 
 
 @define(
-    "raccgan::depthwise_triton_moments",
-    "(Tensor x, bool pre_relu) -> (Tensor, Tensor)",
+    "depthwise_triton_moments(Tensor x, bool pre_relu) -> (Tensor, Tensor)",
     _moments_shapes,
     _moments_backward,
     _save_moments,
@@ -127,9 +126,8 @@ def _sum(a: Tensor | None, b: Tensor) -> Tensor:
 
 
 @define(
-    "raccgan::depthwise_triton_normalised",
-    "(Tensor x, Tensor w, Tensor? scale, Tensor? shift, bool pre_relu, bool relu, int down, int up, "
-    "SymInt height, SymInt width, float eps) -> (Tensor, Tensor, Tensor)",
+    "depthwise_triton_normalised(Tensor x, Tensor w, Tensor? scale, Tensor? shift, bool pre_relu, bool relu, "
+    "int down, int up, SymInt height, SymInt width, float eps) -> (Tensor, Tensor, Tensor)",
     _normalised_shapes,
     _normalised_backward,
     _save_normalised,

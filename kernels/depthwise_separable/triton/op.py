@@ -17,7 +17,7 @@ from raccgan.kernels.depthwise_separable.around import apply_prologue, pooled, u
 from raccgan.kernels.depthwise_separable.options import Prologue, Resize, Weights
 from raccgan.kernels.depthwise_separable.triton import norm, ops
 from raccgan.kernels.depthwise_separable.triton.arguments import Affine, Stride
-from raccgan.kernels.depthwise_separable.triton.fused import fused, fuses
+from raccgan.kernels.depthwise_separable.triton.fused import Fused, fused, fuses
 from raccgan.kernels.layout import images, in_autocast_dtype, rows
 
 
@@ -51,7 +51,7 @@ def _in_one_kernel(x: Tensor, weights: Weights, prologue: Prologue, stride: Stri
     convolution = ops.resized(weights.depthwise.float(), stride)
     matrix, bias = weights.pointwise.flatten(1).to(x.dtype), weights.float().bias()
     inside = residual if residual is not None and residual.dtype == x.dtype else None
-    y = fused(x, convolution, matrix, bias, inside, _size(x, stride), affine)
+    y = fused(Fused(x, convolution, matrix, bias, inside, affine, _size(x, stride)))
     return y if residual is None or inside is not None else y + residual
 
 

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from raccgan.kernels.autograd import define, inputs_of, needs_grad, save_few, save_inputs
+from raccgan.kernels.autograd import define, inputs_of, needs_grad, save_few
 from raccgan.kernels.depthwise_separable.triton import launch
 from raccgan.kernels.depthwise_separable.triton.arguments import (
     NO_AFFINE,
@@ -95,11 +95,9 @@ def depthwise_vjp(
 
 
 @define(
-    "raccgan::depthwise_triton",
-    f"(Tensor x, Tensor w, {SCHEMA}, int down, int up, SymInt height, SymInt width) -> Tensor",
+    f"depthwise_triton(Tensor x, Tensor w, {SCHEMA}, int down, int up, SymInt height, SymInt width) -> Tensor",
     _depthwise_shape,
     _depthwise_backward,
-    save_inputs,
 )
 def _depthwise(*inputs: Any) -> Tensor:
     x, convolution, affine, _ = _Depthwise.of(inputs)
@@ -137,11 +135,9 @@ def _correlation_backward(ctx: Any, grad_w: Tensor) -> tuple[Any, ...]:
 
 
 @define(
-    "raccgan::depthwise_triton_correlation",
-    f"(Tensor x, Tensor grad, {SCHEMA}, int kernel_size, int down, int up) -> Tensor",
+    f"depthwise_triton_correlation(Tensor x, Tensor grad, {SCHEMA}, int kernel_size, int down, int up) -> Tensor",
     _correlation_shape,
     _correlation_backward,
-    save_inputs,
 )
 def _correlation(*inputs: Any) -> Tensor:
     x, grad, *affine, kernel_size, down, up = inputs
@@ -197,9 +193,8 @@ def _vjp_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
 
 
 @define(
-    "raccgan::depthwise_triton_vjp",
-    f"(Tensor grad, Tensor? w, Tensor? image, Tensor? factor, Tensor x, {SCHEMA}, int down, int up, "
-    "bool centered, bool needs_image, bool needs_sums) -> (Tensor, Tensor, Tensor)",
+    f"depthwise_triton_vjp(Tensor grad, Tensor? w, Tensor? image, Tensor? factor, Tensor x, {SCHEMA}, "
+    "int down, int up, bool centered, bool needs_image, bool needs_sums) -> (Tensor, Tensor, Tensor)",
     _vjp_shapes,
     _vjp_backward,
     save_few,
@@ -258,12 +253,10 @@ def _jvp_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 @define(
-    "raccgan::depthwise_triton_jvp",
-    f"(Tensor? image, Tensor? factor, Tensor? added, Tensor? other, Tensor? other_factor, Tensor x, {SCHEMA}, "
-    "bool centered) -> Tensor",
+    f"depthwise_triton_jvp(Tensor? image, Tensor? factor, Tensor? added, Tensor? other, Tensor? other_factor, Tensor x, "
+    f"{SCHEMA}, bool centered) -> Tensor",
     _jvp_shape,
     _jvp_backward,
-    save_inputs,
 )
 def _jvp(*inputs: Any) -> Tensor:
     out = _jvp_shape(*inputs)
