@@ -121,6 +121,13 @@ def _tile(config: Config, c: int, p: int, last: bool) -> Config:
     return config._replace(tile={"PIXELS": pixels, "CHANNELS": channels})
 
 
+def _cut(x: Tensor) -> tuple[int, int, int, int, bool, Config]:
+    """N, C, pixels, pieces of a sample, whether x is channels_last, and the piece."""
+    (n, c, height, width), last = x.shape, not x.is_contiguous()
+    config = _config(c, height * width, last)
+    return n, c, height * width, runtime.cdiv(height * width, config.tile["PIXELS"]), last, config
+
+
 @cache
 def _config(c: int, p: int, last: bool) -> Config:
     def work(config: Config) -> tuple[int, int]:
@@ -137,10 +144,7 @@ def _in_order(x: Tensor) -> Tensor:
 def _forward(x: Tensor) -> tuple[Tensor, Tensor]:
     x = _in_order(x)
     mean, var = autograd.shapes(x)
-    n, c, height, width = x.shape
-    pixels, last = height * width, not x.is_contiguous()
-    config = _config(c, pixels, last)
-    pieces = runtime.cdiv(pixels, config.tile["PIXELS"])
+    n, c, pixels, pieces, last, config = _cut(x)
     partial = mean.new_empty(n * pieces * 2 * c)
     runtime.launch(_pieces, n * pieces, x, partial, pixels, pieces, config=config, C=c, LAST=last)
     programs = runtime.cdiv(c, _JOIN.tile["COLUMNS"])
@@ -152,10 +156,7 @@ def _forward(x: Tensor) -> tuple[Tensor, Tensor]:
 def _backward(grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor) -> Tensor:
     x = _in_order(x)
     grad = torch.empty_like(x)
-    n, c, height, width = x.shape
-    pixels, last = height * width, not x.is_contiguous()
-    config = _config(c, pixels, last)
-    pieces = runtime.cdiv(pixels, config.tile["PIXELS"])
+    n, c, pixels, pieces, last, config = _cut(x)
     images = (grad_mean.contiguous(), grad_var.contiguous(), x, mean.contiguous(), grad)
     sizes = (pixels, pieces, float(n * pixels))
     runtime.launch(_gradient, n * pieces, *images, *sizes, config=config, C=c, LAST=last)

@@ -33,22 +33,13 @@ from torch import Tensor
 
 from raccgan.kernels.autograd import define, inputs_of, needs_grad, save_few
 from raccgan.kernels.depthwise_separable.triton import launch
-from raccgan.kernels.depthwise_separable.triton.arguments import (
-    NO_AFFINE,
-    NO_TERM,
-    PLAIN,
-    SCHEMA,
-    Affine,
-    Convolution,
-    Stride,
-    Term,
-)  # fmt: skip
+from raccgan.kernels.depthwise_separable.triton.arguments import NO_AFFINE, SCHEMA, Affine, Convolution, Stride, Term
 from raccgan.kernels.layout import empty_image
 
 
 def resized(w: Tensor, stride: Stride) -> Convolution:
     """Upsampling, then w [C, 1, k, k]; or w, then the average pool; w alone where the stride is neither."""
-    if stride == PLAIN:
+    if stride == Stride():
         return Convolution(w)
     # The average over a 2 x 2 box; upsampling sums where the pool averages.
     divisor = 1 if stride.up == 2 else None
@@ -181,7 +172,7 @@ def _vjp_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     of_image, of_scale, of_shift = (None if g is None or g.numel() == 0 else g for g in grads)
     grad_grad = grad_w = grad_image = grad_factor = None
     if needs_y or needs_w:
-        second = NO_TERM if of_scale is None else Term(term.image, of_scale, term.centered)
+        second = Term() if of_scale is None else Term(term.image, of_scale, term.centered)
         inner = grad_grad = jvp(Term(of_image, term.factor), second, of_shift, x, affine)
         if convolution is not None:
             grad_grad = depthwise(inner, convolution.transposed(), *grad.shape[2:]) if needs_y else None
@@ -215,7 +206,7 @@ def vjp(
 
     Gradients: any order, for grad, w, a and s.
     """
-    w, stride = (None, PLAIN) if convolution is None else convolution
+    w, stride = (None, Stride()) if convolution is None else convolution
     flags = (term.centered, needs[0], needs[1] or needs[2])
     image, of_scale, of_shift = _vjp(grad, w, term.image, term.factor, x, *affine, *stride, *flags)
     return image if needs[0] else None, of_scale if needs[1] else None, of_shift if needs[2] else None
@@ -253,8 +244,8 @@ def _jvp_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 @define(
-    f"depthwise_triton_jvp(Tensor? image, Tensor? factor, Tensor? added, Tensor? other, Tensor? other_factor, Tensor x, "
-    f"{SCHEMA}, bool centered) -> Tensor",
+    "depthwise_triton_jvp(Tensor? image, Tensor? factor, Tensor? added, Tensor? other, Tensor? other_factor, "
+    f"Tensor x, {SCHEMA}, bool centered) -> Tensor",
     _jvp_shape,
     _jvp_backward,
 )
