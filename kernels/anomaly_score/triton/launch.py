@@ -13,7 +13,7 @@ from torch import Tensor
 from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.anomaly_score.gradients import ScoreGrads, ScoreTensors
 from raccgan.kernels.anomaly_score.triton import kernels
-from raccgan.kernels.triton_runtime import Compilation, Config, meta
+from raccgan.kernels.triton_runtime import Compilation, Config, launch, meta
 
 ELEMENTS = (Config({"ELEMENTS": 1024}, 4), Config({"ELEMENTS": 2048}, 4), Config({"ELEMENTS": 4096}, 8))
 FINISH = Config({"PARTS": 128}, 1)
@@ -77,15 +77,12 @@ def forward_pass(tensors: ScoreTensors, residual: Tensor, feature: Tensor, to_ma
     assert tensors.x is not None
     plan = Plan.of(tensors.x, tensors.f)
     partial = residual.new_empty(plan.programs)
-    runtime.launch(
-        kernels.sum_squares, plan.programs, *tensors, to_map, partial, *plan.counts, config=plan.tile, **plan.layout,
-    )  # fmt: skip
+    given = (*tensors, to_map, partial, *plan.counts)
+    launch(kernels.sum_squares, plan.programs, *given, config=plan.tile, **plan.layout)
     if tensors.f is None:
         feature.zero_()
-    runtime.launch(
-        kernels.find_means, plan.samples, partial, residual, feature if tensors.f is not None else None,
-        *plan.counts[2:], *plan.sizes, config=FINISH,
-    )  # fmt: skip
+    parts = (partial, residual, feature if tensors.f is not None else None, *plan.counts[2:], *plan.sizes)
+    launch(kernels.find_means, plan.samples, *parts, config=FINISH)
 
 
 def backward_pass(tensors: ScoreTensors, grads: ScoreGrads, found: ScoreTensors) -> None:
@@ -94,10 +91,8 @@ def backward_pass(tensors: ScoreTensors, grads: ScoreGrads, found: ScoreTensors)
     images = found.x is not None or found.x_hat is not None
     features = found.f is not None or found.f_hat is not None
     plan = Plan.of(tensors.x, tensors.f, images, features)
-    runtime.launch(
-        kernels.find_gradients, plan.programs, *tensors, *(g if g is None else g.contiguous() for g in grads), *found,
-        *plan.counts, *plan.sizes, config=plan.tile, **plan.layout,
-    )  # fmt: skip
+    given = (*tensors, *(g if g is None else g.contiguous() for g in grads), *found, *plan.counts, *plan.sizes)
+    launch(kernels.find_gradients, plan.programs, *given, config=plan.tile, **plan.layout)
 
 
 def compilations() -> Iterator[Compilation]:

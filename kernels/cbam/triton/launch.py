@@ -12,7 +12,7 @@ from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.cbam.autograd import BackwardArguments, CbamTensors
 from raccgan.kernels.cbam.triton import backward as back
 from raccgan.kernels.cbam.triton import forward
-from raccgan.kernels.triton_runtime import Config
+from raccgan.kernels.triton_runtime import Config, launch
 
 # 16 elements a thread at most: with 32 the backward sweeps take 242 registers of 255.
 ELEMENTS = (Config({"ELEMENTS": 1024}, 4), Config({"ELEMENTS": 2048}, 4), Config({"ELEMENTS": 4096}, 8))
@@ -82,10 +82,11 @@ class Plan(NamedTuple):
     def group_size(self) -> int:
         return 1 if self.grouped else self.samples
 
-    def sweep(self, kernel: Any, *arguments: Any, **constants: Any) -> None:
-        """Launch a sweep over x: a program a tile."""
-        layout = {"CHANNELS": self.channels, "CHANNELS_LAST": self.channels_last}
-        runtime.launch(kernel, self.samples * self.tiles, *arguments, config=self.sweep_tile, **layout, **constants)
+    def sweep(self, kernel: Any, *tensors: Tensor | None, sizes: tuple[float, ...] = (), **constants: Any) -> None:
+        """Launch a sweep over x: a program a tile. ``sizes`` follow pixels and tiles."""
+        arguments = (*tensors, self.pixels, self.tiles, *sizes)
+        constants |= {"CHANNELS": self.channels, "CHANNELS_LAST": self.channels_last}
+        launch(kernel, self.samples * self.tiles, *arguments, config=self.sweep_tile, **constants)
 
 
 @cache
@@ -158,29 +159,25 @@ def forward_pass(tensors: CbamTensors, batch: bool, eps: float, outputs: Forward
     x, mean, var = tensors.x, tensors.mean, tensors.var
     saved = _saved_in(outputs.saved, tensors, plan)
     sums = outputs.saved.new_empty(plan.samples * plan.tiles * 2 * plan.channels)
-    plan.sweep(forward.pool, x, sums, plan.pixels, plan.tiles)
-    runtime.launch(
-        forward.find_gate, plan.samples, sums, tensors.reduce_weight, tensors.reduce_bias, tensors.expand_weight,
-        tensors.expand_bias, saved.gate, saved.pooled, saved.hidden, plan.tiles, float(plan.pixels),
-        config=plan.mlp_tile, CHANNELS=plan.channels, HIDDEN=plan.hidden,
-    )  # fmt: skip
-    plan.sweep(forward.find_planes, x, saved.gate, saved.planes, plan.pixels, plan.tiles)
+    plan.sweep(forward.pool, x, sums)
+    given = (sums, *tensors[1:5], saved.gate, saved.pooled, saved.hidden, plan.tiles, float(plan.pixels))
+    launch(forward.find_gate, plan.samples, *given, config=plan.mlp_tile, CHANNELS=plan.channels, HIDDEN=plan.hidden)
+    plan.sweep(forward.find_planes, x, saved.gate, saved.planes)
     partial = None if plan.fixed else outputs.saved.new_empty(plan.samples * plan.score_tiles * 2)
-    runtime.launch(
-        forward.find_scores, plan.samples * plan.score_tiles, saved.planes, tensors.spatial_weight, saved.scores,
-        partial, plan.pixels, plan.width, plan.score_tiles, config=SCORES, KERNEL_SIZE=plan.k,
-    )  # fmt: skip
+    planes = (saved.planes, tensors.spatial_weight, saved.scores, partial, plan.pixels, plan.width, plan.score_tiles)
+    launch(forward.find_scores, plan.samples * plan.score_tiles, *planes, config=SCORES, KERNEL_SIZE=plan.k)
     if partial is not None:
-        runtime.launch(
-            forward.join_moments, plan.groups, partial, outputs.mean, outputs.var, saved.moments,
-            plan.pixels, plan.score_tiles, plan.group_size * plan.score_tiles, float(plan.group_size * plan.pixels),
-            config=ITEMS, **SCORES.tile,
-        )  # fmt: skip
         mean, var = outputs.mean, outputs.var
-    plan.sweep(
-        forward.apply, x, saved.gate, saved.scores, mean, var, tensors.norm_weight, tensors.norm_bias, outputs.y,
-        plan.pixels, plan.tiles, eps, GROUPED=plan.grouped,
-    )  # fmt: skip
+        sizes = (
+            plan.pixels,
+            plan.score_tiles,
+            plan.group_size * plan.score_tiles,
+            float(plan.group_size * plan.pixels),
+        )
+        parts = (partial, mean, var, saved.moments, *sizes)
+        launch(forward.join_moments, plan.groups, *parts, config=ITEMS, **SCORES.tile)
+    norm = (saved.scores, mean, var, tensors.norm_weight, tensors.norm_bias)
+    plan.sweep(forward.apply, x, saved.gate, *norm, outputs.y, sizes=(eps,), GROUPED=plan.grouped)
 
 
 def backward_pass(arguments: BackwardArguments, found: CbamTensors) -> None:
@@ -231,24 +228,20 @@ class _Backward:
         """From y to the scores; leaves the gradients of the norm's weight, bias and moments in ``grad_norm``."""
         plan, saved = self.plan, self.saved
         partial = self._floats(plan.samples * plan.tiles * 2)
-        plan.sweep(
-            back.find_flow, self.tensors.x, self.grad_y, saved.gate, saved.planes, *self.norm, self.flow, self.ties,
-            self.through, partial, plan.pixels, plan.tiles, self.eps, GROUPED=plan.grouped,
-        )  # fmt: skip
-        runtime.launch(
-            back.join_norm, plan.groups, partial, self.var, self.tensors.norm_weight, *self.grad_moments,
-            self.coefficients, self.grad_norm, plan.group_size * plan.tiles, float(plan.group_size * plan.pixels),
-            self.eps, config=ITEMS, FIXED=plan.fixed,
-        )  # fmt: skip
+        given = (self.tensors.x, self.grad_y, saved.gate, saved.planes, *self.norm)
+        found = (self.flow, self.ties, self.through, partial)
+        plan.sweep(back.find_flow, *given, *found, sizes=(self.eps,), GROUPED=plan.grouped)
+        parts = (partial, self.var, self.tensors.norm_weight, *self.grad_moments, self.coefficients, self.grad_norm)
+        sizes = (plan.group_size * plan.tiles, float(plan.group_size * plan.pixels), self.eps)
+        launch(back.join_norm, plan.groups, *parts, *sizes, config=ITEMS, FIXED=plan.fixed)
 
     def of_spatial_weight(self) -> Tensor:
         plan = self.plan
         partial = self._floats(plan.samples * plan.tap_tiles, 2 * plan.k * plan.k)
-        runtime.launch(
-            back.spatial_back, len(partial), self.flow, self.saved.scores, self.saved.planes, self.mean,
-            self.coefficients, partial, plan.pixels, plan.width, plan.tap_tiles,
-            config=plan.taps_tile, GROUPED=plan.grouped, KERNEL_SIZE=plan.k,
-        )  # fmt: skip
+        given = (self.flow, self.saved.scores, self.saved.planes, self.mean, self.coefficients, partial)
+        constants = {"GROUPED": plan.grouped, "KERNEL_SIZE": plan.k}
+        sizes = (plan.pixels, plan.width, plan.tap_tiles)
+        launch(back.spatial_back, len(partial), *given, *sizes, config=plan.taps_tile, **constants)
         return partial.sum(dim=0)
 
     def through_channel_gate(self) -> None:
@@ -256,30 +249,23 @@ class _Backward:
         plan, saved, tensors = self.plan, self.saved, self.tensors
         n, c = plan.samples, plan.channels
         self.grad_planes, sums = self._floats(n * 2 * plan.pixels), self._floats(n * plan.tiles * 2 * c)
-        runtime.launch(
-            back.score_back, n * plan.score_tiles, self.flow, saved.scores, self.mean, self.coefficients,
-            tensors.spatial_weight, self.ties, self.grad_planes, plan.pixels, plan.width, plan.score_tiles,
-            config=SCORES, GROUPED=plan.grouped, CHANNELS=c, KERNEL_SIZE=plan.k,
-        )  # fmt: skip
-        plan.sweep(
-            back.gather, tensors.x, saved.gate, saved.planes, self.grad_planes, saved.pooled, sums,
-            plan.pixels, plan.tiles,
-        )  # fmt: skip
+        scores = (self.flow, saved.scores, self.mean, self.coefficients, tensors.spatial_weight, self.ties)
+        sizes = (plan.pixels, plan.width, plan.score_tiles)
+        constants = {"GROUPED": plan.grouped, "CHANNELS": c, "KERNEL_SIZE": plan.k}
+        launch(back.score_back, n * sizes[-1], *scores, self.grad_planes, *sizes, config=SCORES, **constants)
+        plan.sweep(back.gather, tensors.x, saved.gate, saved.planes, self.grad_planes, saved.pooled, sums)
         self.grad_logits, self.grad_hidden = self._floats(n, c), self._floats(n, 2, plan.hidden)
         self.grad_pooled, self.tied = self._floats(n, 2, c), self._floats(n, c)
-        runtime.launch(
-            back.gate_back, n, self.through, sums, saved.gate, saved.hidden, tensors.reduce_weight,
-            tensors.expand_weight, self.grad_logits, self.grad_hidden, self.grad_pooled, self.tied, plan.tiles,
-            config=plan.mlp_tile, CHANNELS=c, HIDDEN=plan.hidden,
-        )  # fmt: skip
+        given = (self.through, sums, saved.gate, saved.hidden, tensors.reduce_weight, tensors.expand_weight)
+        found = (self.grad_logits, self.grad_hidden, self.grad_pooled, self.tied)
+        launch(back.gate_back, n, *given, *found, plan.tiles, config=plan.mlp_tile, CHANNELS=c, HIDDEN=plan.hidden)
 
     def write_x(self, grad_x: Tensor) -> None:
         plan, saved = self.plan, self.saved
-        plan.sweep(
-            back.apply_back, self.tensors.x, self.grad_y, saved.gate, saved.planes, *self.norm, self.grad_planes,
-            saved.pooled, self.grad_pooled, self.tied, grad_x, plan.pixels, plan.tiles, float(plan.pixels), self.eps,
-            GROUPED=plan.grouped,
-        )  # fmt: skip
+        given = (self.tensors.x, self.grad_y, saved.gate, saved.planes, *self.norm)
+        found = (self.grad_planes, saved.pooled, self.grad_pooled, self.tied, grad_x)
+        sizes = (float(plan.pixels), self.eps)
+        plan.sweep(back.apply_back, *given, *found, sizes=sizes, GROUPED=plan.grouped)
 
     def write_mlp(self, found: CbamTensors) -> None:
         n, c, r = self.plan.samples, self.plan.channels, self.plan.hidden
