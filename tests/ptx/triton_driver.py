@@ -125,4 +125,4 @@ def take_over_raccgan() -> None:
 
     triton_runtime.supports = but_a_gpu
     for backends in (*dispatch.ops().values(), op.POINTWISE):
-        backends["triton"] = dispatch.Backend(but_a_gpu, backends["triton"].run)  # type: ignore[index]
+        backends["triton"] = dispatch.Backend(but_a_gpu, backends["triton"].run)
