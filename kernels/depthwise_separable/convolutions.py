@@ -50,7 +50,8 @@ def operands(u: Tensor, weights: Weights) -> tuple[Tensor, Tensor, Tensor | None
     ``u`` is what the depthwise convolution made; of a 1 x 1 one, which is part of w then, its input.
     """
     if weights.kernel_size == 1:
-        return u, weights.matrix(), weights.bias()
+        bias = weights.bias()  # before the matrix: autograd adds up a weight's gradients in the order of its uses
+        return u, weights.matrix(), bias
     # Whether reading u twice and writing it is less than reading all weights once more; a graph's batch is open.
     few = not torch.compiler.is_compiling() and 3 * u.numel() <= weights.pointwise.numel()
     if weights.depthwise_bias is not None and few:

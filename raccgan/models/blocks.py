@@ -282,7 +282,7 @@ class CBAM(nn.Module):
 class ResidualDown(nn.Module):
     """Residual block of the discriminator and the encoder.
 
-    ReLU (if ``preactivation``) -> norm -> ReLU -> conv 3x3 -> norm -> ReLU -> conv 3x3 -> average pool 2 (if ``down``),
+    ReLU (if ``pre_relu``) -> norm -> ReLU -> conv 3x3 -> norm -> ReLU -> conv 3x3 -> average pool 2 (if ``down``),
     beside a 1x1 skip with the same pool; then CBAM (if ``attention``). The norm is an instance norm without weights. In
     a block with ``condition`` > 0, a condition [N, condition] scales and shifts it (FiLM, Perez et al., 2018).
     """
@@ -292,7 +292,7 @@ class ResidualDown(nn.Module):
         channels: int,
         out_channels: int,
         *,
-        preactivation: bool,
+        pre_relu: bool,
         down: bool,
         kind: str,
         kernels: str,
@@ -306,13 +306,13 @@ class ResidualDown(nn.Module):
         self.film_sizes = [channels, channels, out_channels, out_channels]
         self.film = nn.Linear(condition, sum(self.film_sizes)) if condition else None
         self.attention = CBAM(out_channels, kernels, norm="instance") if attention else None
-        self.preactivation = preactivation
+        self.pre_relu = pre_relu
         self.resize = Resize(pool=2 if down else 1)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """[N, C, H, W], under the condition y [N, condition], to [N, D, H', W']."""
         skip = x if self.skip is None else self.skip(x, resize=self.resize)
-        first = Prologue(self.preactivation, "instance", relu=True)
+        first = Prologue(self.pre_relu, "instance", relu=True)
         second = Prologue(False, "instance", relu=True)
         if self.film is not None and y is not None:
             film = self.film(y).split(self.film_sizes, dim=1)

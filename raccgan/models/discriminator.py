@@ -45,7 +45,7 @@ class Discriminator(nn.Module):
             raise ValueError(f"discriminator head {head!r} is not one of {', '.join(HEADS)}")
         last = len(widths) - 1
         self.blocks = nn.ModuleList(
-            ResidualDown(c, d, preactivation=i > 0, down=i < last, kind=kind, kernels=kernels, attention=i in attention)
+            ResidualDown(c, d, pre_relu=i > 0, down=i < last, kind=kind, kernels=kernels, attention=i in attention)
             for i, (c, d) in enumerate(pairwise((image_channels, *widths)))
         )
         self.head = head

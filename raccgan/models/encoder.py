@@ -72,7 +72,7 @@ class Encoder(nn.Module):
         self.stem = nn.Conv2d(image_channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList(
             ResidualDown(
-                c, d, preactivation=True, down=True, kind=kind, kernels=kernels,
+                c, d, pre_relu=True, down=True, kind=kind, kernels=kernels,
                 attention=i in attention, condition=embedding if film else 0,
             )
             for i, (c, d) in enumerate(pairwise(widths))
