@@ -116,9 +116,9 @@ _noted: list[Compilation] | None = None
 def noted() -> Iterator[list[Compilation]]:
     """Notes what Triton would compile for the launches inside, which are not run: their tensors may be "meta"."""
     global _noted
-    _noted = found = []
+    _noted = []
     try:
-        yield found
+        yield _noted
     finally:
         _noted = None
 

@@ -39,7 +39,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    return *gradients(*ctx.saved_tensors, ScoreGrads(*grads), ctx.needs_input_grad[:4]), None
+    x, x_hat, f, f_hat = ctx.saved_tensors
+    return *gradients(x, x_hat, f, f_hat, ScoreGrads(*grads), ctx.needs_input_grad[:4]), None
 
 
 if library.load():

@@ -76,9 +76,9 @@ class BackwardArguments(NamedTuple):
     @classmethod
     def of(cls, arguments: Sequence[Any]) -> BackwardArguments:
         """Of the op's arguments, one after the other."""
-        grads, tensors, others = arguments[:3], arguments[3 : 3 + TENSORS], arguments[3 + TENSORS :]
-        batch, eps, saved, *needs = others
-        return cls(*grads, CbamTensors(*tensors), batch, eps, saved, CbamNeeds(*needs))
+        (grad_y, grad_mean, grad_var), tensors = arguments[:3], CbamTensors(*arguments[3 : 3 + TENSORS])
+        batch, eps, saved, *needs = arguments[3 + TENSORS :]
+        return cls(grad_y, grad_mean, grad_var, tensors, batch, eps, saved, CbamNeeds(*needs))
 
 
 def forward_shapes(like: Callable[[Tensor], Tensor], saved: Callable[..., int], *inputs: Any) -> tuple[Tensor, ...]:

@@ -71,7 +71,8 @@ def _of_backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, .
 
 
 def _gradients(*inputs: Any) -> ScoreTensors:
-    return gradients(*inputs[:_TENSORS], ScoreGrads(*inputs[_TENSORS:]))
+    x, x_hat, f, f_hat, *grads = inputs
+    return gradients(x, x_hat, f, f_hat, ScoreGrads(*grads))
 
 
 @define(

@@ -98,8 +98,8 @@ def _backward_shape(
     grad_y: Tensor, x: Tensor, w: Tensor, scale: Any, shift: Any, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     needs_x, needs_w, needs_affine = options[len(Options._fields) :]
-    of_affine = (_float(x, x.shape[:2], needs_affine) for _ in range(2))
-    return _like(x, needs_x), _float(x, w.shape, needs_w), *of_affine
+    of_scale, of_shift = (_float(x, x.shape[:2], needs_affine) for _ in range(2))
+    return _like(x, needs_x), _float(x, w.shape, needs_w), of_scale, of_shift
 
 
 def _backward_backward(ctx: Any, grad_grad_x: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:

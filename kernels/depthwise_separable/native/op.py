@@ -48,7 +48,12 @@ def supports(call: dispatch.Call) -> str | None:
 
 
 def depthwise_separable(
-    x: Tensor, weights: Weights, prologue: Prologue, resize: Resize, residual: Tensor | None, packed: Tensor | None
+    x: Tensor,
+    weights: Weights,
+    prologue: Prologue,
+    resize: Resize,
+    residual: Tensor | None,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """As :func:`raccgan.kernels.depthwise_separable.depthwise_separable`.
 

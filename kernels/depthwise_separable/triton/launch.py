@@ -43,7 +43,7 @@ def vjp(
     other, *other_strides = _by_pixel(x if term.image is None else term.image)
     x, *x_strides = _by_pixel(x)
     images = [grad, other, term.dense(), x, *affine.dense(), out]
-    constants = {
+    constants: dict[str, int] = {
         **affine.flags(),
         "FACTOR": term.factor is not None,
         "IMAGE": out.dim() == 4,

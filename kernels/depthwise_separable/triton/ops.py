@@ -119,7 +119,8 @@ def _correlation_backward(ctx: Any, grad_w: Tensor) -> tuple[Any, ...]:
     x, grad, *values, _, down, up = inputs
     convolution, affine = Convolution(grad_w, Stride(down, up)), Affine(*values)
     needs_x, needs_grad_y, needs_scale, needs_shift = (needs_grad(ctx, i, inputs) for i in range(4))
-    grad_grad = depthwise(x, convolution, *grad.shape[2:], affine).to(grad.dtype) if needs_grad_y else None
+    _, _, height, width = grad.shape
+    grad_grad = depthwise(x, convolution, height, width, affine).to(grad.dtype) if needs_grad_y else None
     needs = needs_x, needs_scale, needs_shift
     grad_x, grad_scale, grad_shift = depthwise_vjp(grad, x, convolution, affine, needs)
     return grad_x, grad_grad, grad_scale, grad_shift, *[None] * 6
