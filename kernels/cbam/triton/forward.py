@@ -19,8 +19,8 @@ from raccgan.kernels.triton_runtime import jit, offsets, tl
 @jit
 def pixels_of(program, tiles, pixels, PIXEL_TILE: tl.constexpr):
     """Of a sample's tile: the sample, its pixels, and which of them there are."""
-    pixel = program % tiles * PIXEL_TILE + tl.arange(0, PIXEL_TILE)
-    return program // tiles, pixel, pixel < pixels
+    sample, pixel = program // tiles, program % tiles * PIXEL_TILE + tl.arange(0, PIXEL_TILE)
+    return sample, pixel, pixel < pixels
 
 
 @jit
@@ -42,9 +42,12 @@ def pool(
     CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, PIXEL_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
-    sample, pixel, _ = pixels_of(program, tiles, pixels, PIXEL_TILE)
+    sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
     for first in range(0, CHANNELS, CHANNEL_TILE):
-        channel, in_channels, inside, at = tile_of(sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE)
+        channel = first + tl.arange(0, CHANNEL_TILE)
+        in_channels = channel < CHANNELS
+        inside = in_image[:, None] & in_channels[None, :]
+        at = offsets(sample, pixel, channel, pixels, CHANNELS, CHANNELS_LAST)
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         tl.store(sums + program * 2 * CHANNELS + channel, tl.sum(value, axis=0), mask=in_channels)
         largest = tl.max(tl.where(inside, value, -float("inf")), axis=0)
