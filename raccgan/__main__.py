@@ -1,4 +1,4 @@
-"""``raccgan COMMAND ...``, or ``python -m raccgan COMMAND ...``: the commands under one name. Imports no torch."""
+"""``raccgan COMMAND ...`` and ``python -m raccgan COMMAND ...`` run a command. This module imports no torch."""
 
 from __future__ import annotations
 

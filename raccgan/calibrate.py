@@ -1,4 +1,4 @@
-"""``python -m raccgan.calibrate``: another threshold for a trained run, the weights untouched."""
+"""``python -m raccgan.calibrate``: gives a trained run another threshold and leaves its weights as they are."""
 
 from __future__ import annotations
 

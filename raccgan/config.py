@@ -1,4 +1,4 @@
-"""Every setting of a run, its default, its help and its limits; the presets; nothing else. Imports no torch.
+"""All settings of a run with defaults, help and limits, and the presets. Importing this module imports no torch.
 
 A field here is a field of ``config.json``, of the checkpoint and an option of the commands, by the same name.
 """

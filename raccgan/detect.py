@@ -1,4 +1,4 @@
-"""``python -m raccgan.detect``: images in, a table of scores and decisions out."""
+"""``python -m raccgan.detect``: scores images and writes a table of scores and decisions."""
 
 from __future__ import annotations
 

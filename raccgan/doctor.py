@@ -1,4 +1,4 @@
-"""``python -m raccgan.doctor``: which backend serves which op here, and why not the others."""
+"""``python -m raccgan.doctor``: says which backend serves which op on this machine, and why the others do not."""
 
 from __future__ import annotations
 

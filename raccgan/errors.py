@@ -1,4 +1,4 @@
-"""The one exception for what a person can mend: a wrong path, an empty class, a backend that is not there."""
+"""The exception for what a person can mend: a wrong path, an empty class, a missing backend."""
 
 
 class InputError(Exception):

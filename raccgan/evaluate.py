@@ -1,4 +1,4 @@
-"""``python -m raccgan.evaluate``: a trained run against the test images of its data set."""
+"""``python -m raccgan.evaluate``: tests a trained run on the test images of its data set."""
 
 from __future__ import annotations
 

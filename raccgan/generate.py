@@ -1,4 +1,4 @@
-"""``python -m raccgan.generate``: images of a class from a trained generator, and how near they come to real ones."""
+"""``python -m raccgan.generate``: makes images of a class, and measures their distance from real ones."""
 
 from __future__ import annotations
 

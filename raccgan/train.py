@@ -1,4 +1,4 @@
-"""``python -m raccgan.train``: the GAN, then the encoder, then scores and metrics; in one go or phase by phase."""
+"""``python -m raccgan.train``: trains the GAN, then the encoder, then tests them; all at once or phase by phase."""
 
 from __future__ import annotations
 

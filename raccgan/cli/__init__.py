@@ -1,1 +1,1 @@
-"""What the commands share: their options, and one clear line for every error."""
+"""Code of the commands: their options, their errors as one line each, and their memory."""

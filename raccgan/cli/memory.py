@@ -1,4 +1,4 @@
-"""Has glibc's malloc keep freed memory for the next tensor, in the commands' own processes."""
+"""Makes glibc's malloc keep freed memory for the next tensor, in the commands' own processes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the commands share: options that are made from the settings, and one clear line for every error.
+"""Options that are made from the settings, and one clear line for every error, for all commands.
 
-Imports no torch, so that ``--help`` answers at once.
+Importing this module imports no torch, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations

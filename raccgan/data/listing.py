@@ -1,4 +1,4 @@
-"""Class folders and the images in them, in natural order, whatever order the file system gives."""
+"""Lists class folders and the images in them in natural order, whatever order the file system gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a source of images is, before anything is decoded: samples, their labels and their split."""
+"""A source of images before anything is decoded: samples, their labels and their split."""
 
 from __future__ import annotations
 

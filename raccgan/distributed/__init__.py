@@ -1,1 +1,1 @@
-"""Several ranks as one job: what they compute together, how a process joins, and heartbeats."""
+"""Several ranks as one job: what the ranks compute together, how a process joins the job, and heartbeats."""

@@ -1,16 +1,16 @@
 """What the ranks of a job compute together: moments, gradients, losses, and answers of rank 0.
 
-One object, :class:`Collectives`, is handed to whatever couples ranks. Commands get the one of their job from
-:func:`raccgan.distributed.ranks.join`; :data:`SINGLE`, that of a process of its own, is the default everywhere. Models
-and data sets know neither.
+One object, :class:`Collectives`, is handed to whatever couples ranks. Commands get the object of their job from
+:func:`raccgan.distributed.ranks.join`. :data:`SINGLE`, the object of a single process, is the default everywhere.
+Models and data sets know neither.
 
 Rules that make one process and many compute the same:
 
-- a batch, its random numbers included, is that of the whole job; every rank draws it, and takes its own slice
-  (:meth:`Collectives.own`, :meth:`Collectives.own_rows`);
-- a loss is a mean over the batch, so the job's is the mean of the ranks', and so is its gradient;
-- what couples samples, the moments of a batch norm, is of the whole batch, in both directions: a rank's gradient
-  reaches the others' samples.
+- A batch, its random numbers included, is that of the whole job. Every rank draws the whole batch and takes its own
+  slice (:meth:`Collectives.own`, :meth:`Collectives.own_rows`).
+- A loss is a mean over the batch, so the job's loss is the mean of the ranks' losses; likewise its gradient.
+- The moments of a batch norm, which couple samples, are those of the whole batch, in both directions: a rank's gradient
+  reaches the samples of the other ranks.
 
 All ranks make the same calls in the same order.
 """

@@ -1,4 +1,4 @@
-"""A trained run against the test images: scores, metrics, and the plain controls beside them."""
+"""Tests a trained run on the test images: scores, metrics, and the plain controls beside them."""
 
 from __future__ import annotations
 

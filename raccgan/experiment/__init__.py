@@ -1,1 +1,1 @@
-"""Tables of experiments: several data sets, classes and seeds, resumable."""
+"""Tables of experiments over data sets, classes and seeds, which a second call continues."""

@@ -1,4 +1,4 @@
-"""``python -m raccgan.experiment``: a table of runs, a row at a time, that several machines may share."""
+"""``python -m raccgan.experiment``: runs a table of experiments row by row; several machines may share the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs one row of a benchmark in a folder of its own, from images to figures; a stopped one goes on."""
+"""Runs one row of a table in a folder of its own, from images to figures. A stopped row continues."""
 
 from __future__ import annotations
 

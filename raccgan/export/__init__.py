@@ -1,1 +1,1 @@
-"""One file with the whole scorer, for ONNX Runtime, OpenVINO or torch.export."""
+"""The whole scorer as one file for ONNX Runtime, OpenVINO or torch.export."""

@@ -1,4 +1,4 @@
-"""``python -m raccgan.export``: a trained run as an ONNX file, or as torch.export's, compared before it is written."""
+"""``python -m raccgan.export``: writes a trained run as an ONNX or torch.export file, after comparing it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A trained run as one graph, from images to scores and decisions, for programs that have neither raccgan nor Python.
 
-The graph is the scorer's own module with plain PyTorch operations (the ``reference`` kernels): every image under every
-normal class in one pass, the minimum, the decision. It is compared with the checkpoint's own scorer before it is
-written, in the runtime that its format is for.
+The graph is the scorer's own module with plain PyTorch operations (the ``reference`` backend): every image under every
+normal class in one pass, then the minimum, then the decision. Before the graph is written, the runtime of its format
+compares it with the checkpoint's own scorer.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""New images of a class, and how near they come to real ones."""
+"""New images of a class, and their distance from real images."""

@@ -1,4 +1,4 @@
-"""Real images that generated ones are compared with, from the run's own data or from data that a user names."""
+"""Real images to compare generated images with, from the run's own data or from data that a user names."""
 
 from __future__ import annotations
 

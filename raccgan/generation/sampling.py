@@ -2,7 +2,7 @@
 
 Image i of a seed is made from the latent z_i ~ N(0, 1), which depends on the seed and on i alone: z_i is the same for
 every class and for any number of images. A truncation t draws every coordinate outside [-t, t] again until it lies
-within (BigGAN's truncation trick): the images are more typical and differ less from each other.
+within (BigGAN's truncation trick). Truncated images are more typical and differ less from each other.
 """
 
 from __future__ import annotations

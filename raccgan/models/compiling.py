@@ -1,4 +1,4 @@
-"""torch.compile, with a failure to compile as one line."""
+"""Calls torch.compile, and turns a failure to compile into one line."""
 
 from __future__ import annotations
 

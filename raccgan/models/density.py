@@ -1,7 +1,7 @@
 """Density: how far an image is from the normal images of a class, as the trained networks see it.
 
-Three Gaussians are fitted to the normal training images of each class y, and a squared Mahalanobis distance from each
-is a term of the score, over the number of coordinates: about 1 for a normal image.
+Three Gaussians are fitted to the normal training images of each class y. The squared Mahalanobis distance from each,
+over the number of coordinates, is a term of the score: about 1 for a normal image.
 
 - The **descriptor** h(x, y) is the latent beside the mean activation of every channel after each block of the encoder
   (:meth:`raccgan.models.encoder.Encoder.describe`). Lee et al. (2018) score a classifier's features in this

@@ -1,4 +1,4 @@
-"""The device that a command computes on, and whether the kernels asked for can serve it."""
+"""Chooses the device of a command, and checks that the kernels asked for can serve it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last layers of a generator, by the kernels of this package: a convolution to an image's few channels."""
+"""The last layers of a generator, a convolution to an image's few channels, by the kernels of this package."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The private and experimental API of PyTorch that the models' code relies on. Tested with PyTorch 2.11 to 2.13.
+"""The private and experimental API of PyTorch that the models use. Tested with PyTorch 2.11 to 2.13.
 
-The kernels have theirs in :mod:`raccgan.kernels`.
+:mod:`raccgan.kernels.torch_internals` has that of the kernels.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ and the ops that it calls are traced: those of the forward pass, of its derivati
 Replayed, they give the same bits without autograd. The list is a function without derivatives, which torch.compile
 takes.
 
-A score has no derivatives, but Python between its kernels, which is a quarter of the time of a single small image.
+A score has no derivatives, but it has Python between its kernels: a quarter of the time of a single small image.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What a person or another program reads: files, pictures, the report, and lines on the terminal."""
+"""Outputs for a person or another program: files, pictures, the report, and lines on the terminal."""

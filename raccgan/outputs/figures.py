@@ -1,7 +1,7 @@
 """Figures of a run: reconstructions with anomaly maps, losses, ROC and histogram, comparisons.
 
 Each function takes arrays and writes one PNG, whole or not at all. Images are float [C, H, W] in [-1, 1] with 1 or 3
-channels. Words repeat whatever a colour says. Maps use inferno, which survives colour-blindness and grey printing.
+channels. Words repeat what a colour says. Maps use inferno, which survives colour-blindness and grey printing.
 
 Every function raises InputError where the file cannot be written, and ValueError for an array of another shape.
 """

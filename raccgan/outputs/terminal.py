@@ -1,4 +1,4 @@
-"""Lines for a person, with control characters escaped: no name can break a line or send codes to the terminal."""
+"""Prints lines for a person with control characters escaped: no name can break a line or send codes to the terminal."""
 
 from __future__ import annotations
 

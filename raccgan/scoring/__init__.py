@@ -1,1 +1,1 @@
-"""Anomaly scores: of tensors, of images in any form, of folders of files."""
+"""Anomaly scores of tensors, of images in any form, and of folders of files."""

@@ -1,4 +1,4 @@
-"""What a trained run learns from normal images after training: its density, and the threshold of its scores.
+"""Fits a trained run to normal images after training: its density, and the threshold of its scores.
 
 All ranks of a job call these functions together. The batches are those of a single process, dealt out to the ranks, so
 that the results are the same bit for bit for any number of ranks.

@@ -1,4 +1,4 @@
-"""Images named on a command line to a journal of scores: which files are meant, and what is kept of each."""
+"""Scores the files that a command line names into a journal: which files are meant, and what is kept of each."""
 
 from __future__ import annotations
 

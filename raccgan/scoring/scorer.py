@@ -1,4 +1,4 @@
-"""Scoring: one anomaly score an image, whatever the batch."""
+"""The scorer: one anomaly score an image, whatever the batch."""
 
 from __future__ import annotations
 

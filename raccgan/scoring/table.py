@@ -1,4 +1,4 @@
-"""The rows of a journal as tables: scores.csv, scores.json, summary.json and the page."""
+"""Writes the rows of a journal as tables: scores.csv, scores.json, summary.json and the page."""
 
 from __future__ import annotations
 

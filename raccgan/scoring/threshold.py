@@ -1,4 +1,4 @@
-"""Thresholds: from the scores of held-out normal images, or as they are given."""
+"""Chooses a threshold from the scores of held-out normal images, or takes the one that is given."""
 
 from __future__ import annotations
 

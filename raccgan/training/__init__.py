@@ -1,1 +1,1 @@
-"""Training: the losses, the loop over its steps, and what a run consists of."""
+"""Training: the losses, the loop over the steps, and the parts of a run."""

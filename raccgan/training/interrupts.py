@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in the middle of a training step."""
+"""Handles Ctrl-C and SIGTERM in the middle of a training step."""
 
 from __future__ import annotations
 

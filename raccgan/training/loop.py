@@ -1,4 +1,4 @@
-"""The loop of training: the phase of the generator and discriminator, then that of the encoder; and its checkpoints."""
+"""The training loop: the phase of generator and discriminator, then the phase of the encoder; and its checkpoints."""
 
 from __future__ import annotations
 

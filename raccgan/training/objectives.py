@@ -1,4 +1,4 @@
-"""What each optimiser minimises: the losses of a configuration, as functions of one step's tensors."""
+"""The objectives of the optimisers: the losses of a configuration, as functions of one step's tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run's files go, and what the run goes on from. A finished or stopped run is never overwritten."""
+"""The folder of a run, and what the run continues from. A finished or stopped run is never overwritten."""
 
 from __future__ import annotations
 

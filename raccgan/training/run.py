@@ -1,4 +1,4 @@
-"""A run: the configuration, the data split by its protocol, and the device."""
+"""A run: the configuration, the split data, and the device."""
 
 from __future__ import annotations
 

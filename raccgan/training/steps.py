@@ -1,7 +1,8 @@
 """One step of each phase of training, from a batch to the optimisers.
 
-A step draws its random numbers and makes one optimiser step a loss: :meth:`Steps.differentiate` leaves the gradients of
-a loss of :mod:`raccgan.training.objectives` in the weights, the ranks average them, the optimiser steps.
+A step draws its random numbers and makes one optimiser step for each loss: :meth:`Steps.differentiate` leaves the
+gradients of a loss of :mod:`raccgan.training.objectives` in the weights, the ranks average them, and the optimiser
+steps.
 """
 
 from __future__ import annotations

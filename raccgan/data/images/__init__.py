@@ -1,1 +1,1 @@
-"""Image files to arrays: opening, decoding, geometry."""
+"""Image files as arrays: opening, decoding, geometry."""

@@ -1,7 +1,7 @@
-"""From a file or an array to pixels in [-1, 1], and from a mask file to booleans, with one geometry for both.
+"""Decodes files and arrays to pixels in [-1, 1], and mask files to booleans, with one geometry for both.
 
-Intensities keep the depth they were stored with: everything is float32 from the moment it is read, and resizing is
-bilinear with antialiasing, in float. Where the image lands in the square is ``geometry``'s to say. What counts as white
+Intensities keep the depth that they were stored with: pixels are float32 as soon as they are read, and resizing is
+bilinear with antialiasing, in float32. ``geometry`` says where the image lands in the square. The value of white
 depends on the stored type alone, never on the image:
 
 ========================================  ==========================================================
@@ -13,7 +13,7 @@ float (TIFF mode F, arrays)               1: values outside [0, 1], NaN and infi
 16-bit colour                             Pillow reads it as 8-bit
 ========================================  ==========================================================
 
-Alpha is composited over black. Of an animation or a multi-page file the first frame counts. The EXIF orientation is
+Alpha is composited over black. The first frame of an animation or a multi-page file counts. The EXIF orientation is
 applied. Grey becomes colour by repetition, colour becomes grey by luminance (0.299, 0.587, 0.114).
 """
 

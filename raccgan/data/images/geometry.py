@@ -1,4 +1,4 @@
-"""The geometry between an image and the square that a model sees: pixels and masks into it, maps back out of it."""
+"""The geometry between an image and the model's square: pixels and masks into the square, maps back out of it."""
 
 from __future__ import annotations
 

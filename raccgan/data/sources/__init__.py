@@ -1,1 +1,1 @@
-"""Data sets by name, folders and lists: which image is what."""
+"""Data sets by name, folders and lists: each lists images with their classes."""

@@ -1,11 +1,11 @@
 """Images in folders, one folder a class.
 
-Layouts, told apart by what lies in the folder:
+The content of the folder tells these layouts apart:
 
 - ``train/<class>`` and ``test/<class>``: an official split. MVTec AD is this with ``train/good`` alone, and masks in
   ``ground_truth/<class>/<image>_mask.png``.
-- ``<class>`` alone, ``normal`` and ``abnormal`` for instance: split by us, 60% of each class for training.
-- several folders of the first kind: categories, of which one is loaded.
+- ``<class>`` alone, such as ``normal`` and ``abnormal``: we split it, with 60% of each class for training.
+- several folders of the first kind: these are categories, of which one is loaded.
 
 Classes called normal, good, ok or healthy are normal unless the user says otherwise.
 """

@@ -1,4 +1,4 @@
-"""The sources by name. To add one: a module with a function from a folder to a ``Source``, and a line here."""
+"""The sources by name. To add one, write a module with a function from a folder to a ``Source``, and an entry here."""
 
 from __future__ import annotations
 

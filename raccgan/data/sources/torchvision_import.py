@@ -1,4 +1,4 @@
-"""torchvision, also where its compiled half does not load."""
+"""Imports torchvision, also where its compiled half does not load."""
 
 from __future__ import annotations
 

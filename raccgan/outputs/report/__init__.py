@@ -1,7 +1,9 @@
-"""One HTML page that shows a table of scores: no network, no server, no library; the page's parts lie beside this file.
+"""The report: one HTML page that shows a table of scores, without network, server or library.
 
-Everything that came from outside, names of files and classes, reaches the page as JSON in a block that is no script,
-and the page shows it as text. A content security policy lets nothing run but our own script, by its hash.
+The parts of the page lie beside this file.
+
+Names of files and classes come from outside. They reach the page as JSON in a block that is no script, and the page
+shows them as text. A content security policy lets nothing run but our own script, by its hash.
 """
 
 from __future__ import annotations
