@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -73,21 +73,12 @@ class Work(NamedTuple):
 
 
 def depthwise_separable(
-    dtype: torch.dtype,
-    *,
-    shape: tuple[int, int, int, int],
-    out: int,
-    k: int,
-    pre_relu: bool = False,
-    norm: str = "none",
-    affine: bool = True,
-    bias: bool = True,
-    relu: bool = True,
-    upsample: int = 1,
-    pool: int = 1,
-    residual: bool = False,
+    dtype: torch.dtype, *, shape: tuple[int, int, int, int], out: int, k: int, affine: bool = True, **options: Any
 ) -> Work:
+    """``options`` are those of a case in tests/kernels/grid.py; pre_relu and relu cost nothing."""
     n, c, h, w = shape
+    upsample, pool, residual = options.get("upsample", 1), options.get("pool", 1), options.get("residual", False)
+    curved = affine or options.get("norm") == "instance"
     wide = n * h * w * upsample**2  # pixels that are convolved
     final = n * (h * upsample // pool) * (w * upsample // pool)
     if k == 1:  # folds into the pointwise convolution, which commutes with both resizings
@@ -101,12 +92,12 @@ def depthwise_separable(
         macs = min(taps) * c + final * c * out
     e = dtype.itemsize
     return Work(
-        macs=macs + (n * c * h * w if affine or norm == "instance" else 0),
+        macs=macs + (n * c * h * w if curved else 0),
         inputs=e * (n * c * h * w + (2 * n * c if affine else 0)),
-        weights=e * (c * k * k + out * c + (c + out if bias else 0)),
+        weights=e * (c * k * k + out * c + (c + out if options.get("bias", True) else 0)),
         residual=e * final * out if residual else 0,
         outputs=e * final * out,
-        curved=affine or norm == "instance",
+        curved=curved,
         dtype=name_of(dtype),
     )
 

@@ -27,14 +27,12 @@ def needs_grad(ctx: Any, i: int, inputs: Sequence[Any] = ()) -> bool:
     return torch_internals.will_execute(ctx.next_functions[place][0])
 
 
-def register(op: str, shape: Callable[..., Any], backward: Callable[..., Any], save: Callable[..., None]) -> None:
-    """Give a compiled op what PyTorch asks of it: its outputs' shapes, its backward, and what that has to keep."""
+def register(op: Any, shape: Callable[..., Any], backward: Callable[..., Any], save: Callable[..., None]) -> None:
+    """Give an op what PyTorch asks of it: its outputs' shapes, its backward, and what that has to keep.
+
+    The backward refuses gradients that carry a forward-mode derivative: it would be lost.
+    """
     torch.library.register_fake(op)(shape)
-    register_autograd(op, backward, save)
-
-
-def register_autograd(op: Any, backward: Callable[..., Any], save: Callable[..., None]) -> None:
-    """Register an op's backward, which refuses gradients that carry a forward-mode derivative: it would be lost."""
 
     def checked(ctx: Any, *grads: Any) -> Any:
         if torch_internals.forward_mode():
@@ -56,6 +54,20 @@ def save_few(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
     """:func:`save_inputs` for an op of several results: the gradient of one that nobody used is None, and not zeros."""
     save_inputs(ctx, inputs, output)
     ctx.set_materialize_grads(False)
+
+
+def define(
+    schema: str, shape: Callable[..., Any], backward: Callable[..., Any], save: Callable[..., None] = save_inputs
+) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator: makes a function the registered op of ``schema``, NAME(...) -> ..., with all of :func:`register`."""
+
+    def decorate(run: Callable[..., Any]) -> Any:
+        op, bracket, rest = schema.partition("(")
+        registered = torch.library.custom_op(f"raccgan::{op}", run, mutates_args=(), schema=bracket + rest)
+        register(registered, shape, backward, save)
+        return registered
+
+    return decorate
 
 
 def inputs_of(ctx: Any) -> list[Any]:

@@ -37,7 +37,7 @@ COMPILED_DTYPES = {
     "cpu": (torch.float32, torch.bfloat16),
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
 }
-"""By device type, what the compiled kernels take that write a tensor of x's dtype. They add in float32."""
+"""By device type, what the compiled kernels take. They add in float32."""
 
 CUDA_CAPABILITY = (8, 0)
 """The oldest GPU that setup.py compiles for."""
@@ -109,11 +109,7 @@ def choose(op: str, backends: Backends, kernels: str, call: Call) -> Choice:
 
 
 def refusal(op: str, backends: Backends, name: str, call: Call) -> str | None:
-    """Why the backend ``name`` cannot serve ``call`` of ``op``: one line, or ``None`` where it can.
-
-    Raises:
-        KernelError: no backend has that name.
-    """
+    """Why the backend ``name`` cannot serve ``call`` of ``op``: one line, or ``None`` where it can."""
     backend = backends.get(name)
     if backend is None:
         if name not in BACKENDS:
@@ -161,45 +157,28 @@ def _log_once(op: str, name: str, reason: str) -> None:
         _logger.debug("%s: not %s: %s", op, name, reason)
 
 
-# ---- what backends ask of their ``supports`` -----------------------------------------------------------------------
-
-
 def always(call: Call) -> str | None:
     """``supports`` of what PyTorch's own operations serve."""
     return None
 
 
-def compiled(call: Call, kernels: str) -> str | None:
-    """``supports`` of compiled kernels, called ``kernels``, that write a tensor of x's dtype."""
-    if _MISSING is not None:
-        return _MISSING
-    dtypes = COMPILED_DTYPES.get(call.device.type)
-    if dtypes is None:
-        return f"there are no compiled {kernels} kernels for {call.device.type}"
-    if call.dtype not in dtypes:
-        *names, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
-        return f"the compiled {kernels} kernels add in float32 and take {', '.join(names)} and {last}, not {call.dtype}"
-    return _compiled_on_gpu(call) if call.device.type == "cuda" else None
-
-
-def compiled_on(call: Call, kernels: str) -> str | None:
-    """``supports`` of compiled kernels, called ``kernels``, that take every dtype."""
+def compiled(call: Call, kernels: str, device: str | None = None) -> str | None:
+    """``supports`` of compiled kernels, called ``kernels``, that take the dtypes of ``device``, or of the call's."""
     if _MISSING is not None:
         return _MISSING
     if call.device.type not in COMPILED_DTYPES:
         return f"there are no compiled {kernels} kernels for {call.device.type}"
-    return _compiled_on_gpu(call) if call.device.type == "cuda" else None
-
-
-def _compiled_on_gpu(call: Call) -> str | None:
+    dtypes = COMPILED_DTYPES[device or call.device.type]
+    if call.dtype not in dtypes:
+        *names, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+        return f"the compiled {kernels} kernels add in float32 and take {', '.join(names)} and {last}, not {call.dtype}"
+    if call.device.type != "cuda":
+        return None
     if not _CUDA:
         return 'the CUDA part is not compiled in: run "pip install -e ." where nvcc is on PATH or CUDA_HOME is set'
     if torch.cuda.is_available() and torch.cuda.get_device_capability(call.device) < CUDA_CAPABILITY:
         return "the CUDA kernels are compiled for GPUs of compute capability {}.{} and later".format(*CUDA_CAPABILITY)
     return None
-
-
-# ---- all ops -------------------------------------------------------------------------------------------------------
 
 
 def ops() -> dict[str, Backends]:

@@ -11,8 +11,9 @@ def rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
-def images(matrix: Tensor, n: int, height: int, width: int) -> Tensor:
-    """[N * H * W, D] as [N, D, H, W], channels_last."""
+def images(matrix: Tensor, like: Tensor) -> Tensor:
+    """[N * H * W, D] as [N, D, H, W] of the other image's N, height and width, channels_last."""
+    n, _, height, width = like.shape
     return matrix.view(n, height, width, matrix.shape[1]).permute(0, 3, 1, 2)
 
 

@@ -50,7 +50,7 @@ def why_not() -> str | None:
         torch.ops.load_library(str(library))
         torch.ops.raccgan.native_build()
     except (OSError, RuntimeError) as error:
-        return f"the compiled library does not load: {_first_line(error)}"
+        return f"the compiled library does not load: {(str(error).splitlines() or [type(error).__name__])[0]}"
     return None
 
 
@@ -89,7 +89,3 @@ def _not_built() -> str:
                 f"in another folder, or {how}"
             )
     return f"the compiled library is not built: {how}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

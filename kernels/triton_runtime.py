@@ -1,11 +1,7 @@
-"""What every family's Triton kernels share: whether they can run, how they are launched, how they are compiled ahead.
+"""What the Triton kernels of all ops share: whether they can run, how they are launched, how they are compiled ahead.
 
-A family's ``triton.py`` has, beside its public function:
-
-    supports(call)      ``runtime.supports(call)``, and what else its contract leaves out
-    compilations()      a :class:`Compilation` for every kernel and configuration that it ships
-
-and its kernels keep to these rules:
+An op's package ``triton`` has ``compilations()`` beside its public function: a :class:`Compilation` for every kernel
+and configuration that it ships. Its kernels keep to these rules:
 
 - ``@jit`` and ``tl`` come from here: both are there without Triton too, so that importing never fails.
 - Arithmetic is float32: ``tl.load(...).to(tl.float32)`` at every load, ``.to(pointer.dtype.element_ty)`` at the store.
@@ -18,7 +14,8 @@ The kernels need a GPU. The tests compile them without one, and run what Triton 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -61,6 +58,17 @@ def jit(kernel: Callable[..., Any]) -> Any:
     return kernel if triton is None else triton.jit(kernel)
 
 
+@jit
+def offsets(  # type: ignore[no-untyped-def]  # Triton gives a kernel's arguments their types
+    sample, pixel, channel, pixels, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr
+):
+    """[PIXEL_TILE, CHANNEL_TILE] offsets of some pixels and channels of a sample."""
+    if CHANNELS_LAST:
+        return (sample * pixels + pixel[:, None]) * CHANNELS + channel[None, :]
+    else:
+        return (sample * CHANNELS + channel[None, :]) * pixels + pixel[:, None]
+
+
 def supports(call: Call, dtypes: Sequence[torch.dtype] = DTYPES) -> str | None:
     """Why no Triton kernel that takes ``dtypes`` can serve ``call``, in one line; ``None`` where it can."""
     if _MISSING is not None:
@@ -100,26 +108,51 @@ class Compilation(NamedTuple):
     constants: Mapping[str, Any]  # what a launch passes as constants: flags, and None for an absent tensor
     config: Config
 
-    @classmethod
-    def of(cls, kernel: Any, config: Config, types: Mapping[str, str], constants: Mapping[str, Any]) -> Compilation:
-        """Of a family's types and constants, those that the kernel has, by its parameters' names."""
-        constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-        types = {name: one for name, one in types.items() if name in kernel.arg_names and name not in constants}
-        return cls(kernel, types, constants, config)
+
+_noted: list[Compilation] | None = None
+
+
+@contextmanager
+def noted() -> Iterator[list[Compilation]]:
+    """Notes what Triton would compile for the launches inside, which are not run: their tensors may be "meta"."""
+    global _noted
+    _noted = []
+    try:
+        yield _noted
+    finally:
+        _noted = None
+
+
+def _note(kernel: Any, arguments: Sequence[Any], config: Config, constants: dict[str, Any]) -> Compilation:
+    signature: dict[str, str] = {}
+    for name, value in zip(kernel.arg_names, arguments, strict=False):
+        if isinstance(value, Tensor):
+            signature[name] = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}[value.dtype]
+        elif value is None or value == 1:  # as Triton does
+            constants[name] = value
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+    return Compilation(kernel, signature, constants, config)
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, config: Config, **constants: Any) -> None:
     """Run ``programs`` programs of ``kernel`` on the current stream of the device of the first tensor argument."""
     if programs == 0:
         return
+    if _noted is not None:
+        one = _note(kernel, arguments, config, constants)
+        if one not in _noted:
+            _noted.append(one)
+        return
     options = {**constants, **config.tile, "num_warps": config.num_warps, "num_stages": config.num_stages}
     with torch.cuda.device_of(next(a for a in arguments if isinstance(a, Tensor))):
         kernel[(programs,)](*arguments, **options)
 
 
-def pointer(dtype: torch.dtype) -> str:
-    """A tensor's type in a signature."""
-    return {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}[dtype]
+def meta(dtype: torch.dtype, *sizes: int, last: bool = False) -> Tensor:
+    """A tensor without memory, channels_last where ``last``, for the launches that :func:`noted` notes."""
+    t = torch.empty(sizes, dtype=dtype, device="meta")
+    return t.contiguous(memory_format=torch.channels_last) if last else t
 
 
 def cheapest(configs: Iterable[Config], work: Callable[[Config], tuple[int, int]]) -> Config:

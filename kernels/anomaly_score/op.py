@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from raccgan.kernels import dispatch
+from raccgan.kernels import dispatch, triton_runtime
 from raccgan.kernels.anomaly_score import native, reference, triton
 
 BACKENDS: dispatch.Backends = {
     "reference": dispatch.Backend(dispatch.always, reference.anomaly_score),
     "native": dispatch.Backend(native.supports, native.anomaly_score),
-    "triton": dispatch.Backend(triton.supports, triton.anomaly_score),
+    "triton": dispatch.Backend(triton_runtime.supports, triton.anomaly_score),
 }
 
 

@@ -1,9 +1,4 @@
-"""The definition of the anomaly score: plain PyTorch, any dtype, any order of derivative.
-
-residual[n]  = mean over c,h,w of (x - x_hat)^2
-feature[n]   = mean over the features of (f - f_hat)^2
-map[n, h, w] = mean over c of (x - x_hat)^2
-"""
+"""The definition of the anomaly score: plain PyTorch, any dtype, any order of derivative."""
 
 from __future__ import annotations
 
@@ -14,7 +9,7 @@ from torch import Tensor
 def anomaly_score(
     x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None, want_map: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Shapes and outputs as in :func:`raccgan.kernels.anomaly_score.anomaly_score`; the map is empty unless wanted."""
+    """Residual, feature and map of :func:`raccgan.kernels.anomaly_score.anomaly_score`; no map, [0], unless wanted."""
     squared = _widened(x).sub(_widened(x_hat)).square()  # [N, C, H, W]
     residual = squared.mean(dim=(1, 2, 3))
     if f is None or f_hat is None:

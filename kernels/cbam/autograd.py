@@ -10,15 +10,17 @@ that the backward op needs of the forward op's work. Given moments are not retur
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from raccgan.kernels import autograd
-from raccgan.kernels.autograd import needs_grad
-from raccgan.kernels.cbam.second_order import gradients_of_gradients
+from raccgan.kernels.autograd import differentiate, needs_grad
+from raccgan.kernels.cbam import reference
+from raccgan.kernels.cbam.options import CbamNorm, CbamWeights
 
 
 class CbamTensors(NamedTuple):
@@ -74,43 +76,36 @@ class BackwardArguments(NamedTuple):
     @classmethod
     def of(cls, arguments: Sequence[Any]) -> BackwardArguments:
         """Of the op's arguments, one after the other."""
-        grads, tensors, others = arguments[:3], arguments[3 : 3 + TENSORS], arguments[3 + TENSORS :]
-        batch, eps, saved, *needs = others
-        return cls(*grads, CbamTensors(*tensors), batch, eps, saved, CbamNeeds(*needs))
+        (grad_y, grad_mean, grad_var), tensors = arguments[:3], CbamTensors(*arguments[3 : 3 + TENSORS])
+        batch, eps, saved, *needs = arguments[3 + TENSORS :]
+        return cls(grad_y, grad_mean, grad_var, tensors, batch, eps, saved, CbamNeeds(*needs))
 
 
-def forward_shapes(
-    tensors: CbamTensors, batch: bool, new: Callable[[Tensor], Tensor], saved: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Empty outputs of the forward op: ``new`` makes a tensor like x, ``saved`` is how many floats are saved."""
-    moments = 0 if tensors.mean is not None else 1 if batch else tensors.x.shape[0]
-
-    def floats(count: int) -> Tensor:
-        return tensors.x.new_empty(count, dtype=torch.float32)
-
-    return new(tensors.x), floats(moments), floats(moments), floats(saved)
+def forward_shapes(like: Callable[[Tensor], Tensor], saved: Callable[..., int], *inputs: Any) -> tuple[Tensor, ...]:
+    """Empty outputs of the forward op: ``like`` makes one like x, ``saved`` counts floats (of tensors and groups)."""
+    tensors, batch = CbamTensors(*inputs[:TENSORS]), inputs[TENSORS]
+    x, groups = tensors.x, 1 if batch or tensors.mean is not None else tensors.x.shape[0]
+    moments = groups if tensors.mean is None else 0
+    return like(x), *(x.new_empty(count, dtype=torch.float32) for count in (moments, moments, saved(tensors, groups)))
 
 
-def backward_shapes(arguments: BackwardArguments, new: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-    """Empty outputs of the backward op, without elements where they are not needed; ``new`` makes a tensor like x."""
+def backward_shapes(like: Callable[[Tensor], Tensor], *inputs: Any) -> tuple[Tensor, ...]:
+    """Empty outputs of the backward op, without elements where they are not needed; ``like`` makes a tensor like x."""
+    arguments = BackwardArguments.of(inputs)
     tensors, x = arguments.tensors, arguments.tensors.x
 
     def empty(t: Tensor | None, needed: bool) -> Tensor:
         if t is None or not needed:
             return x.new_empty(0, dtype=torch.float32 if t is None or t is x else t.dtype)
-        return new(t) if t is x else torch.empty(t.shape, dtype=t.dtype, device=t.device)
+        return like(t) if t is x else torch.empty(t.shape, dtype=t.dtype, device=t.device)
 
     return tuple(empty(t, needed) for t, needed in zip(tensors, arguments.needs.by_tensor(), strict=True))
 
 
-class Context(FunctionCtx):
-    """What the nodes of both ops keep."""
-
-    saved_tensors: tuple[Tensor | None, ...]
-    needs_input_grad: tuple[bool, ...]
-    batch: bool
-    eps: float
-    needs: CbamNeeds  # of the backward op
+def run(op: Callable[..., Any], x: Tensor, weights: CbamWeights, norm: CbamNorm) -> tuple[Tensor, Tensor, Tensor]:
+    """y, mean and var by the forward op."""
+    y, mean, var, _ = op(x, *weights, norm.mean, norm.var, norm.kind == "batch", norm.eps)
+    return y, mean if norm.mean is None else norm.mean, var if norm.var is None else norm.var
 
 
 _Tensors = Sequence[Tensor | None]
@@ -120,24 +115,21 @@ of its outputs x .. var, saved, batch, eps) the gradients of the former; None wh
 
 
 def register(
-    name: str,
-    forward: Callable[..., tuple[Tensor, ...]],
-    backward: Callable[..., tuple[Tensor, ...]],
-    second: Second = lambda *_: None,
+    name: str, like: Callable[[Tensor], Tensor], saved: Callable[..., int], second: Second = lambda *_: None
 ) -> None:
-    """Give raccgan::NAME and raccgan::NAME_backward their gradients, and fakes that make their empty outputs."""
+    """Give raccgan::NAME and raccgan::NAME_backward their gradients and fakes, see :func:`forward_shapes`."""
 
-    def save_forward(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(output[-1])
         ctx.save_for_backward(*inputs[:TENSORS], output[-1])
         ctx.set_materialize_grads(False)
         ctx.batch, ctx.eps = inputs[TENSORS:]
 
     def of_forward(
-        ctx: Context, grad_y: Tensor | None, grad_mean: Tensor | None, grad_var: Tensor | None, _: None
+        ctx: Any, grad_y: Tensor | None, grad_mean: Tensor | None, grad_var: Tensor | None, _: None
     ) -> tuple[Tensor | None, ...]:
         *inputs, saved = ctx.saved_tensors
-        tensors = CbamTensors(*inputs)  # type: ignore[arg-type]
+        tensors = CbamTensors(*inputs)
         if tensors.mean is not None:
             grad_mean = grad_var = None  # of the empty tensors in the place of moments that were given
         needed = [needs_grad(ctx, i, tensors) for i in range(TENSORS)]
@@ -148,23 +140,49 @@ def register(
         )
         return *(grad if need else None for grad, need in zip(found, needed, strict=True)), None, None
 
-    def save_backward(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         arguments = BackwardArguments.of(inputs)
         ctx.save_for_backward(*inputs[: 3 + TENSORS], arguments.saved)
         ctx.set_materialize_grads(False)
         ctx.batch, ctx.eps, ctx.needs = arguments.batch, arguments.eps, arguments.needs
 
-    def of_backward(ctx: Context, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def of_backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
         *inputs, saved = ctx.saved_tensors
-        assert saved is not None
         # What was not needed is an output without elements, and nothing comes through it.
         through = [grad if computed else None for grad, computed in zip(grad_grads, ctx.needs.by_tensor(), strict=True)]
         needed = [needs_grad(ctx, i, inputs) for i in range(3 + TENSORS)]
         found = second(inputs, through, saved, ctx.batch, ctx.eps)
         if found is None:
-            found = gradients_of_gradients(inputs, through, needed, batch=ctx.batch, eps=ctx.eps)
+            found = _recomputed(inputs, through, needed, batch=ctx.batch, eps=ctx.eps)
         rest = (None,) * (3 + len(CbamNeeds._fields))
         return *(grad if need else None for grad, need in zip(found, needed, strict=True)), *rest
 
-    autograd.register(f"raccgan::{name}", forward, of_forward, save_forward)
-    autograd.register(f"raccgan::{name}_backward", backward, of_backward, save_backward)
+    autograd.register(f"raccgan::{name}", partial(forward_shapes, like, saved), of_forward, save_forward)
+    autograd.register(f"raccgan::{name}_backward", partial(backward_shapes, like), of_backward, save_backward)
+
+
+def _recomputed(
+    inputs: _Tensors, grad_grads: _Tensors, needed: Sequence[bool], *, batch: bool, eps: float
+) -> list[Tensor | None]:
+    """Gradients of the backward op's ``inputs`` by the reference, differentiable again."""
+    used = [g is not None for g in grad_grads]
+
+    def first(*given: Tensor | None) -> _Tensors:
+        return differentiate(partial(_in_float32, batch=batch, eps=eps), given[3:], given[:3], used)
+
+    return differentiate(first, inputs, grad_grads, needed)
+
+
+def _in_float32(*tensors: Tensor, batch: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    x, *weights, mean, var = (None if t is None else t.float() for t in tensors)
+    kind = "fixed" if mean is not None else "batch" if batch else "instance"
+    assert x is not None
+    y, mean, var = reference.cbam(x, CbamWeights(*weights), CbamNorm(kind, mean, var, eps), _convolve_by_columns)
+    return y.to(tensors[0].dtype), mean, var
+
+
+def _convolve_by_columns(planes: Tensor, weight: Tensor) -> Tensor:
+    """The same as a matrix product: PyTorch cannot trace a convolution's second gradients for sizes not yet known."""
+    k = weight.shape[-1]
+    columns = F.unfold(planes, k, padding=k // 2)  # [N, 2 * k * k, H * W]
+    return (weight.flatten(1) @ columns).view(planes.shape[0], 1, *planes.shape[2:])

@@ -7,6 +7,7 @@ the reference's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,63 +16,34 @@ from torch import Tensor
 
 from raccgan.kernels import dispatch, library
 from raccgan.kernels.cbam import autograd
-from raccgan.kernels.cbam.autograd import TENSORS, BackwardArguments, CbamTensors
+from raccgan.kernels.cbam.autograd import CbamTensors
 from raccgan.kernels.cbam.options import CbamNorm, CbamWeights
 
-_DOUBLE_BACKWARD = "raccgan::cbam_native_double_backward"
 _DOUBLE_BACKWARD_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def supports(call: dispatch.Call) -> str | None:
-    """Why the compiled kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    return dispatch.compiled(call, "CBAM") or _too_large(call)
-
-
-def _too_large(call: dispatch.Call) -> str | None:
-    """The CUDA kernels count an image's pixels in 32 bits (csrc/cuda/cbam/pixels.h)."""
-    if call.device.type != "cuda" or len(call.shape) != 4:
-        return None
-    pixels = call.shape[2] * call.shape[3]
-    return None if pixels < 2**31 else f"the CUDA CBAM kernels take images of fewer than 2^31 pixels, not {pixels}"
+    reason, pixels = dispatch.compiled(call, "CBAM"), math.prod(call.shape[2:])
+    if reason is None and call.device.type == "cuda" and pixels >= 2**31:  # counted in 32 bits: csrc/cuda/cbam/pixels.h
+        reason = f"the CUDA CBAM kernels take images of fewer than 2^31 pixels, not {pixels}"
+    return reason
 
 
 def cbam(x: Tensor, weights: CbamWeights, norm: CbamNorm) -> tuple[Tensor, Tensor, Tensor]:
-    """y, mean and var, as of :func:`raccgan.kernels.cbam.cbam`.
+    """As :func:`raccgan.kernels.cbam.cbam`; y is channels_last. x is read in place where it is that, copied otherwise.
 
-    Args:
-        x: float32, bfloat16 or, on a GPU, float16; read in place where it is channels_last, copied otherwise.
-        weights, norm: of any floating dtype; used as float32.
-
-    Returns:
-        y in x's dtype, channels_last, with or without autocast. The same bits whatever the number of threads, like all
-        gradients; another processor may round differently.
-
-    Raises:
-        RuntimeError: shapes, dtypes or devices that do not match.
+    The same bits whatever the number of threads, like all gradients; another processor may round differently.
     """
-    y, own_mean, own_var, _ = torch.ops.raccgan.cbam_native(
-        x, *weights, norm.mean, norm.var, norm.kind == "batch", norm.eps
-    )
-    return y, own_mean if norm.mean is None else norm.mean, own_var if norm.var is None else norm.var
-
-
-# ---- what PyTorch asks of the ops ----------------------------------------------------------------------------------
+    return autograd.run(torch.ops.raccgan.cbam_native, x, weights, norm)
 
 
 def _channels_last(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _forward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
-    tensors, batch = CbamTensors(*inputs[:TENSORS]), inputs[TENSORS]
+def _saved(tensors: CbamTensors, groups: int) -> int:
     n, c, h, w = tensors.x.shape
-    moments = 1 if batch or tensors.mean is not None else n
-    saved = n * (3 * c + 3 * tensors.reduce_weight.shape[0] + 3 * h * w) + 2 * moments  # csrc/ops/cbam.h
-    return autograd.forward_shapes(tensors, batch, _channels_last, saved)
-
-
-def _backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
-    return autograd.backward_shapes(BackwardArguments.of(inputs), _channels_last)
+    return n * (3 * c + 3 * tensors.reduce_weight.shape[0] + 3 * h * w) + 2 * groups  # csrc/ops/cbam.h
 
 
 def _double_backward(
@@ -97,5 +69,5 @@ def _double_backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
 
 
 if library.load():
-    autograd.register("cbam_native", _forward_shapes, _backward_shapes, _double_backward)
-    torch.library.register_fake(_DOUBLE_BACKWARD)(_double_backward_shapes)
+    autograd.register("cbam_native", _channels_last, _saved, _double_backward)
+    torch.library.register_fake("raccgan::cbam_native_double_backward")(_double_backward_shapes)

@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from raccgan.kernels import dispatch
+from raccgan.kernels import dispatch, triton_runtime
 from raccgan.kernels.cbam import native, reference, triton
 from raccgan.kernels.cbam.options import INSTANCE, NORMS, CbamNorm, CbamWeights
 
 BACKENDS: dispatch.Backends = {
     "reference": dispatch.Backend(dispatch.always, reference.cbam),
     "native": dispatch.Backend(native.supports, native.cbam),
-    "triton": dispatch.Backend(triton.supports, triton.cbam),
+    "triton": dispatch.Backend(triton_runtime.supports, triton.cbam),
 }
 
 

@@ -1,9 +1,5 @@
 """The definition of CBAM: plain PyTorch, any dtype, any order of derivative.
 
-    channel gate  g_c = sigmoid(MLP(average over h,w of x) + MLP(max over h,w of x))            [N, C]
-    spatial gate  g_s = sigmoid(norm(conv_kxk([max over c, mean over c] of x * g_c)))           [N, 1, H, W]
-    y = x * g_c * g_s
-
 A tie in a max shares the gradient evenly (``amax``), so that the result does not depend on the memory order.
 """
 

@@ -1,10 +1,9 @@
 """Depthwise-separable convolution: see :mod:`raccgan.kernels.depthwise_separable.op`."""
 
+from raccgan.kernels.depthwise_separable.around import apply_prologue, pooled, upsampled
 from raccgan.kernels.depthwise_separable.native import LIBRARY
 from raccgan.kernels.depthwise_separable.op import BACKENDS, depthwise_separable, packed, pointwise
 from raccgan.kernels.depthwise_separable.options import NO_PROLOGUE, NORMS, SAME_SIZE, Prologue, Resize, Weights
-from raccgan.kernels.depthwise_separable.prologue import apply_prologue
-from raccgan.kernels.depthwise_separable.resizing import pooled, upsampled
 
 __all__ = [
     "BACKENDS",

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from raccgan.kernels.autograd import needs_grad
 from raccgan.kernels.depthwise_separable.options import Weights
-from raccgan.kernels.layout import images, in_autocast_dtype, rows
+from raccgan.kernels.layout import empty_image, images, in_autocast_dtype, rows
 
 FEW = 20_000_000
 WIDE = 64 * 128
@@ -47,20 +47,16 @@ def pointwise(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = 
 def operands(u: Tensor, weights: Weights) -> tuple[Tensor, Tensor, Tensor | None]:
     """x, w and b, of which P(x, w) + b is what is left to do after a depthwise convolution without its bias.
 
-    Args:
-        u: what the depthwise convolution made, [N, C, H, W]; of a 1 x 1 one, which is part of w then, its input.
+    ``u`` is what the depthwise convolution made; of a 1 x 1 one, which is part of w then, its input.
     """
     if weights.kernel_size == 1:
         bias = weights.bias()  # before the matrix: autograd adds up a weight's gradients in the order of its uses
         return u, weights.matrix(), bias
-    if weights.depthwise_bias is not None and _few(u, weights.pointwise):
+    # Whether reading u twice and writing it is less than reading all weights once more; a graph's batch is open.
+    few = not torch.compiler.is_compiling() and 3 * u.numel() <= weights.pointwise.numel()
+    if weights.depthwise_bias is not None and few:
         return u + weights.depthwise_bias[:, None, None].to(u.dtype), weights.pointwise, weights.pointwise_bias
     return u, weights.pointwise, weights.bias()
-
-
-def _few(u: Tensor, w: Tensor) -> bool:
-    """Whether reading u twice and writing it is less than reading all weights once more, for what a bias would take."""
-    return not torch.compiler.is_compiling() and 3 * u.numel() <= w.numel()  # a graph's batch is open
 
 
 class Depthwise(torch.autograd.Function):
@@ -86,12 +82,8 @@ class DepthwiseCorrelation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, g: Tensor, k: int) -> Tensor:
         ctx.save_for_backward(x, g)
-        c, p = x.shape[1], k // 2
-        w = x.new_empty(c, 1, k, k)  # convolution_backward reads only its shape
-        grad: Tensor = torch.ops.aten.convolution_backward(
-            g, x, w, None, [1, 1], [p, p], [1, 1], False, [0, 0], c, [False, True, False]
-        )[1]
-        return grad
+        w = x.new_empty(x.shape[1], 1, k, k)  # convolution_backward reads only its shape
+        return _convolution_backward(g, x, w, (False, True, False), groups=x.shape[1])[1]
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -128,14 +120,11 @@ class PointwiseTransposed(torch.autograd.Function):
     def forward(ctx: Any, g: Tensor, w: Tensor) -> Tensor:
         ctx.save_for_backward(g, w)
         if _as_matrices(g, w):
-            return _image(rows(g) @ w.flatten(1), g)
+            return images(rows(g) @ w.flatten(1), g)
         spread = _in_sixteen(g)
-        n, _, height, width = spread.shape
-        sizes = (n, w.shape[1], height, width)
-        # convolution_backward reads only its shape
-        x = torch.empty(sizes, dtype=g.dtype, device=g.device, memory_format=torch.channels_last)
+        x = empty_image(spread, w.shape[1], *spread.shape[2:])  # convolution_backward reads only its shape
         grad = _convolution_backward(spread, x, w, (True, False, False))[0]
-        return grad if spread is g else _image(rows(grad), g)
+        return grad if spread is g else images(rows(grad), g)
 
     @staticmethod
     def backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -173,11 +162,11 @@ def _pointwise(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     if _as_matrices(x, w):
         left, columns = rows(x), w.flatten(1).t()
         if w.shape[1] == 1:
-            return _image(left * columns if b is None else torch.addcmul(b, left, columns), x)
-        return _image(left @ columns if b is None else torch.addmm(b, left, columns), x)
+            return images(left * columns if b is None else torch.addcmul(b, left, columns), x)
+        return images(left @ columns if b is None else torch.addmm(b, left, columns), x)
     spread = _in_sixteen(x)
     y = F.conv2d(spread, w, b)
-    return y if spread is x else _image(rows(y), x)
+    return y if spread is x else images(rows(y), x)
 
 
 def _as_matrices(x: Tensor, w: Tensor) -> bool:
@@ -224,16 +213,10 @@ def _in_sixteen(x: Tensor) -> Tensor:
     return rows(x).view(16, 1, pixels // 16, c).permute(0, 3, 1, 2)
 
 
-def _image(matrix: Tensor, like: Tensor) -> Tensor:
-    """[N * H * W, D] as [N, D, H, W] of the other image's height and width, channels_last."""
-    n, _, height, width = like.shape
-    return images(matrix, n, height, width)
-
-
 def _convolution_backward(
-    g: Tensor, x: Tensor, w: Tensor, mask: tuple[bool, bool, bool]
+    g: Tensor, x: Tensor, w: Tensor, mask: tuple[bool, bool, bool], groups: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
-        g, x, w, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, list(mask)
+        g, x, w, None, [1, 1], [w.shape[-1] // 2] * 2, [1, 1], False, [0, 0], groups, list(mask)
     )
     return found

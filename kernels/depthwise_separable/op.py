@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raccgan.kernels import dispatch, layout
+from raccgan.kernels import dispatch, layout, triton_runtime
 from raccgan.kernels.depthwise_separable import native, pytorch, reference, triton
 from raccgan.kernels.depthwise_separable.options import NO_PROLOGUE, NORMS, SAME_SIZE, Prologue, Resize, Weights
 
@@ -20,7 +20,7 @@ BACKENDS: dispatch.Backends = {
     "reference": dispatch.Backend(dispatch.always, reference.depthwise_separable),
     "pytorch": dispatch.Backend(dispatch.always, pytorch.depthwise_separable),
     "native": dispatch.Backend(native.supports, native.depthwise_separable),
-    "triton": dispatch.Backend(triton.supports, triton.depthwise_separable),
+    "triton": dispatch.Backend(triton_runtime.supports, triton.depthwise_separable),
 }
 
 POINTWISE: dispatch.Backends = {
@@ -28,7 +28,7 @@ POINTWISE: dispatch.Backends = {
     "pytorch": dispatch.Backend(dispatch.always, pytorch.pointwise),
     "native": dispatch.Backend(native.supports, native.pointwise),
     # One matrix product, and the library's is the one that goes with the Triton kernels.
-    "triton": dispatch.Backend(triton.supports, pytorch.pointwise),
+    "triton": dispatch.Backend(triton_runtime.supports, pytorch.pointwise),
 }
 
 
@@ -125,15 +125,8 @@ def packed(pointwise_weight: Tensor, dtype: torch.dtype, *, kernels: str = "fuse
     return native.packed(pointwise_weight, dtype)
 
 
-# ---- checks --------------------------------------------------------------------------------------------------------
-
-
 def _check(x: Tensor, weights: Weights, prologue: Prologue, resize: Resize, residual: Tensor | None) -> torch.dtype:
-    """The dtype that the call computes in.
-
-    Raises:
-        ValueError: as :func:`depthwise_separable`.
-    """
+    """The dtype that the call computes in."""
     if x.dim() != 4:
         raise _refused(f"x must be [N, C, H, W], got {list(x.shape)}")
     dtype = layout.autocast_dtype(x)
@@ -165,15 +158,9 @@ def _check_weights(c: int, weights: Weights, dtype: torch.dtype) -> None:
         raise _refused(f"weights.depthwise_bias must be [{c}], got {list(depthwise_bias.shape)}")
     if pointwise_bias is not None and pointwise_bias.shape != (d,):
         raise _refused(f"weights.pointwise_bias must be [{d}], got {list(pointwise_bias.shape)}")
-    for t in weights:
-        if t is not None and t.dtype != dtype:
-            _check_dtypes(weights, dtype)
-            return
-
-
-def _check_dtypes(weights: Weights, dtype: torch.dtype) -> None:
     for name, t in zip(Weights._fields, weights, strict=True):
-        _check_dtype("depthwise_separable", dtype, f"weights.{name}", t)
+        if t is not None and t.dtype != dtype:
+            _check_dtype("depthwise_separable", dtype, f"weights.{name}", t)
 
 
 def _check_prologue(n: int, c: int, prologue: Prologue, dtype: torch.dtype) -> None:

@@ -27,16 +27,9 @@ class Weights(NamedTuple):
         return self.depthwise.shape[-1]
 
     def float(self) -> Weights:
-        """All four in float32."""
         if all(t is None or t.dtype == torch.float32 for t in self):
             return self
-        depthwise, depthwise_bias, pointwise, pointwise_bias = self
-        return Weights(
-            depthwise.float(),
-            None if depthwise_bias is None else depthwise_bias.float(),
-            pointwise.float(),
-            None if pointwise_bias is None else pointwise_bias.float(),
-        )
+        return Weights(*(None if t is None else t.float() for t in self))  # type: ignore[arg-type]
 
     def bias(self) -> Tensor | None:
         """Both biases as one of the result, [D], in the dtype of the weights."""

@@ -1,26 +1,18 @@
-"""The definition of the depthwise-separable convolution: plain PyTorch, any dtype, any order of derivative.
-
-y = pool(pointwise(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift))))) + residual
-"""
+"""The definition of the depthwise-separable convolution: plain PyTorch, any dtype, any order of derivative."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from raccgan.kernels.depthwise_separable.around import apply_prologue
 from raccgan.kernels.depthwise_separable.options import Prologue, Resize, Weights
-from raccgan.kernels.depthwise_separable.prologue import apply_prologue
 
 
 def depthwise_separable(
-    x: Tensor,
-    weights: Weights,
-    prologue: Prologue,
-    resize: Resize,
-    residual: Tensor | None,
-    packed: Tensor | None = None,
+    x: Tensor, weights: Weights, prologue: Prologue, resize: Resize, residual: Tensor | None, *_: Tensor | None
 ) -> Tensor:
-    """Shapes as in :func:`raccgan.kernels.depthwise_separable.depthwise_separable`; ``packed`` is not read."""
+    """As :func:`raccgan.kernels.depthwise_separable.depthwise_separable`."""
     x = apply_prologue(x, prologue)
     if resize.upsample > 1:
         x = F.interpolate(x, scale_factor=resize.upsample, mode="nearest")
@@ -33,5 +25,4 @@ def depthwise_separable(
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None = None) -> Tensor:
-    """Shapes as in :func:`raccgan.kernels.depthwise_separable.pointwise`; ``packed`` is not read."""
     return F.conv2d(x, weight, bias)

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from raccgan.kernels import dispatch
+from raccgan.kernels import dispatch, triton_runtime
 from raccgan.kernels.moments import native, reference, triton
 
 BACKENDS: dispatch.Backends = {
     "reference": dispatch.Backend(dispatch.always, reference.moments),
     "native": dispatch.Backend(native.supports, native.moments),
-    "triton": dispatch.Backend(triton.supports, triton.moments),
+    "triton": dispatch.Backend(triton_runtime.supports, triton.moments),
 }
 
 

@@ -1,7 +1,4 @@
-"""The definition of the moments of each channel: plain PyTorch, any dtype, any order of derivative.
-
-mean_c = mean of x over n,h,w;   var_c = mean of (x - mean_c)^2
-"""
+"""The definition of the moments of each channel: plain PyTorch, any dtype, any order of derivative."""
 
 from __future__ import annotations
 
@@ -10,11 +7,8 @@ from torch import Tensor
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Shapes as in :func:`raccgan.kernels.moments`.
-
-    In two passes: ``torch.var_mean`` is one pass and one value at a time on a CPU, 4 to 20 times as long at the shapes
-    of the models.
-    """
+    # In two passes: torch.var_mean is one pass and one value at a time on a CPU, 4 to 20 times as long at the shapes
+    # of the models.
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     mean = x.mean(dim=(0, 2, 3), keepdim=True)
     return mean.flatten(), (x - mean).square().mean(dim=(0, 2, 3))

@@ -12,34 +12,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from raccgan.kernels import triton_runtime as runtime
-from raccgan.kernels.autograd import differentiate, needs_grad, register_autograd
-from raccgan.kernels.dispatch import Call
-from raccgan.kernels.moments import reference
+from raccgan.kernels.moments import autograd
 from raccgan.kernels.triton_runtime import Compilation, Config, jit, tl
 
 
-def supports(call: Call) -> str | None:
-    """Why the Triton kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    return runtime.supports(call)
-
-
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Shapes as in :func:`raccgan.kernels.moments`; float32, bfloat16 or float16, and any order of derivative.
+    """As :func:`raccgan.kernels.moments`. x is read in place where it is NCHW or channels_last, copied otherwise.
 
-    x is read in place where it is NCHW or channels_last, copied otherwise. The same bits in every run. The first
-    derivative is a kernel; the second is PyTorch's operations.
+    The same bits in every run.
     """
     mean, var = torch.ops.raccgan.moments_triton(x)
     return mean, var
-
-
-# ---- kernels --------------------------------------------------------------------------------------------------------
 
 
 @jit
@@ -117,8 +105,6 @@ def _gradient(
         tl.store(g_x + at, ((a + 2 * b * away) / count).to(g_x.dtype.element_ty), mask=inside)
 
 
-# ---- launches -------------------------------------------------------------------------------------------------------
-
 _ELEMENTS = (Config({"ELEMENTS": 2048}, 4), Config({"ELEMENTS": 4096}, 4), Config({"ELEMENTS": 8192}, 8))
 _JOIN = Config({"ITEMS": 64, "COLUMNS": 32}, 4)
 
@@ -135,6 +121,13 @@ def _tile(config: Config, c: int, p: int, last: bool) -> Config:
     return config._replace(tile={"PIXELS": pixels, "CHANNELS": channels})
 
 
+def _cut(x: Tensor) -> tuple[int, int, int, int, bool, Config]:
+    """N, C, pixels, pieces of a sample, whether x is channels_last, and the piece."""
+    (n, c, height, width), last = x.shape, not x.is_contiguous()
+    config = _config(c, height * width, last)
+    return n, c, height * width, runtime.cdiv(height * width, config.tile["PIXELS"]), last, config
+
+
 @cache
 def _config(c: int, p: int, last: bool) -> Config:
     def work(config: Config) -> tuple[int, int]:
@@ -148,14 +141,10 @@ def _in_order(x: Tensor) -> Tensor:
     return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
 
 
-@torch.library.custom_op("raccgan::moments_triton", mutates_args=(), schema="(Tensor x) -> (Tensor, Tensor)")
 def _forward(x: Tensor) -> tuple[Tensor, Tensor]:
     x = _in_order(x)
-    mean, var = _forward_shape(x)
-    n, c, height, width = x.shape
-    pixels, last = height * width, not x.is_contiguous()
-    config = _config(c, pixels, last)
-    pieces = runtime.cdiv(pixels, config.tile["PIXELS"])
+    mean, var = autograd.shapes(x)
+    n, c, pixels, pieces, last, config = _cut(x)
     partial = mean.new_empty(n * pieces * 2 * c)
     runtime.launch(_pieces, n * pieces, x, partial, pixels, pieces, config=config, C=c, LAST=last)
     programs = runtime.cdiv(c, _JOIN.tile["COLUMNS"])
@@ -164,72 +153,32 @@ def _forward(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-@_forward.register_fake
-def _forward_shape(x: Tensor) -> tuple[Tensor, Tensor]:
-    shape = (x.shape[1],)
-    return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
-
-
-@torch.library.custom_op(
-    "raccgan::moments_triton_backward",
-    mutates_args=(),
-    schema="(Tensor grad_mean, Tensor grad_var, Tensor x, Tensor mean) -> Tensor",
-)
 def _backward(grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor) -> Tensor:
     x = _in_order(x)
     grad = torch.empty_like(x)
-    n, c, height, width = x.shape
-    pixels, last = height * width, not x.is_contiguous()
-    config = _config(c, pixels, last)
-    pieces = runtime.cdiv(pixels, config.tile["PIXELS"])
+    n, c, pixels, pieces, last, config = _cut(x)
     images = (grad_mean.contiguous(), grad_var.contiguous(), x, mean.contiguous(), grad)
     sizes = (pixels, pieces, float(n * pixels))
     runtime.launch(_gradient, n * pieces, *images, *sizes, config=config, C=c, LAST=last)
     return grad
 
 
-@_backward.register_fake
-def _backward_shape(grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor) -> Tensor:
-    return torch.empty_like(_in_order(x))
-
-
-# ---- gradients ------------------------------------------------------------------------------------------------------
-
-
-def _save_forward(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, output[0])
-
-
-def _forward_backward(ctx: Any, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
-    grad: Tensor = torch.ops.raccgan.moments_triton_backward(grad_mean, grad_var, *ctx.saved_tensors)
-    return grad
-
-
-def _save_backward(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward_backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, ...]:
-    needed = [needs_grad(ctx, i) for i in range(4)]
-    return tuple(differentiate(reference.gradient, ctx.saved_tensors, (t,), needed))
-
-
-register_autograd(_forward, _forward_backward, _save_forward)
-register_autograd(_backward, _backward_backward, _save_backward)
-
-
-# ---- ahead of time --------------------------------------------------------------------------------------------------
+_OPS = [
+    torch.library.custom_op(f"raccgan::moments_triton{name}", run, mutates_args=(), schema=schema)
+    for name, run, schema in (
+        ("", _forward, "(Tensor x) -> (Tensor, Tensor)"),
+        ("_backward", _backward, "(Tensor grad_mean, Tensor grad_var, Tensor x, Tensor mean) -> Tensor"),
+    )
+]
+autograd.register("moments_triton", lambda x: torch.empty_like(_in_order(x)))
 
 
 def compilations() -> Iterator[Compilation]:
-    """The sweeps in every configuration, dtype and layout."""
-    types = {
-        **dict.fromkeys(("partial", "mean", "var", "g_mean", "g_var"), "*fp32"),
-        **dict.fromkeys(("P", "pieces", "items"), "i32"),
-        "count": "fp32",
-    }
-    for config, dtype, (c, last) in product(_ELEMENTS, runtime.DTYPES, ((96, False), (128, True))):
-        typed = {**types, **dict.fromkeys(("x", "g_x"), runtime.pointer(dtype))}
-        for kernel in (_pieces, _gradient):
-            yield Compilation.of(kernel, _tile(config, c, 2**14, last), typed, {"C": c, "LAST": last})
-    yield Compilation.of(_join, _JOIN, types, {"C": 96, "PIXELS": 64})
+    """The kernels in every configuration, dtype and layout, for tests that compile them without a GPU."""
+    with runtime.noted() as found:
+        layers = ((96, 128, False), (128, 128, True), (128, 16, True), (64, 32, True))
+        for dtype, (c, size, last) in product(runtime.DTYPES, layers):
+            x, of_channels = runtime.meta(dtype, 2, c, size, size, last=last), runtime.meta(torch.float32, c)
+            _forward(x)
+            _backward(of_channels, of_channels, x, of_channels)
+    return iter(found)

@@ -54,4 +54,4 @@ def test_only_what_is_asked_for_is_computed(order: str) -> None:
         pytest.skip("the compiled kernels do not serve here")
     (calls,) = [given for op, given in own.calls if op is backward[0]]
     asked = dict(zip((argument.name for argument in backward[0]._schema.arguments), calls, strict=True))
-    assert [asked[name] for name in asked if name.startswith("want")] == [True, order == "whole", False]
+    assert [asked[name] for name in asked if name.startswith("needs")] == [True, order == "whole", False]

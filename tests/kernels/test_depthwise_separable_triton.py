@@ -1,4 +1,4 @@
-"""The Triton kernels of the depthwise-separable family, beyond what the shared grid holds them to.
+"""The registered ops of the depthwise-separable convolution in Triton, beyond what the shared grid holds them to.
 
 On a GPU where there is one, on the PTX machine (tests/ptx) otherwise.
 """
@@ -14,16 +14,10 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels import triton_runtime as runtime
-from raccgan.kernels.depthwise_separable import (
-    Prologue,
-    apply_prologue,
-    depthwise_separable,
-    pooled,
-    upsampled,
-)
+from raccgan.kernels.depthwise_separable import Prologue, apply_prologue, pooled, upsampled
 from raccgan.kernels.depthwise_separable.convolutions import Depthwise
 from raccgan.kernels.depthwise_separable.triton import fused as fusing
-from raccgan.kernels.depthwise_separable.triton import launch, norm, op, ops, prologue
+from raccgan.kernels.depthwise_separable.triton import norm, ops
 from raccgan.kernels.depthwise_separable.triton.arguments import (
     NO_AFFINE,
     NO_TERM,
@@ -34,9 +28,9 @@ from raccgan.kernels.depthwise_separable.triton.arguments import (
     Term,
 )
 from raccgan.kernels.dispatch import Call
-from tests.kernels.compare import allowed_beside, assert_all_close, assert_close, assert_finite
-from tests.kernels.grid import FAMILIES, Inputs, OwnOps
-from tests.kernels.test_grid import first_order, poisoned, second_order, through_penalty
+from tests.kernels.compare import allowed_beside, assert_all_close, assert_close
+from tests.kernels.grid import OwnOps
+from tests.kernels.test_grid import poisoned
 from tests.kernels.variations import LAYOUTS, laid_out
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -60,10 +54,6 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 def ones(*shape: int) -> Tensor:
     return torch.ones(shape, device=DEVICE)
-
-
-def inputs_of(case: str, dtype: torch.dtype = torch.float32) -> Inputs:
-    return FAMILIES["depthwise_separable"].inputs(case, dtype, DEVICE.type)
 
 
 def made(n: int, c: int, h: int, w: int, k: int, *, affine: bool = False) -> list[Tensor | None]:
@@ -144,30 +134,6 @@ def test_every_derivative_through_an_instance_norm(stride: str, affine: bool) ->
         assert_close(a, b, allowed_beside(c, b, least=1e-5))
 
 
-@pytest.mark.parametrize("one_kernel", [False, True])
-@pytest.mark.parametrize("large", [1e6, 2.0**55])
-def test_a_blank_image_is_its_shift_however_far_from_zero(
-    large: float, one_kernel: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its norm is zero, so the numbers that are added to it must not have been added to large ones before."""
-    monkeypatch.setattr(op, "fuses", lambda *_: one_kernel)
-
-    def orders(kernels: str, dtype: torch.dtype) -> dict[str, Tensor]:
-        inputs = inputs_of("encoder", dtype)
-        inputs["x"] = torch.full_like(inputs["x"], large)
-        inputs["relu"] = False
-        family = FAMILIES["depthwise_separable"]
-        (y,) = family.run(kernels, inputs)
-        first, second = first_order(family, kernels, inputs), through_penalty(family, kernels, inputs)
-        return {"y": y, **first, **{f"second of {name}": g for name, g in second.items()}}
-
-    got, wanted = orders("triton", torch.float32), orders("reference", torch.float64)
-    for name in wanted:
-        assert_finite(got[name], name)
-        if wanted[name].abs().max() > 1e-3:
-            assert_close(got[name], wanted[name], 1e-5, what=name)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("stride", STRIDES)
 def test_half_precision_is_float32_rounded(stride: str, dtype: torch.dtype) -> None:
@@ -220,89 +186,6 @@ def test_moments_far_from_zero(shape: tuple[int, ...], pre_relu: bool) -> None:
         assert_close(a, b, 1e-5, absolute=1e-9)
 
 
-@pytest.mark.parametrize("order", [first_order, second_order, through_penalty])
-@pytest.mark.parametrize("case", ["generator", "encoder", "affine, pooled", "skip, no bias", "odd, pooled", "one"])
-def test_one_kernel_gives_what_two_do(case: str, order: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(op, "fuses", lambda *_: True)
-    family = FAMILIES["depthwise_separable"]
-    inputs = inputs_of(case)
-    with poisoned():
-        (y,) = family.run("triton", inputs)
-        got = {"y": y, **order(family, "triton", inputs)}
-    exact, plain = inputs_of(case, torch.float64), inputs_of(case)
-    wanted = {"y": family.run("reference", exact)[0], **order(family, "reference", exact)}
-    beside = {"y": family.run("reference", plain)[0], **order(family, "reference", plain)}
-    assert y.is_contiguous(memory_format=torch.channels_last)
-    for name in wanted:
-        allowed = allowed_beside(beside[name], wanted[name])
-        assert_close(got[name], wanted[name], allowed, absolute=1e-5, what=name)
-
-
-def fused(x: Tensor, w: Tensor, pointwise: Tensor, bias: Tensor, residual: Tensor, stride: Stride) -> Tensor:
-    height, width = residual.shape[2:]
-    return fusing.fused(x, Convolution(w, stride), pointwise, bias, residual, (height, width), Affine(relu=True))
-
-
-def composed(x: Tensor, w: Tensor, pointwise: Tensor, bias: Tensor, residual: Tensor, stride: Stride) -> Tensor:
-    padding = (w.shape[-1] - 1) // 2
-    if stride.up == 2:
-        y = torch.nn.functional.conv_transpose2d(
-            x.relu(), w.flip(2, 3), stride=2, padding=w.shape[-1] - 2 - padding, groups=x.shape[1]
-        )
-    else:
-        y = torch.nn.functional.conv2d(x.relu(), w, stride=stride.down, padding=padding, groups=x.shape[1])
-    y = torch.nn.functional.conv2d(y[:, :, : residual.shape[2], : residual.shape[3]], pointwise[:, :, None, None], bias)
-    return y + residual
-
-
-@pytest.mark.parametrize("dtype", runtime.DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("stride", "k", "d", "height", "width"), [("plain", 3, 5, 5, 7), ("up", 4, 17, 10, 14), ("pooled", 4, 3, 2, 3)]
-)
-def test_one_kernel_and_its_gradients_in_every_dtype(
-    stride: str, k: int, d: int, height: int, width: int, dtype: torch.dtype
-) -> None:
-    tensors = [
-        normal(1, 2, 20, 5, 7),
-        normal(2, 20, 1, k, k) / k,
-        normal(3, d, 20) / 4,
-        normal(4, d),
-        normal(5, 2, d, height, width),
-    ]
-    tensors = [t.to(dtype if i in (0, 2, 4) else torch.float32).double() for i, t in enumerate(tensors)]
-
-    def orders(run: Callable[..., Any], half: torch.dtype, full: torch.dtype) -> list[Tensor]:
-        inputs = [t.to(half if i in (0, 2, 4) else full).requires_grad_() for i, t in enumerate(tensors)]
-        y = run(*inputs, STRIDES[stride])
-        first = torch.autograd.grad((y.double() * normal(7, *y.shape)).sum(), inputs, create_graph=True)
-        second = torch.autograd.grad(first[0].double().square().sum(), inputs, materialize_grads=True)
-        return [y, *first, *second]
-
-    with poisoned():
-        got = orders(fused, dtype, torch.float32)
-    allowed = 2e-5 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps
-    assert_all_close(got, orders(composed, torch.float64, torch.float64), allowed)
-
-
-def triton(inputs: Inputs) -> Tensor:
-    """The backend's result; the inputs need not be such as the public op lets in."""
-    y: Tensor = op.depthwise_separable(*FAMILIES["depthwise_separable"].arguments(*inputs.values()))
-    return y
-
-
-def test_a_residual_of_another_dtype_or_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(op, "fuses", lambda *_: True)
-    inputs = inputs_of("affine, pooled")
-    wanted = triton(inputs)
-    wide = triton({**inputs, "residual": inputs["residual"].double()})
-    assert wide.dtype == torch.float64
-    assert_close(wide, wanted, 1e-6)
-    with pytest.raises(RuntimeError, match="expand"):
-        triton({**inputs, "residual": inputs["residual"][..., :-1]})
-    with pytest.raises(RuntimeError, match="expand"):
-        triton({**inputs, "pointwise_bias": ones(2), "depthwise_bias": None})
-
-
 @pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 4, 0, 3), (1, 4, 1, 1)])
 @pytest.mark.parametrize("stride", STRIDES)
 def test_nothing_in_is_nothing_out(shape: tuple[int, ...], stride: str) -> None:
@@ -313,11 +196,6 @@ def test_nothing_in_is_nothing_out(shape: tuple[int, ...], stride: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
     if 0 in got[0].shape:
         assert not any(t.any() for t in got)
-    inputs = inputs_of("discriminator")
-    inputs["x"] = torch.zeros(shape[0], 3, *shape[2:], device=DEVICE, requires_grad=True)
-    y = triton(inputs)
-    y.sum().backward()
-    assert inputs["x"].grad.shape == inputs["x"].shape
 
 
 def test_bits_are_the_same_every_time_and_in_any_batch() -> None:
@@ -342,8 +220,8 @@ def test_offsets_beyond_two_to_the_31() -> None:
         lambda t: ops.correlation(t, near, 3, PLAIN),
         lambda t: ops.correlation(near, t, 3, PLAIN),
         lambda t: norm.moments(t, False)[1],
-        lambda t: prologue.prologue_jvp(Term(t), NO_TERM, None, t, Affine(relu=True)),
-        lambda t: fusing.fused(t, convolution, ones(3, 3).half(), None, t, (5, 4), NO_AFFINE),
+        lambda t: ops.jvp(Term(t), NO_TERM, None, t, Affine(relu=True)),
+        lambda t: fusing.fused(fusing.Fused(t, convolution, ones(3, 3).half(), None, t, NO_AFFINE, (5, 4))),
     ):
         assert_close(run(x), run(near), 1e-3)
 
@@ -357,12 +235,12 @@ def test_opcheck_of_every_op() -> None:
         (ops._depthwise, (x, w, scale, shift, None, True, True, 1, 1, 4, 5)),
         (ops._depthwise, (x, q, *bare, False, False, 1, 2, 8, 10)),
         (ops._correlation, (x, g, *affine, True, True, 3, 1, 1)),
-        (ops._adjoint, (g, w, g, scale, x, *affine, True, True, 1, 1, True, True, True)),
-        (ops._adjoint, (x, w, None, None, x, *bare, False, True, 1, 1, False, True, False)),
-        (prologue._prologue_vjp, (g, x, scale, x, *affine, True, True, True, True, True)),
-        (prologue._prologue_vjp, (g, None, None, x, *bare, False, True, False, True, False)),
-        (prologue._prologue_jvp, (x, scale, shift, g, shift, x, *affine, True, True, True)),
-        (prologue._prologue_jvp, (None, None, shift, None, None, x, *bare, False, True, False)),
+        (ops._vjp, (g, w, g, scale, x, *affine, True, True, 1, 1, True, True, True)),
+        (ops._vjp, (x, w, None, None, x, *bare, False, True, 1, 1, False, True, False)),
+        (ops._vjp, (g, None, x, scale, x, *affine, True, True, 1, 1, True, True, True)),
+        (ops._vjp, (g, None, None, None, x, *bare, False, True, 1, 1, False, True, False)),
+        (ops._jvp, (x, scale, shift, g, shift, x, *affine, True, True, True)),
+        (ops._jvp, (None, None, shift, None, None, x, *bare, False, True, False)),
         (norm.moments, (x, True)),
         (norm._normalised, (x, w, scale, shift, True, True, 1, 1, 4, 5, 1e-3)),
         (fusing._fused, (x, w, ones(4, 3), None, None, scale, shift, None, True, True, 1, 1, 4, 5)),
@@ -371,96 +249,17 @@ def test_opcheck_of_every_op() -> None:
         torch.library.opcheck(registered, fresh)
 
 
-@pytest.mark.parametrize("one_kernel", [False, True])
-def test_exported_and_compiled(one_kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(op, "fuses", lambda *_: one_kernel)
-    family = FAMILIES["depthwise_separable"]
-    inputs = inputs_of("discriminator, second")
-    order = list(inputs)
-
-    class Layer(torch.nn.Module):
-        def forward(self, x: Tensor, w: Tensor) -> Tensor:
-            given = {**inputs, "x": x, "depthwise_weight": w}
-            return triton({name: given[name] for name in order})
-
-    arguments = (inputs["x"], inputs["depthwise_weight"])
-    (wanted,) = family.run("triton", inputs)
-    torch._dynamo.reset()
-    exported = torch.export.export(Layer(), arguments).module()
-    compiled = torch.compile(Layer(), fullgraph=True, backend="aot_eager")
-    assert torch.equal(exported(*arguments), wanted)
-    assert torch.equal(compiled(*arguments), wanted)
-
-
-@pytest.mark.parametrize("flag", ["ieee", "tf32"])
-def test_compiled_without_gradients_under_either_flag(flag: str) -> None:
-    """Compiled, float32 is two kernels whatever the flag says."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    inputs = inputs_of("plain")
-    torch._dynamo.reset()
-    try:
-        matmul.fp32_precision = flag
-        with torch.no_grad():
-            got, wanted = torch.compile(triton, fullgraph=True, backend="aot_eager")(inputs), triton(inputs)
-        assert_close(got, wanted, 1e-5 if flag == "ieee" else 2e-3)
-    finally:
-        matmul.fp32_precision = before
-
-
-def test_autocast() -> None:
-    inputs = inputs_of("encoder")
-    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
-        x, weights, prologue, resize, residual = FAMILIES["depthwise_separable"].arguments(*inputs.values())
-        got = triton(inputs)
-        beside = depthwise_separable(x, weights, prologue, resize, residual=residual, kernels="pytorch")
-    assert got.dtype == beside.dtype == torch.bfloat16
-    assert_close(got, beside, 0.03)
-
-
 def test_only_what_is_asked_for_is_computed() -> None:
     """A penalty's first backward pass goes to the image: no gradient of a weight is computed on the way."""
     x, w = (t.float().requires_grad_() for t in made(1, 2, 4, 4, 3) if t is not None)
     y = ours(x * 1, w * 1, None, None, PLAIN, False, True)
     with OwnOps() as own:
         torch.autograd.grad(y.sum(), x, retain_graph=True)
-    assert "raccgan::depthwise_triton_adjoint" in own.names
+    assert "raccgan::depthwise_triton_vjp" in own.names
     assert "raccgan::depthwise_triton_correlation" not in own.names
     with OwnOps() as own:
         torch.autograd.grad(y.sum(), w)
     assert "raccgan::depthwise_triton_correlation" in own.names
-
-
-def test_who_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One kernel where its operand is computed about once and nothing else needs it; PyTorch's product elsewhere."""
-
-    def fuses(dtype: torch.dtype, k: int, d: int, stride: Stride, learns: bool = False) -> bool:
-        weight = torch.empty(d, 1, 1, 1, dtype=dtype, requires_grad=learns)
-        return fusing.fuses(torch.empty(1, 64, 1, 1, dtype=dtype), weight, k, stride)
-
-    half = torch.bfloat16
-    for k, d, stride, one_kernel in (
-        (7, 256, UP, True), (3, 256, PLAIN, True), (3, 384, PLAIN, True), (7, 384, UP, True),
-        (7, 384, PLAIN, False), (3, 768, PLAIN, False),
-    ):  # fmt: skip
-        assert fuses(half, k, d, stride) == one_kernel
-    assert not fuses(half, 3, 64, PLAIN, learns=True)
-    assert not fuses(torch.float32, 3, 64, PLAIN)
-    with torch.no_grad():
-        assert fuses(half, 3, 64, PLAIN, learns=True)
-        monkeypatch.setattr(launch, "precision", lambda: "tf32")
-        assert fuses(torch.float32, 3, 64, PLAIN)
-
-
-def test_tf32_where_the_flags_allow_it() -> None:
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    try:
-        for said, wanted in (("ieee", "ieee"), ("tf32", "tf32")):
-            matmul.fp32_precision = said
-            assert launch.precision() == wanted
-    finally:
-        matmul.fp32_precision = before
 
 
 def test_strips_reach_every_position_once() -> None:

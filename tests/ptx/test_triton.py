@@ -25,7 +25,7 @@ def test_the_shared_grid(pytestconfig: pytest.Config) -> None:
 
 
 def test_beyond_the_grid(pytestconfig: pytest.Config) -> None:
-    files = ["test_cbam_triton.py", "test_depthwise_separable_triton.py"]
+    files = ["test_cbam_triton.py", "test_depthwise_separable_triton.py", "test_depthwise_separable_triton_op.py"]
     files.append("test_triton.py::test_a_score_does_not_depend_on_the_batch_or_on_the_map")
     run_tests(pytestconfig, "triton", *(f"tests/kernels/{file}" for file in files), least=50)
 

@@ -113,7 +113,8 @@ def install() -> None:
 
 def take_over_raccgan() -> None:
     """All else is as on a GPU."""
-    from raccgan.kernels import triton_runtime
+    from raccgan.kernels import dispatch, triton_runtime
+    from raccgan.kernels.depthwise_separable import op
 
     install()
     supports = triton_runtime.supports
@@ -123,3 +124,5 @@ def take_over_raccgan() -> None:
         return None if reason is not None and reason.startswith("Triton needs a GPU") else reason
 
     triton_runtime.supports = but_a_gpu
+    for backends in (*dispatch.ops().values(), op.POINTWISE):
+        backends["triton"] = dispatch.Backend(but_a_gpu, backends["triton"].run)

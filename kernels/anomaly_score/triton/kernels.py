@@ -6,16 +6,7 @@ of programs a sample's image tiles come first.
 
 from __future__ import annotations
 
-from raccgan.kernels.triton_runtime import jit, tl
-
-
-@jit
-def offsets(sample, pixel, channel, pixels, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """[PIXEL_TILE, CHANNEL_TILE] offsets of some pixels and channels of a sample."""
-    if CHANNELS_LAST:
-        return (sample * pixels + pixel[:, None]) * CHANNELS + channel[None, :]
-    else:
-        return (sample * CHANNELS + channel[None, :]) * pixels + pixel[:, None]
+from raccgan.kernels.triton_runtime import jit, offsets, tl
 
 
 @jit

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache, cached_property
+from collections.abc import Iterator
+from functools import cache
+from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.anomaly_score.gradients import ScoreGrads, ScoreTensors
 from raccgan.kernels.anomaly_score.triton import kernels
-from raccgan.kernels.triton_runtime import Config
+from raccgan.kernels.triton_runtime import Compilation, Config, launch, meta
 
 ELEMENTS = (Config({"ELEMENTS": 1024}, 4), Config({"ELEMENTS": 2048}, 4), Config({"ELEMENTS": 4096}, 8))
 FINISH = Config({"PARTS": 128}, 1)
@@ -24,52 +26,26 @@ def tile_of(config: Config, channels: int, channels_last: bool) -> Config:
     return config._replace(tile={"PIXEL_TILE": elements // wide, "CHANNEL_TILE": wide, "FEATURE_TILE": elements})
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """The sizes of a call, and its programs. Nothing but their number depends on the batch, so that no score does."""
 
     samples: int
-    channels: int
-    pixels: int
-    features: int  # of a sample
-    channels_last: bool
+    programs: int
+    counts: tuple[int, int, int, int]  # pixels, features, image_tiles, feature_tiles
+    sizes: tuple[float, float]  # of an image and of a sample's features: what their means are divided by
+    layout: dict[str, int]
     tile: Config
-    images: bool = True  # whether anything of the images is computed
-    has_features: bool = True
 
     @classmethod
     def of(cls, x: Tensor, f: Tensor | None, images: bool = True, features: bool = True) -> Plan:
-        n, c, h, w = x.shape
-        sizes = (c, h * w, 0 if f is None or n == 0 else f.numel() // n)
-        channels_last = not x.is_contiguous()
-        tile = tile_of(_config(*sizes, channels_last), c, channels_last)
-        return cls(n, *sizes, channels_last, tile, images, features)
-
-    @cached_property
-    def image_tiles(self) -> int:
-        return runtime.cdiv(self.pixels, self.tile.tile["PIXEL_TILE"]) if self.images else 0
-
-    @cached_property
-    def feature_tiles(self) -> int:
-        return runtime.cdiv(self.features, self.tile.tile["FEATURE_TILE"]) if self.has_features else 0
-
-    @property
-    def programs(self) -> int:
-        return self.samples * (self.image_tiles + self.feature_tiles)
-
-    @property
-    def counts(self) -> tuple[int, int, int, int]:
-        """What both kernels take: pixels, features, image_tiles, feature_tiles."""
-        return self.pixels, self.features, self.image_tiles, self.feature_tiles
-
-    @property
-    def sizes(self) -> tuple[float, float]:
-        """Of an image and of a sample's features: what their means are divided by."""
-        return float(self.channels * self.pixels), float(self.features)
-
-    @property
-    def layout(self) -> dict[str, int]:
-        return {"CHANNELS": self.channels, "CHANNELS_LAST": self.channels_last}
+        """``images`` and ``features`` say whether anything of them is computed."""
+        (n, c, h, w), last = x.shape, not x.is_contiguous()
+        pixels, size = h * w, 0 if f is None or n == 0 else f.numel() // n
+        config = tile_of(_config(c, pixels, size, last), c, last)
+        image_tiles = runtime.cdiv(pixels, config.tile["PIXEL_TILE"]) if images else 0
+        feature_tiles = runtime.cdiv(size, config.tile["FEATURE_TILE"]) if features else 0
+        counts, layout = (pixels, size, image_tiles, feature_tiles), {"CHANNELS": c, "CHANNELS_LAST": last}
+        return cls(n, n * (image_tiles + feature_tiles), counts, (float(c * pixels), float(size)), layout, config)
 
 
 @cache
@@ -101,15 +77,12 @@ def forward_pass(tensors: ScoreTensors, residual: Tensor, feature: Tensor, to_ma
     assert tensors.x is not None
     plan = Plan.of(tensors.x, tensors.f)
     partial = residual.new_empty(plan.programs)
-    runtime.launch(
-        kernels.sum_squares, plan.programs, *tensors, to_map, partial, *plan.counts, config=plan.tile, **plan.layout,
-    )  # fmt: skip
+    given = (*tensors, to_map, partial, *plan.counts)
+    launch(kernels.sum_squares, plan.programs, *given, config=plan.tile, **plan.layout)
     if tensors.f is None:
         feature.zero_()
-    runtime.launch(
-        kernels.find_means, plan.samples, partial, residual, feature if tensors.f is not None else None,
-        plan.image_tiles, plan.feature_tiles, *plan.sizes, config=FINISH,
-    )  # fmt: skip
+    parts = (partial, residual, feature if tensors.f is not None else None, *plan.counts[2:], *plan.sizes)
+    launch(kernels.find_means, plan.samples, *parts, config=FINISH)
 
 
 def backward_pass(tensors: ScoreTensors, grads: ScoreGrads, found: ScoreTensors) -> None:
@@ -118,7 +91,28 @@ def backward_pass(tensors: ScoreTensors, grads: ScoreGrads, found: ScoreTensors)
     images = found.x is not None or found.x_hat is not None
     features = found.f is not None or found.f_hat is not None
     plan = Plan.of(tensors.x, tensors.f, images, features)
-    runtime.launch(
-        kernels.find_gradients, plan.programs, *tensors, *(g if g is None else g.contiguous() for g in grads), *found,
-        *plan.counts, *plan.sizes, config=plan.tile, **plan.layout,
-    )  # fmt: skip
+    given = (*tensors, *(g if g is None else g.contiguous() for g in grads), *found, *plan.counts, *plan.sizes)
+    launch(kernels.find_gradients, plan.programs, *given, config=plan.tile, **plan.layout)
+
+
+def compilations() -> Iterator[Compilation]:
+    """Every configuration in every dtype and layout, for tests that compile them without a GPU.
+
+    Of the smallest images also without features, whose gradient may come all the same as the op returns that term as
+    zeros; and with as little as there can be.
+    """
+    with runtime.noted() as noted:
+        for size, dtype, (c, last) in product((32, 128, 512), runtime.DTYPES, ((1, False), (3, True))):
+            x, f = meta(dtype, 2, c, size, size, last=last), meta(dtype, 2, 2**13)
+            of_sample, to_map = meta(torch.float32, 2), meta(torch.float32, 2, size, size)
+            everything, images = ScoreTensors(x, x, f, f), ScoreTensors(x, x, None, None)
+            grads = ScoreGrads(of_sample, of_sample, to_map)
+            cases = [
+                (everything, to_map, grads, everything),
+                (images, to_map, grads, images),
+                (images, None, ScoreGrads(of_sample, None, None), ScoreTensors(x, None, None, None)),
+            ]
+            for tensors, wanted, given, found in cases if size == 32 else cases[:1]:
+                forward_pass(tensors, of_sample, of_sample, wanted)
+                backward_pass(tensors, given, found)
+    return iter(noted)

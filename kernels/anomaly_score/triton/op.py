@@ -1,88 +1,34 @@
 """The anomaly score in Triton: one read of each tensor forward, and one for its gradient.
 
-    residual[n] = mean over c,h,w of d^2    map[n, p] = mean over c of d^2    with d = x - x_hat
-    dL/dx       = 2 d (grad_residual / CHW + grad_map / C) = -dL/dx_hat,    f and f_hat likewise
-
 A program writes the sum of one tile; a second launch adds a sample's up, in a fixed order. Not run on a GPU yet: the
 tests run their PTX on a CPU (tests/ptx) and compile them for sm_80 and sm_90.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
-from raccgan.kernels import dispatch
-from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.anomaly_score.gradients import ScoreGrads, ScoreTensors, gradients, output_shapes
 from raccgan.kernels.anomaly_score.triton import launch
-from raccgan.kernels.autograd import differentiate, needs_grad, register
+from raccgan.kernels.autograd import define, differentiate, needs_grad
 
 _TENSORS = len(ScoreTensors._fields)
 _GRADS = len(ScoreGrads._fields)
 
 
-def supports(call: dispatch.Call) -> str | None:
-    """Why the Triton kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    return runtime.supports(call)
-
-
 def anomaly_score(
     x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None, want_map: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Shapes as in :func:`raccgan.kernels.anomaly_score.anomaly_score`; the map is empty, [0], unless wanted.
+    """Residual [N], feature [N] (zeros without f) and map [N, H, W] ([0] unless wanted), all float32.
 
-    Args:
-        x, x_hat: [N, C, H, W] in float32, bfloat16 or float16, any strides. Read in place where both are NCHW or both
-            channels_last, copied otherwise.
-        f, f_hat: [N, ...] likewise, both or neither.
-        want_map: also return the map.
-
-    Returns:
-        residual [N], feature [N] (zeros without f) and map [N, H, W], all float32. A sample's bits depend on the
-        sample and its memory order, not on the batch.
+    Images are read in place where both are NCHW or both channels_last, copied otherwise. A sample's bits depend on the
+    sample and its memory order, not on the batch.
     """
     outputs: tuple[Tensor, Tensor, Tensor] = torch.ops.raccgan.anomaly_score_triton(x, x_hat, f, f_hat, want_map)
     return outputs
-
-
-# ---- the registered ops --------------------------------------------------------------------------------------------
-
-
-@torch.library.custom_op(
-    "raccgan::anomaly_score_triton",
-    mutates_args=(),
-    schema="(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, bool want_map) -> (Tensor, Tensor, Tensor)",
-)
-def _forward(
-    x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None, want_map: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    residual, feature, to_map = output_shapes(x, x_hat, f, f_hat, want_map)
-    launch.forward_pass(launch.all_alike(x, x_hat, f, f_hat), residual, feature, to_map if want_map else None)
-    return residual, feature, to_map
-
-
-@torch.library.custom_op(
-    "raccgan::anomaly_score_triton_backward",
-    mutates_args=(),
-    schema="(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, Tensor? grad_residual, Tensor? grad_feature,"
-    " Tensor? grad_map, bool needs_x, bool needs_x_hat, bool needs_f, bool needs_f_hat)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-)
-def _backward(*inputs: Any) -> tuple[Tensor, ...]:
-    """The gradients that are needed; empty, [0], in the place of the others."""
-    found = _backward_shapes(*inputs)
-    needed = inputs[_TENSORS + _GRADS :]
-    launch.backward_pass(
-        launch.all_alike(*inputs[:_TENSORS]),
-        ScoreGrads(*inputs[_TENSORS : _TENSORS + _GRADS]),
-        ScoreTensors(*(grad if need else None for grad, need in zip(found, needed, strict=True))),
-    )
-    return found
 
 
 def _backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
@@ -93,22 +39,13 @@ def _backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
     )
 
 
-# ---- gradients -----------------------------------------------------------------------------------------------------
-
-
-class _Context(FunctionCtx):
-    saved_tensors: tuple[Tensor | None, ...]
-    needs_input_grad: tuple[bool, ...]
-    needed: Sequence[bool]
-
-
-def _save_forward(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:_TENSORS])
     ctx.set_materialize_grads(False)
 
 
 def _of_forward(
-    ctx: _Context, grad_residual: Tensor | None, grad_feature: Tensor | None, grad_map: Tensor | None
+    ctx: Any, grad_residual: Tensor | None, grad_feature: Tensor | None, grad_map: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     if grad_map is not None and grad_map.dim() == 1:
@@ -121,21 +58,51 @@ def _of_forward(
     return *(grad if need else None for grad, need in zip(found, needed, strict=True)), None
 
 
-def _save_backward(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[: _TENSORS + _GRADS])
     ctx.set_materialize_grads(False)
     ctx.needed = inputs[_TENSORS + _GRADS :]
 
 
-def _of_backward(ctx: _Context, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
+def _of_backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
     through = [grad if computed else None for grad, computed in zip(grad_grads, ctx.needed, strict=True)]
     needed = [needs_grad(ctx, i, ctx.saved_tensors) for i in range(_TENSORS + _GRADS)]
     return *differentiate(_gradients, ctx.saved_tensors, through, needed), *(None,) * _TENSORS
 
 
 def _gradients(*inputs: Any) -> ScoreTensors:
-    return gradients(*inputs[:_TENSORS], ScoreGrads(*inputs[_TENSORS:]))
+    x, x_hat, f, f_hat, *grads = inputs
+    return gradients(x, x_hat, f, f_hat, ScoreGrads(*grads))
 
 
-register("raccgan::anomaly_score_triton", output_shapes, _of_forward, _save_forward)
-register("raccgan::anomaly_score_triton_backward", _backward_shapes, _of_backward, _save_backward)
+@define(
+    "anomaly_score_triton(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, bool want_map) -> (Tensor, Tensor, Tensor)",
+    output_shapes,
+    _of_forward,
+    _save_forward,
+)
+def _forward(
+    x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None, want_map: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    residual, feature, to_map = output_shapes(x, x_hat, f, f_hat, want_map)
+    launch.forward_pass(launch.all_alike(x, x_hat, f, f_hat), residual, feature, to_map if want_map else None)
+    return residual, feature, to_map
+
+
+@define(
+    "anomaly_score_triton_backward(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, Tensor? grad_residual, "
+    "Tensor? grad_feature, Tensor? grad_map, bool needs_x, bool needs_x_hat, bool needs_f, bool needs_f_hat)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _backward_shapes,
+    _of_backward,
+    _save_backward,
+)
+def _backward(*inputs: Any) -> tuple[Tensor, ...]:
+    found = _backward_shapes(*inputs)
+    needed = inputs[_TENSORS + _GRADS :]
+    launch.backward_pass(
+        launch.all_alike(*inputs[:_TENSORS]),
+        ScoreGrads(*inputs[_TENSORS : _TENSORS + _GRADS]),
+        ScoreTensors(*(grad if need else None for grad, need in zip(found, needed, strict=True))),
+    )
+    return found

@@ -1,6 +1,5 @@
 """CBAM in Triton: see :mod:`.op`."""
 
-from raccgan.kernels.cbam.triton.ahead import compilations
-from raccgan.kernels.cbam.triton.op import cbam, supports
+from raccgan.kernels.cbam.triton.op import cbam, compilations
 
-__all__ = ["cbam", "compilations", "supports"]
+__all__ = ["cbam", "compilations"]

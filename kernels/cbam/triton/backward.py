@@ -15,7 +15,7 @@ also sums x g spatial over the pixels, by ``gather`` (x alone), and by ``apply_b
 
 from __future__ import annotations
 
-from raccgan.kernels.cbam.triton.forward import offsets, spatial_gate
+from raccgan.kernels.cbam.triton.forward import pixels_of, spatial_gate, tile_of
 from raccgan.kernels.triton_runtime import jit, tl
 
 
@@ -31,8 +31,7 @@ def find_flow(
     CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, PIXEL_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
-    sample, pixel = program // tiles, program % tiles * PIXEL_TILE + tl.arange(0, PIXEL_TILE)
-    in_image = pixel < pixels
+    sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
     spatial, normalised = spatial_gate(
         scores, mean, var, norm_weight, norm_bias, sample, pixel, in_image, pixels, eps, GROUPED
     )
@@ -40,10 +39,7 @@ def find_flow(
     dot = tl.zeros([PIXEL_TILE], tl.float32)
     tied = tl.zeros([PIXEL_TILE], tl.float32)
     for first in range(0, CHANNELS, CHANNEL_TILE):
-        channel = first + tl.arange(0, CHANNEL_TILE)
-        in_channels = channel < CHANNELS
-        inside = in_image[:, None] & in_channels[None, :]
-        at = offsets(sample, pixel, channel, pixels, CHANNELS, CHANNELS_LAST)
+        channel, in_channels, inside, at = tile_of(sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE)
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         grad = tl.load(grad_y + at, mask=inside, other=0.0).to(tl.float32)
         gated = value * tl.load(gate + sample * CHANNELS + channel, mask=in_channels, other=0.0)[None, :]
@@ -119,8 +115,7 @@ def score_back(
     GROUPED: tl.constexpr, CHANNELS: tl.constexpr, KERNEL_SIZE: tl.constexpr, PIXEL_TILE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
-    sample, pixel = program // tiles, program % tiles * PIXEL_TILE + tl.arange(0, PIXEL_TILE)
-    in_image = pixel < pixels
+    sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
     group = sample if GROUPED else sample * 0
     row, column = pixel // width, pixel % width
     e_max = tl.zeros([PIXEL_TILE], tl.float32)
@@ -174,16 +169,12 @@ def gather(
     CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, PIXEL_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
 ):  # fmt: skip
     program = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
-    sample, pixel = program // tiles, program % tiles * PIXEL_TILE + tl.arange(0, PIXEL_TILE)
-    in_image = pixel < pixels
+    sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
     largest = tl.load(planes + sample * 2 * pixels + pixel, mask=in_image, other=0.0)
     e_max = tl.load(grad_planes + sample * 2 * pixels + pixel, mask=in_image, other=0.0)
     e_mean = tl.load(grad_planes + (sample * 2 + 1) * pixels + pixel, mask=in_image, other=0.0)
     for first in range(0, CHANNELS, CHANNEL_TILE):
-        channel = first + tl.arange(0, CHANNEL_TILE)
-        in_channels = channel < CHANNELS
-        inside = in_image[:, None] & in_channels[None, :]
-        at = offsets(sample, pixel, channel, pixels, CHANNELS, CHANNELS_LAST)
+        channel, in_channels, inside, at = tile_of(sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE)
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         gated = value * tl.load(gate + sample * CHANNELS + channel, mask=in_channels, other=0.0)[None, :]
         maximum = tl.load(pooled + sample * 2 * CHANNELS + CHANNELS + channel, mask=in_channels, other=0.0)
@@ -255,17 +246,13 @@ def apply_back(
     CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, PIXEL_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
-    sample, pixel = program // tiles, program % tiles * PIXEL_TILE + tl.arange(0, PIXEL_TILE)
-    in_image = pixel < pixels
+    sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
     spatial, _ = spatial_gate(scores, mean, var, norm_weight, norm_bias, sample, pixel, in_image, pixels, eps, GROUPED)
     largest = tl.load(planes + sample * 2 * pixels + pixel, mask=in_image, other=0.0)
     e_max = tl.load(grad_planes + sample * 2 * pixels + pixel, mask=in_image, other=0.0)
     e_mean = tl.load(grad_planes + (sample * 2 + 1) * pixels + pixel, mask=in_image, other=0.0)
     for first in range(0, CHANNELS, CHANNEL_TILE):
-        channel = first + tl.arange(0, CHANNEL_TILE)
-        in_channels = channel < CHANNELS
-        inside = in_image[:, None] & in_channels[None, :]
-        at = offsets(sample, pixel, channel, pixels, CHANNELS, CHANNELS_LAST)
+        channel, in_channels, inside, at = tile_of(sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE)
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         grad = tl.load(grad_y + at, mask=inside, other=0.0).to(tl.float32)
         own = tl.load(gate + sample * CHANNELS + channel, mask=in_channels, other=0.0)[None, :]

@@ -13,16 +13,25 @@ A program of a sweep over x takes one tile, some pixels of one sample, and goes 
 
 from __future__ import annotations
 
-from raccgan.kernels.triton_runtime import jit, tl
+from raccgan.kernels.triton_runtime import jit, offsets, tl
 
 
 @jit
-def offsets(sample, pixel, channel, pixels, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """[PIXEL_TILE, CHANNEL_TILE] offsets of some pixels and channels of a sample."""
-    if CHANNELS_LAST:
-        return (sample * pixels + pixel[:, None]) * CHANNELS + channel[None, :]
-    else:
-        return (sample * CHANNELS + channel[None, :]) * pixels + pixel[:, None]
+def pixels_of(program, tiles, pixels, PIXEL_TILE: tl.constexpr):
+    """Of a sample's tile: the sample, its pixels, and which of them there are."""
+    sample, pixel = program // tiles, program % tiles * PIXEL_TILE + tl.arange(0, PIXEL_TILE)
+    return sample, pixel, pixel < pixels
+
+
+@jit
+def tile_of(
+    sample, pixel, first, pixels, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, CHANNEL_TILE: tl.constexpr
+):
+    """Channels from ``first`` on, and which of them there are; which of the tile's values there are, and offsets."""
+    channel = first + tl.arange(0, CHANNEL_TILE)
+    in_channels = channel < CHANNELS
+    inside = (pixel < pixels)[:, None] & in_channels[None, :]
+    return channel, in_channels, inside, offsets(sample, pixel, channel, pixels, CHANNELS, CHANNELS_LAST)
 
 
 @jit
@@ -33,8 +42,7 @@ def pool(
     CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, PIXEL_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
-    sample, pixel = program // tiles, program % tiles * PIXEL_TILE + tl.arange(0, PIXEL_TILE)
-    in_image = pixel < pixels
+    sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
     for first in range(0, CHANNELS, CHANNEL_TILE):
         channel = first + tl.arange(0, CHANNEL_TILE)
         in_channels = channel < CHANNELS
@@ -44,22 +52,6 @@ def pool(
         tl.store(sums + program * 2 * CHANNELS + channel, tl.sum(value, axis=0), mask=in_channels)
         largest = tl.max(tl.where(inside, value, -float("inf")), axis=0)
         tl.store(sums + program * 2 * CHANNELS + CHANNELS + channel, largest, mask=in_channels)
-
-
-@jit
-def pooled_of(
-    sums, sample, channel, in_channels, tiles, pixel_count, CHANNELS: tl.constexpr, CHANNEL_TILE: tl.constexpr
-):
-    """Average and maximum of some channels, from the sums of the sample's tiles."""
-    total = tl.zeros([CHANNEL_TILE], tl.float32)
-    largest = tl.full([CHANNEL_TILE], -float("inf"), tl.float32)
-    tile = 0
-    while tile < tiles:
-        at = (sample * tiles + tile) * 2 * CHANNELS + channel
-        total += tl.load(sums + at, mask=in_channels, other=0.0)
-        largest = tl.maximum(largest, tl.load(sums + at + CHANNELS, mask=in_channels, other=0.0))
-        tile += 1
-    return total / pixel_count, tl.where(in_channels, largest, 0.0)
 
 
 @jit
@@ -81,12 +73,20 @@ def find_gate(
     for first in range(0, CHANNELS, CHANNEL_TILE):
         channel = first + tl.arange(0, CHANNEL_TILE)
         in_channels = channel < CHANNELS
-        mean, largest = pooled_of(sums, sample, channel, in_channels, tiles, pixel_count, CHANNELS, CHANNEL_TILE)
+        total = tl.zeros([CHANNEL_TILE], tl.float32)
+        largest = tl.full([CHANNEL_TILE], -float("inf"), tl.float32)
+        tile = 0
+        while tile < tiles:
+            at = (sample * tiles + tile) * 2 * CHANNELS + channel
+            total += tl.load(sums + at, mask=in_channels, other=0.0)
+            largest = tl.maximum(largest, tl.load(sums + at + CHANNELS, mask=in_channels, other=0.0))
+            tile += 1
+        mean, largest = total / pixel_count, tl.where(in_channels, largest, 0.0)
         tl.store(pooled + sample * 2 * CHANNELS + channel, mean, mask=in_channels)
         tl.store(pooled + sample * 2 * CHANNELS + CHANNELS + channel, largest, mask=in_channels)
         inside = in_hidden[:, None] & in_channels[None, :]
-        at = reduce_weight + unit[:, None] * CHANNELS + channel[None, :]
-        weight = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        of_weight = reduce_weight + unit[:, None] * CHANNELS + channel[None, :]
+        weight = tl.load(of_weight, mask=inside, other=0.0).to(tl.float32)
         of_average += tl.sum(weight * mean[None, :], axis=1)
         of_maximum += tl.sum(weight * largest[None, :], axis=1)
     bias = tl.load(reduce_bias + unit, mask=in_hidden, other=0.0).to(tl.float32)
@@ -113,15 +113,11 @@ def find_planes(
     CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, PIXEL_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
 ):  # fmt: skip
     program = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
-    sample, pixel = program // tiles, program % tiles * PIXEL_TILE + tl.arange(0, PIXEL_TILE)
-    in_image = pixel < pixels
+    sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
     largest = tl.full([PIXEL_TILE], -float("inf"), tl.float32)
     total = tl.zeros([PIXEL_TILE], tl.float32)
     for first in range(0, CHANNELS, CHANNEL_TILE):
-        channel = first + tl.arange(0, CHANNEL_TILE)
-        in_channels = channel < CHANNELS
-        inside = in_image[:, None] & in_channels[None, :]
-        at = offsets(sample, pixel, channel, pixels, CHANNELS, CHANNELS_LAST)
+        channel, in_channels, inside, at = tile_of(sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE)
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         gated = value * tl.load(gate + sample * CHANNELS + channel, mask=in_channels, other=0.0)[None, :]
         largest = tl.maximum(largest, tl.max(tl.where(inside, gated, -float("inf")), axis=1))
@@ -221,14 +217,10 @@ def apply(
     CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, PIXEL_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
-    sample, pixel = program // tiles, program % tiles * PIXEL_TILE + tl.arange(0, PIXEL_TILE)
-    in_image = pixel < pixels
+    sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
     spatial, _ = spatial_gate(scores, mean, var, norm_weight, norm_bias, sample, pixel, in_image, pixels, eps, GROUPED)
     for first in range(0, CHANNELS, CHANNEL_TILE):
-        channel = first + tl.arange(0, CHANNEL_TILE)
-        in_channels = channel < CHANNELS
-        inside = in_image[:, None] & in_channels[None, :]
-        at = offsets(sample, pixel, channel, pixels, CHANNELS, CHANNELS_LAST)
+        channel, in_channels, inside, at = tile_of(sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE)
         gated = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         gated *= tl.load(gate + sample * CHANNELS + channel, mask=in_channels, other=0.0)[None, :]
         tl.store(y + at, (gated * spatial[:, None]).to(y.dtype.element_ty), mask=inside)

@@ -7,48 +7,32 @@ run on a GPU yet: the tests run their PTX on a CPU (tests/ptx) and compile them 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from raccgan.kernels import dispatch
 from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.cbam import autograd
 from raccgan.kernels.cbam.autograd import TENSORS, BackwardArguments, CbamNeeds, CbamTensors
 from raccgan.kernels.cbam.options import CbamNorm, CbamWeights
 from raccgan.kernels.cbam.triton import launch
-
-
-def supports(call: dispatch.Call) -> str | None:
-    """Why the Triton kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    return runtime.supports(call)
+from raccgan.kernels.triton_runtime import Compilation, meta
 
 
 def cbam(x: Tensor, weights: CbamWeights, norm: CbamNorm) -> tuple[Tensor, Tensor, Tensor]:
-    """y, mean and var, as of :func:`raccgan.kernels.cbam.cbam`.
+    """As :func:`raccgan.kernels.cbam.cbam`. x is read in place where it is NCHW or channels_last, copied otherwise.
 
-    Args:
-        x: float32, bfloat16 or float16; read in place where it is NCHW or channels_last, copied otherwise.
-        weights, norm: of any floating dtype; used as float32.
-
-    Returns:
-        y in x's dtype and memory format, with or without autocast. The same bits in every run, like all gradients.
+    The same bits in every run, like all gradients.
     """
-    y, own_mean, own_var, _ = torch.ops.raccgan.cbam_triton(
-        x, *weights, norm.mean, norm.var, norm.kind == "batch", norm.eps
-    )
-    return y, own_mean if norm.mean is None else norm.mean, own_var if norm.var is None else norm.var
+    return autograd.run(torch.ops.raccgan.cbam_triton, x, weights, norm)
 
 
-# ---- the registered ops --------------------------------------------------------------------------------------------
-
-_INPUTS = ", ".join(
-    [
-        *(f"Tensor{'?' if name in ('mean', 'var') else ''} {name}" for name in CbamTensors._fields),
-        "bool batch, float eps",
-    ]
-)
+_TENSORS = ", ".join(f"Tensor{'?' if name in ('mean', 'var') else ''} {name}" for name in CbamTensors._fields)
+_INPUTS = f"{_TENSORS}, bool batch, float eps"
 _NEEDS = ", ".join(f"bool needs_{name}" for name in CbamNeeds._fields)
 _GRADS = ", ".join(f"Tensor {name}" for name in CbamTensors._fields)
 
@@ -57,17 +41,10 @@ _GRADS = ", ".join(f"Tensor {name}" for name in CbamTensors._fields)
     "raccgan::cbam_triton", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor y, Tensor mean, Tensor var, Tensor saved)"
 )
 def _forward(*inputs: Any) -> tuple[Tensor, ...]:
-    outputs = _forward_shapes(*inputs)
+    outputs = autograd.forward_shapes(launch.like, launch.saved, *inputs)
     batch, eps = inputs[TENSORS:]
     launch.forward_pass(launch.contiguous(CbamTensors(*inputs[:TENSORS])), batch, eps, launch.Forward(*outputs))
     return outputs
-
-
-def _forward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
-    tensors, batch = CbamTensors(*inputs[:TENSORS]), inputs[TENSORS]
-    groups = 0 if tensors.mean is not None else 1 if batch else tensors.x.shape[0]
-    saved = sum(launch.saved_sizes(tensors.x, tensors.reduce_weight.shape[0], groups))
-    return autograd.forward_shapes(tensors, batch, _like, saved)
 
 
 @torch.library.custom_op(
@@ -76,17 +53,38 @@ def _forward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
     schema=f"(Tensor grad_y, Tensor? grad_mean, Tensor? grad_var, {_INPUTS}, Tensor saved, {_NEEDS}) -> ({_GRADS})",
 )
 def _backward(*inputs: Any) -> tuple[Tensor, ...]:
-    found = _backward_shapes(*inputs)
-    launch.backward_pass(BackwardArguments.of(inputs), CbamTensors(*found))
+    found = autograd.backward_shapes(launch.like, *inputs)
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        launch.backward_pass(BackwardArguments.of(inputs), CbamTensors(*found))
     return found
 
 
-def _backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
-    return autograd.backward_shapes(BackwardArguments.of(inputs), _like)
+autograd.register("cbam_triton", launch.like, launch.saved)
+
+# Channels, of the hidden layer, kernel size, height and width, channels_last: few and many, and each sweep's tiles.
+_LAYERS = ((96, 6, 7, 128, False), (128, 6, 7, 128, True), (4, 2, 7, 64, False), (8, 2, 7, 128, True))
+_MANY = (1536, 96, 3, 32, True)
 
 
-def _like(x: Tensor) -> Tensor:
-    return torch.empty_like(launch.in_order(x))
+def compilations() -> Iterator[Compilation]:
+    """For tests without a GPU: sweeps in every dtype and layout, the rest for few and many channels, with each norm."""
+    with runtime.noted() as found:
+        for dtype, layer in product(runtime.DTYPES, _LAYERS):
+            _both_passes(dtype, *layer, kind="instance" if dtype == torch.float32 else "batch")
+        _both_passes(torch.float32, *_MANY, kind="fixed")
+    return iter(found)
 
 
-autograd.register("cbam_triton", _forward_shapes, _backward_shapes)
+def _both_passes(dtype: torch.dtype, c: int, hidden: int, k: int, size: int, last: bool, *, kind: str) -> None:
+    floats = partial(meta, torch.float32)
+    moments = floats(1) if kind == "fixed" else None
+    mlp = floats(hidden, c), floats(hidden), floats(c, hidden), floats(c)
+    x = meta(dtype, 2, c, size, size, last=last)
+    tensors = CbamTensors(x, *mlp, floats(1, 2, k, k), floats(1), floats(1), moments, moments)
+    given = (*tensors, kind == "batch", 1e-5)
+    outputs = launch.Forward(*autograd.forward_shapes(launch.like, launch.saved, *given))
+    launch.forward_pass(tensors, *given[-2:], outputs)
+    grad = None if kind == "fixed" else outputs.mean
+    arguments = (x, grad, grad, *given, outputs.saved, *CbamNeeds(*5 * (True,)))
+    found = CbamTensors(*autograd.backward_shapes(launch.like, *arguments))
+    launch.backward_pass(BackwardArguments.of(arguments), found)

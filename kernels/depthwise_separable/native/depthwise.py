@@ -1,6 +1,4 @@
-"""The depthwise half of the native backend: csrc/cpu/depthwise and csrc/cuda/depthwise.
-
-    u = pool(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift))))
+"""The depthwise half of the native backend, the u of :mod:`op`: csrc/cpu/depthwise and csrc/cuda/depthwise.
 
 All of u is a function of one sample's channel, so a channel stays in the cache through norm, ReLU, resizing and
 convolution, and again through their first and their second derivative: a gradient penalty is one pass more, not some
@@ -13,6 +11,7 @@ penalty asks for. All other derivatives are made of PyTorch's operations.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,15 +19,12 @@ from torch import Tensor
 
 from raccgan.kernels import library
 from raccgan.kernels.autograd import differentiate, needs_grad, register
+from raccgan.kernels.depthwise_separable.around import apply_prologue, pooled, upsampled
 from raccgan.kernels.depthwise_separable.convolutions import Depthwise
 from raccgan.kernels.depthwise_separable.options import NO_PROLOGUE, SAME_SIZE, Prologue, Resize
-from raccgan.kernels.depthwise_separable.prologue import apply_prologue
-from raccgan.kernels.depthwise_separable.resizing import pooled, upsampled
 from raccgan.kernels.layout import empty_image
 
-_FORWARD = "raccgan::depthwise_native"
-_BACKWARD = "raccgan::depthwise_native_backward"
-_DOUBLE_BACKWARD = "raccgan::depthwise_native_double_backward"
+_Tensors = Sequence[Tensor | None]
 
 
 class Options(NamedTuple):
@@ -47,28 +43,18 @@ class Options(NamedTuple):
 
 
 def depthwise(x: Tensor, w: Tensor, prologue: Prologue = NO_PROLOGUE, resize: Resize = SAME_SIZE) -> Tensor:
-    """pool(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift)))), without bias, by the compiled kernels.
+    """u, channels_last and of x's dtype, for x [N, C, H, W] and w [C, 1, k, k], k 3, 5 or 7; ``resize`` not both 2.
 
-    Args:
-        x: [N, C, H, W], float32, bfloat16 or, on a GPU, float16; read in place where it is channels_last, copied
-            otherwise.
-        w: [C, 1, k, k], k 3, 5 or 7; stride 1 and zero padding k // 2.
-        resize: not both 2.
-
-    Returns:
-        [N, C, H * upsample // pool, W * upsample // pool], channels_last, of x's dtype. The same bits whatever the
-        number of threads, like all gradients; another processor may round differently.
+    x is read in place where it is channels_last, copied otherwise. The same bits whatever the number of threads, like
+    all gradients; another processor may round differently.
 
     Gradients: every order, for x, w, scale and shift.
-
-    Raises:
-        RuntimeError: shapes, dtypes or devices other than the above.
     """
     y: Tensor = torch.ops.raccgan.depthwise_native(x, w, prologue.scale, prologue.shift, *Options.of(prologue, resize))
     return y
 
 
-def _composed(x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, options: Options) -> Tensor:
+def _composed(options: Options, x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
     """What depthwise_native computes, of operations that any order of derivative goes through."""
     scale, shift = (None if t is None else t.to(x.dtype) for t in (scale, shift))
     norm = "instance" if options.normalise else "none"
@@ -77,7 +63,6 @@ def _composed(x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, 
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Keep all tensors, the options, and the flags behind them: which gradients are needed."""
     tensors = sum(1 for value in inputs if value is None or isinstance(value, Tensor))
     ctx.save_for_backward(*inputs[:tensors])
     behind = tensors + len(Options._fields)
@@ -85,12 +70,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _and_nothing(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """The gradients of an op's tensors, and None for its options and flags."""
+def _and_nothing(ctx: Any, grads: _Tensors) -> tuple[Tensor | None, ...]:
     return (*grads, *[None] * (len(ctx.options) + len(ctx.flags)))
 
 
-# ---- forward -------------------------------------------------------------------------------------------------------
+def _in_dtypes(grads: _Tensors, tensors: _Tensors, needs: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients that are needed, in the dtypes of the tensors."""
+    found = zip(grads, tensors, needs, strict=True)
+    return [grad.to(t.dtype) if need and grad is not None and t is not None else None for grad, t, need in found]
 
 
 def _forward_shape(x: Tensor, w: Tensor, scale: Any, shift: Any, upsample: int, pool: int, *options: Any) -> Tensor:
@@ -101,71 +88,39 @@ def _forward_shape(x: Tensor, w: Tensor, scale: Any, shift: Any, upsample: int, 
 def _forward_backward(ctx: Any, grad_y: Tensor | None) -> tuple[Any, ...]:
     if grad_y is None:
         return _and_nothing(ctx, [None] * 4)
-    x, w, scale, shift = ctx.saved_tensors
-    needs_x, needs_w = needs_grad(ctx, 0), needs_grad(ctx, 1)
-    needs_affine = needs_grad(ctx, 2) or needs_grad(ctx, 3)
-    grad_x, grad_w, grad_scale, grad_shift = torch.ops.raccgan.depthwise_native_backward(
-        grad_y, x, w, scale, shift, *ctx.options, needs_x, needs_w, needs_affine
-    )
-    grads = (
-        grad_x if needs_x else None,
-        grad_w.to(w.dtype) if needs_w else None,
-        grad_scale.to(scale.dtype) if needs_affine else None,
-        grad_shift.to(shift.dtype) if needs_affine else None,
-    )
-    return _and_nothing(ctx, grads)
-
-
-# ---- backward ------------------------------------------------------------------------------------------------------
+    tensors, affine = ctx.saved_tensors, needs_grad(ctx, 2) or needs_grad(ctx, 3)
+    needs = needs_grad(ctx, 0), needs_grad(ctx, 1), affine
+    found = torch.ops.raccgan.depthwise_native_backward(grad_y, *tensors, *ctx.options, *needs)
+    return _and_nothing(ctx, _in_dtypes(found, tensors, (*needs, affine)))
 
 
 def _backward_shape(
     grad_y: Tensor, x: Tensor, w: Tensor, scale: Any, shift: Any, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     needs_x, needs_w, needs_affine = options[len(Options._fields) :]
-    return (
-        _like(x, needs_x),
-        _float(x, w.shape, needs_w),
-        _float(x, x.shape[:2], needs_affine),
-        _float(x, x.shape[:2], needs_affine),
-    )
+    of_scale, of_shift = (_float(x, x.shape[:2], needs_affine) for _ in range(2))
+    return _like(x, needs_x), _float(x, w.shape, needs_w), of_scale, of_shift
 
 
 def _backward_backward(ctx: Any, grad_grad_x: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
     """The gradients of grad_y, x, w, scale and shift, of the gradient of x and those of the others."""
     needed = [needs_grad(ctx, i) for i in range(5)]
     if any(other is not None for other in others):
-        found = differentiate(
-            lambda *tensors: _gradients(tensors, ctx.options, ctx.flags),
-            ctx.saved_tensors,
-            (grad_grad_x, *others),
-            needed,
-        )
-        return _and_nothing(ctx, found)
+        run = partial(_gradients, ctx.options, ctx.flags)
+        return _and_nothing(ctx, differentiate(run, ctx.saved_tensors, (grad_grad_x, *others), needed))
     if grad_grad_x is None:
         return _and_nothing(ctx, [None] * 5)
-    grad_y, x, w, scale, shift = ctx.saved_tensors
-    needs_x, needs_scale = needed[1] and ctx.options.normalise, needed[3] and scale is not None
-    grad_grad_y, grad_x, grad_w, grad_scale = torch.ops.raccgan.depthwise_native_double_backward(
-        grad_grad_x, grad_y, x, w, scale, shift, *ctx.options, needed[0], needs_x, needed[2], needs_scale
-    )
-    grads = (
-        grad_grad_y if needed[0] else None,
-        grad_x if needs_x else None,
-        grad_w.to(w.dtype) if needed[2] else None,
-        grad_scale.to(scale.dtype) if needs_scale else None,
-        None,
-    )
-    return _and_nothing(ctx, grads)
+    tensors = ctx.saved_tensors
+    needs = (needed[0], needed[1] and ctx.options.normalise, needed[2], needed[3] and tensors[3] is not None)
+    found = torch.ops.raccgan.depthwise_native_double_backward(grad_grad_x, *tensors, *ctx.options, *needs)
+    return _and_nothing(ctx, (*_in_dtypes(found, tensors[:4], needs), None))
 
 
-def _gradients(tensors: Sequence[Tensor | None], options: Options, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+def _gradients(options: Options, needs: Sequence[bool], *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """What depthwise_native_backward computes for (grad_y, x, w, scale, shift), differentiable."""
     grad_y, *inputs = tensors
     leaves = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in inputs]
-    assert leaves[0] is not None
-    assert leaves[1] is not None
-    y = _composed(leaves[0], leaves[1], leaves[2], leaves[3], options)
+    y = _composed(options, *leaves)  # type: ignore[arg-type]  # x and w are there
     found = torch.autograd.grad(
         y, [t for t in leaves if t is not None], grad_y, create_graph=True, allow_unused=True, materialize_grads=True
     )
@@ -173,9 +128,6 @@ def _gradients(tensors: Sequence[Tensor | None], options: Options, needs: Sequen
     gradients = [None if t is None else next(by_input) for t in leaves]
     asked = (needs[0], needs[1], needs[2], needs[2])
     return tuple(gradient if one else None for gradient, one in zip(gradients, asked, strict=True))
-
-
-# ---- double backward -----------------------------------------------------------------------------------------------
 
 
 def _double_backward_shape(
@@ -190,7 +142,7 @@ def _double_backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...
     needed = [needs_grad(ctx, i) for i in range(6)]
 
     def run(grad_grad_x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-        (grad_x, *_) = _gradients(tensors, ctx.options, (True, False, False))
+        (grad_x, *_) = _gradients(ctx.options, (True, False, False), *tensors)
         return tuple(differentiate(lambda *_: (grad_x,), tensors, (grad_grad_x,), (*ctx.flags, False))[:4])
 
     return _and_nothing(ctx, differentiate(run, ctx.saved_tensors, grads, needed))
@@ -205,6 +157,6 @@ def _float(t: Tensor, shape: Sequence[int], needed: bool) -> Tensor:
 
 
 if library.load():
-    register(_FORWARD, _forward_shape, _forward_backward, _save)
-    register(_BACKWARD, _backward_shape, _backward_backward, _save)
-    register(_DOUBLE_BACKWARD, _double_backward_shape, _double_backward_backward, _save)
+    register("raccgan::depthwise_native", _forward_shape, _forward_backward, _save)
+    register("raccgan::depthwise_native_backward", _backward_shape, _backward_backward, _save)
+    register("raccgan::depthwise_native_double_backward", _double_backward_shape, _double_backward_backward, _save)

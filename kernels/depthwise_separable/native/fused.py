@@ -1,7 +1,5 @@
 """The native backend on a GPU with tensor cores, in one kernel: csrc/cuda/depthwise/fused.cu.
 
-    y = pool(pointwise(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift))))) + residual
-
 Only the forward pass is fused. Its derivatives are those of the depthwise half (:mod:`depthwise`) and of the pointwise
 convolution (:mod:`convolutions`), so every order follows. Not run on a GPU yet.
 """
@@ -74,25 +72,13 @@ def fused(
     prologue: Prologue = NO_PROLOGUE,
     resize: Resize = SAME_SIZE,
 ) -> Tensor:
-    """pointwise pool(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift)))) + bias + residual.
+    """y for pointwise [D, C] of x's dtype, bias [D] float32 and a residual of x's dtype; else as :func:`depthwise`.
 
-    Args:
-        x: [N, C, H, W], float32, bfloat16 or float16; read in place where it is channels_last, copied otherwise.
-        pointwise: [D, C] of x's dtype.
-        bias: [D] float32, or None.
-        residual: of the output's shape and x's dtype, or None.
-        The others: as of :func:`depthwise.depthwise`.
+    Products add in float32. Those of float32 are of tf32 where PyTorch lets its convolutions round to that, and else of
+    three tf32 numbers, near float32. The same bits every time.
 
-    Returns:
-        [N, D, H * upsample // pool, W * upsample // pool], channels_last, of x's dtype. The products add in float32; of
-        float32 they are of tf32 where PyTorch lets its convolutions round to that, and else of three tf32 numbers, near
-        float32. The same bits every time.
-
-    Gradients: every order, for x, w, pointwise, bias, scale, shift and residual. The depthwise result is not kept for
-        them, but computed again where pointwise's is asked for.
-
-    Raises:
-        RuntimeError: shapes, dtypes or devices other than the above.
+    Gradients: every order, for all tensors. The depthwise result is not kept for them, but computed again where
+        pointwise's is needed.
     """
     y: Tensor = torch.ops.raccgan.depthwise_native_fused(
         x, w, pointwise, bias, prologue.scale, prologue.shift, residual, *Options.of(prologue, resize), _tf32(x)
@@ -105,9 +91,6 @@ def _tf32(x: Tensor) -> bool:
     if not x.is_cuda or torch.compiler.is_compiling():  # a CPU's convolutions do not round; a graph has no flags
         return False
     return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]  # PyTorch declares none
-
-
-# ---- shapes and gradients ------------------------------------------------------------------------------------------
 
 
 def _shape(x: Tensor, w: Tensor, pointwise: Tensor, *others: Any) -> Tensor:

@@ -22,21 +22,18 @@ from torch import Tensor
 
 from raccgan.kernels import dispatch, library
 from raccgan.kernels.depthwise_separable import convolutions
+from raccgan.kernels.depthwise_separable.around import apply_prologue, pooled, upsampled
 from raccgan.kernels.depthwise_separable.native import fused
 from raccgan.kernels.depthwise_separable.native.depthwise import Options, depthwise
 from raccgan.kernels.depthwise_separable.native.pointwise import DTYPES, product
 from raccgan.kernels.depthwise_separable.options import Prologue, Resize, Weights
-from raccgan.kernels.depthwise_separable.prologue import apply_prologue
-from raccgan.kernels.depthwise_separable.resizing import pooled, upsampled
 from raccgan.kernels.layout import empty_image, in_autocast_dtype
 
 KERNEL_SIZES = (1, 3, 5, 7)
 _ROW = 2**24
-_SEPARABLE = "raccgan::depthwise_separable_native"
 
 
 def supports(call: dispatch.Call) -> str | None:
-    """Why the compiled kernels cannot serve ``call``, in one line; ``None`` where they can."""
     reason = dispatch.compiled(call, "depthwise")
     if reason is not None:
         return reason
@@ -58,7 +55,7 @@ def depthwise_separable(
     residual: Tensor | None,
     packed: Tensor | None = None,
 ) -> Tensor:
-    """Shapes as in :func:`raccgan.kernels.depthwise_separable.depthwise_separable`; any order of derivative.
+    """As :func:`raccgan.kernels.depthwise_separable.depthwise_separable`.
 
     The result is channels_last wherever the compiled kernels run, for any x: that is how PyTorch's own convolutions
     answer channels_last weights too, and going back to NCHW would slow down every layer after this one.
@@ -92,13 +89,12 @@ def _in_one_call(x: Tensor, weights: Weights, prologue: Prologue, resize: Resize
     return not any(t is not None and t.requires_grad for t in tensors)
 
 
-def _separable_shape(
-    x: Tensor, w: Tensor, bias: Any, pointwise: Tensor, pointwise_bias: Any, scale: Any, shift: Any, residual: Any,
-    packed: Any, upsample: int, pool: int, *options: Any,
-) -> Tensor:  # fmt: skip
-    resize = Resize(upsample, pool)
+def _separable_shape(x: Tensor, w: Tensor, bias: Any, pointwise: Tensor, *others: Any) -> Tensor:
+    resize = Resize(*others[-len(Options._fields) :][:2])
     return empty_image(x, pointwise.shape[0], resize.size(x.shape[2]), resize.size(x.shape[3]))
 
 
 if library.load():
-    torch.library.register_fake(_SEPARABLE)(_separable_shape)  # which is called where no gradient is recorded
+    torch.library.register_fake("raccgan::depthwise_separable_native")(
+        _separable_shape
+    )  # which is called where no gradient is recorded

@@ -23,11 +23,6 @@ from raccgan.kernels.autograd import needs_grad, register
 from raccgan.kernels.depthwise_separable import convolutions
 from raccgan.kernels.layout import empty_image, in_autocast_dtype
 
-_POINTWISE = "raccgan::pointwise_native"
-_TRANSPOSED = "raccgan::pointwise_native_transposed"
-_PRODUCT = "raccgan::pointwise_native_product"
-_PACKED = "raccgan::pointwise_native_packed"
-
 
 def _library() -> dict[torch.dtype, str]:
     build = library.build()
@@ -51,21 +46,11 @@ DTYPES = tuple(dtype for dtype in (torch.float32, torch.bfloat16) if dtype not i
 def product(
     x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = None, packed: Tensor | None = None
 ) -> Tensor:
-    """P(x, w) + b + residual; by PyTorch where x is on no CPU, or its dtype not in :data:`DTYPES`.
+    """P(x, w) + b + residual, channels_last; by PyTorch where x is on no CPU, or its dtype not in :data:`DTYPES`.
 
-    Args:
-        x: [N, C, H, W]; read in place where it is channels_last, copied otherwise.
-        w: [D, C, 1, 1].
-        b: [D], or None.
-        residual: [N, D, H, W], or None.
-        packed: w as :func:`packed` returned it, or None; without it w is packed in each call.
-
-    Returns:
-        [N, D, H, W] of x's dtype (autocast's, where that is on), channels_last; a residual of another dtype is added as
-        PyTorch adds unlike tensors. The same bits whatever the number of threads, like all gradients; another processor
-        may round differently.
-
-    Gradients: every order, for all four tensors.
+    x is read in place where it is channels_last, copied otherwise. A residual of another dtype is added as PyTorch adds
+    unlike tensors. The same bits whatever the number of threads, like all gradients; another processor may round
+    differently.
     """
     x = in_autocast_dtype(x)
     if x.device.type != "cpu" or x.dtype not in DTYPES:
@@ -76,18 +61,14 @@ def product(
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None = None) -> Tensor:
-    """Shapes as in :func:`raccgan.kernels.depthwise_separable.pointwise`."""
     return product(x, weight, bias, None, packed)
 
 
 def packed(w: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """w [D, C, 1, 1] in the order in which :func:`product` multiplies images of ``dtype`` by it, and in that dtype.
+    """w [D, C, 1, 1] in the order in which :func:`product` multiplies images of ``dtype`` by it, or None.
 
-    For weights that stay as they are; no gradient goes through it.
-
-    Returns:
-        Numbers in one row behind a label, which says what they were made of, for which dtype and which instructions:
-        where it says anything else than a call needs, the call reads w. None where no kernel here takes it.
+    Numbers in one row behind a label, which says what they were made of, for which dtype and which instructions. Where
+    the label says anything else than a call needs, the call reads w.
     """
     if w.device.type != "cpu" or dtype not in DTYPES:
         return None
@@ -95,15 +76,11 @@ def packed(w: Tensor, dtype: torch.dtype) -> Tensor | None:
     return found
 
 
-# ---- shapes and gradients ------------------------------------------------------------------------------------------
-
-
 def _shape(x: Tensor, w: Tensor, *others: Any) -> Tensor:
     return empty_image(x, w.shape[0], *x.shape[2:])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Keep the factors; of what else there may be, whether there is."""
     ctx.save_for_backward(*inputs[:2])
     ctx.others = [other if isinstance(other, bool) else other is not None for other in inputs[2:]]
 
@@ -141,10 +118,9 @@ def _transposed_backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, Tensor | N
 
 def _product_shape(x: Tensor, g: Tensor, needs_sums: bool) -> tuple[Tensor, Tensor]:
     c, d = x.shape[1], g.shape[1]
-    return (
-        x.new_empty((d, c, 1, 1), dtype=torch.float32),
-        x.new_empty(d if needs_sums else 0, dtype=torch.float32),
-    )
+    shapes = (d, c, 1, 1), (d if needs_sums else 0,)
+    w, sums = (x.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return w, sums
 
 
 def _packed_shape(w: Tensor, halves: bool) -> Tensor:
@@ -163,7 +139,7 @@ def _product_backward(ctx: Any, v: Tensor, s: Tensor) -> tuple[Tensor | None, Te
 
 
 if library.load():
-    register(_POINTWISE, _shape, _backward, _save)
-    register(_TRANSPOSED, _transposed_shape, _transposed_backward, _save)
-    register(_PRODUCT, _product_shape, _product_backward, _save)
-    torch.library.register_fake(_PACKED)(_packed_shape)  # of weights without gradients
+    register("raccgan::pointwise_native", _shape, _backward, _save)
+    register("raccgan::pointwise_native_transposed", _transposed_shape, _transposed_backward, _save)
+    register("raccgan::pointwise_native_product", _product_shape, _product_backward, _save)
+    torch.library.register_fake("raccgan::pointwise_native_packed")(_packed_shape)  # of weights without gradients

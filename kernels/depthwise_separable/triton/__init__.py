@@ -1,6 +1,6 @@
 """The triton backend of the depthwise-separable convolution."""
 
 from raccgan.kernels.depthwise_separable.triton.ahead import compilations
-from raccgan.kernels.depthwise_separable.triton.op import depthwise_separable, supports
+from raccgan.kernels.depthwise_separable.triton.op import depthwise_separable
 
-__all__ = ["compilations", "depthwise_separable", "supports"]
+__all__ = ["compilations", "depthwise_separable"]

@@ -66,6 +66,10 @@ class Convolution(NamedTuple):
     def kernel_size(self) -> int:
         return self.w.shape[-1]
 
+    def constants(self) -> dict[str, int]:
+        """The kernels' compile-time constants."""
+        return {"KERNEL_SIZE": self.kernel_size, "STRIDE": self.stride.down, "UP": self.stride.up}
+
     def taps(self) -> Tensor:
         """[K * K, C], where the channels that a program reads lie side by side."""
         return self.w.flatten(1).t().contiguous()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from raccgan.kernels.autograd import inputs_of, needs_grad, register_autograd, save_inputs
+from raccgan.kernels.autograd import define, inputs_of, needs_grad
 from raccgan.kernels.depthwise_separable.triton import launch, tiles
 from raccgan.kernels.depthwise_separable.triton.arguments import PLAIN, SCHEMA, Affine, Convolution, Stride
 from raccgan.kernels.depthwise_separable.triton.ops import correlation, depthwise, depthwise_vjp
@@ -30,10 +30,7 @@ def fuses(x: Tensor, pointwise: Tensor, kernel_size: int, stride: Stride) -> boo
 
     A gradient of the pointwise weight needs the depthwise result in memory again, which then saves nothing; and float32
     that may not be rounded to tf32 is not multiplied on tensor cores at all: torch.compile cannot read that flag.
-
-    Args:
-        pointwise: [D, C, 1, 1].
-        kernel_size: of the depthwise convolution before resizing is folded into it.
+    ``kernel_size`` is the convolution's before resizing is folded into it.
     """
     if torch.is_grad_enabled() and pointwise.requires_grad:
         return False
@@ -41,88 +38,40 @@ def fuses(x: Tensor, pointwise: Tensor, kernel_size: int, stride: Stride) -> boo
         return False
     d = pointwise.shape[0]
     again = cdiv(d, tiles.outputs_of(x.shape[1], d)) - 1
-    return again <= 1 and again * reads(kernel_size, stride) <= 16
-
-
-def reads(kernel_size: int, stride: Stride) -> float:
-    """How often a value of x is read for one of the depthwise convolution, in strips of four rows."""
     taps = (kernel_size if stride == PLAIN else kernel_size + 1) // stride.up
-    return taps * (stride.down * 3 + taps) / 4
+    reads = taps * (stride.down * 3 + taps) / 4  # of a value of x for one of the convolution, in strips of four rows
+    return again <= 1 and again * reads <= 16
 
 
-class _Fused(NamedTuple):
+class Fused(NamedTuple):
     x: Tensor
     convolution: Convolution
-    pointwise: Tensor
-    bias: Tensor | None
-    residual: Tensor | None
+    pointwise: Tensor  # [D, C] of x's dtype
+    bias: Tensor | None  # [D] float32
+    residual: Tensor | None  # [N, D, height, width]
     affine: Affine
-    size: tuple[int, int]
+    size: tuple[int, int]  # height and width of the result
 
     @classmethod
-    def of(cls, inputs: Sequence[Any]) -> _Fused:
+    def of(cls, inputs: Sequence[Any]) -> Fused:
         x, w, pointwise, bias, residual, *affine, down, up, height, width = inputs
         return cls(x, Convolution(w, Stride(down, up)), pointwise, bias, residual, Affine(*affine), (height, width))
 
 
-@torch.library.custom_op(
-    "raccgan::depthwise_triton_separable",
-    mutates_args=(),
-    schema=f"(Tensor x, Tensor w, Tensor pointwise, Tensor? bias, Tensor? residual, {SCHEMA}, int down, int up, "
-    "SymInt height, SymInt width) -> Tensor",
-)
-def _fused(*inputs: Any) -> Tensor:
-    x, convolution, pointwise, bias, residual, affine, size = _Fused.of(inputs)
-    y = empty_image(x, pointwise.shape[0], *size)
-    launch.fused(x, convolution, pointwise, bias, affine, residual, y)
-    return y
-
-
-def fused(
-    x: Tensor,
-    convolution: Convolution,
-    pointwise: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    size: tuple[int, int],
-    affine: Affine,
-) -> Tensor:
-    """pointwise D(phi(x), w) + bias + residual [N, D, height, width].
-
-    Args:
-        pointwise: [D, C] of x's dtype.
-        bias: [D] float32, or None.
-        residual: [N, D, height, width] or None.
-        size: height and width of the result.
-        The others: as of :func:`ops.depthwise`.
-
-    Gradients: any order. D(phi(x), w) is not kept for them, but computed again where pointwise's is asked for.
-
-    Raises:
-        RuntimeError: bias or residual of another shape.
-    """
-    d = pointwise.shape[0]
-    bias = None if bias is None else bias.expand(d)
-    residual = None if residual is None else residual.expand((x.shape[0], d, *size))
-    y: Tensor = _fused(x, convolution.w, pointwise, bias, residual, *affine, *convolution.stride, *size)
-    return y
-
-
-@_fused.register_fake
-def _(*inputs: Any) -> Tensor:
-    x, _, pointwise, *_, size = _Fused.of(inputs)
+def _shape(*inputs: Any) -> Tensor:
+    x, _, pointwise, *_, size = Fused.of(inputs)
     return empty_image(x, pointwise.shape[0], *size)
 
 
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     inputs = inputs_of(ctx)
-    x, convolution, pointwise, _, _, affine, size = _Fused.of(inputs)
+    x, convolution, pointwise, _, _, affine, size = Fused.of(inputs)
     needs_x, needs_w, needs_pointwise, needs_bias, needs_residual, needs_scale, needs_shift = (
         needs_grad(ctx, i, inputs) for i in range(7)
     )
     inner = grad_y
     if needs_x or needs_w or needs_scale or needs_shift:
-        inner = images(rows(grad_y) @ pointwise, x.shape[0], *size)
+        inner = images(rows(grad_y) @ pointwise, grad_y)
     needs = needs_x, needs_scale, needs_shift
     grad_x, grad_scale, grad_shift = depthwise_vjp(inner, x, convolution, affine, needs)
     grad_w = grad_pointwise = None
@@ -142,4 +91,27 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     )
 
 
-register_autograd(_fused, _backward, save_inputs)
+@define(
+    f"depthwise_triton_separable(Tensor x, Tensor w, Tensor pointwise, Tensor? bias, Tensor? residual, {SCHEMA}, "
+    "int down, int up, SymInt height, SymInt width) -> Tensor",
+    _shape,
+    _backward,
+)
+def _fused(*inputs: Any) -> Tensor:
+    x, convolution, pointwise, bias, residual, affine, _ = Fused.of(inputs)
+    y = _shape(*inputs)
+    launch.fused(x, convolution, pointwise, bias, affine, residual, y)
+    return y
+
+
+def fused(given: Fused) -> Tensor:
+    """pointwise D(phi(x), w) + bias + residual [N, D, height, width].
+
+    Gradients: any order. D(phi(x), w) is not kept for them, but computed again where pointwise's is needed.
+    """
+    x, convolution, pointwise, bias, residual, affine, size = given
+    d = pointwise.shape[0]
+    bias = None if bias is None else bias.expand(d)
+    residual = None if residual is None else residual.expand((x.shape[0], d, *size))
+    y: Tensor = _fused(x, convolution.w, pointwise, bias, residual, *affine, *convolution.stride, *size)
+    return y

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from raccgan.kernels.autograd import needs_grad, register_autograd
+from raccgan.kernels.autograd import define, needs_grad
 from raccgan.kernels.depthwise_separable.triton import launch
 from raccgan.kernels.depthwise_separable.triton.arguments import NO_TERM, Affine, Convolution, Stride, Term
-from raccgan.kernels.depthwise_separable.triton.ops import correlation, depthwise_vjp
-from raccgan.kernels.depthwise_separable.triton.prologue import prologue_jvp
+from raccgan.kernels.depthwise_separable.triton.ops import correlation, depthwise_vjp, jvp
 from raccgan.kernels.layout import empty_image
 
 
@@ -37,17 +36,7 @@ def normalising(affine: Affine, x: Tensor, eps: float) -> Affine:
     return affine._replace(scale=scale, shift=shift, center=center)
 
 
-# ---- moments of each sample's channel ------------------------------------------------------------------------------
-
-
-@torch.library.custom_op("raccgan::depthwise_triton_moments", mutates_args=())
-def moments(x: Tensor, pre_relu: bool) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance [N, C], float32, of x [N, C, H, W] or of its ReLU. Any order of gradient."""
-    return launch.moments(x, pre_relu)
-
-
-@moments.register_fake
-def _(x: Tensor, pre_relu: bool) -> tuple[Tensor, Tensor]:
+def _moments_shapes(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[:2], dtype=torch.float32), x.new_empty(x.shape[:2], dtype=torch.float32)
 
 
@@ -63,13 +52,18 @@ def _moments_backward(ctx: Any, grad_mean: Tensor, grad_var: Tensor) -> tuple[Te
     added = grad_mean / pixels - factor * (mean - center)
     # The ReLU's mask lies over both terms, as a last one does.
     affine = Affine(relu=ctx.pre_relu, center=center)
-    return prologue_jvp(NO_TERM, Term(x, factor, centered=True), added, x, affine), None
+    return jvp(NO_TERM, Term(x, factor, centered=True), added, x, affine), None
 
 
-register_autograd(moments, _moments_backward, _save_moments)
-
-
-# ---- the convolution with the norm before it -----------------------------------------------------------------------
+@define(
+    "depthwise_triton_moments(Tensor x, bool pre_relu) -> (Tensor, Tensor)",
+    _moments_shapes,
+    _moments_backward,
+    _save_moments,
+)
+def moments(x: Tensor, pre_relu: bool) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance [N, C], float32, of x [N, C, H, W] or of its ReLU. Any order of gradient."""
+    return launch.moments(x, pre_relu)
 
 
 class _Normalised(NamedTuple):
@@ -86,37 +80,9 @@ class _Normalised(NamedTuple):
         return cls(x, Convolution(w, Stride(down, up)), affine, (height, width), eps)
 
 
-@torch.library.custom_op(
-    "raccgan::depthwise_triton_normalised",
-    mutates_args=(),
-    schema="(Tensor x, Tensor w, Tensor? scale, Tensor? shift, bool pre_relu, bool relu, int down, int up, "
-    "SymInt height, SymInt width, float eps) -> (Tensor, Tensor, Tensor)",
-)
-def _normalised(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, convolution, affine, size, eps = _Normalised.of(inputs)
-    mean, var = launch.moments(x, affine.pre_relu)
-    inverse = torch.rsqrt(var + eps)
-    y = empty_image(x, x.shape[1], *size)
-    scale, shift = folded(torch.zeros_like(mean), inverse, affine.scale, affine.shift)
-    launch.depthwise(x, convolution, affine._replace(scale=scale, shift=shift, center=mean), y)
-    return y, mean, inverse
-
-
-def normalised(x: Tensor, convolution: Convolution, height: int, width: int, affine: Affine, eps: float) -> Tensor:
-    """:func:`ops.depthwise` with an instance norm of x, or of its first ReLU, before the prologue's scale and shift.
-
-    A node of its own, so that x's gradients by the convolution and by the moments are not two images to be added.
-    """
-    scale, shift, _, *relus = affine
-    y: Tensor = _normalised(x, convolution.w, scale, shift, *relus, *convolution.stride, height, width, eps)[0]
-    return y
-
-
-@_normalised.register_fake
-def _(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _normalised_shapes(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, _, _, size, _ = _Normalised.of(inputs)
-    mean, inverse = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
-    return empty_image(x, x.shape[1], *size), mean, inverse
+    return empty_image(x, x.shape[1], *size), *_moments_shapes(x)
 
 
 def _save_normalised(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -151,7 +117,7 @@ def _normalised_backward(
         factor = torch.zeros_like(mean) if grad_inverse is None else grad_inverse * inverse**3 / -pixels
         added = -factor * mean if grad_mean is None else grad_mean / pixels - factor * mean
         masks = Affine(relu=affine.pre_relu, center=center)
-        grad_x = prologue_jvp(Term(grad_x), Term(x, factor, centered=True), added, x, masks)
+        grad_x = jvp(Term(grad_x), Term(x, factor, centered=True), added, x, masks)
     return grad_x, grad_w, grad_scale if needs_scale else None, grad_shift if needs_shift else None, *[None] * 7
 
 
@@ -159,4 +125,28 @@ def _sum(a: Tensor | None, b: Tensor) -> Tensor:
     return b if a is None else a + b
 
 
-register_autograd(_normalised, _normalised_backward, _save_normalised)
+@define(
+    "depthwise_triton_normalised(Tensor x, Tensor w, Tensor? scale, Tensor? shift, bool pre_relu, bool relu, "
+    "int down, int up, SymInt height, SymInt width, float eps) -> (Tensor, Tensor, Tensor)",
+    _normalised_shapes,
+    _normalised_backward,
+    _save_normalised,
+)
+def _normalised(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, convolution, affine, size, eps = _Normalised.of(inputs)
+    mean, var = launch.moments(x, affine.pre_relu)
+    inverse = torch.rsqrt(var + eps)
+    y = empty_image(x, x.shape[1], *size)
+    scale, shift = folded(torch.zeros_like(mean), inverse, affine.scale, affine.shift)
+    launch.depthwise(x, convolution, affine._replace(scale=scale, shift=shift, center=mean), y)
+    return y, mean, inverse
+
+
+def normalised(x: Tensor, convolution: Convolution, height: int, width: int, affine: Affine, eps: float) -> Tensor:
+    """:func:`ops.depthwise` with an instance norm of x, or of its first ReLU, before the prologue's scale and shift.
+
+    A node of its own, so that x's gradients by the convolution and by the moments are not two images to be added.
+    """
+    scale, shift, _, *relus = affine
+    y: Tensor = _normalised(x, convolution.w, scale, shift, *relus, *convolution.stride, height, width, eps)[0]
+    return y

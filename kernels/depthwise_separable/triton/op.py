@@ -1,16 +1,10 @@
 """The triton backend: Triton kernels around the library's matrix product, or all of it in one where that is less work.
 
-    y = pool(pointwise(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift))))) + residual
-
 The norm folds into scale and shift of x - mean, its moments being one read of x. Upsampling and pool fold into the
-depthwise convolution's weights. Then either
-
-- one kernel, :func:`fused.fused`: the depthwise tile is the left operand of a matrix product and never leaves the chip;
-- or two: :func:`ops.depthwise`, and a matrix product of the library's.
-
-:func:`fused.fuses` says which. Both have the same derivatives, those of the closed family in :mod:`ops`. A 1 x 1
-convolution that is not fused is the library's matrix product, after the prologue by PyTorch's operations. Not run on a
-GPU yet.
+depthwise convolution's weights. Then :func:`fused.fuses` decides between one kernel, :func:`fused.fused`, and two:
+:func:`ops.depthwise`, and a matrix product of the library's. Both have the same derivatives, those of the closed family
+in :mod:`ops`. A 1 x 1 convolution that is not fused is the library's matrix product, after the prologue by PyTorch's
+operations. Not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -18,32 +12,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.depthwise_separable import convolutions
+from raccgan.kernels.depthwise_separable.around import apply_prologue, pooled, upsampled
 from raccgan.kernels.depthwise_separable.options import Prologue, Resize, Weights
-from raccgan.kernels.depthwise_separable.prologue import apply_prologue
-from raccgan.kernels.depthwise_separable.resizing import pooled, upsampled
 from raccgan.kernels.depthwise_separable.triton import norm, ops
 from raccgan.kernels.depthwise_separable.triton.arguments import Affine, Stride
-from raccgan.kernels.depthwise_separable.triton.fused import fused, fuses
-from raccgan.kernels.dispatch import Call
+from raccgan.kernels.depthwise_separable.triton.fused import Fused, fused, fuses
 from raccgan.kernels.layout import images, in_autocast_dtype, rows
 
 
-def supports(call: Call) -> str | None:
-    """Why the Triton kernels cannot serve ``call``, in one line; ``None`` where they can."""
-    return runtime.supports(call)
-
-
 def depthwise_separable(
-    x: Tensor,
-    weights: Weights,
-    prologue: Prologue,
-    resize: Resize,
-    residual: Tensor | None,
-    packed: Tensor | None = None,
+    x: Tensor, weights: Weights, prologue: Prologue, resize: Resize, residual: Tensor | None, *_: Tensor | None
 ) -> Tensor:
-    """Shapes as in :func:`raccgan.kernels.depthwise_separable.depthwise_separable`; ``packed`` is not read.
+    """As :func:`raccgan.kernels.depthwise_separable.depthwise_separable`.
 
     The result is channels_last, for any x, but of a 1 x 1 convolution that is not fused.
     """
@@ -70,7 +51,7 @@ def _in_one_kernel(x: Tensor, weights: Weights, prologue: Prologue, stride: Stri
     convolution = ops.resized(weights.depthwise.float(), stride)
     matrix, bias = weights.pointwise.flatten(1).to(x.dtype), weights.float().bias()
     inside = residual if residual is not None and residual.dtype == x.dtype else None
-    y = fused(x, convolution, matrix, bias, inside, _size(x, stride), affine)
+    y = fused(Fused(x, convolution, matrix, bias, inside, affine, _size(x, stride)))
     return y if residual is None or inside is not None else y + residual
 
 
@@ -88,4 +69,4 @@ def _multiplied(u: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
     """The pointwise convolution of u as a matrix product, whose derivatives PyTorch makes of such products again."""
     left, matrix = rows(u), w.flatten(1).t()
     product = left @ matrix if bias is None else torch.addmm(bias.to(u.dtype), left, matrix)
-    return images(product, u.shape[0], u.shape[2], u.shape[3])
+    return images(product, u)

@@ -11,7 +11,13 @@ times the average pool after it is the one of stride 2: each of them is the othe
     dD/dphi . g = D'(g, flip(w))          D' is D, or swaps stride 2 and transposed
     dD/dw . g   = C(phi, g)               and C's own gradients are D'(g, flip(v)) and D(phi, v)
 
-The derivatives of phi are in :mod:`prologue`, the norm that it has folded in is in :mod:`norm`.
+phi is bilinear but for its masks. Its vector-Jacobian and Jacobian-vector products are each other's gradients:
+
+    vjp(g; a, s)              m m0 g s,  sum of m g (m0 a - center),  sum of m g      over the pixels
+    jvp(a, s; b, r; added)    m (m0 a s + (m0 b - center) r + added)
+
+There a and b are measured from the center where they are x itself, and from zero otherwise. The norm that phi has
+folded in is in :mod:`norm`.
 
 Images are float32, bfloat16 or float16; weights, scale, shift and center [N, C] and all sums are float32. Results are
 channels_last, and the same bits every time. A registered op takes the tuples of :mod:`arguments` field by field.
@@ -25,31 +31,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from raccgan.kernels.autograd import inputs_of, needs_grad, register_autograd, save_few, save_inputs
+from raccgan.kernels.autograd import define, inputs_of, needs_grad, save_few
 from raccgan.kernels.depthwise_separable.triton import launch
-from raccgan.kernels.depthwise_separable.triton.arguments import (
-    NO_AFFINE,
-    PLAIN,
-    SCHEMA,
-    Affine,
-    Convolution,
-    Stride,
-    Term,
-)
-from raccgan.kernels.depthwise_separable.triton.prologue import present, vjp_backward, vjp_shapes
+from raccgan.kernels.depthwise_separable.triton.arguments import NO_AFFINE, SCHEMA, Affine, Convolution, Stride, Term
 from raccgan.kernels.layout import empty_image
 
 
 def resized(w: Tensor, stride: Stride) -> Convolution:
     """Upsampling, then w [C, 1, k, k]; or w, then the average pool; w alone where the stride is neither."""
-    if stride == PLAIN:
+    if stride == Stride():
         return Convolution(w)
     # The average over a 2 x 2 box; upsampling sums where the pool averages.
     divisor = 1 if stride.up == 2 else None
     return Convolution(torch.nn.functional.avg_pool2d(w, 2, stride=1, padding=1, divisor_override=divisor), stride)
-
-
-# ---- depthwise convolution -----------------------------------------------------------------------------------------
 
 
 class _Depthwise(NamedTuple):
@@ -64,35 +58,7 @@ class _Depthwise(NamedTuple):
         return cls(x, Convolution(w, Stride(down, up)), Affine(*affine), (height, width))
 
 
-@torch.library.custom_op(
-    "raccgan::depthwise_triton",
-    mutates_args=(),
-    schema=f"(Tensor x, Tensor w, {SCHEMA}, int down, int up, SymInt height, SymInt width) -> Tensor",
-)
-def _depthwise(*inputs: Any) -> Tensor:
-    x, convolution, affine, size = _Depthwise.of(inputs)
-    y = empty_image(x, x.shape[1], *size)
-    launch.depthwise(x, convolution, affine, y)
-    return y
-
-
-def depthwise(x: Tensor, convolution: Convolution, height: int, width: int, affine: Affine = NO_AFFINE) -> Tensor:
-    """D(phi(x), w), [N, C, height, width] of x's dtype, with zero padding (K - 1) // 2.
-
-    Args:
-        x: [N, C, H, W].
-        height, width: H and W for stride 1, and at most their halves or doubles otherwise: what a smaller image's
-            gradient is in a larger one whose last row was cut off.
-        affine: phi.
-
-    Gradients: any order, for x, w, scale and shift.
-    """
-    y: Tensor = _depthwise(x, convolution.w, *affine, *convolution.stride, height, width)
-    return y
-
-
-@_depthwise.register_fake
-def _(*inputs: Any) -> Tensor:
+def _depthwise_shape(*inputs: Any) -> Tensor:
     x, _, _, size = _Depthwise.of(inputs)
     return empty_image(x, x.shape[1], *size)
 
@@ -116,19 +82,54 @@ def depthwise_vjp(
     if affine.nothing:
         return depthwise(grad_y, convolution.transposed(), x.shape[2], x.shape[3]), None, None
     term = Term(x, affine.scale, centered=affine.center is not None)
-    return adjoint(grad_y, convolution.transposed(), term, x, affine, needs)
+    return vjp(grad_y, convolution.transposed(), term, x, affine, needs)
 
 
-register_autograd(_depthwise, _depthwise_backward, save_inputs)
+@define(
+    f"depthwise_triton(Tensor x, Tensor w, {SCHEMA}, int down, int up, SymInt height, SymInt width) -> Tensor",
+    _depthwise_shape,
+    _depthwise_backward,
+)
+def _depthwise(*inputs: Any) -> Tensor:
+    x, convolution, affine, _ = _Depthwise.of(inputs)
+    y = _depthwise_shape(*inputs)
+    launch.depthwise(x, convolution, affine, y)
+    return y
 
 
-# ---- its gradient in the weights -----------------------------------------------------------------------------------
+def depthwise(x: Tensor, convolution: Convolution, height: int, width: int, affine: Affine = NO_AFFINE) -> Tensor:
+    """D(phi(x), w), [N, C, height, width] of x's dtype, with zero padding (K - 1) // 2.
+
+    height and width are x's for stride 1, and at most their halves or doubles otherwise: what a smaller image's
+    gradient is in a larger one whose last row was cut off.
+
+    Gradients: any order, for x, w, scale and shift.
+    """
+    y: Tensor = _depthwise(x, convolution.w, *affine, *convolution.stride, height, width)
+    return y
 
 
-@torch.library.custom_op(
-    "raccgan::depthwise_triton_correlation",
-    mutates_args=(),
-    schema=f"(Tensor x, Tensor grad, {SCHEMA}, int kernel_size, int down, int up) -> Tensor",
+def _correlation_shape(x: Tensor, grad: Tensor, *others: Any) -> Tensor:
+    kernel_size = others[len(Affine._fields)]
+    return x.new_empty((x.shape[1], 1, kernel_size, kernel_size), dtype=torch.float32)
+
+
+def _correlation_backward(ctx: Any, grad_w: Tensor) -> tuple[Any, ...]:
+    inputs = inputs_of(ctx)
+    x, grad, *values, _, down, up = inputs
+    convolution, affine = Convolution(grad_w, Stride(down, up)), Affine(*values)
+    needs_x, needs_grad_y, needs_scale, needs_shift = (needs_grad(ctx, i, inputs) for i in range(4))
+    _, _, height, width = grad.shape
+    grad_grad = depthwise(x, convolution, height, width, affine).to(grad.dtype) if needs_grad_y else None
+    needs = needs_x, needs_scale, needs_shift
+    grad_x, grad_scale, grad_shift = depthwise_vjp(grad, x, convolution, affine, needs)
+    return grad_x, grad_grad, grad_scale, grad_shift, *[None] * 6
+
+
+@define(
+    f"depthwise_triton_correlation(Tensor x, Tensor grad, {SCHEMA}, int kernel_size, int down, int up) -> Tensor",
+    _correlation_shape,
+    _correlation_backward,
 )
 def _correlation(*inputs: Any) -> Tensor:
     x, grad, *affine, kernel_size, down, up = inputs
@@ -141,35 +142,9 @@ def correlation(x: Tensor, grad: Tensor, kernel_size: int, stride: Stride, affin
     return w
 
 
-@_correlation.register_fake
-def _(x: Tensor, grad: Tensor, *others: Any) -> Tensor:
-    kernel_size = others[len(Affine._fields)]
-    return x.new_empty((x.shape[1], 1, kernel_size, kernel_size), dtype=torch.float32)
-
-
-def _correlation_backward(ctx: Any, grad_w: Tensor) -> tuple[Any, ...]:
-    inputs = inputs_of(ctx)
-    x, grad, *values, _, down, up = inputs
-    convolution, affine = Convolution(grad_w, Stride(down, up)), Affine(*values)
-    needs_x, needs_grad_y, needs_scale, needs_shift = (needs_grad(ctx, i, inputs) for i in range(4))
-    grad_grad = None
-    if needs_grad_y:
-        _, _, height, width = grad.shape
-        grad_grad = depthwise(x, convolution, height, width, affine).to(grad.dtype)
-    needs = needs_x, needs_scale, needs_shift
-    grad_x, grad_scale, grad_shift = depthwise_vjp(grad, x, convolution, affine, needs)
-    return grad_x, grad_grad, grad_scale, grad_shift, *[None] * 6
-
-
-register_autograd(_correlation, _correlation_backward, save_inputs)
-
-
-# ---- its gradient in the image -------------------------------------------------------------------------------------
-
-
-class _Adjoint(NamedTuple):
+class _Vjp(NamedTuple):
     grad: Tensor
-    convolution: Convolution
+    convolution: Convolution | None
     term: Term
     x: Tensor
     affine: Affine
@@ -177,65 +152,117 @@ class _Adjoint(NamedTuple):
     needs_sums: bool
 
     @classmethod
-    def of(cls, inputs: Sequence[Any]) -> _Adjoint:
+    def of(cls, inputs: Sequence[Any]) -> _Vjp:
         grad, w, image, factor, x, *affine, down, up, centered, needs_image, needs_sums = inputs
-        term = Term(image, factor, centered)
-        return cls(grad, Convolution(w, Stride(down, up)), term, x, Affine(*affine), needs_image, needs_sums)
+        convolution = None if w is None else Convolution(w, Stride(down, up))
+        return cls(grad, convolution, Term(image, factor, centered), x, Affine(*affine), needs_image, needs_sums)
 
 
-@torch.library.custom_op(
-    "raccgan::depthwise_triton_adjoint",
-    mutates_args=(),
-    schema=f"(Tensor grad, Tensor w, Tensor? image, Tensor? factor, Tensor x, {SCHEMA}, int down, int up, "
-    "bool centered, bool needs_image, bool needs_sums) -> (Tensor, Tensor, Tensor)",
-)
-def _adjoint(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    grad, convolution, term, x, affine, needs_image, needs_sums = _Adjoint.of(inputs)
+def _vjp_shapes(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, x, _, needs_image, needs_sums = _Vjp.of(inputs)
     image = empty_image(x, *x.shape[1:]) if needs_image else x.new_empty(0)
-    return image, *launch.adjoint(grad, convolution, term, x, affine, image, needs_sums)
+    sums = x.shape[:2] if needs_sums else (0,)
+    return image, x.new_empty(sums, dtype=torch.float32), x.new_empty(sums, dtype=torch.float32)
 
 
-def adjoint(
-    grad: Tensor, convolution: Convolution, term: Term, x: Tensor, affine: Affine, needs: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """:func:`prologue.prologue_vjp` of D(grad, w), whose result has x's shape, in one kernel. Any order of gradient."""
-    image, of_scale, of_shift = _adjoint(
-        grad,
-        convolution.w,
-        term.image,
-        term.factor,
-        x,
-        *affine,
-        *convolution.stride,
-        term.centered,
-        needs[0],
-        needs[1] or needs[2],
-    )
-    return image if needs[0] else None, of_scale if needs[1] else None, of_shift if needs[2] else None
-
-
-@_adjoint.register_fake
-def _(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *_, x, _, needs_image, needs_sums = _Adjoint.of(inputs)
-    return vjp_shapes(x, needs_image, needs_sums)
-
-
-def _adjoint_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+def _vjp_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     inputs = inputs_of(ctx)
-    grad, convolution, term, x, affine, *_ = _Adjoint.of(inputs)
+    grad, convolution, term, x, affine, *_ = _Vjp.of(inputs)
     needs_y, needs_w, needs_image, needs_factor = (needs_grad(ctx, i, inputs) for i in range(4))
-    of_image, of_scale, of_shift = present(grads)
+    # Results that were not needed are empty, and so are their gradients.
+    of_image, of_scale, of_shift = (None if g is None or g.numel() == 0 else g for g in grads)
     grad_grad = grad_w = grad_image = grad_factor = None
     if needs_y or needs_w:
-        inner = vjp_backward(of_image, of_scale, of_shift, term, x, affine)
-        if needs_y:
-            grad_grad = depthwise(inner, convolution.transposed(), *grad.shape[2:])
-        if needs_w:
-            grad_w = correlation(grad, inner, convolution.kernel_size, convolution.stride)
+        second = Term() if of_scale is None else Term(term.image, of_scale, term.centered)
+        inner = grad_grad = jvp(Term(of_image, term.factor), second, of_shift, x, affine)
+        if convolution is not None:
+            grad_grad = depthwise(inner, convolution.transposed(), *grad.shape[2:]) if needs_y else None
+            grad_w = correlation(grad, inner, convolution.kernel_size, convolution.stride) if needs_w else None
     needs = (needs_image and of_scale is not None, needs_factor and of_image is not None, False)
     if any(needs):
-        grad_image, grad_factor, _ = adjoint(grad, convolution, Term(of_image, of_scale), x, affine, needs)
+        grad_image, grad_factor, _ = vjp(grad, convolution, Term(of_image, of_scale), x, affine, needs)
     return grad_grad, grad_w, grad_image, grad_factor, *[None] * 11
 
 
-register_autograd(_adjoint, _adjoint_backward, save_few)
+@define(
+    f"depthwise_triton_vjp(Tensor grad, Tensor? w, Tensor? image, Tensor? factor, Tensor x, {SCHEMA}, "
+    "int down, int up, bool centered, bool needs_image, bool needs_sums) -> (Tensor, Tensor, Tensor)",
+    _vjp_shapes,
+    _vjp_backward,
+    save_few,
+)
+def _vjp(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    grad, convolution, term, x, affine, _, needs_sums = _Vjp.of(inputs)
+    image, *_ = _vjp_shapes(*inputs)
+    return image, *launch.vjp(grad, convolution, term, x, affine, image, needs_sums)
+
+
+def vjp(
+    grad: Tensor, convolution: Convolution | None, term: Term, x: Tensor, affine: Affine, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """m m0 g s [N, C, H, W], and the sums over the pixels of m g (m0 a - center) and of m g [N, C], in one kernel.
+
+    g is grad, or D(grad, w) where there is a convolution; ``term`` is a and s. x and affine say where m0 and m are 1,
+    and have no gradient here. None in the place of what is not needed.
+
+    Gradients: any order, for grad, w, a and s.
+    """
+    w, stride = (None, Stride()) if convolution is None else convolution
+    flags = (term.centered, needs[0], needs[1] or needs[2])
+    image, of_scale, of_shift = _vjp(grad, w, term.image, term.factor, x, *affine, *stride, *flags)
+    return image if needs[0] else None, of_scale if needs[1] else None, of_shift if needs[2] else None
+
+
+class _Jvp(NamedTuple):
+    first: Term
+    second: Term
+    added: Tensor | None
+    x: Tensor
+    affine: Affine
+
+    @classmethod
+    def of(cls, inputs: Sequence[Any]) -> _Jvp:
+        image, factor, added, other, other_factor, x, *affine, centered = inputs
+        return cls(Term(image, factor), Term(other, other_factor, centered), added, x, Affine(*affine))
+
+
+def _jvp_shape(*inputs: Any) -> Tensor:
+    x = _Jvp.of(inputs).x
+    return empty_image(x, *x.shape[1:])
+
+
+def _jvp_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    inputs = inputs_of(ctx)
+    first, second, _, x, affine = _Jvp.of(inputs)
+    needs = [needs_grad(ctx, i, inputs) for i in range(5)]
+    of_first: tuple[Tensor | None, ...] = (None, None, None)
+    of_second: tuple[Tensor | None, ...] = (None, None, None)
+    if any(needs[:3]):
+        of_first = vjp(grad, None, first, x, affine, needs[:3])
+    if any(needs[3:]):
+        of_second = vjp(grad, None, second, x, affine, (*needs[3:], False))
+    return *of_first, *of_second[:2], *[None] * 7
+
+
+@define(
+    "depthwise_triton_jvp(Tensor? image, Tensor? factor, Tensor? added, Tensor? other, Tensor? other_factor, "
+    f"Tensor x, {SCHEMA}, bool centered) -> Tensor",
+    _jvp_shape,
+    _jvp_backward,
+)
+def _jvp(*inputs: Any) -> Tensor:
+    out = _jvp_shape(*inputs)
+    launch.jvp(*_Jvp.of(inputs), out)
+    return out
+
+
+def jvp(first: Term, second: Term, added: Tensor | None, x: Tensor, affine: Affine) -> Tensor:
+    """m (m0 a s + (m0 b - center) r + added) [N, C, H, W] in x's dtype.
+
+    ``first`` is a and s, ``second`` b and r; an image that is None is left out, and so is ``added``. x and affine say
+    where m0 and m are 1, and have no gradient here.
+
+    Gradients: any order, for the others.
+    """
+    out: Tensor = _jvp(*first[:2], added, *second[:2], x, *affine, second.centered)
+    return out
