@@ -1,4 +1,4 @@
-"""What every backend's backward asks of autograd, and what a compiled op tells it."""
+"""Registers compiled ops with autograd, and helps their backward functions: what is needed, what is saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How tensors lie in memory, and in which dtype autocast computes: what backends of several ops share."""
+"""Memory formats of tensors, and the dtype in which autocast computes, for backends of several ops."""
 
 from __future__ import annotations
 

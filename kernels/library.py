@@ -1,7 +1,7 @@
 """The compiled library: csrc/, built by setup.py into raccgan/_native.abi3.so.
 
-Where it is missing or does not load, nothing here raises or prints: :func:`why_not` says what is wrong in one line,
-and the other implementations serve.
+Where the library is missing or does not load, nothing here raises or prints: :func:`why_not` says what is wrong in one
+line, and other backends serve.
 
 Environment:
     RACCGAN_CPU_CAPABILITY: caps the processor's instructions that the CPU kernels use: portable, avx2, avx512 or

@@ -1,7 +1,7 @@
-"""Every private API of PyTorch that the kernels use, each with what happens where PyTorch no longer has it.
+"""Every private API of PyTorch that the kernels use, each with its substitute where PyTorch no longer has it.
 
-Tested with PyTorch 2.11, 2.12 and 2.13. A later version may rename any of them: the package then still gives right
-results, by the fallback that each docstring names.
+Tested with PyTorch 2.11, 2.12 and 2.13. A later version may rename any of them. Results then stay right, by the
+substitute that each docstring names.
 """
 
 from __future__ import annotations

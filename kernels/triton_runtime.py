@@ -1,15 +1,15 @@
-"""What the Triton kernels of all ops share: whether they can run, how they are launched, how they are compiled ahead.
+"""The runtime of all Triton kernels: whether they can run, how they are launched, how they are compiled ahead of time.
 
 An op's package ``triton`` has ``compilations()`` beside its public function: a :class:`Compilation` for every kernel
-and configuration that it ships. Its kernels keep to these rules:
+and configuration that it ships. Its kernels keep these rules:
 
-- ``@jit`` and ``tl`` come from here: both are there without Triton too, so that importing never fails.
+- ``@jit`` and ``tl`` come from here: both exist without Triton too, so that importing never fails.
 - Arithmetic is float32: ``tl.load(...).to(tl.float32)`` at every load, ``.to(pointer.dtype.element_ty)`` at the store.
 - Offsets that a tensor's size can carry past 2^31 are int64: start from ``tl.program_id(0).to(tl.int64)``.
 - Bounds of a ``for`` are ``tl.constexpr``; others need a ``while``.
 - No atomics. A sum over programs is a second launch.
 
-The kernels need a GPU. The tests compile them without one, and run what Triton makes of them on a CPU (tests/ptx).
+The kernels need a GPU. The tests compile them without one, and execute their PTX on a CPU (tests/ptx).
 """
 
 from __future__ import annotations

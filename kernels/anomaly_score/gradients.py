@@ -1,4 +1,6 @@
-"""What the compiled and the Triton kernels of the anomaly score share: their outputs, and the gradients by PyTorch.
+"""The outputs and the gradients that the native and the triton backend of the anomaly score share.
+
+PyTorch's operations compute the gradients:
 
 dL/dx = 2 (x - x_hat) (grad_residual / CHW + grad_map / C) = -dL/dx_hat,    f and f_hat likewise
 """

@@ -1,7 +1,7 @@
-"""The anomaly score in compiled code: C++ on a CPU, CUDA C++ on a GPU. One read of each tensor.
+"""The native backend of the anomaly score: C++ on a CPU, CUDA C++ on a GPU. It reads each tensor once.
 
-The kernel is the forward pass. Its backward is written in PyTorch's own differentiable operations (:mod:`.gradients`),
-so gradients of every order follow from it.
+The forward pass is a kernel. The backward pass consists of PyTorch's differentiable operations (:mod:`.gradients`), so
+gradients of every order follow from it.
 """
 
 from __future__ import annotations

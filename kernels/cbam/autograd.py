@@ -1,4 +1,4 @@
-"""The way of the compiled and of the Triton kernels through autograd. Both backends register two ops of one schema:
+"""Autograd for the native and the triton backend of CBAM. Both register two ops of one schema:
 
     NAME(x .. var, batch, eps) -> (y, mean, var, saved)
     NAME_backward(grad_y, grad_mean, grad_var, x .. var, batch, eps, saved, needs_x .. needs_moments) -> (x .. var)

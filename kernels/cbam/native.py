@@ -1,8 +1,9 @@
-"""CBAM in compiled code: C++ on a CPU, CUDA C++ on a GPU. Three sweeps over x forward; only the first leaves the cache.
+"""The native backend of CBAM: C++ on a CPU, CUDA C++ on a GPU.
 
-The kernels are the forward pass and its gradients, all of them in one call (csrc/cpu/cbam and csrc/cuda/cbam), and, on
-a CPU, the gradients of the gradient of x that a gradient penalty in a critic asks for. Other gradients of gradients are
-the reference's.
+The forward pass sweeps over x three times; only the first sweep reads from memory, the others from the cache. Compiled
+are the forward pass and its gradients, all of them in one call (csrc/cpu/cbam and csrc/cuda/cbam). On a CPU the
+gradients of the gradient of x are compiled too, which a gradient penalty asks for where the discriminator has CBAM. The
+reference computes all other gradients of gradients.
 """
 
 from __future__ import annotations

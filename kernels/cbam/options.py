@@ -1,6 +1,6 @@
-"""What CBAM is given beside its image, in two tuples.
+"""The arguments of CBAM beside its image, in two tuples.
 
-They are named tuples and no dataclasses, because PyTorch then looks into them: ``torch.func``, ``torch.export`` and
+They are named tuples, not dataclasses, because PyTorch looks into tuples: ``torch.func``, ``torch.export`` and
 ``torch.utils.checkpoint`` find the tensors inside.
 """
 

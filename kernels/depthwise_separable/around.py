@@ -1,4 +1,4 @@
-"""Prologue, nearest upsampling and average pool by PyTorch's operations, any dtype and any order of derivative."""
+"""Prologue, nearest upsampling and average pool with PyTorch's operations, any dtype, any order of derivative."""
 
 from __future__ import annotations
 

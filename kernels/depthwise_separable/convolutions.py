@@ -1,16 +1,16 @@
 """Depthwise and pointwise convolution by PyTorch's operations, as two families closed under differentiation.
 
-Depthwise: with stride 1 and "same" padding
+Depthwise, with stride 1 and "same" padding:
 
     D(x, w)          the convolution
     dD/dx . g        = D(g, flip(w))
     dD/dw . g        = C(x, g), the correlation of x and g over the batch
 
-and C's own gradients are D(g, flip(v)) in x and D(x, v) in g, for a gradient v of C. So every order of derivative is
-made of D and C. Eager PyTorch differentiates its weight gradient with one small convolution per channel.
+For a gradient v of C, the gradients of C are D(g, flip(v)) in x and D(x, v) in g. So every order of derivative consists
+of D and C. Eager PyTorch differentiates its weight gradient with one small convolution per channel.
 
-Pointwise: P(x, w), its transpose T(g, w), and the product of x and g over all pixels. Eager PyTorch differentiates that
-product by a convolution whose kernel is as large as the image.
+The pointwise family is P(x, w), its transpose T(g, w), and the product of x and g over all pixels. Eager PyTorch
+differentiates that product by a convolution whose kernel is as large as the image.
 """
 
 from __future__ import annotations

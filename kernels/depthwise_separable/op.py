@@ -2,9 +2,9 @@
 
     y = pool(pointwise(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift))))) + residual
 
-A depthwise k x k convolution and a pointwise 1 x 1 convolution, both with bias and nothing between them. norm is an
-instance norm or none; scale and shift carry its condition, or a folded conditional batch norm; upsampling is nearest,
-the pool is average.
+The depthwise convolution is k x k, the pointwise one 1 x 1; both have a bias, and nothing stands between them. norm is
+an instance norm or none. scale and shift carry its condition, or a folded conditional batch norm. Upsampling is
+nearest, and the pool is average.
 """
 
 from __future__ import annotations

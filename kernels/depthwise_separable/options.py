@@ -1,6 +1,6 @@
-"""What a depthwise-separable convolution is given beside its image, in three tuples.
+"""The arguments of a depthwise-separable convolution beside its image, in three tuples.
 
-They are named tuples and no dataclasses, because PyTorch then looks into them: ``torch.func``, ``torch.export`` and
+They are named tuples, not dataclasses, because PyTorch looks into tuples: ``torch.func``, ``torch.export`` and
 ``torch.utils.checkpoint`` find the tensors inside.
 """
 

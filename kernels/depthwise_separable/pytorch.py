@@ -3,8 +3,8 @@
 1. Both convolutions and the pool are families closed under differentiation: :mod:`convolutions`, :mod:`around`.
 2. Pointwise convolution and average pool commute, biases included: pooling first leaves a quarter of the matrix
    product.
-3. A 1 x 1 depthwise convolution folds into the pointwise one: W = Wp diag(wd), b = bp + Wp bd. Of any other one the
-   bias does, unless the image is so small that adding it there is less work.
+3. A 1 x 1 depthwise convolution folds into the pointwise one: W = Wp diag(wd), b = bp + Wp bd. For larger
+   kernels only the depthwise bias folds, unless the image is so small that adding the bias is cheaper.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The way of the compiled and of the Triton kernels through autograd. Both backends have two ops of one schema:
+"""Autograd for the native and the triton backend of the moments. Both have two ops of one schema:
 
 NAME(x) -> (mean, var)    NAME_backward(grad_mean, grad_var, x, mean) -> grad_x
 """

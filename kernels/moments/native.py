@@ -1,4 +1,4 @@
-"""The compiled kernels: one pass over x for both moments, and one for their gradient.
+"""The native backend of the moments: one pass over x for both, and one for their gradient.
 
 d/dx <a, mean(x)> + <b, var(x)> = (a + 2 b (x - mean)) / M        over M = N * H * W pixels
 """

@@ -1,6 +1,6 @@
-"""Moments of each channel over batch and pixels: what a batch norm normalises with (Ioffe, Szegedy; 2015).
+"""Moments of each channel over batch and pixels, by which a batch norm normalises (Ioffe, Szegedy; 2015).
 
-The norm itself is no op: folded into a scale and a shift, it is part of the convolution that reads x next, see
+The norm itself is no op. It is folded into a scale and a shift, which the convolution that reads x next applies: see
 :mod:`raccgan.kernels.depthwise_separable`.
 """
 

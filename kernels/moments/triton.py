@@ -1,10 +1,10 @@
-"""The moments of each channel in Triton: one read of x for both, and one for their gradient.
+"""The triton backend of the moments: one read of x for both, and one for their gradient.
 
 d/dx <a, mean(x)> + <b, var(x)> = (a + 2 b (x - mean)) / M        over M = N * H * W pixels
 
-A program takes a piece, some pixels of one sample with all their channels, and leaves a mean and the squared deviations
-from it; a second launch joins them in a fixed order (Chan et al., 1983). Not run on a GPU yet: the tests run
-their PTX on a CPU (tests/ptx) and compile them for sm_80 and sm_90.
+A program takes a piece, some pixels of one sample with all their channels, and leaves a mean and the sum of the squared
+deviations from it. A second launch joins the pieces in a fixed order (Chan et al., 1983). The kernels have not run on a
+GPU yet: the tests execute their PTX on a CPU (tests/ptx) and compile them for sm_80 and sm_90.
 """
 
 from __future__ import annotations

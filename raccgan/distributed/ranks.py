@@ -101,7 +101,7 @@ def join(device: torch.device, timeout: float) -> Collectives:
     store: Any
     try:
         store, _, _ = next(rendezvous("env://", place.rank, place.world, timeout=wait))
-        store = dist.PrefixStore(_meet(store, place, timeout), store)
+        store = dist.distributed_c10d.PrefixStore(_meet(store, place, timeout), store)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group(
@@ -111,7 +111,9 @@ def join(device: torch.device, timeout: float) -> Collectives:
             world_size=place.world,
             timeout=wait,
         )
-        heartbeat = Heartbeat(dist.PrefixStore("heartbeat", store.clone()), place.rank, place.world, timeout)
+        heartbeat = Heartbeat(
+            dist.distributed_c10d.PrefixStore("heartbeat", store.clone()), place.rank, place.world, timeout
+        )
     except RuntimeError as error:
         raise InputError(
             f"rank {place.rank} of {place.world} found no job at {os.environ.get('MASTER_ADDR')}:"

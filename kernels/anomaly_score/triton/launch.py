@@ -1,4 +1,4 @@
-"""Launches of the anomaly score's Triton kernels, and how a call is cut into programs."""
+"""Launches the anomaly score's Triton kernels, and divides a call into programs."""
 
 from __future__ import annotations
 

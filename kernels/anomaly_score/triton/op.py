@@ -1,7 +1,7 @@
-"""The anomaly score in Triton: one read of each tensor forward, and one for its gradient.
+"""The triton backend of the anomaly score. It reads each tensor once forward, and once for the gradient.
 
-A program writes the sum of one tile; a second launch adds a sample's up, in a fixed order. Not run on a GPU yet: the
-tests run their PTX on a CPU (tests/ptx) and compile them for sm_80 and sm_90.
+A program writes the sum of one tile; a second launch adds the sums of a sample in a fixed order. The kernels have not
+run on a GPU yet: the tests execute their PTX on a CPU (tests/ptx) and compile them for sm_80 and sm_90.
 """
 
 from __future__ import annotations

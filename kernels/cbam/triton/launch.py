@@ -1,4 +1,4 @@
-"""The launches of CBAM's Triton kernels in their order, and how a call is cut into programs."""
+"""Launches CBAM's Triton kernels in their order, and divides a call into programs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""CBAM in Triton: three sweeps over x forward, three backward, of which the last writes.
+"""The triton backend of CBAM.
 
-The kernels are the forward pass (:mod:`.forward`) and its gradients (:mod:`.backward`); :mod:`.launch` launches them.
-Gradients of these gradients are the reference's: CBAM stands in a critic, where they are needed, by option only. Not
-run on a GPU yet: the tests run their PTX on a CPU (tests/ptx) and compile them for sm_80 and sm_90.
+The forward pass (:mod:`.forward`) sweeps over x three times. So does the backward pass (:mod:`.backward`), whose last
+sweep writes. :mod:`.launch` launches the kernels. The reference computes gradients of these gradients, which only a
+CBAM in the discriminator needs, and which is an option. The kernels have not run on a GPU yet: the tests execute their
+PTX on a CPU (tests/ptx) and compile them for sm_80 and sm_90.
 """
 
 from __future__ import annotations

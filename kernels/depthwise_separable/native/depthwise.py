@@ -1,11 +1,11 @@
 """The depthwise half of the native backend, the u of :mod:`op`: csrc/cpu/depthwise and csrc/cuda/depthwise.
 
-All of u is a function of one sample's channel, so a channel stays in the cache through norm, ReLU, resizing and
-convolution, and again through their first and their second derivative: a gradient penalty is one pass more, not some
+A channel of u depends on one channel of one sample, so that channel stays in the cache through norm, ReLU, resizing and
+convolution, and again through their first and second derivatives. A gradient penalty is one more pass, instead of some
 forty of PyTorch's operations.
 
-Three registered ops: the forward pass, its gradients, and the gradients of its gradient of x, which is what a gradient
-penalty asks for. All other derivatives are made of PyTorch's operations.
+Three ops are registered: the forward pass, its gradients, and the gradients of its gradient of x, for which a gradient
+penalty asks. All other derivatives consist of PyTorch's operations.
 """
 
 from __future__ import annotations

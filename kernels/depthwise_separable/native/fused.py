@@ -1,7 +1,7 @@
 """The native backend on a GPU with tensor cores, in one kernel: csrc/cuda/depthwise/fused.cu.
 
 Only the forward pass is fused. Its derivatives are those of the depthwise half (:mod:`depthwise`) and of the pointwise
-convolution (:mod:`convolutions`), so every order follows. Not run on a GPU yet.
+convolution (:mod:`convolutions`), so every order follows. The kernel has not run on a GPU yet.
 """
 
 from __future__ import annotations

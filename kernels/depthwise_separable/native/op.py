@@ -1,16 +1,16 @@
-"""The native backend: everything up to the matrix product is one pass over x in C++, and so are its derivatives.
+"""The native backend: one C++ pass over x computes all up to the matrix product, and each derivative is one pass too.
 
     u = pool(depthwise(upsample(relu(norm(pre_relu(x)) * scale + shift))))           :mod:`depthwise`
     y = pointwise(u) + residual                                                       :mod:`pointwise`
 
-Where no gradient is recorded one op on a CPU does both, and adds the depthwise bias as it writes u. Each thread takes
-parts of the batch through both, so that a tile of u is the product's left operand while it is in the cache, and never
-travels. Within one run on two cores of an AMD EPYC, 16 images' scores took 0.91 (32 px) and 0.94 (128 px) of the time,
-in bfloat16 0.95 and 0.95, one image's 0.97 to 0.98. Not in training, where u is kept for the gradient of the pointwise
-weights: cut by samples, the same layers took 0.98 to 1.02 of the time.
+On a CPU, where no gradient is recorded, one op does both and adds the depthwise bias as it writes u. Each thread takes
+chunks of the batch through both, so that the product reads a tile of u from the cache. Measured within one run on two
+cores of an AMD EPYC: scores of 16 images took 0.91 (32 px) and 0.94 (128 px) of the time, in bfloat16 0.95 and 0.95,
+and the score of one image 0.97 to 0.98. Training keeps u for the gradient of the pointwise weights and gains nothing:
+with chunks of samples, the same layers took 0.98 to 1.02 of the time.
 
-On a GPU one kernel makes y of x where :func:`fused.fuses`; elsewhere the product there is the library's. A 1 x 1
-convolution is one matrix product, after the prologue by PyTorch's operations.
+On a GPU, one kernel computes y from x where :func:`fused.fuses`; elsewhere the library computes the product. A 1 x 1
+convolution is one matrix product after the prologue, which PyTorch's operations compute.
 """
 
 from __future__ import annotations

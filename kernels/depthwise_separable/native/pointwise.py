@@ -2,13 +2,15 @@
 
     P(x, w) + b + residual,    T(g, w),    the product of x and g over all pixels with g's sum: see :mod:`convolutions`
 
-Three matrix products, closed under differentiation. On a core of an AMD EPYC they ran at 230 to 260 GFLOP/s in float32
-and at 440 to 520 in bfloat16 from 256 pixels on, of 255 and 530 that it can do. PyTorch's convolution, which packs its
-operands at each call, and its matrix product took 1.1 to 4 times as long. Bias and residual are added before a result
-is written. In bfloat16 weights stay float32: they are rounded as they are packed, and their gradient is not.
+These three matrix products are closed under differentiation. Bias and residual are added before a result is written. In
+bfloat16, weights stay float32: they are rounded as they are packed, and their gradient is not rounded.
 
-The product is one matrix product, and where a library does that better the library's product is the native backend's:
-on a GPU, and on a CPU in the dtypes of :data:`LIBRARY`. ``python -m raccgan.doctor`` prints those with the reason.
+Measured on a core of an AMD EPYC, from 256 pixels on: 230 to 260 GFLOP/s in float32 and 440 to 520 in bfloat16, of the
+core's 255 and 530. PyTorch's convolution, which packs its operands at each call, and its matrix product took 1.1 to 4
+times as long.
+
+Where a library multiplies faster, the native backend takes the library's product: on a GPU, and on a CPU in the dtypes
+of :data:`LIBRARY`. ``python -m raccgan.doctor`` prints these with the reason.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The triton backend of the depthwise-separable convolution."""
+"""The triton backend of the depthwise-separable convolution: see :mod:`.op`."""
 
 from raccgan.kernels.depthwise_separable.triton.ahead import compilations
 from raccgan.kernels.depthwise_separable.triton.op import depthwise_separable

@@ -1,6 +1,6 @@
-"""What the Triton kernels of the depthwise-separable family are compiled for ahead of time, for GPUs that are not here.
+"""Lists what the Triton kernels of the depthwise-separable op are compiled for, for tests without a GPU.
 
-The launches themselves say it: :func:`triton_runtime.noted` notes those on tensors without memory.
+The launches run on tensors without memory, and :func:`triton_runtime.noted` notes each kernel and its configuration.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the Triton kernels' launches and ops are given, in tuples. A registered op takes their fields one by one."""
+"""The arguments of the Triton kernels' launches and ops, in tuples. A registered op takes their fields one by one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The Triton kernels of the depthwise-separable family that work on each pixel alone, and their sums.
+"""The Triton kernels of the depthwise-separable op that compute each pixel on its own, and their sums.
 
-What they compute is in :mod:`ops`; the rules for all kernels of the family are in :mod:`kernels`.
+:mod:`ops` says what they compute, and :mod:`kernels` has the rules for all kernels of the op.
 """
 
 # Triton gives a kernel's arguments their types.

@@ -1,6 +1,7 @@
-"""All of it in one kernel: the depthwise tile is the left operand of a matrix product and never leaves the chip.
+"""The whole op in one kernel: the depthwise tile is the left operand of a matrix product and never leaves the chip.
 
-One registered op, whose gradients are the ops of :mod:`ops` and PyTorch's matrix products: every order follows.
+The kernel is one registered op. Its gradients are the ops of :mod:`ops` and PyTorch's matrix products, so every order
+follows.
 """
 
 from __future__ import annotations

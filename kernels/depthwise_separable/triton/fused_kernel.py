@@ -1,6 +1,6 @@
-"""The Triton kernel that makes all of y: the depthwise tile is the left operand of a matrix product.
+"""The Triton kernel that computes all of y: the depthwise tile is the left operand of a matrix product.
 
-:mod:`kernels` has the rules for all kernels of the family and what they share.
+:mod:`kernels` has the rules for all kernels of the op, and what they share.
 """
 
 # Triton gives a kernel's arguments and its growing tuples their types, and has no star in a tuple.

@@ -1,14 +1,13 @@
-"""The Triton kernels of the depthwise-separable family that look through a window.
+"""The Triton kernels of the depthwise-separable op that read through a window.
 
-:mod:`ops` says what they compute, :mod:`launch` launches them.
+:mod:`ops` says what they compute, and :mod:`launch` launches them.
 
-All of them read images through strides, fastest where channels are contiguous; add in float32, and turn to it right
-after each load; and address with 64 bits. Height and width are those
-of what is read through a window, out_height and out_width those of the other image. None of them uses an atomic
-operation.
+All kernels read images through strides, fastest where channels are contiguous. They convert to float32 right after each
+load and accumulate in float32. They address with 64 bits, and use no atomic operation. height and width are the sizes
+of the image that is read through a window, out_height and out_width those of the other image.
 
-A strip is what a program works on: TILE_ROWS rows of TILE_COLUMNS pixels of TILE_CHANNELS channels, one tile of pixels
-and channels a row. A row that is read serves every row of the strip whose window it is in: for 7 x 7 and four rows that
+A program works on a strip: TILE_ROWS rows of TILE_COLUMNS pixels of TILE_CHANNELS channels, with one tile of pixels and
+channels a row. A row that is read serves every row of the strip whose window contains it. For 7 x 7 and four rows that
 is 17.5 reads a result instead of 49.
 """
 

@@ -1,4 +1,4 @@
-"""How the kernels of the depthwise-separable family are launched: programs, strides, and the second stage of sums."""
+"""Launches the Triton kernels of the depthwise-separable op: programs, strides, and the second stage of sums."""
 
 from __future__ import annotations
 

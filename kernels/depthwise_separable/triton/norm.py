@@ -1,7 +1,8 @@
-"""The instance norm before the convolution: moments of each sample's channel, and the convolution with both in one op.
+"""The instance norm before the convolution: the moments of each sample's channel, and one op for norm and convolution.
 
-A norm is folded into a prologue. The center is the mean, without a gradient; (mean - center) * scale is in the shift,
-which is zero and has the mean's gradient: so nothing cancels where an image is far from zero beside its deviation.
+A norm folds into a prologue. center is the mean without its gradient. shift contains (center - mean) * scale: the value
+of this term is 0, but the term carries the gradient of the mean. So nothing cancels where the mean of an image is large
+beside its deviation.
 """
 
 from __future__ import annotations

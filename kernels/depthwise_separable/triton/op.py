@@ -1,10 +1,10 @@
-"""The triton backend: Triton kernels around the library's matrix product, or all of it in one where that is less work.
+"""The triton backend: Triton kernels around the library's matrix product, or one kernel where that is less work.
 
-The norm folds into scale and shift of x - mean, its moments being one read of x. Upsampling and pool fold into the
-depthwise convolution's weights. Then :func:`fused.fuses` decides between one kernel, :func:`fused.fused`, and two:
-:func:`ops.depthwise`, and a matrix product of the library's. Both have the same derivatives, those of the closed family
-in :mod:`ops`. A 1 x 1 convolution that is not fused is the library's matrix product, after the prologue by PyTorch's
-operations. Not run on a GPU yet.
+The norm folds into scale and shift of x - mean; its moments take one read of x. Upsampling and pool fold into the
+weights of the depthwise convolution. :func:`fused.fuses` chooses between one kernel, :func:`fused.fused`, and two:
+:func:`ops.depthwise`, then the library's matrix product. Both have the derivatives of the closed family in :mod:`ops`.
+A 1 x 1 convolution that is not fused is the library's matrix product after the prologue, which PyTorch's operations
+compute. The kernels have not run on a GPU yet.
 """
 
 from __future__ import annotations

@@ -2,22 +2,23 @@
 
     D(phi(x), w)      depthwise convolution of stride 1 (w odd), of stride 2 or transposed (w even), after a prologue
     C(phi(x), g)      its gradient in w: the correlation of phi(x) and g over the batch
-    phi(x)            m ((m0 x - center) scale + shift), the prologue: m0 and m are where its ReLUs are open, 1 where
-                      it has none
+    phi(x)            m ((m0 x - center) scale + shift), the prologue: m0 and m are 1 where its ReLUs are open, 0 where
+                      they are closed, and 1 where it has none
 
-With q = w convolved with a 2 x 2 box, nearest upsampling before D(., w) is the transposed convolution with q, and four
-times the average pool after it is the one of stride 2: each of them is the other one's adjoint, with q flipped. So
+Let q be w convolved with a 2 x 2 box. Then nearest upsampling before D(., w) is the transposed convolution with q, and
+four times the average pool after D(., w) is the convolution of stride 2 with q. Each of the two is the adjoint of the
+other, with q flipped. So
 
     dD/dphi . g = D'(g, flip(w))          D' is D, or swaps stride 2 and transposed
     dD/dw . g   = C(phi, g)               and C's own gradients are D'(g, flip(v)) and D(phi, v)
 
-phi is bilinear but for its masks. Its vector-Jacobian and Jacobian-vector products are each other's gradients:
+phi is bilinear except for its masks. Its vector-Jacobian and Jacobian-vector products are each other's gradients:
 
     vjp(g; a, s)              m m0 g s,  sum of m g (m0 a - center),  sum of m g      over the pixels
     jvp(a, s; b, r; added)    m (m0 a s + (m0 b - center) r + added)
 
-There a and b are measured from the center where they are x itself, and from zero otherwise. The norm that phi has
-folded in is in :mod:`norm`.
+If a or b is x itself, the center is subtracted from it; otherwise nothing is. :mod:`norm` has the norm that is folded
+into phi.
 
 Images are float32, bfloat16 or float16; weights, scale, shift and center [N, C] and all sums are float32. Results are
 channels_last, and the same bits every time. A registered op takes the tuples of :mod:`arguments` field by field.

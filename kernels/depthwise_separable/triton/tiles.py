@@ -1,8 +1,9 @@
-"""The tiles of the depthwise-separable family's Triton kernels.
+"""The tiles of the depthwise-separable op's Triton kernels.
 
 A thread holds about eight neighbouring values of a tile: 16 bytes of channels in half precision. A shape has one tile,
-in which the batch has no part. ``triton.autotune`` does not choose among several: the order of a sum follows the tile,
-so that the timing of one run would decide its bits; and the sums of a launch are room that is cut by the tile before.
+which does not depend on the batch. ``triton.autotune`` does not choose among several tiles for two reasons. The order
+of a sum follows the tile, so the timing of one run would decide the bits of a result. And the scratch memory of a
+launch's sums is sized by the tile before the launch.
 """
 
 from __future__ import annotations
