@@ -135,7 +135,6 @@ def _cbam(draw: Any) -> dict[str, Any]:
         "norm": draw(st.sampled_from(["instance", "batch", "fixed"])),
         "reduced": draw(st.integers(1, 4)),
         "k": draw(st.sampled_from([1, 3, 5, 7, 9])),
-        "pooled": draw(st.booleans()),
     }
 
 

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from bench import measure
 from raccgan.kernels import library
-from raccgan.kernels.cbam import native as cbam_native
-from raccgan.kernels.depthwise_separable import native as depthwise_native
 from tests.kernels import test_cbam_native, test_depthwise_separable_native, test_grid, test_pointwise_native
 from tests.kernels.compare import (
     allowed_beside,
@@ -161,7 +159,11 @@ def test_the_compiled_kernels_own_tests_find_what_is_no_number(
             return (_Planted.apply(result[0], 0, FAULTS[fault]), *result[1:])
         return _Planted.apply(result, 0, FAULTS[fault])
 
-    for module, name in ((depthwise_native, "depthwise"), (cbam_native, "cbam"), (test_pointwise_native, "by_kernel")):
+    for module, name in (
+        (test_depthwise_separable_native, "depthwise"),
+        (test_cbam_native, "run_native"),
+        (test_pointwise_native, "by_kernel"),
+    ):
         run = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, _run=run, **o: planted(_run, *a, **o))
     of_cbam = test_cbam_native.check_penalty_at_every_shape if order == 2 else test_cbam_native.check_every_shape

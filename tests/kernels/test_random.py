@@ -57,7 +57,7 @@ def known_of(name: str, case: Case) -> list[Known]:
     return [k for k in KNOWN if name in k.names and case.family == k.example.family and k.covers(case)]
 
 
-FEWEST = 15
+FEWEST = 100
 
 
 def examples(name: str) -> int:
@@ -114,6 +114,7 @@ class Tally:
             f"{self.family}, {self.name}: {self.cases} cases, {self.compared} of them with gradients, {self.wide} with "
             f"a wide bound; errors up to {self.worst:.2f} of what is allowed: {self.worst_case}"
         )
+        assert self.compared > 0, "nothing of the gradients was compared"
         if self.cases >= FEWEST:  # for less than that, chance decides
             assert self.compared > self.cases / 2, "in most cases nothing of the gradients was compared"
             assert self.wide < self.cases / 2, "in most cases the bound said little"
