@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,7 +91,8 @@ def assert_each_close(got: Any, wanted: Any, *, rtol: float = 1e-7, atol: float 
 
     ``wanted`` may be broadcast, and dtypes may differ: the comparison is in float64.
     """
-    got, wanted = (torch.as_tensor(v).detach().double() for v in (got, wanted))
+    got, wanted = (torch.tensor(v) if isinstance(v, np.ndarray) else torch.as_tensor(v) for v in (got, wanted))
+    got, wanted = got.detach().double(), wanted.detach().double()
     assert_finite(wanted, f"what {what} is compared with")
     assert_finite(got, what)
     if wanted.shape != got.shape:
