@@ -6,6 +6,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 
 from raccgan import __version__
 from raccgan.cli import options
@@ -47,6 +48,11 @@ examples:
 """
 
 
+def module_of(command: str) -> ModuleType:
+    """The module whose ``main`` runs a command."""
+    return import_module(f"raccgan.{command}.command" if command in _WITHIN_A_FOLDER else f"raccgan.{command}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the arguments (default: those of the process) name; its exit status, 2 for none such."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -65,8 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         meant = f"did you mean {close[0]!r}?" if close else f"the commands are {', '.join(COMMANDS)};"
         say(f"error: no command called {command!r}; {meant} raccgan --help lists all commands")
         return 2
-    module = f"raccgan.{command}.command" if command in _WITHIN_A_FOLDER else f"raccgan.{command}"
-    return options.call(import_module(module).main, rest)
+    return options.call(module_of(command).main, rest)
 
 
 if __name__ == "__main__":

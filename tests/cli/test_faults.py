@@ -22,6 +22,7 @@ import pytest
 from PIL import Image
 
 from raccgan import calibrate, detect, evaluate, generate, train
+from raccgan.__main__ import module_of
 from raccgan.errors import InputError
 from raccgan.export import command as export
 from raccgan.models import checkpoint
@@ -33,13 +34,14 @@ from tests.conftest import TINY_OPTIONS
 
 # Runs commands one after the other, [name, arguments] each, and prints status and errors of each as a line of JSON.
 DRIVER = """
-import contextlib, importlib, io, json, sys
+import contextlib, io, json, sys
+from raccgan.__main__ import module_of
 from raccgan.cli import options
 
 for name, arguments in json.loads(sys.argv[1]):
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        status = options.call(importlib.import_module(f"raccgan.{name}").main, arguments)
+        status = options.call(module_of(name).main, arguments)
     print(json.dumps([name, status, said.getvalue()]), flush=True)
 """
 
@@ -137,7 +139,7 @@ def test_a_full_disk_costs_one_line_and_nothing_that_was_there(place: Path) -> N
     kept = json.loads((saved / "found" / "scores.part").read_text().splitlines()[0])
     assert kept["checkpoint"], "the journal of what was scored before the disk was full"
     for name, arguments in every_command(place, saved):
-        assert run(importlib.import_module(f"raccgan.{name}"), *arguments) == 0, name
+        assert run(module_of(name), *arguments) == 0, name
 
 
 def test_a_read_only_folder_is_refused_before_any_work(place: Path) -> None:
@@ -167,7 +169,7 @@ def test_a_checkpoint_cut_at_every_tenth_stops_every_command(place: Path, capsys
         (place / "run" / NAME).write_bytes(whole[: len(whole) * tenth // 10])
         before = contents(place)
         for name, arguments in every_command(place, place):
-            line = refused(capsys, importlib.import_module(f"raccgan.{name}"), *arguments)
+            line = refused(capsys, module_of(name), *arguments)
             assert f"{place / 'run' / NAME} is truncated or no checkpoint" in line, name
         assert contents(place) == before, "a refused command wrote something"
 
