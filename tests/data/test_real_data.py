@@ -1,6 +1,5 @@
 """The loaders on the published data sets; skipped where these are not at hand."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ def present(folder: Path) -> None:
         pytest.skip(f"{folder.name} is not in the data folder")
 
 
-@pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
 def test_mnist(real_data: Path, name: str, folder: str) -> None:
     present(real_data / folder / "raw")

@@ -1,17 +1,16 @@
-"""The files of MNIST and Fashion-MNIST, read through torchvision from a small set made here."""
+"""The files of MNIST and Fashion-MNIST, read from a small set made here."""
 
+import gzip
+import hashlib
 import struct
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from raccgan.data.sources import mnist
 from raccgan.data.sources.mnist import load_fashion_mnist, load_mnist
-from raccgan.data.sources.torchvision_import import import_torchvision_datasets
 from raccgan.errors import InputError
-
-pytestmark = pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -31,8 +30,8 @@ def tiny(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Mirrors that hold nothing, and are asked without a network."""
-    monkeypatch.setattr(import_torchvision_datasets().MNIST, "mirrors", [(tmp_path / "nothing").as_uri() + "/"])
-    monkeypatch.setattr(import_torchvision_datasets().FashionMNIST, "mirrors", [(tmp_path / "nothing").as_uri() + "/"])
+    nothing = (tmp_path / "nothing").as_uri() + "/"
+    monkeypatch.setattr(mnist, "MIRRORS", dict.fromkeys(mnist.MIRRORS, nothing))
 
 
 def test_reading(tiny: Path) -> None:
@@ -76,3 +75,31 @@ def test_damaged_files(tiny: Path, content: bytes) -> None:
     (tiny / "MNIST/raw" / FILES[0]).write_bytes(content)
     with pytest.raises(InputError, match=r"MNIST/raw is damaged \(.*\): replace train-images-idx3-ubyte"):
         load_mnist(tiny)
+
+
+def test_compressed_files_are_read_as_they_are(tiny: Path) -> None:
+    expected = load_mnist(tiny).samples[17]
+    for name in FILES:
+        path = tiny / "MNIST/raw" / name
+        (path.parent / f"{name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    assert (load_mnist(tiny).samples[17].image == expected.image).all()
+
+
+def test_absent_files_are_downloaded_and_their_checksum_is_compared(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    path = tiny / "MNIST/raw" / FILES[0]
+    content = path.read_bytes()
+    compressed = gzip.compress(content)
+    (mirror / f"{FILES[0]}.gz").write_bytes(compressed)
+    path.unlink()
+    monkeypatch.setitem(mnist.MIRRORS, "MNIST", mirror.as_uri() + "/")
+    with pytest.raises(InputError, match=f"{FILES[0]}.gz came with another checksum"):
+        load_mnist(tiny)
+    assert not path.exists()
+    monkeypatch.setitem(mnist.MD5["MNIST"], FILES[0], hashlib.md5(compressed).hexdigest())
+    assert len(load_mnist(tiny).samples) == 20
+    assert path.read_bytes() == content
