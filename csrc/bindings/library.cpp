@@ -10,6 +10,9 @@ namespace raccgan { namespace {
 #define RACCGAN_CUDA ""
 #define RACCGAN_CUDA_ARCHITECTURES ""
 #endif
+#ifndef RACCGAN_WHY_NO_CUDA
+#define RACCGAN_WHY_NO_CUDA ""
+#endif
 
 std::string native_build() {
   std::ostringstream json;
@@ -19,13 +22,15 @@ std::string native_build() {
   RACCGAN_FOR_EACH_TARGET(RACCGAN_APPEND, )
 #undef RACCGAN_APPEND
   json << "], \"cpu_capability\": \"" << name_of(chosen_target()) << "\", \"cuda\": \"" << RACCGAN_CUDA
-       << "\", \"cuda_architectures\": \"" << RACCGAN_CUDA_ARCHITECTURES << "\"}";
+       << "\", \"cuda_architectures\": \"" << RACCGAN_CUDA_ARCHITECTURES << "\", \"why_no_cuda\": \""
+       << RACCGAN_WHY_NO_CUDA << "\"}";
   return json.str();
 }
 }}  // namespace raccgan
 
 STABLE_TORCH_LIBRARY(raccgan, m) {
-  // JSON: cpu_targets and cpu_capability (the one in use), the CUDA toolkit's version or "", the GPU architectures.
+  // JSON: cpu_targets and cpu_capability (the one in use), the CUDA toolkit's version or "", the GPU
+  // architectures, and why there is no CUDA part or "".
   m.def("native_build() -> str");
 }
 
