@@ -178,7 +178,6 @@ def test_what_is_ignored(tmp_path: Path, draw: Draw, draw_classes: DrawClasses) 
     source = load_folder(tmp_path)
     assert source.classes == ("abnormal", "normal")
     assert len(source.samples) == 3
-    assert source.ignored_files == 2
 
 
 @pytest.mark.parametrize(
