@@ -17,28 +17,14 @@ from raccgan.data.samples import Sample
 from raccgan.errors import InputError
 
 T = TypeVar("T")
-Problems = list[tuple[int, str]]
-"""The index of each sample that cannot be used, and a line that says why."""
-
-
-def _alone(found: Problems) -> list[Problems]:
-    return [found]
 
 
 class ImageDataset:
     """Decoded samples: ``images(indices)`` is float32 [n, C, size, size] in [-1, 1], ``labels[indices]`` int64 [n].
 
-    As many images as fit in ``cache_bytes`` are decoded once, on first use, and kept as float32. Pixels that are in
-    memory already are decoded together at the start.
-
-    Args:
-        samples: what to serve, in this order.
-        classes: class names; a sample's class index is its label's place here, -1 where it has none.
-        size, channels, fit, brightness: as in ``images.decode``.
-        cache_bytes: the most memory that decoded images may take.
-
-    Raises:
-        InputError: from :meth:`images`, where a file cannot be decoded.
+    A label is the place of the sample's class in ``classes``, -1 where it has none. ``size``, ``channels``, ``fit`` and
+    ``brightness`` are those of ``images.decode``. As many images as fit in ``cache_bytes`` are decoded once, on first
+    use, and kept as float32. Pixels that are in memory already are decoded together at the start.
     """
 
     def __init__(
@@ -69,7 +55,10 @@ class ImageDataset:
         return len(self.samples)
 
     def images(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """The images at ``indices`` (0..N-1, in any order, repeats allowed): float32 [n, C, size, size], a copy."""
+        """The images at ``indices`` (0..N-1, any order, repeats allowed): float32 [n, C, size, size], a copy.
+
+        A file that cannot be decoded is an InputError.
+        """
         wanted = indices if isinstance(indices, Tensor) else torch.tensor(list(indices), dtype=torch.int64)
         places = wanted.tolist()
         if places and not 0 <= min(places) <= max(places) < len(self):
@@ -86,45 +75,29 @@ class ImageDataset:
             batch[row] = torch.from_numpy(image)
         return batch
 
-    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def problems(
+        self, progress: Callable[[int, int], None] | None = None, share: Sequence[int] | None = None
+    ) -> dict[int, str]:
         """Decode every image and mask once, in threads, so that a bad file is found before training starts.
 
-        Args:
-            progress: called with (done, total) after each image.
-
-        Raises:
-            InputError: names the first bad file in the order of the samples, and counts the others.
+        ``share`` holds the indices to decode here, where other processes decode the others; by default all.
+        ``progress`` is called with (done, total) after each. The result has the index of each bad sample, and a line
+        that says what is wrong.
         """
-        if bad := self.problems(progress):
-            raise self.refusal(bad)
+        share = range(len(self)) if share is None else share
+        bad = {}
+        for done, (index, problem) in enumerate(zip(share, _in_threads(self._problem, share), strict=True), start=1):
+            if problem is not None:
+                bad[index] = problem
+            if progress is not None:
+                progress(done, len(share))
+        return bad
 
     def refusal(self, bad: Mapping[int, str]) -> InputError:
-        """The error of :meth:`verify` for the :meth:`problems` of these samples."""
+        """The error for the :meth:`problems` of these samples: the first, and how many more."""
         first, *others = bad.values()
         more = f" ({len(others)} more of the {len(self)} images cannot be used either)" if others else ""
         return InputError(first + more)
-
-    def problems(
-        self,
-        progress: Callable[[int, int], None] | None = None,
-        share: Sequence[int] | None = None,
-        exchange: Callable[[Problems], list[Problems]] = _alone,
-    ) -> dict[int, str]:
-        """:meth:`verify` without the error: for the index of each bad sample, the line that says what is wrong.
-
-        Args:
-            progress: called with (done, total) after each image.
-            share: the indices to decode here, where other processes decode the others; all of them by default.
-            exchange: gives the problems that every process found for those that this one found.
-        """
-        share = range(len(self)) if share is None else share
-        bad: Problems = []
-        for done, (index, problem) in enumerate(zip(share, _in_threads(self._problem, share), strict=True), start=1):
-            if problem is not None:
-                bad.append((index, problem))
-            if progress is not None:
-                progress(done, len(share))
-        return dict(sorted(item for found in exchange(bad) for item in found))
 
     def _problem(self, index: int) -> str | None:
         sample = self.samples[index]
@@ -177,17 +150,10 @@ def _in_threads(function: Callable[[int], T], indices: Sequence[int], few: int =
 class StepBatches:
     """The batch of each training step as a pure function of (seed, step): what makes resuming exact.
 
-    Epoch e is a permutation of all indices, drawn from (seed, e). The permutations follow each other in one endless
-    sequence, and step s takes places s*batch_size to (s+1)*batch_size of it. So every batch is full; one that crosses
-    an epoch's end may hold an index twice, and a batch larger than the data holds every index at least once.
-
-    Args:
-        length: number of images, at least 1.
-        batch_size: indices a step.
-        seed: any integer.
-
-    Raises:
-        ValueError: ``length`` or ``batch_size`` is below 1.
+    Epoch e is a permutation of the indices of ``length`` images, drawn from (seed, e). The permutations follow each
+    other in one endless sequence, and step s takes places s*batch_size to (s+1)*batch_size of it. So every batch is
+    full; one that crosses an epoch's end may hold an index twice, and a batch larger than the data holds every index at
+    least once.
     """
 
     def __init__(self, length: int, batch_size: int, *, seed: int) -> None:

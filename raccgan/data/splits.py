@@ -21,11 +21,7 @@ from dataclasses import dataclass, replace
 from raccgan.data.samples import Sample, Source
 from raccgan.errors import InputError
 
-PROTOCOLS = {
-    "one-vs-rest": "the named class or classes are normal, every other one is anomalous",
-    "leave-one-out": "all classes but one are normal, the one left out is anomalous",
-    "folder": "the source's own normal class, everything else in its test part is anomalous",
-}
+PROTOCOLS = ("one-vs-rest", "leave-one-out", "folder")
 
 TRAIN_SHARE = 0.6
 """Share of each class that trains where a source brings no split of its own."""
@@ -49,18 +45,12 @@ class Split:
 def make_split(
     source: Source, protocol: str | None, normal: Sequence[str], *, held_out: float = 0.15, seed: int = 0
 ) -> Split:
-    """Split a source by a protocol.
+    """Split a source by a protocol; None is the source's own.
 
-    Args:
-        source: the samples.
-        protocol: a name in ``PROTOCOLS``, or None for the source's own.
-        normal: class names, or ``!name`` for all but that one; empty for the source's default.
-        held_out: share of the normal training images, per class, that is kept from training; at least one image is
-            held out and at least one trains.
-        seed: chooses the held-out images, and nothing else.
-
-    Raises:
-        InputError: unknown protocol or class, too few normal images, or a test part that could not be evaluated.
+    ``normal`` holds class names, or ``!name`` for all but that one; empty, it means the source's default. ``held_out``
+    is the share of the normal training images of each class that is kept from training: at least one image is held out
+    and at least one trains. ``seed`` chooses the held-out images, and nothing else. An InputError says that a protocol
+    or class is unknown, that normal images are too few, or that the test part could not be evaluated.
     """
     protocol = protocol or source.default_protocol
     if protocol not in PROTOCOLS:

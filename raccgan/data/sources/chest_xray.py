@@ -15,11 +15,7 @@ CLASSES = ("NORMAL", "PNEUMONIA")
 
 
 def load_chest_xray(root: Path) -> Source:
-    """Load the X-rays from ``root/chest_xray``, or from ``root`` where it has ``train`` and ``test`` itself.
-
-    Raises:
-        InputError: they are not there, or there are other classes.
-    """
+    """Load the X-rays from ``root/chest_xray``, or from ``root`` where it has ``train`` and ``test`` itself."""
     folder = next((folder for folder in (root / "chest_xray", root) if is_split(folder)), None)
     if folder is None:
         raise InputError(

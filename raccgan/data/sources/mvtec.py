@@ -10,20 +10,14 @@ from raccgan.errors import InputError
 
 
 def load_mvtec(root: Path, category: str | None = None) -> Source:
-    """Load one category.
+    """Load one category, which may be left out where there is one only.
 
-    Args:
-        root: holds ``mvtec/<category>`` or ``<category>``, or is the folder of a category itself.
-        category: may be left out where there is one only.
-
-    Raises:
-        InputError: nothing of that kind at ``root``, or a category missing or unknown.
+    ``root`` holds ``mvtec/<category>`` or ``<category>``, or is the folder of a category itself; else InputError.
     """
     if is_split(root) and category in (None, root.name):
         folder = root
     else:
-        below = root / "mvtec"
-        where = below if below.is_dir() else root
+        where = root / "mvtec" if (root / "mvtec").is_dir() else root
         if not where.is_dir():
             raise InputError(
                 f"no folder {printable(root)}: the data root holds mvtec/<category>/train/good and so on, "
