@@ -99,7 +99,8 @@ def test_the_first_bad_file_is_named_and_the_others_are_counted(
     (tmp_path / "1.png").write_bytes(b"")
     (tmp_path / "4.png").unlink()
     dataset = ImageDataset(samples, classes=["a", "b"], size=SIZE, channels=1, cache_bytes=cache)
-    assert list(bad := dataset.problems()) == [1, 3, 4]
+    bad = dataset.problems()
+    assert list(bad) == [1, 3, 4]
     said = str(dataset.refusal(bad))
     assert re.search(r"1.png is empty .* \(2 more of the 7 images cannot be used either\)", said)
     assert list(dataset.problems(share=[0, 2, 4, 6])) == [4]

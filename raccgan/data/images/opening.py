@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -32,9 +32,7 @@ MOST_BYTES = 1 << 29
 def open_image(path: Path) -> Iterator[Image.Image]:
     """The image with its header read and nothing decoded.
 
-    Raises:
-        InputError: it is empty, or too large to be decoded.
-        Whatever Pillow raises.
+    An empty file, or one that is too large to be decoded, is an InputError; else this raises what Pillow raises.
     """
     size = path.stat().st_size
     if size == 0:
@@ -72,7 +70,7 @@ def room(pixels: int) -> Iterator[None]:
 
 _quiet_lock = threading.Lock()
 _quiet_users = 0
-_quiet_filters: warnings.catch_warnings[None] | None = None
+_quiet_filters = ExitStack()
 
 
 @contextmanager
@@ -82,17 +80,15 @@ def _quiet() -> Iterator[None]:
     ``warnings.catch_warnings`` alone is not safe in threads: overlapping ones restore each other's filters. Here the
     first thread in changes the filters and the last one out restores them.
     """
-    global _quiet_users, _quiet_filters
+    global _quiet_users
     with _quiet_lock:
+        if _quiet_users == 0:
+            _quiet_filters.enter_context(warnings.catch_warnings(action="ignore"))
         _quiet_users += 1
-        if _quiet_filters is None:
-            _quiet_filters = warnings.catch_warnings(action="ignore")
-            _quiet_filters.__enter__()
     try:
         yield
     finally:
         with _quiet_lock:
             _quiet_users -= 1
-            if _quiet_users == 0 and _quiet_filters is not None:
-                _quiet_filters.__exit__(None, None, None)
-                _quiet_filters = None
+            if _quiet_users == 0:
+                _quiet_filters.close()

@@ -66,8 +66,8 @@ def _shrunk(image: NDArray[np.float32]) -> NDArray[np.float32]:
     if share >= 1:
         return image
     size = (max(1, round(width * share)), max(1, round(height * share)))
-    planes = (np.ascontiguousarray(image[..., c]) for c in range(image.shape[2]))
-    return np.stack([np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BOX)) for plane in planes], axis=2)
+    planes = (Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(image, 2, 0))
+    return np.stack([np.asarray(plane.resize(size, Image.Resampling.BOX)) for plane in planes], axis=2)
 
 
 def _object(image: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -76,7 +76,7 @@ def _object(image: NDArray[np.float32]) -> NDArray[np.bool_]:
 
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     difference = np.abs(image - np.median(border, axis=0))
-    apart = np.maximum.reduce([difference[..., c] for c in range(difference.shape[2])])
+    apart = difference.max(axis=2)
     if apart.max() < FAINTEST:
         return np.zeros(apart.shape, dtype=bool)
     reach = max(1, max(apart.shape) // 64)
