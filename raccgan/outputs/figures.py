@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib.style
 import numpy as np
@@ -25,7 +25,8 @@ from matplotlib.ticker import LogFormatter, PercentFormatter
 from numpy.typing import ArrayLike
 
 from raccgan.outputs.files import write_atomically
-from raccgan.outputs.pictures import INK, Array, PathLike, plain, short, to_uint8
+from raccgan.outputs.overlays import to_uint8
+from raccgan.outputs.pictures import INK, Array, PathLike, plain, short
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0b6fb8", "#d9550b", "#0a7d55", "#8a4fa8", "#6b7280"
 RED, OUTLINE = "#c22f2f", "#06b6d4"
@@ -85,7 +86,7 @@ def reconstructions(path: PathLike, items: Sequence[Reconstruction]) -> None:
             caption, *axes = (figure.add_subplot(grid[row, column]) for column in range(4))
             _caption(caption, item)
             original = to_uint8(item.original)
-            below = original if original.ndim == 2 else original.mean(axis=-1)  # colours there would mix with the map's
+            below = original.mean(axis=-1)  # colours there would mix with the map's
             for ax, image in zip(axes, (original, to_uint8(item.reconstruction), below), strict=True):
                 ax.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
                 ax.axis("off")
@@ -108,9 +109,8 @@ def reconstructions(path: PathLike, items: Sequence[Reconstruction]) -> None:
 def loss_curves(path: PathLike, history: Mapping[str, Sequence[tuple[int, float]]]) -> None:
     """Losses over steps, faint as recorded and smoothed over a fiftieth of the points; a panel a kind.
 
-    Args:
-        history: (step, value) points by name: those of :data:`LOSSES`, others in a panel of their own. Values that
-            are not finite leave a gap.
+    ``history`` holds (step, value) points by name: those of :data:`LOSSES`, others in a panel of their own. Values that
+    are not finite leave a gap.
     """
     known = {name for _, labels in LOSSES for name in labels}
     others = {name: name.replace("_", " ") for name in history if name not in known}
@@ -147,14 +147,10 @@ class RocCurve(NamedTuple):
 def roc_and_histogram(
     path: PathLike, scores: ArrayLike, anomalous: ArrayLike, threshold: float, curves: Mapping[str, RocCurve]
 ) -> None:
-    """Left the ROC of each kind of score, right the scores of normal and of anomalous images as a histogram.
+    """Left the ROC of each kind of score, the first one stands out; right a histogram of scores of either class.
 
-    Args:
-        path: the file.
-        scores: [N], higher = more anomalous.
-        anomalous: [N] bool, the truth; one class may be missing, then the ROC says so.
-        threshold: where score > threshold is predicted anomalous.
-        curves: by the name of the score; the first one stands out.
+    ``scores`` [N] are higher for anomalies, ``anomalous`` [N] is the truth; where one class is missing, the ROC says
+    so. Scores above ``threshold`` are predicted anomalous.
     """
     s, y = np.asarray(scores, dtype=np.float64), np.asarray(anomalous).astype(bool)
     with _figure(path, 10.4, 4.4) as figure:
@@ -207,26 +203,22 @@ def comparison(
 ) -> None:
     """One dot with its deviation a variant of ours, and under them one diamond a figure to compare with.
 
-    Args:
-        ours: mean and deviation by name, at least one.
-        beside: other figures on the same scale, by name.
+    ``ours`` holds mean and deviation by name, at least one; ``beside`` other figures on the same scale.
     """
     names = [*ours, *beside]
     with _figure(path, 8, 1.2 + 0.32 * len(names)) as figure:
         ax = figure.subplots()
         for place, (value, deviation) in enumerate(ours.values()):
             ax.errorbar(value, place, xerr=deviation, fmt="o", color=BLUE, capsize=3, markersize=7)
-        others = range(len(ours), len(names))
-        ax.plot(list(beside.values()), list(others), "D", color=GREY, markersize=6, linestyle="none")
+        ax.plot(list(beside.values()), range(len(ours), len(names)), "D", color=GREY, markersize=6, linestyle="none")
         values = [value for value, _ in ours.values()] + list(beside.values())
         for place, value in enumerate(values):
             ax.annotate(f"{value:.3f}", (value, place), (8, 6), textcoords="offset points", fontsize=9)
-        best = max(value for value, _ in ours.values())
-        ax.axvline(best, color=BLUE, linewidth=1, linestyle="--")
+        ax.axvline(max(ours.values())[0], color=BLUE, linewidth=1, linestyle="--")
         ax.set_yticks(range(len(names)), [plain(short(name, 40)) for name in names])
         ax.set_ylim(len(names) - 0.4, -0.6)
-        low = min(values)
-        ax.set_xlim(low - 0.08 * max(1 - low, 0.05), 1 + 0.1 * max(1 - low, 0.05))
+        room = max(1 - min(values), 0.05)
+        ax.set_xlim(min(values) - 0.08 * room, 1 + 0.1 * room)
         ax.set(title=plain(title), xlabel="area under the ROC curve (dots: ours, with the deviation over seeds)")
 
 
@@ -238,14 +230,15 @@ def _caption(ax: Axes, item: Reconstruction) -> None:
         (False, False): "normal, passed",
     }[bool(item.predicted), bool(item.anomalous)]
     ax.axis("off")
-    lines: tuple[tuple[str, dict[str, Any]], ...] = (
-        (short(item.name, 25), {"weight": "bold"}),
-        (f"class {short(item.label, 21)}", {"color": GREY}),
-        (f"score {item.score:.4g}", {}),
-        (verdict, {"color": GREEN if item.predicted == item.anomalous else RED, "weight": "bold"}),
+    lines = (
+        (short(item.name, 25), INK, "bold"),
+        (f"class {short(item.label, 21)}", GREY, "normal"),
+        (f"score {item.score:.4g}", INK, "normal"),
+        (verdict, GREEN if item.predicted == item.anomalous else RED, "bold"),
     )
-    for place, (text, style) in enumerate(lines):
-        ax.text(0, 0.76 - 0.17 * place, plain(text), transform=ax.transAxes, va="center", fontsize=9, **style)
+    for place, (text, colour, weight) in enumerate(lines):
+        y, words = 0.76 - 0.17 * place, plain(text)
+        ax.text(0, y, words, transform=ax.transAxes, va="center", fontsize=9, color=colour, weight=weight)
 
 
 def _outline(ax: Axes, mask: Array | None) -> None:

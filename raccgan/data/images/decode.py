@@ -79,7 +79,7 @@ def decode_stack(images: Pixels, *, size: int, channels: int, fit: str = "stretc
 
 
 def read_upright(path: Path, longest: int) -> NDArray[np.uint8]:
-    """The pixels of a file for the eye: uint8 H x W x 3, upright, made smaller where a side is longer than ``longest``."""
+    """The pixels of a file for the eye: uint8 H x W x 3, upright, the longer side ``longest`` at most."""
     with ExitStack() as held:
         unit = _read_unit(path, held)
         unit *= 255

@@ -54,7 +54,7 @@ def place_in_square(image: NDArray[Any], size: int, fit: str) -> Placement:
     """Where an image [H, W, C] comes to lie in a square of ``size``.
 
     ``stretch`` does not keep the aspect, ``crop`` takes the central square, and ``pad`` adds black bars. ``align``,
-    which alone looks at pixels, turns the one object on a plain ground upright, its narrower end below, and stretches it.
+    which alone looks at pixels, turns the one object on a plain ground upright, its narrower end below.
     """
     height, width = image.shape[:2]
     box = (0.0, 0.0, float(width), float(height))

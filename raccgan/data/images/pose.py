@@ -76,7 +76,7 @@ def _object(image: NDArray[np.float32]) -> NDArray[np.bool_]:
 
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     difference = np.abs(image - np.median(border, axis=0))
-    apart = difference.max(axis=2)
+    apart = np.maximum.reduce([difference[..., c] for c in range(difference.shape[2])])
     if apart.max() < FAINTEST:
         return np.zeros(apart.shape, dtype=bool)
     reach = max(1, max(apart.shape) // 64)

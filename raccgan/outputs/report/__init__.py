@@ -1,6 +1,4 @@
-"""The report: one HTML page that shows a table of scores, without network, server or library.
-
-The parts of the page lie beside this file.
+"""The report: one HTML page that shows a table of scores, without network, server or library; its parts lie beside.
 
 Names of files and classes come from outside. They reach the page as JSON in a block that is no script, and the page
 shows them as text. A content security policy lets nothing run but our own script, by its hash.
@@ -68,11 +66,7 @@ _STRIP = re.compile(r"data:image/(png|webp);base64,[A-Za-z0-9+/]+=*")
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write the page: images with the highest score first.
-
-    Raises:
-        InputError: as :func:`raccgan.outputs.files.write_text`.
-    """
+    """Write the page: images with the highest score first."""
     images = sorted(report.images, key=lambda image: -image.record["score"])
     data = {**vars(report), "images": [dict(image.record) for image in images], "block": BLOCK}
     if not all(_STRIP.fullmatch(image.strip) for image in images):  # a journal that somebody else began, for instance
@@ -106,26 +100,20 @@ def strip(
 ) -> str:
     """Original, reconstruction and overlay side by side, as a data URI.
 
-    Args:
-        image, reconstruction: [C, S, S] in [-1, 1].
-        map: [S, S].
-        scale: of the map's colours.
-        mask: [S, S], what is truly anomalous; outlined on the overlay.
+    ``image`` and ``reconstruction`` are [C, S, S] in [-1, 1], ``map`` is [S, S], and ``mask`` [S, S], what is truly
+    anomalous, is outlined on the overlay.
     """
     original = to_uint8(image)
     shown = overlay(original, map, scale)
-    tiles = np.concatenate(
-        [original, to_uint8(reconstruction), shown if mask is None else outlined(shown, mask)], axis=1
-    )
-    picture, side = Image.fromarray(tiles), min(TILE, len(map))
+    shown = shown if mask is None else outlined(shown, mask)
+    picture = Image.fromarray(np.concatenate([original, to_uint8(reconstruction), shown], axis=1))
+    side = min(TILE, len(map))
     if side < len(map):
         picture = picture.resize((3 * side, side), Image.Resampling.BOX)
+    kind = "png" if side <= LOSSLESS else "webp"
     stream = io.BytesIO()
-    if side <= LOSSLESS:
-        picture.save(stream, "PNG")
-        return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    picture.save(stream, "WEBP", quality=75, method=2)
-    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    picture.save(stream, kind, **({} if kind == "png" else {"quality": 75, "method": 2}))
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _part(name: str) -> str:
