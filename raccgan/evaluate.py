@@ -81,11 +81,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> options.Parser:
     parser = options.Parser(
+        "evaluate",
         "Evaluate a trained run: image AUROC, AUPR and F1, pixel AUROC and AUPRO where there are masks, "
         "and the two plain controls on the same split.",
         EXAMPLES,
-        prog="python -m raccgan.evaluate",
-        usage="python -m raccgan.evaluate RUN [option ...]",
+        "RUN",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
     parser.add_argument("--report", action="store_true", help="report.html too: one page that shows the test images")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,10 @@ MOST_IMAGES = 10_000
 
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
-    _check_numbers(given)
+    if not 1 <= given.count <= MOST_IMAGES:
+        raise InputError(f"--count {given.count} is out of range: give a number of images from 1 to {MOST_IMAGES}")
+    if given.truncation is not None and not given.truncation >= 0.1:
+        raise InputError(f"--truncation {given.truncation:g} is out of range: it must be at least 0.1, such as 0.7")
     device = options.pick_device(given.device)
 
     import torch
@@ -72,11 +74,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> options.Parser:
     parser = options.Parser(
+        "generate",
         "Make images of the normal classes with the averaged generator of a trained run, and say how far they are "
         "from real images: the kernel distance on fixed random features, 0 for real images in the mean.",
         EXAMPLES,
-        prog="python -m raccgan.generate",
-        usage="python -m raccgan.generate RUN [option ...]",
+        "RUN",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
     parser.add_argument(
@@ -108,13 +110,6 @@ def _parser() -> options.Parser:
     options.add_places(parser, out="generated")
     options.add_settings(parser, ("kernels", "threads", "seed"))
     return parser
-
-
-def _check_numbers(given: argparse.Namespace) -> None:
-    if not 1 <= given.count <= MOST_IMAGES:
-        raise InputError(f"--count {given.count} is out of range: give a number of images from 1 to {MOST_IMAGES}")
-    if given.truncation is not None and not given.truncation >= 0.1:
-        raise InputError(f"--truncation {given.truncation:g} is out of range: it must be at least 0.1, such as 0.7")
 
 
 def _named(names: str, classes: Sequence[str]) -> list[str]:
