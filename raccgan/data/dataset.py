@@ -48,7 +48,7 @@ class ImageDataset:
         self.labels = torch.tensor([place.get(sample.label, -1) for sample in self.samples], dtype=torch.int64)  # [N]
         kept = min(len(self.samples), cache_bytes // (4 * channels * size * size))
         self._cache = torch.empty(kept, channels, size, size)  # the first `kept` images
-        self._cached = np.zeros(kept, dtype=bool)
+        self._cached = np.zeros(len(self.samples), dtype=bool)
         self._preload()
 
     def __len__(self) -> int:
@@ -63,16 +63,14 @@ class ImageDataset:
         places = wanted.tolist()
         if places and not 0 <= min(places) <= max(places) < len(self):
             raise IndexError(f"images {min(places)} to {max(places)} of {len(self)}")
-        self._fill([index for index in places if self._is_missing(index)])
-        beyond = [(row, index) for row, index in enumerate(places) if index >= len(self._cache)]
-        if not beyond:
+        cached = torch.from_numpy(self._cached[places])
+        if cached.all():
             return self._cache[wanted]
         batch = torch.empty(len(wanted), self.channels, self.size, self.size)
-        within = wanted < len(self._cache)
-        batch[within] = self._cache[wanted[within]]
-        pixels = _in_threads(self._decode, [index for _, index in beyond])
-        for (row, _), image in zip(beyond, pixels, strict=True):
-            batch[row] = torch.from_numpy(image)
+        batch[cached] = self._cache[wanted[cached]]
+        rows = torch.nonzero(~cached).flatten().tolist()
+        for row, image in zip(rows, _in_threads(self._decoded, [places[row] for row in rows]), strict=True):
+            batch[row] = image
         return batch
 
     def problems(
@@ -102,26 +100,21 @@ class ImageDataset:
     def _problem(self, index: int) -> str | None:
         sample = self.samples[index]
         try:
-            if self._is_missing(index):
-                self._fill([index])
-            elif index >= len(self._cache):
-                self._decode(index)
+            if not self._cached[index]:
+                self._decoded(index)
             if sample.mask is not None:
                 decode_mask(sample.mask, sample.image, size=self.size, fit=self.fit)
         except InputError as error:
             return str(error)
         return None
 
-    def _is_missing(self, index: int) -> bool:
-        return index < len(self._cache) and not self._cached[index]
-
-    def _fill(self, indices: Sequence[int]) -> None:
-        for index, image in zip(indices, _in_threads(self._decode, indices), strict=True):
-            self._cache[index] = torch.from_numpy(image)
+    def _decoded(self, index: int) -> Tensor:
+        """One image [C, size, size] from its file, which the cache keeps where it has room."""
+        image = torch.from_numpy(decode(self.samples[index].image, **self._decoded_to))
+        if index < len(self._cache):
+            self._cache[index] = image
             self._cached[index] = True
-
-    def _decode(self, index: int) -> np.ndarray:
-        return decode(self.samples[index].image, **self._decoded_to)
+        return image
 
     def _preload(self, chunk: int = 4096) -> None:
         """Decode the pixels in memory, a chunk of images of one shape and type at a time."""
@@ -133,8 +126,7 @@ class ImageDataset:
             for start in range(0, len(members), chunk):
                 part = members[start : start + chunk]
                 stack = np.stack([np.asarray(self.samples[index].image) for index in part])
-                decoded = decode_stack(stack, **self._decoded_to)
-                self._cache[part] = torch.from_numpy(decoded)
+                self._cache[part] = torch.from_numpy(decode_stack(stack, **self._decoded_to))
                 self._cached[part] = True
 
 
@@ -142,9 +134,9 @@ def _in_threads(function: Callable[[int], T], indices: Sequence[int], few: int =
     """``map`` in threads, results in order; Pillow decodes without the interpreter lock."""
     if len(indices) <= few:
         yield from map(function, indices)
-        return
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        yield from pool.map(function, indices)
+    else:
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+            yield from pool.map(function, indices)
 
 
 class StepBatches:
