@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raccgan.data.samples import Source, printable
-from raccgan.data.sources.chest_xray import load_chest_xray
 from raccgan.data.sources.csv_list import load_csv
 from raccgan.data.sources.digits import load_digits
 from raccgan.data.sources.folder import load_folder
 from raccgan.data.sources.mnist import load_fashion_mnist, load_mnist
-from raccgan.data.sources.mvtec import load_mvtec
+from raccgan.data.sources.published import load_chest_xray, load_mvtec
 from raccgan.data.splits import closest
 from raccgan.errors import InputError
 
