@@ -62,8 +62,15 @@ def make_split(
     kept: list[Sample] = []
     for label in classes:
         members = [sample for sample in source.samples if sample.label == label and sample.split == "train"]
-        count = _held_out_count(source, label, members, held_out)
-        chosen = set(hash_order((sample.key for sample in members), salt=f"held out {seed}")[:count])
+        if not members:
+            raise InputError(f"{source.name} has no training image of the normal class {label!r}")
+        if len(members) == 1:
+            raise InputError(
+                f"{source.name} has only one training image of the normal class {label!r}; "
+                "at least two are needed, one to train on and one to calibrate the threshold"
+            )
+        order = hash_order((sample.key for sample in members), salt=f"held out {seed}")
+        chosen = set(order[: _share(held_out, len(members))])
         kept += [sample for sample in members if sample.key in chosen]
         training += [sample for sample in members if sample.key not in chosen]
     test = _test_samples(source, protocol, classes)
@@ -96,8 +103,7 @@ def split_by_class(samples: Sequence[Sample]) -> tuple[Sample, ...]:
         by_class.setdefault(sample.label, []).append(sample.key)
     training: set[str] = set()
     for keys in by_class.values():
-        count = max(1, min(round(TRAIN_SHARE * len(keys)), len(keys) - 1))
-        training.update(hash_order(keys, salt="split by class")[:count])
+        training.update(hash_order(keys, salt="split by class")[: _share(TRAIN_SHARE, len(keys))])
     return tuple(replace(sample, split="train" if sample.key in training else "test") for sample in samples)
 
 
@@ -134,11 +140,6 @@ def _normal_classes(source: Source, protocol: str, named: Sequence[str]) -> tupl
     classes = tuple(name for name in source.classes if (name not in excluded if excluded else name in named))
     if not classes:
         raise InputError(f"every class of {source.name} is excluded; at least one has to be normal")
-    _check_anomalous_classes(source, protocol, classes)
-    return classes
-
-
-def _check_anomalous_classes(source: Source, protocol: str, classes: tuple[str, ...]) -> None:
     left = len(source.classes) - len(classes)
     if protocol == "leave-one-out" and left != 1:
         raise InputError(
@@ -150,17 +151,12 @@ def _check_anomalous_classes(source: Source, protocol: str, classes: tuple[str, 
             f"all classes of {source.name} ({_listed(source.classes)}) are normal, so nothing is anomalous: "
             f"name fewer, for example --normal {source.classes[0]}"
         )
+    return classes
 
 
-def _held_out_count(source: Source, label: str, members: Sequence[Sample], share: float) -> int:
-    if not members:
-        raise InputError(f"{source.name} has no training image of the normal class {label!r}")
-    if len(members) == 1:
-        raise InputError(
-            f"{source.name} has only one training image of the normal class {label!r}; "
-            "at least two are needed, one to train on and one to calibrate the threshold"
-        )
-    return max(1, min(round(share * len(members)), len(members) - 1))
+def _share(share: float, count: int) -> int:
+    """A share of a class: at least one sample, and not the last one."""
+    return max(1, min(round(share * count), count - 1))
 
 
 def _test_samples(source: Source, protocol: str, classes: tuple[str, ...]) -> list[Sample]:

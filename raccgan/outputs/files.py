@@ -28,9 +28,8 @@ LOCK = ".raccgan-lock"
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")
 
 # A spreadsheet runs a cell that starts with one of these as a formula; a class may be called anything. Some take the
-# wide forms of East Asian keyboards too, and all pass over what a leading ' hides.
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+# wide forms of East Asian keyboards too, and all pass over what a leading ' hides. A plain number is no formula.
+_FORMULA = re.compile(r"(?![+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z)'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
@@ -92,7 +91,7 @@ def write_csv(path: str | os.PathLike[str], header: Sequence[str], rows: Iterabl
             for number, row in enumerate(rows):
                 if len(row) != len(header):
                     raise ValueError(f"row {number} has {len(row)} cells, the header {len(header)}")
-                cells = [f"'{cell}" if _is_formula(cell) else cell for cell in row]
+                cells = [f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell for cell in row]
                 # A lone carriage return ends a line for every reader, and Python 3.11 writes it without quotes.
                 (quoting if any("\r" in cell for cell in cells if isinstance(cell, str)) else writer).writerow(cells)
         finally:
@@ -193,10 +192,6 @@ def _locked(place: Path) -> int:
 
 def _part_name() -> str:
     return f".{secrets.token_hex(8)}.part"  # as _PART has it
-
-
-def _is_formula(cell: object) -> bool:
-    return isinstance(cell, str) and bool(_FORMULA.match(cell)) and not _NUMBER.fullmatch(cell)
 
 
 def _refusal_behind(error: BaseException | None) -> OSError | None:

@@ -1,4 +1,4 @@
-"""Published data sets in folders at their official split: MVTec AD and paediatric chest X-rays (Kermany et al. 2018)."""
+"""Published data sets in folders, officially split: MVTec AD and paediatric chest X-rays (Kermany et al. 2018)."""
 
 from __future__ import annotations
 
