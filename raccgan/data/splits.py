@@ -23,8 +23,7 @@ from raccgan.errors import InputError
 
 PROTOCOLS = ("one-vs-rest", "leave-one-out", "folder")
 
-TRAIN_SHARE = 0.6
-"""Share of each class that trains where a source brings no split of its own."""
+TRAIN_SHARE = 0.6  # share of each class that trains where a source brings no split of its own
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -115,10 +114,10 @@ def loss_curves(path: PathLike, history: Mapping[str, Sequence[tuple[int, float]
     known = {name for _, labels in LOSSES for name in labels}
     others = {name: name.replace("_", " ") for name in history if name not in known}
     panels = [
-        (title, {name: label for name, label in labels.items() if history.get(name)})
+        (title, drawn)
         for title, labels in (*LOSSES, ("other", others))
+        if (drawn := {name: label for name, label in labels.items() if history.get(name)})
     ]
-    panels = [(title, labels) for title, labels in panels if labels]
     with _figure(path, max(4.4 * len(panels), 4.4), 3.6) as figure:
         for place, (title, labels) in enumerate(panels):
             ax = figure.add_subplot(1, len(panels), place + 1)
@@ -155,11 +154,13 @@ def roc_and_histogram(
     s, y = np.asarray(scores, dtype=np.float64), np.asarray(anomalous).astype(bool)
     with _figure(path, 10.4, 4.4) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
-        _roc(left, curves, undefined=bool(y.all() or not y.any()))
+        _roc(left, curves)
+        if y.all() or not y.any():
+            left.text(0.5, 0.6, "needs normal and\nanomalous images", ha="center", color=INK, backgroundcolor="white")
         _histogram(right, s, y, threshold)
 
 
-def _roc(ax: Axes, curves: Mapping[str, RocCurve], *, undefined: bool) -> None:
+def _roc(ax: Axes, curves: Mapping[str, RocCurve]) -> None:
     ax.plot((0, 1), (0, 1), color=GREY, linewidth=1, linestyle=":", label="chance, AUROC 0.500")
     colours = (BLUE, ORANGE, GREEN, PURPLE, GREY) * len(curves)
     for place, ((name, curve), colour) in enumerate(zip(curves.items(), colours, strict=False)):
@@ -171,8 +172,6 @@ def _roc(ax: Axes, curves: Mapping[str, RocCurve], *, undefined: bool) -> None:
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(PercentFormatter(1))
     ax.legend(loc="lower right", fontsize=9)
-    if undefined:
-        ax.text(0.5, 0.6, "needs normal and\nanomalous images", ha="center", color=INK, backgroundcolor="white")
 
 
 def _histogram(ax: Axes, s: Array, y: Array, threshold: float) -> None:
@@ -276,6 +275,5 @@ def _figure(path: PathLike, width: float, height: float) -> Iterator[Figure]:
     """A figure in inches that is written to ``path`` at the end, in our style whatever the user's settings are."""
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(width, height), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
-        FigureCanvasAgg(figure)
         yield figure
         write_atomically(path, lambda file: figure.savefig(file, format="png"))

@@ -17,11 +17,8 @@ from torch import Tensor
 
 Float = NDArray[np.float32]
 
-OUTLINE = (6, 182, 212)
-"""The colour round what a mask marks, which no map has."""
-
-LONGEST = 1024
-"""Pixels of the longer side of an overlay; larger originals are made smaller."""
+OUTLINE = (6, 182, 212)  # the colour round what a mask marks, which no map has
+LONGEST = 1024  # pixels of the longer side of an overlay; larger originals are made smaller
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from tqdm import tqdm
 
 from raccgan.outputs.terminal import one_line, say
 
-LINE_EVERY = 15.0
-"""Seconds between plain lines."""
+LINE_EVERY = 15.0  # seconds between plain lines
 
 
 class Progress:

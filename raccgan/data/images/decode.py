@@ -33,10 +33,8 @@ from raccgan.data.images.opening import FORMATS, open_image, room
 from raccgan.data.samples import Pixels, Sample, printable
 from raccgan.errors import InputError
 
-SPREAD = 4.0
-"""How many deviations from its mean a levelled image reaches at -1 and 1."""
-FLAT = 2e-3
-"""The least deviation, of intensities in [-1, 1], that levelling divides by: noise of a blank image stays small."""
+SPREAD = 4.0  # how many deviations from its mean a levelled image reaches at -1 and 1
+FLAT = 2e-3  # the least deviation that levelling divides by: noise of a blank image stays small
 
 
 def decode(image: Path | Pixels, *, size: int, channels: int, fit: str = "stretch", brightness: str = "keep") -> Float:

@@ -21,11 +21,8 @@ from raccgan.errors import InputError
 # Named, because some of Pillow's other readers start programs (EPS) or are rarely used and as rarely looked after.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 
-MOST_PIXELS = 1 << 27
-"""Of one image, 11585 x 11585 for instance."""
-
-MOST_BYTES = 1 << 29
-"""Of one file; some of Pillow's readers go through all of a damaged one."""
+MOST_PIXELS = 1 << 27  # of one image, 11585 x 11585 for instance
+MOST_BYTES = 1 << 29  # of one file; some of Pillow's readers go through all of a damaged one
 
 
 @contextmanager

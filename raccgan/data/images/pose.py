@@ -13,20 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-LONGEST = 256
-"""Pixels of the longer side at which an object is looked for; what is smaller than such a pixel is not seen."""
-
-MARGIN = 1 / 16
-"""Ground round the object on each side, as a share of its own length and breadth."""
-
-FAINTEST = 2 / 255
-"""An object differs from the ground by this much somewhere, of intensities in [0, 1]."""
-
-ROUND = 1.1
-"""An object whose longer axis is not this much longer than the shorter (as ratio of second moments) is not turned."""
-
-EVEN = 0.05
-"""An object of less skewness along its axis has no narrower end: it is turned by less than half a turn."""
+LONGEST = 256  # pixels of the longer side at which an object is looked for; smaller things are not seen
+MARGIN = 1 / 16  # ground round the object on each side, as a share of its own length and breadth
+FAINTEST = 2 / 255  # an object differs from the ground by this much somewhere, of intensities in [0, 1]
+ROUND = 1.1  # a longer axis is this much longer than the shorter, as ratio of second moments, or nothing is turned
+EVEN = 0.05  # an object of less skewness along its axis has no narrower end: it is turned by less than half a turn
 
 Vector = NDArray[np.float64]
 """y and x, in pixels; pixel i of an image lies from i to i + 1."""

@@ -21,8 +21,7 @@ from raccgan.outputs.terminal import one_line
 
 COLUMNS = ("path", "label", "split")
 
-LONGEST_LINE = 1 << 18
-"""Characters; a file without line ends would otherwise be read whole."""
+LONGEST_LINE = 1 << 18  # characters; a file without line ends would otherwise be read whole
 
 
 def load_csv(root: Path, problems: list[str] | None = None) -> Source:

@@ -26,14 +26,9 @@ from raccgan.errors import InputError
 from raccgan.outputs.files import write_atomically
 from raccgan.outputs.overlays import Float, MapScale, outlined, overlay, to_uint8
 
-TILE = 128
-"""The largest side of a picture in the page, in pixels."""
-
-LOSSLESS = 64
-"""Pictures up to this side keep every pixel; larger ones are photographs more often, and many."""
-
-BLOCK = 100
-"""Images whose pictures share a block of the page; a block is read when the first of them comes into sight."""
+TILE = 128  # the largest side of a picture in the page, in pixels
+LOSSLESS = 64  # pictures up to this side keep every pixel; larger ones are photographs more often, and many
+BLOCK = 100  # images whose pictures share a block of the page; a block is read when the first of them comes into sight
 
 
 @dataclass(frozen=True)
