@@ -1,7 +1,4 @@
-"""Options that are made from the settings, and one clear line for every error, for all commands.
-
-Importing this module imports no torch, so that ``--help`` answers at once.
-"""
+"""Options that are made from the settings, and one clear line for every error, for all commands; without torch."""
 
 from __future__ import annotations
 

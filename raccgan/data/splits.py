@@ -1,14 +1,7 @@
 """Splits of a source: which samples train, which calibrate the threshold, and which are tested.
 
 Every protocol trains on normal images of the training part alone and tests on the test part, where every class that
-is not normal is anomalous. They differ in what they demand:
-
-- ``one-vs-rest``: the named class (or classes, for a class-conditional model) is normal, every other one anomalous.
-- ``leave-one-out``: all classes but one are normal.
-- ``folder``: the source's own layout says what is normal. Where the source has no official split, every anomalous
-  image is tested, because none is ever trained on; a test part without anomalies is allowed.
-
-The normal classes are named (``3 5``) or excluded (``!7`` means all but 7).
+is not normal is anomalous. The normal classes are named (``3 5``) or excluded (``!7`` means all but 7).
 """
 
 from __future__ import annotations
@@ -21,6 +14,8 @@ from dataclasses import dataclass, replace
 from raccgan.data.samples import Sample, Source
 from raccgan.errors import InputError
 
+# One class (or several, for a class-conditional model) is normal; all but one are; or the source's layout says which.
+# Where a source has no official split, "folder" tests every anomalous image; a test part without anomalies is allowed.
 PROTOCOLS = ("one-vs-rest", "leave-one-out", "folder")
 
 TRAIN_SHARE = 0.6  # share of each class that trains where a source brings no split of its own

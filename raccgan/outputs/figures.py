@@ -1,9 +1,7 @@
-"""Figures of a run: reconstructions with anomaly maps, losses, ROC and histogram, comparisons.
+"""Figures of a run: each function takes arrays and writes one PNG, whole or not at all.
 
-Each function takes arrays and writes one PNG, whole or not at all. Images are float [C, H, W] in [-1, 1] with 1 or 3
-channels. Words repeat what a colour says. Maps use inferno, which survives colour-blindness and grey printing.
-
-Every function raises InputError where the file cannot be written, and ValueError for an array of another shape.
+Images are float [1 or 3, H, W] in [-1, 1]. Words repeat what a colour says. Maps use inferno, which survives
+colour-blindness and grey printing. A file that cannot be written is an InputError, another shape a ValueError.
 """
 
 import math

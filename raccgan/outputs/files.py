@@ -1,9 +1,7 @@
 """Atomic writes: every result is written beside its place and then renamed, so that a file is whole or absent.
 
-A run that is stopped, or a full disk, leaves the older file as it was. A run that is killed leaves its half-written
-file beside it, under a name that the next run into the folder removes. A folder has one run at a time.
-
-An error of the operating system (disk full, read-only folder, no such place) is an InputError of one line.
+A run that is killed leaves its half-written file beside it, under a name that the next run into the folder removes. An
+error of the operating system (disk full, read-only folder, no such place) is an InputError of one line.
 """
 
 import contextlib

@@ -1,9 +1,7 @@
 """A journal keeps the rows of a long run as they come, so that a stopped run continues where it stopped.
 
-A journal is a text file of JSON lines. The first line names the run: the checkpoint and every setting that a row
-depends on. Each further line holds the rows of one batch. A line that was cut off in the middle counts as not written.
-The run that writes a journal has the folder to itself (:func:`raccgan.outputs.files.own_folder`), and removes the
-journal when the run is complete.
+The first of its JSON lines names the run: the checkpoint and every setting that a row depends on. Each further line
+holds the rows of one batch; one that was cut off in the middle counts as not written.
 """
 
 from __future__ import annotations

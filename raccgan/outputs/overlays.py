@@ -1,7 +1,4 @@
-"""Anomaly maps as pictures: warm colours over the grey image, clear where the reconstruction is good.
-
-The colours mean the same on every image: they begin at what normal images reach, so that a normal image stays grey.
-"""
+"""Anomaly maps as pictures: warm colours over the grey image, above what normal images reach, which stay grey."""
 
 from __future__ import annotations
 

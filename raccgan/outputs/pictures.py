@@ -1,7 +1,6 @@
 """Images and grids of images as PNG files, written whole or not at all, and text that fits beside them.
 
-Images are float [C, H, W] in [-1, 1] with 1 or 3 channels. Every function that writes raises InputError where the file
-cannot be written, and ValueError for an array of another shape.
+Images are float [1 or 3, H, W] in [-1, 1]. A file that cannot be written is an InputError, another shape a ValueError.
 """
 
 import math

@@ -1,20 +1,9 @@
 """Decodes files and arrays to pixels in [-1, 1], and mask files to booleans, with one geometry for both.
 
-Intensities keep the depth that they were stored with: pixels are float32 as soon as they are read, and resizing is
-bilinear with antialiasing, in float32. ``geometry`` says where the image lands in the square. The value of white
-depends on the stored type alone, never on the image:
-
-========================================  ==========================================================
-stored as                                 scaled by
-========================================  ==========================================================
-1-bit, 8-bit, palette, CMYK, YCbCr, HSV   255 (colour spaces are converted to RGB first)
-16-bit grey (PNG, TIFF, PGM)              65535; 32-bit integer files too, and values past it are refused
-float (TIFF mode F, arrays)               1: values outside [0, 1], NaN and infinity are refused
-16-bit colour                             Pillow reads it as 8-bit
-========================================  ==========================================================
-
-Alpha is composited over black. The first frame of an animation or a multi-page file counts. The EXIF orientation is
-applied. Grey becomes colour by repetition, colour becomes grey by luminance (0.299, 0.587, 0.114).
+Pixels are float32 as soon as they are read. The stored type alone says what is white: 255 for all 8-bit and palette
+kinds, whose colour space becomes RGB first; 65535 for 16-bit grey and 32-bit integers; 1 for floats. Values past that,
+NaN and infinity are refused. Pillow reads 16-bit colour as 8-bit. Alpha is composited over black, the first frame
+counts, and the EXIF orientation is applied. Grey becomes colour by repetition, colour grey by its luminance.
 """
 
 from __future__ import annotations

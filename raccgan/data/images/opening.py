@@ -1,8 +1,7 @@
 """Opens image files, with limits on their size and on the pixels that all threads decode at a time.
 
-A header may claim any size, and a small file may hold a huge image. A file of more than ``MOST_BYTES``, or with more
-than ``MOST_PIXELS`` in its header, is refused before anything is decoded. All threads together decode at most
-``MOST_PIXELS`` at a time; decoding took at most 28 bytes a pixel (colour with alpha; 8 bytes for 8-bit grey).
+A header may claim any size, and a small file may hold a huge image: both limits hold before anything is decoded.
+Decoding took at most 28 bytes a pixel (colour with alpha; 8 bytes for 8-bit grey).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from raccgan.errors import InputError
 # Named, because some of Pillow's other readers start programs (EPS) or are rarely used and as rarely looked after.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 
-MOST_PIXELS = 1 << 27  # of one image, 11585 x 11585 for instance
+MOST_PIXELS = 1 << 27  # of one image, 11585 x 11585 for instance, and of all that threads decode at a time
 MOST_BYTES = 1 << 29  # of one file; some of Pillow's readers go through all of a damaged one
 
 

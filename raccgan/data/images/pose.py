@@ -1,8 +1,7 @@
 """Position and rotation of the one object on a plain ground, for parts that are photographed as they fall.
 
-The ground is what the image's border mostly shows. The object is the largest connected region that stands out from the
-ground (Otsu, 1979). The axis of the object is that of its largest second moment. The third moment tells the narrower
-end, which is turned below.
+The ground is what the image's border mostly shows, the object the largest connected region that stands out (Otsu,
+1979). Its axis is that of its largest second moment. The third moment tells the narrower end, which is turned below.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """A CSV list of images: columns ``path``, ``label``, ``split`` (train or test) and, where there are any, ``mask``.
 
 Paths are relative to the list, other columns are ignored, and the encoding is UTF-8. A cell may be as our own tables
-write it: with a leading ``'`` before what a spreadsheet would run, and with the odd characters of a file's name
-escaped.
+write it: a ``'`` before what a spreadsheet would run, odd characters of a file's name escaped.
 """
 
 from __future__ import annotations

@@ -1,13 +1,8 @@
-"""Images in folders, one folder a class.
+"""Images in folders, one folder a class; the content of the folder tells the layouts apart.
 
-The content of the folder tells these layouts apart:
-
-- ``train/<class>`` and ``test/<class>``: an official split. MVTec AD is this with ``train/good`` alone, and masks in
-  ``ground_truth/<class>/<image>_mask.png``.
-- ``<class>`` alone, such as ``normal`` and ``abnormal``: we split it, with 60% of each class for training.
-- several folders of the first kind: these are categories, of which one is loaded.
-
-Classes called normal, good, ok or healthy are normal unless the user says otherwise.
+``train/<class>`` and ``test/<class>`` is an official split. MVTec AD is this with ``train/good`` alone, and masks in
+``ground_truth/<class>/<image>_mask.png``. ``<class>`` alone, such as ``normal`` and ``abnormal``, is split here, 60% of
+each class for training. Several folders with official splits are categories, of which one is loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +16,7 @@ from raccgan.data.samples import Sample, Source, SplitName, natural_key, printab
 from raccgan.data.splits import closest, split_by_class
 from raccgan.errors import InputError
 
-NORMAL_NAMES = frozenset({"normal", "good", "ok", "healthy"})
+NORMAL_NAMES = frozenset({"normal", "good", "ok", "healthy"})  # normal unless the user says otherwise
 
 SPLITS: tuple[SplitName, SplitName] = ("train", "test")
 
