@@ -168,8 +168,9 @@ class Config:
                 factors = tuple(float(part) for part in self.multipliers.split(","))
             except ValueError:
                 raise InputError(f"multipliers {self.multipliers!r} are not numbers such as 4,4,2,1") from None
-        else:
-            factors = _multipliers(self.image_size)
+        else:  # the published 4-4-2-1 at 32 px and 16-16-8-4-2-1 at 128 px, and their pattern at every other size
+            halvings = [float(2**i) for i in range((self.image_size // 4).bit_length() - 1)]
+            factors = tuple(min(16.0, factor) for factor in (halvings[-1], *reversed(halvings)))
         widths = tuple(int(self.base_width * factor) for factor in factors)
         if min(widths) < 1:
             raise InputError(
@@ -215,12 +216,6 @@ def attention_blocks(which: str, blocks: int) -> frozenset[int]:
     raise ValueError(
         f'attention {which!r} is not "none", "all", "last-N" or block numbers from 0 to {blocks - 1} such as "0,2"'
     )
-
-
-def _multipliers(size: int) -> tuple[float, ...]:
-    """The published 4-4-2-1 at 32 px and 16-16-8-4-2-1 at 128 px, and their pattern at every other size."""
-    halvings = [float(2**i) for i in range((size // 4).bit_length() - 1)]
-    return tuple(min(16.0, factor) for factor in (halvings[-1], *reversed(halvings)))
 
 
 MODEL_FIELDS = tuple(

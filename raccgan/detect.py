@@ -19,7 +19,6 @@ from raccgan.outputs.terminal import say, tell
 if TYPE_CHECKING:
     from raccgan.models.checkpoint import Checkpoint
     from raccgan.scoring.detector import Detector
-    from raccgan.scoring.score_files import Found
 
 EXAMPLES = """\
   python -m raccgan.detect runs/digits new/*.png
@@ -79,10 +78,18 @@ def _detect(detector: Detector, stored: Checkpoint, given: argparse.Namespace) -
     """Score the files and write the results; the exit status."""
     from raccgan.models.checkpoint import digest
     from raccgan.outputs.overlays import MapScale
-    from raccgan.scoring.score_files import FOLDERS, Wanted, score_files, take_folder
+    from raccgan.scoring.score_files import FOLDERS, Wanted, find, score_files, take_folder
     from raccgan.scoring.table import Table
 
-    found = _found(stored, given)
+    found = find(given.images)
+    for problem in found.problems:
+        say(f"skipped: {problem}")
+    if found.masks_left_out:
+        say(f"left out: {found.masks_left_out} masks in ground_truth")
+    if given.threshold is None and given.label_policy != stored.held_out_policy:
+        say(f"note: the threshold is of scores under {stored.held_out_policy!r}, not {given.label_policy!r}")
+    if not found.files:
+        raise InputError(f"no image to score: {found.problems[0] if found.problems else 'none was named'}")
     made_with = {  # what the scores depend on, beside the files
         "checkpoint": digest(stored),
         "label_policy": given.label_policy,
@@ -116,21 +123,6 @@ def _detect(detector: Detector, stored: Checkpoint, given: argparse.Namespace) -
         f"threshold {table.threshold:.4g}; scores are in {out / 'scores.csv'}"
     )
     return 3 if given.fail_on_anomaly and table.anomalous else 1 if skipped else 0
-
-
-def _found(stored: Checkpoint, given: argparse.Namespace) -> Found:
-    from raccgan.scoring.score_files import find
-
-    found = find(given.images)
-    for problem in found.problems:
-        say(f"skipped: {problem}")
-    if found.masks_left_out:
-        say(f"left out: {found.masks_left_out} masks in ground_truth")
-    if given.threshold is None and given.label_policy != stored.held_out_policy:
-        say(f"note: the threshold is of scores under {stored.held_out_policy!r}, not {given.label_policy!r}")
-    if not found.files:
-        raise InputError(f"no image to score: {found.problems[0] if found.problems else 'none was named'}")
-    return found
 
 
 def _parser() -> options.Parser:

@@ -47,7 +47,9 @@ def main(arguments: Sequence[str]) -> int:
     options.note_missing_library(config.kernels)
     if config.threads:
         torch.set_num_threads(config.threads)
-    pair = _pair(given.between, stored.classes)
+    pair = _named(given.between, stored.classes) if given.between else []
+    if given.between and len(pair) != 2:
+        raise InputError(f"--between {given.between!r} must name two different normal classes, such as --between A,B")
     names = _named(given.names, stored.classes) if given.names else pair or stored.classes
     against = given.against or config.dataset
     try:
@@ -119,13 +121,6 @@ def _named(names: str, classes: Sequence[str]) -> list[str]:
         if name not in classes:
             raise InputError(f"the run has no normal class {name!r}{closest(name, classes)}")
     return list(dict.fromkeys(wanted))
-
-
-def _pair(between: str, classes: Sequence[str]) -> list[str]:
-    pair = _named(between, classes) if between else []
-    if between and len(pair) != 2:
-        raise InputError(f"--between {between!r} must name two different normal classes, such as --between A,B")
-    return pair
 
 
 if __name__ == "__main__":

@@ -17,8 +17,6 @@ from raccgan.distributed import ranks
 from raccgan.errors import InputError
 from raccgan.outputs.terminal import one_line, say
 
-DATA_ROOT_VARIABLE = "RACCGAN_DATA"
-
 _METAVARS = {str: "NAME", int: "N", float: "X"}
 
 
@@ -83,9 +81,9 @@ def add_places(parser: argparse.ArgumentParser, *, data_root: bool = True, devic
         group.add_argument(
             "--data-root",
             type=Path,
-            default=Path(os.environ.get(DATA_ROOT_VARIABLE) or "data"),
+            default=Path(os.environ.get("RACCGAN_DATA") or "data"),
             metavar="FOLDER",
-            help=f"where data sets lie (default: the environment variable {DATA_ROOT_VARIABLE}, else ./data)",
+            help="where data sets lie (default: the environment variable RACCGAN_DATA, else ./data)",
         )
     if device:
         group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")

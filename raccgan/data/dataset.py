@@ -160,9 +160,8 @@ class StepBatches:
     def batch(self, step: int) -> list[int]:
         """The indices of one step."""
         batch: list[int] = []
-        place = step * self.batch_size
         while len(batch) < self.batch_size:
-            epoch, first = divmod(place + len(batch), self.length)
+            epoch, first = divmod(step * self.batch_size + len(batch), self.length)
             batch += self._permutation(epoch)[first : first + self.batch_size - len(batch)].tolist()
         return batch
 

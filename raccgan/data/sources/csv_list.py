@@ -29,7 +29,11 @@ def load_csv(root: Path, problems: list[str] | None = None) -> Source:
     A line that cannot be used adds a line to ``problems``, and the others go on; without ``problems`` it is an
     InputError, as a list without lines, without a column, or that is not there.
     """
-    path = _only_list(root) if root.is_dir() else root
+    lists = sorted(root.glob("*.csv")) if root.is_dir() else [root]
+    if len(lists) != 1:
+        found = ", ".join(printable(path.name) for path in lists) or "none"
+        raise InputError(f"{printable(root)} should hold one .csv file, and holds {found}: name the file itself")
+    path = lists[0]
     if not path.is_file():
         raise InputError(f"no file {printable(path)}: name a .csv file with the columns {', '.join(COLUMNS)}")
     samples: list[Sample] = []
@@ -51,14 +55,6 @@ def load_csv(root: Path, problems: list[str] | None = None) -> Source:
         why = f"no line that can be used: {problems[0]}" if problems else "a header but no images: add lines"
         raise InputError(f"{printable(path)} has {why}")
     return describe(printable(path.name), samples)
-
-
-def _only_list(folder: Path) -> Path:
-    lists = sorted(folder.glob("*.csv"))
-    if len(lists) != 1:
-        found = ", ".join(printable(path.name) for path in lists) or "none"
-        raise InputError(f"{printable(folder)} should hold one .csv file, and holds {found}: name the file itself")
-    return lists[0]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
