@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.style
 import numpy as np
@@ -27,26 +27,17 @@ from raccgan.outputs.pictures import INK, Array, PathLike, plain, short
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0b6fb8", "#d9550b", "#0a7d55", "#8a4fa8", "#6b7280"
 RED, OUTLINE = "#c22f2f", "#06b6d4"
-STYLE = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
+STYLE: dict[str, Any] = {
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), GREY),
+    **dict.fromkeys(("axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor", "text.color"), INK),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    "grid.color": "#e5e7eb",
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
-    "axes.titlecolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e5e7eb",
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
     "font.size": 10,
-    "text.color": INK,
     "text.parse_math": False,  # a class may be called "$5" or "a_b$"
-    "legend.frameon": False,
 }
 LOSSES: tuple[tuple[str, Mapping[str, str]], ...] = (
     ("discriminator and generator", {"wasserstein": "Wasserstein estimate", "generator": "generator loss"}),
