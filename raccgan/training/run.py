@@ -85,7 +85,8 @@ def readable(run: Run) -> tuple[Run, ImageDataset]:
         data = run.dataset(getattr(run.split, part))
         share = range(ranks.job().rank, len(data), ranks.job().world)  # each rank reads its own
         with Progress("reading images", len(share), unit="image", shown=ranks.job().first) as progress:
-            bad = data.problems(lambda done, total: progress.update(), share, ranks.job().exchanged)
+            found = data.problems(lambda done, total: progress.update(), share)
+            bad = dict(sorted(item for one in ranks.job().exchanged(found) for item in one.items()))
         if bad and run.config.unreadable == "refuse":
             raise data.refusal(bad)
         _say_skipped(bad.values())
