@@ -6,7 +6,7 @@ import datetime
 import os
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,12 @@ def tiny(tmp_path: Path) -> Callable[..., tuple[Run, Training]]:
 
 def tiny_config(**settings: Any) -> Config:
     return make_config("digits", TINY | settings)
+
+
+def config_of(widths: Sequence[int], **settings: Any) -> Config:
+    """Of networks whose generator has these widths, by default without CBAM."""
+    sizes = {"image_size": 4 * 2 ** (len(widths) - 1), "base_width": 1, "multipliers": ",".join(map(str, widths))}
+    return Config(**{**sizes, "attention_generator": "none", **settings})
 
 
 def networks(run: Run) -> Networks:
