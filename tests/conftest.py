@@ -126,7 +126,7 @@ def tiny(tmp_path: Path) -> Callable[..., tuple[Run, Training]]:
     def make(resumed: Checkpoint | None = None, folder: str = "run", **settings: Any) -> tuple[Run, Training]:
         run = prepare(tiny_config(**settings), tmp_path, CPU)
         (tmp_path / folder).mkdir(exist_ok=True)
-        return run, Training.of(run, training_data(run), tmp_path / folder / NAME, resumed)
+        return run, Training(run, training_data(run), tmp_path / folder / NAME, resumed)
 
     return make
 

@@ -15,7 +15,7 @@ from raccgan.data.dataset import ImageDataset
 from raccgan.data.samples import Sample
 from raccgan.data.sources.registry import load_source
 from raccgan.data.splits import Split, make_split
-from raccgan.distributed import ranks
+from raccgan.distributed.collectives import SINGLE, Collectives
 from raccgan.errors import InputError
 from raccgan.outputs.progress import Progress
 from raccgan.outputs.terminal import say
@@ -32,6 +32,7 @@ class Run:
     split: Split
     channels: int
     device: torch.device
+    job: Collectives = SINGLE
 
     @property
     def classes(self) -> list[str]:
@@ -47,11 +48,11 @@ class Run:
             channels=self.channels,
             fit=self.config.fit,
             brightness=self.config.brightness,
-            cache_bytes=CACHE_BYTES // ranks.job().local_world,
+            cache_bytes=CACHE_BYTES // self.job.local_world,
         )
 
 
-def prepare(config: Config, data_root: Path, device: torch.device) -> Run:
+def prepare(config: Config, data_root: Path, device: torch.device, job: Collectives = SINGLE) -> Run:
     """Load the data set and split it, and set the number of threads.
 
     Raises:
@@ -61,14 +62,14 @@ def prepare(config: Config, data_root: Path, device: torch.device) -> Run:
         torch.set_num_threads(config.threads)
     problems: list[str] | None = [] if config.unreadable == "skip" else None
     source = load_source(config.dataset, data_root, category=config.category or None, problems=problems)
-    _say_skipped(problems or ())
+    _say_skipped(job, problems or ())
     normal = [name.strip() for name in config.normal.split(",") if name.strip()]
     split = make_split(source, config.protocol or None, normal, held_out=config.held_out, seed=config.seed)
-    ranks.job().require_alike(f"the images of {config.dataset}", lambda: _digest(split))
+    job.require_alike(f"the images of {config.dataset}", lambda: _digest(split))
     resolved = replace(
         config, protocol=config.protocol or source.default_protocol, normal=",".join(split.normal_classes)
     )
-    return Run(resolved, split, config.channels or source.channels, device)
+    return Run(resolved, split, config.channels or source.channels, device, job)
 
 
 def readable(run: Run) -> tuple[Run, ImageDataset]:
@@ -83,12 +84,12 @@ def readable(run: Run) -> tuple[Run, ImageDataset]:
     training: ImageDataset | None = None
     for part in ("train", "held_out", "test"):
         data = run.dataset(getattr(run.split, part))
-        share = range(ranks.job().rank, len(data), ranks.job().world)  # each rank reads its own
-        with Progress("reading images", len(share), unit="image", shown=ranks.job().first) as progress:
-            bad = data.problems(lambda done, total: progress.update(), share, ranks.job().exchanged)
+        share = range(run.job.rank, len(data), run.job.world)  # each rank reads its own
+        with Progress("reading images", len(share), unit="image", shown=run.job.first) as progress:
+            bad = data.problems(lambda done, total: progress.update(), share, run.job.exchanged)
         if bad and run.config.unreadable == "refuse":
             raise data.refusal(bad)
-        _say_skipped(bad.values())
+        _say_skipped(run.job, bad.values())
         if bad:
             kept = tuple(sample for index, sample in enumerate(data.samples) if index not in bad)
             if not kept:
@@ -101,8 +102,8 @@ def readable(run: Run) -> tuple[Run, ImageDataset]:
     return run, training
 
 
-def _say_skipped(problems: Iterable[str]) -> None:
-    if ranks.job().first:
+def _say_skipped(job: Collectives, problems: Iterable[str]) -> None:
+    if job.first:
         for problem in problems:
             say(f"skipped: {problem}")
 

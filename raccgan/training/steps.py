@@ -1,13 +1,14 @@
 """One step of each phase of training, from a batch to the optimisers.
 
 A step draws its random numbers and makes one optimiser step for each loss: :meth:`Steps.differentiate` leaves the
-gradients of a loss of :mod:`raccgan.training.objectives` in the weights, the ranks average them, and the optimiser
+gradients of a loss of :mod:`raccgan.training.losses` in the weights, the ranks average them, and the optimiser
 steps.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,9 +20,8 @@ from raccgan.distributed.collectives import SINGLE, Collectives
 from raccgan.models.blocks import Coupling, couple
 from raccgan.models.networks import Networks, update_average
 from raccgan.models.randomness import stream
-from raccgan.models.trace import Terms, TracedStep
-from raccgan.outputs.terminal import say
-from raccgan.training.objectives import Objectives
+from raccgan.models.trace import Objective, Terms, TracedStep
+from raccgan.training.losses import Losses
 
 
 class Steps:
@@ -39,10 +39,15 @@ class Steps:
     def __init__(self, config: Config, networks: Networks, job: Collectives = SINGLE) -> None:
         self.config, self.networks, self.job = config, networks, job
         self.device = next(networks.generator.parameters()).device
-        self.objectives = Objectives(config, networks)
+        losses = Losses(config, networks)
+        self.objectives: dict[str, Objective] = {
+            "discriminator": losses.discriminator,
+            "generator": losses.generator,
+            "encoder": losses.encoder,
+        }
         self.optimisers = self._new_optimisers()
-        self._traced: dict[str, TracedStep] = {}
-        self._warnings: set[str] = set()
+        self.traced: dict[str, TracedStep] = {}
+        """By the name of the network, what takes the place of its objective and autograd."""
         if job.world > 1:
             for _, network in networks.items():
                 couple(network, Coupling(job.world, job.shared_moments))
@@ -87,9 +92,9 @@ class Steps:
 
     def differentiate(self, name: str, *inputs: Tensor) -> Terms:
         """Leave the gradients of a network's loss in its weights, which have none yet, and return the loss's terms."""
-        if name in self._traced:
-            return self._traced[name](*inputs)
-        loss, terms = self.objectives.of(name)(*inputs)
+        if name in self.traced:
+            return self.traced[name](*inputs)
+        loss, terms = self.objectives[name](*inputs)
         loss.backward()
         return terms
 
@@ -100,37 +105,21 @@ class Steps:
     def _uniform(self, draw: torch.Generator) -> Tensor:
         return self.job.own_rows(torch.rand(self.config.batch_size, 1, 1, 1, generator=draw)).to(self.device)
 
-    def trace(self, *, compiled: bool = False, fall_back: bool = False) -> None:
+    def trace(self, *, compiled: bool = False, warn: Callable[[str], None] | None = None) -> None:
         """Have the next step trace its losses and gradients, and the steps after it replay, or run compiled, the trace.
 
-        See :mod:`raccgan.models.trace`; :func:`cannot_trace` says where that is not possible.
-
         Args:
-            compiled: send the traces through torch.compile.
-            fall_back: replay a trace that does not compile, with a line on standard error, instead of raising
-                :class:`raccgan.models.compiling.CompileError` in the first step.
+            compiled, warn: as of :class:`raccgan.models.trace.TracedStep`. :func:`cannot_trace` says where no step can
+                be traced.
         """
         networks = [network for _, network in self.networks.items()]
-        self._traced = {
+        rounded = self.config.precision != "float32"
+        self.traced = {
             name: TracedStep(
-                self.objectives.of(name),
-                self._weights(name),
-                networks,
-                compiled=compiled,
-                rounded=self.config.precision != "float32",
-                warn=self._warn_once if fall_back else None,
+                self.objectives[name], self._weights(name), networks, compiled=compiled, rounded=rounded, warn=warn
             )
             for name in self.optimisers
         }
-
-    def forget_traces(self) -> None:
-        """Have the next steps go through autograd."""
-        self._traced, self._warnings = {}, set()
-
-    def _warn_once(self, line: str) -> None:
-        if line not in self._warnings:  # D's step and G's do not compile for one reason
-            self._warnings.add(line)
-            say(line)
 
     def _new_optimisers(self) -> dict[str, torch.optim.Optimizer]:
         # fused: one call for all weights took a quarter of the time of the default's loop over them on a CPU, 1.5 of a

@@ -30,7 +30,8 @@ def test_the_feature_term_reaches_the_encoder_and_nothing_else() -> None:
     """The published code detaches it. Here the encoder learns from it, through frozen f and G."""
     g, d, e = make()
     x = torch.rand(3, 1, 16, 16) * 2 - 1
-    encoder_loss(e, g, d, x, Y).feature.backward()
+    _, feature = encoder_loss(e, g, d, x, Y)
+    feature.backward()
     for name, weight in e.named_parameters():
         # A bias before an instance norm has no influence but through the skip; weights all have.
         if name.endswith("weight") and "attention" not in name:
@@ -42,10 +43,10 @@ def test_the_feature_term_reaches_the_encoder_and_nothing_else() -> None:
 def test_the_image_term_is_the_mean_squared_error() -> None:
     g, d, e = make()
     x = torch.rand(3, 1, 16, 16) * 2 - 1
-    terms = encoder_loss(e, g, d, x, Y)
+    image, feature = encoder_loss(e, g, d, x, Y)
     x_hat = g(e(x, Y), Y)
-    assert_each_close(terms.image, (x - x_hat).square().mean(), rtol=1.3e-6, atol=1e-5)
-    assert_each_close(terms.feature, (d.features(x) - d.features(x_hat)).square().mean(), rtol=1.3e-6, atol=1e-5)
+    assert_each_close(image, (x - x_hat).square().mean(), rtol=1.3e-6, atol=1e-5)
+    assert_each_close(feature, (d.features(x) - d.features(x_hat)).square().mean(), rtol=1.3e-6, atol=1e-5)
 
 
 def test_the_penalty_of_a_critic_with_a_known_gradient() -> None:
@@ -103,8 +104,8 @@ def test_both_paths_have_the_same_penalty_gradients(attention: str) -> None:
         torch.manual_seed(0)
         d = Discriminator(replace(config, kernels=kernels), **SIZES).double()
         x = torch.rand(3, 1, 16, 16, dtype=torch.float64)
-        loss = critic_loss(d, x, -x, Y, torch.full((3, 1, 1, 1), 0.3, dtype=torch.float64))
-        (10 * loss.penalty - loss.wasserstein).backward()
+        wasserstein, penalty = critic_loss(d, x, -x, Y, torch.full((3, 1, 1, 1), 0.3, dtype=torch.float64))
+        (10 * penalty - wasserstein).backward()
         found.append({name: p.grad for name, p in d.named_parameters()})
     reference, fused = found
     # A bias before an instance norm has gradient zero but for rounding, so what counts is the largest gradient.
