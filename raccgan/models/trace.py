@@ -4,9 +4,7 @@ Between its kernels a training step runs Python, and autograd, which builds a gr
 torch.compile would avoid that, but does not differentiate twice, as a gradient penalty requires. So autograd runs first
 and the ops that it calls are traced: those of the forward pass, of its derivative, and of the derivative's derivative.
 Replayed, they give the same bits without autograd. The list is a function without derivatives, which torch.compile
-takes.
-
-A score has no derivatives, but it has Python between its kernels: a quarter of the time of a single small image.
+takes. A score has no derivatives, but it has Python between its kernels: a quarter of the time of a small image.
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ from torch import Tensor, nn
 
 from raccgan.errors import InputError
 from raccgan.models import compiling
+from raccgan.models.compiling import Decompositions, storage_address, traced
 from raccgan.models.straight_line import straight_line
-from raccgan.models.torch_internals import Decompositions, storage_address, traced
 
 Terms = dict[str, Tensor]
 """What is reported of a step: scalars without graph, by name."""
@@ -44,9 +42,7 @@ class TracedStep:
     """The terms and gradients of an objective, traced at the first call and replayed from then on.
 
     Python's control flow is frozen at the first call: backends, trainable weights, shapes, memory formats. The
-    objective must not decide by a tensor's value nor draw random numbers. Weights and buffers remain the networks' own,
-    and each call updates the buffers as the objective does.
-
+    objective must not decide by a tensor's value nor draw random numbers. Weights and buffers remain the networks' own.
     In float32 the replay gives the bits that autograd gives. In autocast the gradients of a weight that is used more
     than once are added in float32, since each use is a cast of its own.
 
@@ -200,17 +196,19 @@ def _require_alike(got: _Found, wanted: _Found, *, rounded: bool) -> None:
     # Rounding alone moves a new network's penalty: in bfloat16, with four seeds at 32 px, eager PyTorch's was 0.9 to
     # 1.6 times float32's, and ours 0.7 to 1.5 times. Two that are right may be a factor of three apart.
     scale = 2.0 if rounded else 0.1
+    wrong = []
     for name, term in wanted[0].items():
         right, found = term.item(), got[0][name].item()
         if math.isfinite(right) and not abs(found - right) <= scale * max(1.0, min(abs(right), abs(found))):  # NaN: not
-            raise InputError(f"{_WRONG}: {name} {found:.4g}, not {right:.4g}; {_INSTEAD}")
+            wrong.append(f"{name} {found:.4g}, not {right:.4g}")
     ours, theirs = (torch.cat([g.flatten() for g in one[1] if g is not None]) for one in (got, wanted))
     if not rounded and theirs.isfinite().all() and not (ours - theirs).norm() <= scale * theirs.norm():
-        raise InputError(f"{_WRONG}: gradients are off by more than {scale:.0%}; {_INSTEAD}")
-
-
-_WRONG = "torch.compile computes something else than the training step"
-_INSTEAD = "train without compiling, or with another version of PyTorch"
+        wrong.append(f"gradients are off by more than {scale:.0%}")
+    if wrong:
+        raise InputError(
+            f"torch.compile computes something else than the training step: {wrong[0]}; train without compiling, or "
+            "with another version of PyTorch"
+        )
 
 
 def _embedding_gradient(gradient: Tensor, index: Tensor, count: int, padding: int, by_frequency: bool) -> Tensor:
