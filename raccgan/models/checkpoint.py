@@ -1,8 +1,8 @@
 """Checkpoints: written whole or not at all, and read without running any code that they hold.
 
 A checkpoint is one safetensors file (:mod:`raccgan.models.tensor_file`). Its tensors are the weights of the networks
-(``networks.generator.linear.weight``), the state of the optimisers (``optimisers.encoder.0.exp_avg``) and the scores of
-the held-out normal images (``held_out.score``). Its header is everything else: see :class:`Header`.
+(``networks.generator.linear.weight``), the state of the optimisers (``optimisers.encoder.0.exp_avg``) and the held-out
+scores (``held_out.score``). Its header is everything else: see :class:`Header`.
 """
 
 from __future__ import annotations
@@ -62,16 +62,12 @@ class Checkpoint(Header):
     """Of each optimiser that has begun, as :func:`optimiser_state` gives it."""
     held_out: Tensors = field(default_factory=dict)
     """Of the held-out normal images, float32 [N] each: "score", and "peak", the maximum of the anomaly map. Empty
-    before calibration. Another threshold can be had from them after training."""
+    before calibration."""
 
     def calibrated(self, calibration: Calibration) -> Checkpoint:
         """The same with another threshold, and the scores that the threshold comes from."""
-        return dataclasses.replace(
-            self,
-            threshold=calibration.threshold,
-            held_out=calibration.held_out,
-            held_out_policy=calibration.policy,
-        )
+        threshold, scores, policy = calibration.threshold, calibration.held_out, calibration.policy
+        return dataclasses.replace(self, threshold=threshold, held_out=scores, held_out_policy=policy)
 
     def restore(self, networks: Networks) -> None:
         """Copy the weights into ``networks``.
@@ -118,8 +114,7 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> Tensors:
 
     Learning rates and other settings are not part of the state: they are the configuration's.
     """
-    state = optimiser.state_dict()["state"]
-    return {f"{index}.{name}": value for index, of_weight in state.items() for name, value in of_weight.items()}
+    return flat({str(index): of_weight for index, of_weight in optimiser.state_dict()["state"].items()})
 
 
 def recalibrate(path: Path, calibration: Calibration) -> None:
@@ -138,7 +133,7 @@ def existing(path: Path) -> Path:
         InputError: there is none.
     """
     file = path / NAME if path.is_dir() else path
-    if not file.is_file() and path.is_dir() and (path / PICKLED_NAME).is_file():
+    if not file.is_file() and (path / PICKLED_NAME).is_file():
         file = path / PICKLED_NAME
     if not file.is_file():
         raise InputError(f"no checkpoint at {file}; give a run's folder or its {NAME}")
@@ -152,10 +147,7 @@ def digest(checkpoint: Checkpoint) -> str:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write beside, then rename: an older checkpoint at ``path`` is replaced only by a whole new one.
-
-    When this returns, the new checkpoint survives a power cut: its bytes were on the disk before it took its name, and
-    the name is on the disk too.
+    """Replace the checkpoint at ``path`` by a whole new one, which survives a power cut when this returns.
 
     Raises:
         InputError: the disk is full or the folder cannot be written.
@@ -168,23 +160,13 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint file, or the one in a run's folder. Nothing in it is executed, whoever made it.
-
-    Reading takes no more memory than a few times the file's size.
+    """Read a checkpoint file, or the one in a run's folder, in a few times its size of memory. No code in it is run.
 
     Raises:
         InputError: the file is missing, truncated, damaged or not a checkpoint of ours.
     """
     path = existing(path)
-    try:
-        header, tensors = tensor_file.read(path)
-    except tensor_file.PickleError:
-        raise InputError(
-            f"{path} is a pickle, as raccgan's checkpoints were up to format 4; reading one could run code, so this "
-            "version reads safetensors alone: train anew, or use the version that wrote it"
-        ) from None
-    except tensor_file.DamagedError as error:
-        raise InputError(f"{path} is truncated or no checkpoint: {error}") from None
+    header, tensors = tensor_file.read(path)
     if header.pop("format", None) != FORMAT:
         raise InputError(f"{path} is no checkpoint of this version of raccgan, which reads format {FORMAT}")
     content, expected = header | _by_part(tensors), get_type_hints(Checkpoint)
@@ -194,9 +176,7 @@ def load(path: Path) -> Checkpoint:
         valid = name in content and matches(content[name], kind)
         if not valid or (name in _RULES and not _RULES[name](content[name])):
             raise InputError(f"{path} was refused: its {name} is not what a checkpoint of raccgan holds")
-    content["history"] = {
-        name: [(step, value) for step, value in points] for name, points in content["history"].items()
-    }
+    content["history"] = {name: [*map(tuple, points)] for name, points in content["history"].items()}
     return Checkpoint(**content)
 
 
@@ -220,10 +200,10 @@ def networks_of(checkpoint: Checkpoint, config: Config, device: torch.device) ->
 
 
 class _Undrawn(TorchFunctionMode):
-    """Builds networks whose weights are replaced at once.
+    """Builds networks whose weights are replaced at once, and refuses networks of more than ``elements`` weights.
 
-    The networks are refused before they take more memory than ``elements`` weights do. Weights are not made orthogonal,
-    which is 1.7 of the 2.2 s of building at 128 px. (On PyTorch's meta device, building takes 3 s: it imports Dynamo.)
+    Weights are not made orthogonal, which is 1.7 of the 2.2 s of building at 128 px. (On PyTorch's meta device,
+    building takes 3 s: it imports Dynamo.)
     """
 
     def __init__(self, elements: int) -> None:
@@ -287,9 +267,10 @@ def _difference(stored: Tensors, wanted: Tensors) -> str | None:
 
 
 def _are_held_out(scores: Tensors) -> bool:
-    of_numbers = all(v.dtype == torch.float32 and v.dim() == 1 and bool(v.isfinite().all()) for v in scores.values())
-    lengths = {len(v) for v in scores.values() if v.dim()}
-    return not scores or (of_numbers and scores.keys() == {"score", "peak"} and len(lengths) == 1 and lengths != {0})
+    valid = all(v.dtype == torch.float32 and v.dim() == 1 and bool(v.isfinite().all()) for v in scores.values())
+    return valid and (
+        not scores or (scores.keys() == {"score", "peak"} and 0 < len(scores["score"]) == len(scores["peak"]))
+    )
 
 
 _RULES: dict[str, Callable[[Any], bool]] = {

@@ -3,15 +3,13 @@
 Three Gaussians are fitted to the normal training images of each class y. The squared Mahalanobis distance from each,
 over the number of coordinates, is a term of the score: about 1 for a normal image.
 
-- The **descriptor** h(x, y) is the latent beside the mean activation of every channel after each block of the encoder
-  (:meth:`raccgan.models.encoder.Encoder.describe`). Lee et al. (2018) score a classifier's features in this
-  way; here the networks saw normal images alone.
+- The **descriptor** h(x, y) is the latent beside the mean activation of every channel after each block of the encoder,
+  as Lee et al. (2018) score a classifier's features.
 - The **texture** t(x, y) is, for each of 4 x 4 regions, the logarithm of the mean squared error of the reconstruction
-  and that of the image's own contrast, which the instance norms of the encoder take out of the descriptor. Both are
-  needed: an error is large where there is much to reconstruct, and a lung behind haze, which leaves little to
-  reconstruct, is not normal either.
-- The **defects** w(x, y) are the same with the largest value of the smoothed error map in each region instead of the
-  mean error, which would bury a defect of a few pixels.
+  and that of the image's own contrast, which the encoder's instance norms take out of the descriptor. An error is large
+  where there is much to reconstruct; a lung behind haze, which leaves little to reconstruct, is not normal either.
+- The **defects** w(x, y) have the largest value of the smoothed error map in each region instead of the mean error,
+  which would bury a defect of a few pixels.
 
 Coordinates are standardised and their covariance shrunk towards the identity by the amount of Ledoit and Wolf (2004),
 so that a class may have fewer images than there are coordinates. Of the eigenvectors the ``RANK`` largest are kept, all
@@ -60,12 +58,8 @@ class Vectors(NamedTuple):
         side = x.shape[-1] // REGIONS
         means = F.avg_pool2d(torch.stack([map, contrast(x)], dim=1), side)  # [N, 2, 4, 4]
         largest = F.max_pool2d(smoothed(map)[:, None], side)
-        return cls(h, _logarithm(means), _logarithm(torch.cat([largest, means[:, 1:]], dim=1)))
-
-
-def _logarithm(regions: Tensor) -> Tensor:
-    """[N, 2, 4, 4] -> [N, 32]"""
-    return torch.log(regions.flatten(1) + VISIBLE)
+        regions = (means, torch.cat([largest, means[:, 1:]], dim=1))
+        return cls(h, *(torch.log(each.flatten(1) + VISIBLE) for each in regions))
 
 
 def contrast(x: Tensor) -> Tensor:
@@ -173,10 +167,7 @@ class Gaussian(nn.Module):
                 buffer[k] = torch.as_tensor(value)
 
 
-Array = np.ndarray
-
-
-def _fitted(v: Array, rank: int) -> tuple[Array, Array, Array, Array, float]:
+def _fitted(v: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
     """Mean, deviation, directions, variances along and across them, of the rows of v [N, size]."""
     from scipy.linalg import eigh
     from sklearn.covariance import ledoit_wolf_shrinkage
@@ -192,4 +183,4 @@ def _fitted(v: Array, rank: int) -> tuple[Array, Array, Array, Array, float]:
     values, vectors = eigh(covariance, subset_by_index=(size - rank, size - 1))
     left = size - rank
     rest = (np.trace(covariance) - values.sum()) / left if left else 1.0
-    return mean, deviation, cast(Array, vectors.T), values, float(rest)
+    return mean, deviation, cast(np.ndarray, vectors.T), values, float(rest)
