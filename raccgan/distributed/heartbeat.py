@@ -1,8 +1,8 @@
 """Heartbeats: if a rank stops or is lost, every other rank ends within seconds, with one line that says which it was.
 
-A thread of every rank writes its heartbeat to the job's store, and reads the heartbeats of the other ranks and the
-reason that the first rank to stop has left there. A collective that fails asks :meth:`Heartbeat.lost` for that reason.
-A rank that waits in a collective that does not even fail is ended by its thread.
+A thread of every rank writes its heartbeat to the job's store, and reads the others' and the reason that the first
+rank to stop has left there. A collective that fails asks for that reason; a rank that waits in one that does not even
+fail is ended by its thread.
 """
 
 from __future__ import annotations
@@ -100,13 +100,15 @@ class Heartbeat(threading.Thread):
             if self.rank:
                 raise SystemExit(130) from None
             return
-        text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        line = (text.strip().splitlines() or [""])[0]
-        self._announce(f"rank {self.rank} stopped: {line}")
-        if isinstance(error, InputError):
-            if not self._is_first_to(f"said/{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"):
+        if not isinstance(error, InputError):
+            self._announce(f"rank {self.rank} stopped: {type(error).__name__}: {first_line(error)}")
+            return
+        self._announce(f"rank {self.rank} stopped: {first_line(error)}")
+        said = f"said/{hashlib.blake2b(str(error).encode(), digest_size=8).hexdigest()}"
+        with suppress(RuntimeError):  # the store is gone: the line is said
+            if self._ask(lambda: self.store.add(said, 1)) > 1:
                 raise SystemExit(2) from None
-            raise InputError(f"rank {self.rank}: {text}") from None
+        raise InputError(f"rank {self.rank}: {error}") from None
 
     def leave(self) -> None:
         """End the heartbeats; the other ranks may go on without this one."""
@@ -147,13 +149,10 @@ class Heartbeat(threading.Thread):
 
     def _silent(self, seconds: float) -> str:
         """The ranks without a heartbeat for so long, in words; empty if there is none."""
-        now = time.monotonic()
-        gone = [
-            f"rank {other}"
-            for other, (beat, since) in enumerate(self._seen)
-            if other != self.rank and beat != _LEFT and now - since > seconds
-        ]
-        return " and ".join(gone)
+        before = time.monotonic() - seconds
+        seen = enumerate(self._seen)
+        gone = (n for n, (beat, since) in seen if n != self.rank and beat != _LEFT and since < before)
+        return " and ".join(f"rank {n}" for n in gone)
 
     def _gone(self, patience: float) -> str | None:
         """Why another rank is gone, if that becomes known within ``patience`` seconds."""
@@ -173,9 +172,3 @@ class Heartbeat(threading.Thread):
     def _announce(self, reason: str) -> None:
         with suppress(RuntimeError):  # the store is gone, and with it everyone who could be told
             self._ask(lambda: self.store.compare_set("ended", "", reason))
-
-    def _is_first_to(self, key: str) -> bool:
-        try:
-            return self._ask(lambda: bool(self.store.add(key, 1) == 1))
-        except RuntimeError:
-            return True
