@@ -55,11 +55,7 @@ class Collectives:
         return self
 
     def require_divisible(self, batch: int) -> None:
-        """Refuse a batch that does not divide evenly: a mean over ranks would not be a mean over images.
-
-        Raises:
-            InputError: with the sizes that divide.
-        """
+        """Raise an InputError if ranks would not have equally many images: their mean would not be that of all."""
         if batch % self.world:
             below = batch - batch % self.world
             sizes = f"{below} or {below + self.world}" if below else str(self.world)
@@ -128,11 +124,7 @@ class Collectives:
         return t
 
     def on_first(self, function: Callable[[], T]) -> T:
-        """Call ``function`` on rank 0 alone; every rank waits and gets its result.
-
-        Raises:
-            InputError: ``function`` raised one; every rank raises the same.
-        """
+        """Call ``function`` on rank 0 alone; every rank waits and gets its result, or raises its InputError."""
         if self.world == 1:
             return function()
         found: list[Any] = [None, None]
@@ -173,11 +165,7 @@ class Collectives:
         return found
 
     def require_alike(self, what: str, value: Callable[[], object]) -> None:
-        """Refuse to go on if a rank's ``value`` differs from that of rank 0; a process of its own does not call it.
-
-        Raises:
-            InputError: names the first such rank.
-        """
+        """Raise an InputError if a rank's ``value`` differs from that of rank 0; one process does not call it."""
         values = self.exchanged(value()) if self.world > 1 else []
         for other, theirs in enumerate(values):
             if theirs != values[0]:

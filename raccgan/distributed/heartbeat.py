@@ -1,8 +1,7 @@
 """Heartbeats: if a rank stops or is lost, every other rank ends within seconds, with one line that says which it was.
 
-A thread of every rank writes its heartbeat to the job's store, and reads the others' and the reason that the first
-rank to stop has left there. A collective that fails asks for that reason; a rank that waits in one that does not even
-fail is ended by its thread.
+A thread of every rank writes its heartbeat to the job's store, and reads there the others' and why the first rank
+stopped. A collective that fails asks for that reason; a rank in one that does not even fail is ended by its thread.
 """
 
 from __future__ import annotations
@@ -45,7 +44,6 @@ class Heartbeat(threading.Thread):
 
     Args:
         store: the job's store (``torch.distributed.Store``), over a connection of this object's own.
-        rank, world: this rank, and how many there are.
         timeout: seconds without a heartbeat after which a rank is given up.
     """
 
@@ -83,12 +81,12 @@ class Heartbeat(threading.Thread):
         return LostRankError(f"rank {self.rank}: {reason}")
 
     def report(self, error: BaseException) -> None:
-        """Tell the other ranks that this one ends, and why; a line that another rank has said is not said again.
+        """Tell the other ranks that this one ends, and why.
 
-        Raises:
-            InputError: instead of ``error``, with this rank's number.
-            SystemExit: instead of ``error``, if another rank has said the same line.
-            LostRankError: instead of a KeyboardInterrupt that torchrun sent because a rank was lost.
+        Raises, instead of ``error``:
+            InputError: the same line, with this rank's number.
+            SystemExit: another rank has said the line already.
+            LostRankError: it was a KeyboardInterrupt that torchrun sent because a rank was lost.
         """
         if isinstance(error, LostRankError | SystemExit):
             return
@@ -135,11 +133,7 @@ class Heartbeat(threading.Thread):
         return self.store.get("ended").decode() if self.store.check(["ended"]) else None
 
     def _ask(self, use: Callable[[], T]) -> T:
-        """Use the store, which a lost machine may have made silent.
-
-        Raises:
-            RuntimeError: the store does not answer.
-        """
+        """Use the store; a RuntimeError if it does not answer, as where its machine was lost."""
         if not self._using.acquire(timeout=GRACE):
             raise RuntimeError(_NO_STORE)
         try:

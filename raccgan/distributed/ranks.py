@@ -74,7 +74,7 @@ def torchrun_job() -> str | None:
 
 
 def join(device: torch.device, timeout: float) -> Collectives:
-    """Become a rank of the job that the environment names, if it names one; :func:`leave` is the end of it.
+    """Become a rank of the job that the environment names, if it names one, until :func:`leave`.
 
     Args:
         device: where this rank computes; NCCL serves a GPU, gloo a CPU.
@@ -124,10 +124,8 @@ def _meet(store: Any, place: Place, timeout: float) -> str:
     """A new name for this meeting of all ranks, under which their keys in the store are.
 
     torchrun keeps the store and its keys when it restarts the ranks, and its restart count differs between machines
-    after a failure. So every rank asks under a random name, and rank 0 answers the last that asked in each place.
-
-    Raises:
-        RuntimeError: some ranks have not come within ``timeout`` seconds.
+    after a failure. So every rank asks under a random name, and rank 0 answers the last that asked in each place. A
+    RuntimeError if some have not come within ``timeout`` seconds.
     """
     mine = secrets.token_hex(8)
     if place.rank:
@@ -152,8 +150,7 @@ def _meet(store: Any, place: Place, timeout: float) -> str:
 def leave(error: BaseException | None = None) -> None:
     """Part from the job, if there is one, and tell the others the ``error`` that ended this rank's work, if any.
 
-    Raises:
-        BaseException: in place of ``error``, if the other ranks' state explains it better or they have said it already.
+    Raises what :meth:`~raccgan.distributed.heartbeat.Heartbeat.report` raises in place of ``error``.
     """
     global _job
     if _job is None or _job.heartbeat is None:
@@ -178,9 +175,8 @@ def end(status: int) -> None:
     Python's own end destroys C++ objects while their threads may still run: it aborted one in 16 short jobs, their work
     done, on a machine with seven times its load.
     """
-    if not _was_rank:
-        return
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    if _was_rank:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

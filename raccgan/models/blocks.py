@@ -1,8 +1,7 @@
 """The layers and residual blocks of the three networks. The arithmetic of a layer is an op of :mod:`raccgan.kernels`.
 
-A norm here computes no normalised tensor: the convolution after it normalises while it loads its input. An instance
-norm is an option of that convolution; a conditional batch norm returns the scale and shift that the convolution
-applies.
+No norm computes a normalised tensor: the convolution after it normalises while it loads its input. An instance norm is
+an option of that convolution; a conditional batch norm returns the scale and shift that the convolution applies.
 """
 
 from __future__ import annotations
@@ -85,17 +84,11 @@ class DepthwiseSeparable(nn.Module):
         self.kernels = kernels
 
     def forward(
-        self,
-        x: Tensor,
-        prologue: Prologue = NO_PROLOGUE,
-        resize: Resize = SAME_SIZE,
-        residual: Tensor | None = None,
+        self, x: Tensor, prologue: Prologue = NO_PROLOGUE, resize: Resize = SAME_SIZE, residual: Tensor | None = None
     ) -> Tensor:
         """[N, C, H, W] to [N, D, H', W']; see :func:`raccgan.kernels.depthwise_separable.depthwise_separable`."""
-        packed = self.pointwise.packed
-        return depthwise_separable(
-            x, self.weights(), prologue, resize, residual=residual, packed=packed, kernels=self.kernels
-        )
+        run = partial(depthwise_separable, packed=self.pointwise.packed, kernels=self.kernels)
+        return run(x, self.weights(), prologue, resize, residual=residual)
 
     def weights(self) -> Weights:
         return Weights(self.depthwise.weight, self.depthwise.bias, self.pointwise.weight, self.pointwise.bias)
@@ -109,11 +102,7 @@ class Dense(nn.Module):
         self.convolution = nn.Conv2d(channels, out_channels, kernel_size, padding=kernel_size // 2)
 
     def forward(
-        self,
-        x: Tensor,
-        prologue: Prologue = NO_PROLOGUE,
-        resize: Resize = SAME_SIZE,
-        residual: Tensor | None = None,
+        self, x: Tensor, prologue: Prologue = NO_PROLOGUE, resize: Resize = SAME_SIZE, residual: Tensor | None = None
     ) -> Tensor:
         """As :meth:`DepthwiseSeparable.forward`."""
         x = upsampled(apply_prologue(x, prologue), resize.upsample)
@@ -122,11 +111,7 @@ class Dense(nn.Module):
 
 
 def flattened(x: Tensor) -> Tensor:
-    """[N, C, H, W] to [N, C * H * W], with a gradient in channels_last. Gradients: any order.
-
-    The gradient of ``Tensor.flatten`` is in NCHW, and each op that reads it copies it or walks through two memory
-    formats.
-    """
+    """[N, C, H, W] to [N, C * H * W]. Gradients: any order, in channels_last, as the ops before read them fastest."""
     if not torch.is_grad_enabled():
         return x.flatten(1)
     y: Tensor = _Flatten.apply(x)
@@ -189,10 +174,7 @@ class NormOverBatch(nn.Module):
 
 
 class ConditionalBatchNorm(NormOverBatch):
-    """Batch norm whose scale 1 + W y and shift V y come from a condition y (BigGAN, Brock et al., 2019).
-
-    W and V are spectrally normalised.
-    """
+    """Batch norm of scale 1 + W y and shift V y for a condition y, W and V spectrally normalised (BigGAN)."""
 
     def __init__(self, channels: int, condition: int, kernels: str) -> None:
         super().__init__(channels, kernels)
@@ -311,10 +293,7 @@ class ResidualDown(nn.Module):
 
 
 def initialise(network: nn.Module) -> None:
-    """Orthogonal weights and zero biases for every convolution, linear layer and embedding (BigGAN).
-
-    The network is in training mode, as a new one is.
-    """
+    """Orthogonal weights and zero biases for each convolution, linear layer and embedding of a new network (BigGAN)."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
             # Under spectral norm `weight` is computed from the parameter that is drawn here.

@@ -54,8 +54,6 @@ class Header:
 
 @dataclass
 class Checkpoint(Header):
-    """The content of a checkpoint."""
-
     networks: dict[str, Tensors] = field(default_factory=dict)
     """The state dictionary of each network; the generator's average and the density are among them."""
     optimisers: dict[str, Tensors] = field(default_factory=dict)
@@ -110,28 +108,17 @@ class Calibration:
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> Tensors:
-    """The state that Adam keeps, by ``INDEX.NAME``, with the index of the weight among all that it is given.
-
-    Learning rates and other settings are not part of the state: they are the configuration's.
-    """
+    """The state that Adam keeps, by ``INDEX.NAME`` with the index of a weight; settings are the configuration's."""
     return flat({str(index): of_weight for index, of_weight in optimiser.state_dict()["state"].items()})
 
 
 def recalibrate(path: Path, calibration: Calibration) -> None:
-    """Give the checkpoint at ``path`` another threshold; everything else in it stays, bit for bit.
-
-    Raises:
-        InputError: as :func:`load` and :func:`save`.
-    """
+    """Give the checkpoint at ``path`` another threshold; everything else in it stays, bit for bit."""
     save(path, load(path).calibrated(calibration))
 
 
 def existing(path: Path) -> Path:
-    """The checkpoint file that a path means: itself, or the one in a run's folder.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The checkpoint file that a path means: itself, or the one in a run's folder; an InputError if there is none."""
     file = path / NAME if path.is_dir() else path
     if not file.is_file() and (path / PICKLED_NAME).is_file():
         file = path / PICKLED_NAME
@@ -182,17 +169,12 @@ def load(path: Path) -> Checkpoint:
 
 def config_of(checkpoint: Checkpoint, **overrides: Any) -> Config:
     """The configuration that a checkpoint was made with, with some settings of the run replaced."""
-    known = {f.name for f in dataclasses.fields(Config)}
-    stored = {name: value for name, value in checkpoint.config.items() if name in known}
-    return Config(**{**stored, **overrides})
+    known = Config.__dataclass_fields__.keys() & checkpoint.config.keys()
+    return Config(**{name: checkpoint.config[name] for name in known} | overrides)
 
 
 def networks_of(checkpoint: Checkpoint, config: Config, device: torch.device) -> Networks:
-    """Networks with a checkpoint's weights, on ``device``.
-
-    Raises:
-        InputError: the weights are not those of the configuration's networks.
-    """
+    """Networks with a checkpoint's weights, on ``device``; an InputError if these do not fit the configuration."""
     with _Undrawn(sum(value.numel() for value in flat(checkpoint.networks).values())):
         networks = build(config, channels=checkpoint.channels, classes=len(checkpoint.classes), device=device)
     checkpoint.restore(networks)
@@ -223,21 +205,11 @@ class _Undrawn(TorchFunctionMode):
 
 
 def check_same_model(checkpoint: Checkpoint, config: Config, classes: list[str], channels: int) -> None:
-    """Refuse to resume training on another model or other classes than the checkpoint's.
-
-    Raises:
-        InputError: naming each field that differs, with both values.
-    """
-    wanted = config.to_dict()
-    differ = [
-        f"{name} is {checkpoint.config.get(name)!r} there and {wanted[name]!r} here"
-        for name in MODEL_FIELDS
-        if checkpoint.config.get(name) != wanted[name]
-    ]
-    if checkpoint.classes != classes:
-        differ.append(f"normal classes are {','.join(checkpoint.classes)} there and {','.join(classes)} here")
-    if checkpoint.channels != channels:
-        differ.append(f"channels are {checkpoint.channels} there and {channels} here")
+    """Raise an InputError, with both values of each field that differs, if a checkpoint is of another model or data."""
+    both = {f"{name} is": (repr(checkpoint.config.get(name)), repr(getattr(config, name))) for name in MODEL_FIELDS}
+    both["normal classes are"] = (",".join(checkpoint.classes), ",".join(classes))
+    both["channels are"] = (str(checkpoint.channels), str(channels))
+    differ = [f"{what} {there} there and {here} here" for what, (there, here) in both.items() if there != here]
     if differ:
         raise InputError(f"the checkpoint is of another configuration: {'; '.join(differ)}; use another --out")
 

@@ -30,17 +30,13 @@ from raccgan.models.maps import smoothed
 
 RANK = 256
 """Most eigenvectors that are kept: all of them for 16 px in the presets; at the published 128 px, 4.6 MB a class."""
-
 NARROWEST = 0.01
-"""Smallest deviation of a coordinate, in units of all coordinates' root mean square. Without this limit, a coordinate
-that never moved in training, such as a channel that is always 0, would decide alone."""
-
+"""Smallest deviation of a coordinate, in units of all coordinates' root mean square: else a coordinate that never moved
+in training, such as a channel that is always 0, would decide alone."""
 REGIONS = 4
 """Regions on each side of an image, as many as the smallest feature maps have pixels."""
-
 VISIBLE = 1e-4
 """Added to a squared difference, of images in [-1, 1], before its logarithm: about one grey level of 256, squared."""
-
 TEXTURE = 2 * REGIONS**2
 """Coordinates of the texture, and of the defects."""
 
@@ -109,11 +105,7 @@ class Density(nn.Module):
         return Distances(*(torch.stack(parts, dim=1) for parts in zip(*each, strict=True)))
 
     def fit(self, vectors: Vectors, y: Tensor) -> None:
-        """Fit to images of the classes y [N] (int64).
-
-        Raises:
-            ValueError: a class has no image.
-        """
+        """Fit to images of the classes y [N] (int64); a ValueError if a class has none."""
         for gaussian, v in zip(self._gaussians, vectors, strict=True):
             gaussian.fit(v, y)
 
@@ -153,11 +145,7 @@ class Gaussian(nn.Module):
 
     @torch.no_grad()
     def fit(self, v: Tensor, y: Tensor) -> None:
-        """Fit to vectors v [N, size] of the classes y [N] (int64).
-
-        Raises:
-            ValueError: a class has none.
-        """
+        """Fit to vectors v [N, size] of the classes y [N] (int64); a ValueError if a class has none."""
         for k in range(len(self.images)):
             members = v[y == k].double().cpu().numpy()
             if len(members) == 0:

@@ -2,8 +2,7 @@
 
 Spectrally normalised weights are computed once. A depthwise bias is folded into the pointwise bias, a 1 x 1 convolution
 into one matrix, a conditional norm into one product, an embedding of few classes into the weights that multiply it. The
-weights of pointwise convolutions, and of an encoder's features, are packed as the kernels read them. Other linear
-layers compute in float32, under autocast too.
+weights of pointwise convolutions, and of an encoder's features, are packed as the kernels read them.
 """
 
 from __future__ import annotations
@@ -34,10 +33,9 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @torch.no_grad()
 def frozen(network: Network, dtype: torch.dtype = torch.float32) -> Network:
-    """A copy for inference, in eval mode and without gradients. Its weights must not be changed.
+    """A copy of a generator, discriminator, encoder or density, in eval mode, whose weights must not be changed.
 
     Args:
-        network: a generator, discriminator or encoder of :mod:`raccgan.models`, or a density. It stays as it is.
         dtype: that the copy computes in: float32, or bfloat16 under autocast, for which the weights of convolutions are
             rounded once.
     """
@@ -133,8 +131,8 @@ class FixedSkip(nn.Module):
 class FixedFeatures(nn.Module):
     """A linear layer of many features, as a pointwise convolution of one pixel.
 
-    It reads more weights than any other layer. From 24576 features it takes 0.4 to 0.6 of the time of PyTorch's linear
-    layer; in bfloat16, 0.3 of PyTorch's in float32 (AMD EPYC, November 2026).
+    From 24576 features it takes 0.4 to 0.6 of the time of PyTorch's linear layer; in bfloat16, 0.3 of PyTorch's in
+    float32 (AMD EPYC, November 2026).
     """
 
     weight: Tensor

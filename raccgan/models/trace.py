@@ -1,10 +1,9 @@
 """Trace a training step once into a flat list of ops; then replay the list, or compile it.
 
 Between its kernels a training step runs Python, and autograd, which builds a graph in each step and walks through it.
-torch.compile would avoid that, but does not differentiate twice, as a gradient penalty requires. So autograd runs first
-and the ops that it calls are traced: those of the forward pass, of its derivative, and of the derivative's derivative.
-Replayed, they give the same bits without autograd. The list is a function without derivatives, which torch.compile
-takes. A score has no derivatives, but it has Python between its kernels: a quarter of the time of a small image.
+torch.compile does not differentiate twice, as a gradient penalty requires. So autograd runs first and the ops that it
+calls, those of both derivatives among them, are traced. Replayed, they give the same bits without autograd, and the
+list is a function that torch.compile takes. In a score, Python is a quarter of the time of a small image.
 """
 
 from __future__ import annotations
@@ -51,10 +50,9 @@ class TracedStep:
         weights: whose gradients are computed.
         networks: all whose buffers the objective may update.
         compiled: torch.compile turns the list into C++, in one to two minutes: the same up to rounding.
-        rounded: the objective's arithmetic is bfloat16, in which the gradients of a new network are mostly rounding;
-            compiled ones are not compared with autograd's, as they are otherwise before they are used.
-        warn: is told, in one line, if the list does not compile; the list is then replayed. Without it the first call
-            raises.
+        rounded: the objective is of bfloat16, in which the gradients of a new network are mostly rounding: those of the
+            compiled list are not compared with autograd's, as they are otherwise.
+        warn: is told, in one line, if the list does not compile and is replayed; without it the first call raises.
     """
 
     def __init__(
@@ -77,8 +75,7 @@ class TracedStep:
         """Leave the gradients in the weights' ``grad``, as ``backward`` does if there are none, and return the terms.
 
         Raises:
-            ValueError: shapes or memory formats differ from those of the first call; or at the first call, the
-                objective decides by a tensor's value.
+            ValueError: shapes or memory formats differ from the first call's; or the objective decides by a value.
             CompileError: at the first call, the list does not compile here, and there is no ``warn``.
             InputError: at the first call, the compiled list computes something else.
         """
@@ -171,10 +168,8 @@ def _layout(t: Tensor) -> _Layout:
 def _as_by_backward(
     gradients: Sequence[Tensor | None], weights: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """Gradients as ``backward`` leaves them: each with memory of its own, in its weight's memory format.
-
-    A fused optimiser walks through weight and gradient together, and what scales gradients in place must not scale one
-    twice.
+    """Gradients as ``backward`` leaves them: in the memory format of the weight, since a fused optimiser walks through
+    both, and with memory of their own, since what scales gradients in place must not scale one twice.
     """
     taken = {storage_address(t) for t in (*weights, *inputs)}
     made: list[Tensor | None] = []
@@ -188,11 +183,7 @@ def _as_by_backward(
 
 
 def _require_alike(got: _Found, wanted: _Found, *, rounded: bool) -> None:
-    """Refuse a compiled step that is wrong: :func:`_embedding_gradient` mends one such fault of torch.compile.
-
-    Raises:
-        InputError: a term or the gradients differ from autograd's, where those are finite.
-    """
+    """Raise an InputError if a compiled step's terms or gradients differ from autograd's, where those are finite."""
     # Rounding alone moves a new network's penalty: in bfloat16, with four seeds at 32 px, eager PyTorch's was 0.9 to
     # 1.6 times float32's, and ours 0.7 to 1.5 times. Two that are right may be a factor of three apart.
     scale = 2.0 if rounded else 0.1
@@ -214,7 +205,7 @@ def _require_alike(got: _Found, wanted: _Found, *, rounded: bool) -> None:
 def _embedding_gradient(gradient: Tensor, index: Tensor, count: int, padding: int, by_frequency: bool) -> Tensor:
     """The gradient of an embedding as a matrix product.
 
-    For two threads the C++ that torch.compile generates for the sum writes past the tensor's end, up to PyTorch 2.13:
+    torch.compile's C++ of the sum writes past the tensor's end with two threads, up to PyTorch 2.13:
     https://github.com/pytorch/pytorch/issues/191837.
     """
     chosen = torch.arange(count, device=index.device)[:, None] == index.flatten()

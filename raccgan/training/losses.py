@@ -61,12 +61,8 @@ class Losses:
 def critic_loss(critic: Discriminator, real: Tensor, fake: Tensor, y: Tensor, mix: Tensor) -> tuple[Tensor, Tensor]:
     """E[D(real)] - E[D(fake)], which D maximises, and the gradient penalty between real and fake: scalars.
 
-    Args:
-        real, fake: [N, C, H, W] in [-1, 1]; ``fake`` without graph.
-        y: classes of both, [N] int64.
-        mix: where between real and fake each interpolate lies, [N, 1, 1, 1] in [0, 1].
-
-    Gradients: first order, for the critic's weights.
+    Arguments as of :meth:`Losses.discriminator`; ``fake`` is without graph. Gradients: first order, for the critic's
+    weights.
     """
     value_real, value_fake = critic(torch.cat([real, fake]), torch.cat([y, y])).chunk(2)
     wasserstein = value_real.mean() - value_fake.mean()
@@ -74,11 +70,7 @@ def critic_loss(critic: Discriminator, real: Tensor, fake: Tensor, y: Tensor, mi
 
 
 def gradient_penalty(critic: Discriminator, x: Tensor, y: Tensor) -> Tensor:
-    """The mean over samples of (|dD(x, y)/dx| - 1)^2, not weighted: a scalar of at least float32.
-
-    Args:
-        x: the points [N, C, H, W] at which the gradient is taken; gradients do not reach it.
-        y: their classes [N].
+    """The mean over samples x [N, C, H, W] of classes y [N] of (|dD(x, y)/dx| - 1)^2: a scalar of at least float32.
 
     Gradients: first order, for the critic's weights; they differentiate the critic twice.
     """
@@ -94,11 +86,7 @@ def encoder_loss(
     """mean (x - x')^2 and mean (f(x) - f(x'))^2 with x' = G(E(x, y), y) (f-AnoGAN, Schlegl et al., 2019).
 
     The gradient of both terms reaches E, that of the second through f and G. G's weights are trained too if they
-    require gradients, which the caller decides; f's should not.
-
-    Args:
-        x: images [N, C, H, W] in [-1, 1].
-        y: their classes [N] int64.
+    require gradients, which the caller decides; f's should not. x is [N, C, H, W] in [-1, 1], y [N] (int64).
     """
     x_hat = generator(encoder(x, y), y)
     with torch.no_grad():

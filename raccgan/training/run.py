@@ -73,15 +73,11 @@ def prepare(config: Config, data_root: Path, device: torch.device, job: Collecti
 
 
 def readable(run: Run) -> tuple[Run, ImageDataset]:
-    """Read every image of the split once, so that a broken one is named before training starts.
+    """The run without broken images, or an InputError that names the first; and the images to train on.
 
-    Returns:
-        The run, without the broken ones where its configuration skips them; and the images to train on.
-
-    Raises:
-        InputError: the first broken file, where it refuses them; or none is left of a part.
+    Every image is read once, before training starts. ``config.unreadable`` says whether broken ones are refused.
     """
-    training: ImageDataset | None = None
+    read: list[ImageDataset] = []
     for part in ("train", "held_out", "test"):
         data = run.dataset(getattr(run.split, part))
         share = range(run.job.rank, len(data), run.job.world)  # each rank reads its own
@@ -97,9 +93,8 @@ def readable(run: Run) -> tuple[Run, ImageDataset]:
             less: dict[str, Any] = {part: kept}
             run = replace(run, split=replace(run.split, **less))
             data = run.dataset(kept)
-        training = data if training is None else training
-    assert training is not None
-    return run, training
+        read.append(data)
+    return run, read[0]
 
 
 def _say_skipped(job: Collectives, problems: Iterable[str]) -> None:
@@ -110,6 +105,5 @@ def _say_skipped(job: Collectives, problems: Iterable[str]) -> None:
 
 def _digest(split: Split) -> str:
     """Which images are for what, in their order."""
-    parts = (split.train, split.held_out, split.test)
-    names = [[(sample.key, sample.label) for sample in part] for part in parts]
+    names = [[(sample.key, sample.label) for sample in part] for part in (split.train, split.held_out, split.test)]
     return hashlib.blake2b(repr(names).encode(errors="surrogatepass"), digest_size=16).hexdigest()

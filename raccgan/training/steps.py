@@ -1,9 +1,4 @@
-"""One step of each phase of training, from a batch to the optimisers.
-
-A step draws its random numbers and makes one optimiser step for each loss: :meth:`Steps.differentiate` leaves the
-gradients of a loss of :mod:`raccgan.training.losses` in the weights, the ranks average them, and the optimiser
-steps.
-"""
+"""One step of each phase of training: random draws, then for each loss its gradients, their mean over ranks, Adam."""
 
 from __future__ import annotations
 
@@ -25,15 +20,10 @@ from raccgan.training.losses import Losses
 
 
 class Steps:
-    """The networks of a configuration, their optimisers, and one step of each phase.
+    """The networks of a configuration, which are trained in place, their optimisers, and one step of each phase.
 
-    The random draws of a step are functions of (seed, phase, step) alone. With several ranks
-    (:mod:`raccgan.distributed.collectives`) each computes its slice of the batch, all have the same weights after every
-    step, and rank 0 alone keeps the generator's average.
-
-    Args:
-        networks: are trained in place, on the device that they are on.
-        job: couples the ranks.
+    The random draws of a step are functions of (seed, phase, step) alone. With several ranks each computes its slice of
+    the batch, all have the same weights after every step, and rank 0 alone keeps the generator's average.
     """
 
     def __init__(self, config: Config, networks: Networks, job: Collectives = SINGLE) -> None:
@@ -66,9 +56,10 @@ class Steps:
         draw = stream(self.config.seed, "gan", step)
         n = self.config.batch_size // self.job.world
         for real, label in zip(x.split(n), y.split(n), strict=True):
-            z, mix = self._normal(draw), self._uniform(draw)
+            z = self._latents(draw)
+            mix = self._own(torch.rand(self.config.batch_size, 1, 1, 1, generator=draw))
             terms = self._descend("discriminator", real, label, z, mix)
-        terms = terms | self._descend("generator", y[-n:], self._normal(draw))
+        terms = terms | self._descend("generator", y[-n:], self._latents(draw))
         if self.job.first:
             # The average has a short memory at first: it would otherwise hold on to the random weights of the start.
             decay = min(self.config.ema, (1 + step) / (10 + step))
@@ -98,19 +89,16 @@ class Steps:
         loss.backward()
         return terms
 
-    def _normal(self, draw: torch.Generator) -> Tensor:
-        z = torch.randn(self.config.batch_size, self.config.latent_size, generator=draw)
-        return self.job.own_rows(z).to(self.device)
+    def _latents(self, draw: torch.Generator) -> Tensor:
+        return self._own(torch.randn(self.config.batch_size, self.config.latent_size, generator=draw))
 
-    def _uniform(self, draw: torch.Generator) -> Tensor:
-        return self.job.own_rows(torch.rand(self.config.batch_size, 1, 1, 1, generator=draw)).to(self.device)
+    def _own(self, batch: Tensor) -> Tensor:
+        return self.job.own_rows(batch).to(self.device)
 
     def trace(self, *, compiled: bool = False, warn: Callable[[str], None] | None = None) -> None:
         """Have the next step trace its losses and gradients, and the steps after it replay, or run compiled, the trace.
 
-        Args:
-            compiled, warn: as of :class:`raccgan.models.trace.TracedStep`. :func:`cannot_trace` says where no step can
-                be traced.
+        :class:`raccgan.models.trace.TracedStep` has the arguments. :func:`cannot_trace` says where that is impossible.
         """
         networks = [network for _, network in self.networks.items()]
         rounded = self.config.precision != "float32"
@@ -122,8 +110,7 @@ class Steps:
         }
 
     def _new_optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        # fused: one call for all weights took a quarter of the time of the default's loop over them on a CPU, 1.5 of a
-        # digits step's 25 ms.
+        # fused: a quarter of the time of the default's loop over weights on a CPU, 1.5 of a digits step's 25 ms.
         adam = partial(torch.optim.Adam, fused=True)
         adversary: dict[str, Any] = {"betas": (0.0, 0.999), "eps": 1e-6}
         config, networks = self.config, self.networks
@@ -140,8 +127,7 @@ class Steps:
     def _reconstructing(self) -> list[nn.Module]:
         """What the encoder's phase trains: E, and with ``generator_tuning`` > 0 the G that it is trained against.
 
-        f-AnoGAN freezes G, whose reconstructions are then as blurred as its samples. A tuned G starts from what the
-        adversary taught it, and draws a screw's thread (docs/results.md).
+        f-AnoGAN freezes G, whose reconstructions are then as blurred as its samples.
         """
         tuned = [self.networks.average] if self.config.generator_tuning > 0 else []
         return [self.networks.encoder, *tuned]
