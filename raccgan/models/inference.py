@@ -16,15 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from raccgan.kernels.depthwise_separable import SAME_SIZE, Resize, packed, pointwise, pooled
-from raccgan.models.blocks import (
-    CBAM,
-    Affine,
-    BatchNorm,
-    ConditionalBatchNorm,
-    DepthwiseSeparable,
-    Pointwise,
-    ResidualDown,
-)
+from raccgan.models import blocks
+from raccgan.models.blocks import Affine, BatchNorm, ConditionalBatchNorm, DepthwiseSeparable, Pointwise
 from raccgan.models.encoder import Encoder
 from raccgan.models.generator import Generator
 
@@ -42,8 +35,7 @@ def frozen(network: Network, dtype: torch.dtype = torch.float32) -> Network:
     copied = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(copied.modules()):
         if parametrize.is_parametrized(module):
-            # Not by remove_parametrizations: a copy shares its class with the original, and with it the property that
-            # the function deletes.
+            # Not by remove_parametrizations, which deletes a property of the class, and a copy shares that.
             weight = cast(Tensor, module.weight)
             del module.parametrizations
             module.__class__ = type(module).__bases__[0]
@@ -68,7 +60,7 @@ def _fix(module: nn.Module, dtype: torch.dtype) -> None:
             setattr(module, name, _fixed_linear(child, module, dtype))
         elif isinstance(child, nn.Conv2d) and dtype == torch.bfloat16:  # as autocast does anew in every call
             child.to(dtype)
-        elif not isinstance(child, CBAM):  # whose weights its kernels take in float32
+        elif not isinstance(child, blocks.CBAM):  # whose weights its kernels take in float32
             _fix(child, dtype)
 
 
@@ -101,7 +93,7 @@ def _know_classes(network: nn.Module) -> None:
         norms = [module for module in network.modules() if isinstance(module, ConditionalBatchNorm)]
         users = [cast(nn.Linear, linear) for norm in norms for linear in (norm.scale, norm.shift)]
     elif isinstance(network, Encoder) and network.class_term is not None:
-        films = [block.film for block in network.blocks if isinstance(block, ResidualDown)]
+        films = [block.film for block in network.blocks if isinstance(block, blocks.ResidualDown)]
         users = [linear for linear in (*films, network.class_term) if isinstance(linear, nn.Linear)]
     else:
         return

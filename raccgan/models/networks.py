@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import ItemsView
 from dataclasses import dataclass
 
 import torch
@@ -27,10 +27,9 @@ class Networks:
     average: Generator
     density: Density
 
-    def items(self) -> Iterator[tuple[str, nn.Module]]:
+    def items(self) -> ItemsView[str, nn.Module]:
         """Each network with the name that it has in a checkpoint."""
-        for name in ("generator", "discriminator", "encoder", "average", "density"):
-            yield name, getattr(self, name)
+        return vars(self).items()
 
 
 def build(config: Config, *, channels: int, classes: int, device: torch.device) -> Networks:

@@ -1,7 +1,7 @@
 """Files of named tensors with a JSON header and a checksum, in the safetensors format. Reading one runs no code.
 
-The format has text as metadata, and no checksum. The metadata of these files is one entry, ``raccgan``: a hash of the
-header's text and of every tensor, a space, and the header as a JSON object.
+The metadata of the format is one entry, ``raccgan``: a hash of the header's text and of every tensor, a space, and the
+header as a JSON object.
 """
 
 from __future__ import annotations

@@ -51,13 +51,11 @@ class Training(Steps):
     the uninterrupted one would have. With several ranks, rank 0 writes the checkpoints.
 
     Args:
-        run: the configuration, and the job of the ranks.
-        data: the images to train on.
+        run, data: the configuration and the job of the ranks; the images to train on.
         path: the file of the checkpoints.
         resumed: the checkpoint to go on from; None for new networks.
         log: is given the losses, at most 400 times a phase.
-        compiled: send the steps through torch.compile; a step that does not compile is replayed, with a line that
-            says why.
+        compiled: send the steps through torch.compile; one that does not compile is replayed, and a line says why.
 
     Raises:
         InputError: the checkpoint does not fit the run's configuration, or ``generator_tuning`` became zero, or
@@ -181,7 +179,7 @@ class Training(Steps):
 
     def _resume(self, resumed: Checkpoint) -> None:
         phase_of = {"generator": "gan", "discriminator": "gan", "encoder": "encoder"}
-        begun = {name for name, phase in phase_of.items() if resumed.steps.get(phase, 0)}
+        begun = {name for name, phase in phase_of.items() if resumed.steps[phase]}
         if "encoder" in begun:
             before, now = checkpoints.config_of(resumed).generator_tuning, self.config.generator_tuning
             if (before > 0) != (now > 0):

@@ -51,8 +51,16 @@ def find(request: Request) -> Start:
     """
     out, source = _place(request)
     seen = stamp(out / NAME)
-    resumed, settings = _read(source) if source is not None else (None, {})
-    return Start(out, seen, resumed, settings)
+    if source is None:
+        return Start(out, seen, None, {})
+    file = source / SETTINGS
+    if any((source / name).exists() for name in (NAME, PICKLED_NAME)) or not file.is_file():
+        return Start(out, seen, load(source), {})
+    with suppress(ValueError, RecursionError):
+        settings = json.loads(file.read_bytes())
+        if isinstance(settings, dict):
+            return Start(out, seen, None, settings)
+    raise InputError(f"{file} is damaged, and there is no {NAME}: train anew without --resume")
 
 
 def begin(start: Start, config: Config, torchrun_job: str | None) -> None:
@@ -111,15 +119,3 @@ def _folders(request: Request) -> Iterator[Path]:
         return
     wanted = Path("runs") / Path(request.dataset or request.preset or "digits").name
     yield from (wanted if i == 1 else wanted.with_name(f"{wanted.name}-{i}") for i in range(1, 10_000))
-
-
-def _read(source: Path) -> tuple[Checkpoint | None, dict[str, Any]]:
-    """The checkpoint to go on from; or the settings of a run that was killed before its first checkpoint."""
-    file = source / SETTINGS
-    if any((source / name).exists() for name in (NAME, PICKLED_NAME)) or not file.is_file():
-        return load(source), {}
-    with suppress(ValueError, RecursionError):
-        settings = json.loads(file.read_bytes())
-        if isinstance(settings, dict):
-            return None, settings
-    raise InputError(f"{file} is damaged, and there is no {NAME}: train anew without --resume")

@@ -29,6 +29,9 @@ class Steps:
     def __init__(self, config: Config, networks: Networks, job: Collectives = SINGLE) -> None:
         self.config, self.networks, self.job = config, networks, job
         self.device = next(networks.generator.parameters()).device
+        # f-AnoGAN freezes the G that E is trained against; its reconstructions are then as blurred as its samples.
+        tuned = [networks.average] if config.generator_tuning > 0 else []
+        self._reconstructing: list[nn.Module] = [networks.encoder, *tuned]
         losses = Losses(config, networks)
         self.objectives: dict[str, Objective] = {
             "discriminator": losses.discriminator,
@@ -122,15 +125,6 @@ class Steps:
 
     def _weights(self, name: str) -> list[nn.Parameter]:
         return [weight for group in self.optimisers[name].param_groups for weight in group["params"]]
-
-    @property
-    def _reconstructing(self) -> list[nn.Module]:
-        """What the encoder's phase trains: E, and with ``generator_tuning`` > 0 the G that it is trained against.
-
-        f-AnoGAN freezes G, whose reconstructions are then as blurred as its samples.
-        """
-        tuned = [self.networks.average] if self.config.generator_tuning > 0 else []
-        return [self.networks.encoder, *tuned]
 
 
 def cannot_trace(config: Config, job: Collectives = SINGLE) -> str | None:
