@@ -51,8 +51,7 @@ class Heartbeat(threading.Thread):
         super().__init__(name="raccgan-heartbeat", daemon=True)
         self.store, self.rank, self.timeout = store, rank, timeout
         self._beats = [f"beat/{other}" for other in range(world)]
-        self._seen: list[tuple[bytes, float]] = [(b"", time.monotonic())] * world
-        """Of every rank, the last heartbeat and when it was new."""
+        self._seen = [(b"", time.monotonic())] * world  # of every rank, the last heartbeat and when it was new
         self._ended = threading.Event()
         self._speaking = threading.Lock()
         self._using = threading.Lock()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -112,10 +112,7 @@ class Dense(nn.Module):
 
 def flattened(x: Tensor) -> Tensor:
     """[N, C, H, W] to [N, C * H * W]. Gradients: any order, in channels_last, as the ops before read them fastest."""
-    if not torch.is_grad_enabled():
-        return x.flatten(1)
-    y: Tensor = _Flatten.apply(x)
-    return y
+    return cast(Tensor, _Flatten.apply(x)) if torch.is_grad_enabled() else x.flatten(1)
 
 
 class _Flatten(torch.autograd.Function):
@@ -266,7 +263,7 @@ class ResidualDown(nn.Module):
         pre_relu: bool,
         down: bool,
         attention: bool,
-        condition: int = 0,
+        condition: int,
     ) -> None:
         super().__init__()
         self.first = convolution(config, channels, out_channels, 3)

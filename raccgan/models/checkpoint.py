@@ -31,6 +31,7 @@ PICKLED_NAME = "checkpoint.pt"
 """The name that checkpoints had up to format 4, which was PyTorch's pickle; it is refused with a line of its own."""
 
 History = dict[str, list[tuple[int, float]]]
+"""Points (step, value) of each loss curve."""
 
 
 @dataclass
@@ -38,18 +39,13 @@ class Header:
     """What a checkpoint holds beside tensors. The annotations are the schema that a file's JSON is checked against."""
 
     config: dict[str, str | int | float]
-    classes: list[str]
-    """Names of the normal classes; the position is the condition's index."""
+    classes: list[str]  # names of the normal classes; the position is the condition's index
     channels: int
-    steps: dict[str, int] = field(default_factory=dict)
-    """Steps done, by phase: "gan" and "encoder"."""
+    steps: dict[str, int] = field(default_factory=dict)  # done, by phase: "gan" and "encoder"
     history: History = field(default_factory=dict)
-    """Points (step, value) of each loss curve."""
     threshold: float | None = None
-    seconds: float = 0.0
-    """Training time so far, over all sessions."""
-    held_out_policy: str = "minimum"
-    """The label policy that the held-out scores are under."""
+    seconds: float = 0.0  # of training so far, over all sessions
+    held_out_policy: str = "minimum"  # the label policy that the held-out scores are under
 
 
 @dataclass

@@ -3,17 +3,15 @@
 Three Gaussians are fitted to the normal training images of each class y. The squared Mahalanobis distance from each,
 over the number of coordinates, is a term of the score: about 1 for a normal image.
 
-- The **descriptor** h(x, y) is the latent beside the mean activation of every channel after each block of the encoder,
-  as Lee et al. (2018) score a classifier's features.
+- The **descriptor** h(x, y) is the latent beside the mean activation of every channel after each block of the encoder.
 - The **texture** t(x, y) is, for each of 4 x 4 regions, the logarithm of the mean squared error of the reconstruction
-  and that of the image's own contrast, which the encoder's instance norms take out of the descriptor. An error is large
-  where there is much to reconstruct; a lung behind haze, which leaves little to reconstruct, is not normal either.
+  and that of the image's own contrast, which the encoder's instance norms take out of the descriptor.
 - The **defects** w(x, y) have the largest value of the smoothed error map in each region instead of the mean error,
   which would bury a defect of a few pixels.
 
 Coordinates are standardised and their covariance shrunk towards the identity by the amount of Ledoit and Wolf (2004),
-so that a class may have fewer images than there are coordinates. Of the eigenvectors the ``RANK`` largest are kept, all
-others share one variance (probabilistic PCA, Tipping and Bishop, 1999).
+so that a class may have few images. Of the eigenvectors the ``RANK`` largest are kept, all others share one variance
+(probabilistic PCA, Tipping and Bishop, 1999).
 """
 
 from __future__ import annotations

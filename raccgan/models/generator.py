@@ -98,8 +98,7 @@ class Generator(nn.Module):
         to 0.3, and 0.55 to 0.7 with gradients.
         """
         if self.kernels == "reference" or h.device.type != "cpu":
-            image: Tensor = self.head(F.relu(self.norm(h)))
-            return image
+            return cast(Tensor, self.head(F.relu(self.norm(h))))
         scale, shift = self.norm.scale_and_shift(h)
         prologue = Prologue(scale=scale, shift=shift, relu=True)
         weight, bias = self.head.weight, self.head.bias

@@ -116,8 +116,7 @@ class FixedSkip(nn.Module):
 
     def forward(self, x: Tensor, resize: Resize = SAME_SIZE) -> Tensor:
         """[N, C, H, W] to [N, D, H // pool, W // pool]."""
-        y: Tensor = self.pointwise(pooled(x, resize.pool))
-        return y
+        return cast(Tensor, self.pointwise(pooled(x, resize.pool)))
 
 
 class FixedFeatures(nn.Module):
@@ -175,8 +174,7 @@ class FixedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, C, H, W]."""
-        normalised: Tensor = self.norm(x)
-        return normalised
+        return cast(Tensor, self.norm(x))
 
     def scale_and_shift(self, x: Tensor) -> Affine:
         """[N, C] each, whatever x is."""

@@ -32,7 +32,7 @@ def packed(header: Mapping[str, Any], tensors: Tensors) -> bytes:
 
 
 def read(path: Path) -> tuple[dict[str, Any], Tensors]:
-    """The header and the tensors of a file, in no more memory than three times the size of the file.
+    """The header and the tensors of a file, in no more memory than three times its size.
 
     Raises:
         InputError: the file is a pickle, truncated, damaged or of another kind.
