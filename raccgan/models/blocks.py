@@ -263,7 +263,7 @@ class ResidualDown(nn.Module):
         pre_relu: bool,
         down: bool,
         attention: bool,
-        condition: int,
+        condition: int = 0,
     ) -> None:
         super().__init__()
         self.first = convolution(config, channels, out_channels, 3)
