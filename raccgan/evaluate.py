@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     config = checkpoints.config_of(stored, **settings)
     require_kernels(config.kernels, device)
     options.note_missing_library(config.kernels)
-    run = prepare(config, given.data_root, device)
+    run = prepare(config, given.data_root, device, job)
     if config.unreadable == "skip":
         run, _ = readable(run)
     checkpoints.check_same_model(stored, run.config, run.classes, run.channels)

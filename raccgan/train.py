@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     config = make_config(given.preset, settings) if resumed is None else checkpoints.config_of(resumed, **settings)
     require_kernels(config.kernels, device)
     options.note_missing_library(config.kernels)
-    run = prepare(config, given.data_root, device)
+    run = prepare(config, given.data_root, device, job)
     if resumed is not None:
         checkpoints.check_same_model(resumed, run.config, run.classes, run.channels)
         if given.resume is None and job.first:
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
                 f"{len(run.split.held_out)} held out for the threshold, {len(run.split.test)} to test; results in {out}"
             )
         log = _tensorboard(out) if job.first else no_log
-        training = Training.of(run, data, out / checkpoints.NAME, resumed, log, job=job, compiled=given.compile)
+        training = Training(run, data, out / checkpoints.NAME, resumed, log, compiled=given.compile)
         _run_phases(training, run, given.phase, out)
         if job.first:
             places.end(out)
