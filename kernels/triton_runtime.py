@@ -69,6 +69,24 @@ def offsets(  # type: ignore[no-untyped-def]  # Triton gives a kernel's argument
         return (sample * CHANNELS + channel[None, :]) * pixels + pixel[:, None]
 
 
+@jit
+def pixels_of(program, tiles, pixels, PIXEL_TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of a sample's tile: the sample, its pixels, and which of them there are."""
+    sample, pixel = program // tiles, program % tiles * PIXEL_TILE + tl.arange(0, PIXEL_TILE)
+    return sample, pixel, pixel < pixels
+
+
+@jit
+def tile_of(  # type: ignore[no-untyped-def]
+    sample, pixel, first, pixels, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, CHANNEL_TILE: tl.constexpr
+):
+    """Channels from ``first`` on, and which of them there are; which of the tile's values there are, and offsets."""
+    channel = first + tl.arange(0, CHANNEL_TILE)
+    in_channels = channel < CHANNELS
+    inside = (pixel < pixels)[:, None] & in_channels[None, :]
+    return channel, in_channels, inside, offsets(sample, pixel, channel, pixels, CHANNELS, CHANNELS_LAST)
+
+
 def supports(call: Call, dtypes: Sequence[torch.dtype] = DTYPES) -> str | None:
     """Why no Triton kernel that takes ``dtypes`` can serve ``call``, in one line; ``None`` where it can."""
     if _MISSING is not None:
@@ -170,6 +188,20 @@ def cheapest(configs: Iterable[Config], work: Callable[[Config], tuple[int, int]
         return cdiv(_BATCH * programs, _AT_A_TIME) * (_START + elements)
 
     return min(configs, key=cost)
+
+
+def cheapest_sweep(tiles: Iterable[Config], channels: int, pixels: int) -> Config:
+    """:func:`cheapest` of a sweep over images, a program of which takes PIXEL_TILE pixels with all their channels."""
+    return cheapest(tiles, lambda tile: (cdiv(pixels, tile.tile["PIXEL_TILE"]), tile.tile["PIXEL_TILE"] * channels))
+
+
+def in_order(x: Tensor) -> Tensor:
+    """x dense, channels_last or NCHW; copied where it is neither."""
+    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
+
+
+def empty_in_order(x: Tensor) -> Tensor:
+    return torch.empty_like(in_order(x))
 
 
 def cdiv(a: int, b: int) -> int:

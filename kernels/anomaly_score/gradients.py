@@ -49,9 +49,9 @@ def gradients(
     f: Tensor | None,
     f_hat: Tensor | None,
     grads: ScoreGrads,
-    needed: Sequence[bool] = (True, True, True, True),
+    needs: Sequence[bool] = (True,) * 4,
 ) -> ScoreTensors:
-    """The gradients that are needed, by differentiable operations: in float32, each then in its tensor's dtype."""
+    """The gradients that are needed, float32, by differentiable operations."""
     n, c, h, w = x.shape
     weight: Tensor | None = None  # [N, 1, H, W] or [N, 1, 1, 1]
     if grads.residual is not None:
@@ -59,19 +59,19 @@ def gradients(
     if grads.map is not None and grads.map.dim() == 3:  # no elements, [0], where no map was wanted
         of_pixel = (grads.map / c).unsqueeze(1)
         weight = of_pixel if weight is None else weight + of_pixel
-    grad_x, grad_x_hat = _weighed(x, x_hat, weight, needed[0], needed[1])
+    of_images = _weighed(x, x_hat, weight, *needs[:2])
     if f is None or f_hat is None or grads.feature is None:
-        return ScoreTensors(grad_x, grad_x_hat, None, None)
+        return ScoreTensors(*of_images, None, None)
     size = f[0].numel() if n else 0
     weight = (grads.feature / size).view(n, *(1 for _ in f.shape[1:]))
-    return ScoreTensors(grad_x, grad_x_hat, *_weighed(f, f_hat, weight, needed[2], needed[3]))
+    return ScoreTensors(*of_images, *_weighed(f, f_hat, weight, *needs[2:4]))
 
 
 def _weighed(
-    a: Tensor, b: Tensor, weight: Tensor | None, need_a: bool, need_b: bool
+    a: Tensor, b: Tensor, weight: Tensor | None, needs_a: bool, needs_b: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of sum(weight * (a - b)^2) for a and b."""
-    if weight is None or not (need_a or need_b):
+    if weight is None or not (needs_a or needs_b):
         return None, None
     grad = 2 * weight * (a.float() - b.float())
-    return grad.to(a.dtype) if need_a else None, -grad.to(b.dtype) if need_b else None
+    return grad, -grad if needs_b else None

@@ -6,14 +6,15 @@ gradients of every order follow from it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from raccgan.kernels import dispatch, library
-from raccgan.kernels.anomaly_score.gradients import ScoreGrads, gradients, output_shapes
-from raccgan.kernels.autograd import register
+from raccgan.kernels.anomaly_score.gradients import ScoreGrads, ScoreTensors, gradients, output_shapes
+from raccgan.kernels.autograd import inputs_of, register
 
 
 def supports(call: dispatch.Call) -> str | None:
@@ -33,15 +34,10 @@ def anomaly_score(
     return outputs
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, x_hat, f, f_hat = ctx.saved_tensors
-    return *gradients(x, x_hat, f, f_hat, ScoreGrads(*grads), ctx.needs_input_grad[:4]), None
+def _backward(ctx: Any, needs: Sequence[bool], *grads: Tensor | None) -> ScoreTensors:
+    *tensors, _ = inputs_of(ctx)
+    return gradients(*tensors, ScoreGrads(*grads), needs)
 
 
 if library.load():
-    register("raccgan::anomaly_score_native", output_shapes, _backward, _save)
+    register("raccgan::anomaly_score_native", output_shapes, _backward)

@@ -70,5 +70,5 @@ def _double_backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
 
 
 if library.load():
-    autograd.register("cbam_native", _channels_last, _saved, _double_backward)
+    autograd.register_both("cbam_native", _channels_last, _saved, _double_backward)
     torch.library.register_fake("raccgan::cbam_native_double_backward")(_double_backward_shapes)

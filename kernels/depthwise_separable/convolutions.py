@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raccgan.kernels.autograd import needs_grad
+from raccgan.kernels.autograd import needed
 from raccgan.kernels.depthwise_separable.options import Weights
 from raccgan.kernels.layout import empty_image, images, in_autocast_dtype, rows
 
@@ -68,11 +68,11 @@ class Depthwise(torch.autograd.Function):
         return F.conv2d(x, w, padding=w.shape[-1] // 2, groups=w.shape[0])
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, w = ctx.saved_tensors
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (x, w), (needs_x, needs_w) = ctx.saved_tensors, needed(ctx)
         return (
-            Depthwise.apply(g, w.flip(2, 3)) if needs_grad(ctx, 0) else None,
-            DepthwiseCorrelation.apply(x, g, w.shape[-1]) if needs_grad(ctx, 1) else None,
+            Depthwise.apply(g, w.flip(2, 3)) if needs_x else None,
+            DepthwiseCorrelation.apply(x, g, w.shape[-1]) if needs_w else None,
         )
 
 
@@ -86,11 +86,11 @@ class DepthwiseCorrelation(torch.autograd.Function):
         return _convolution_backward(g, x, w, (False, True, False), groups=x.shape[1])[1]
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, g = ctx.saved_tensors
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        (x, g), (needs_x, needs_g, _) = ctx.saved_tensors, needed(ctx)
         return (
-            Depthwise.apply(g, v.flip(2, 3)) if needs_grad(ctx, 0) else None,
-            Depthwise.apply(x, v) if needs_grad(ctx, 1) else None,
+            Depthwise.apply(g, v.flip(2, 3)) if needs_x else None,
+            Depthwise.apply(x, v) if needs_g else None,
             None,
         )
 
@@ -104,12 +104,12 @@ class Pointwise(torch.autograd.Function):
         return _pointwise(x, w, b)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, w = ctx.saved_tensors
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (x, w), (needs_x, needs_w, needs_b) = ctx.saved_tensors, needed(ctx)
         return (
-            PointwiseTransposed.apply(g, w) if needs_grad(ctx, 0) else None,
-            PointwiseProduct.apply(x, g) if needs_grad(ctx, 1) else None,
-            rows(g).sum(dim=0) if needs_grad(ctx, 2) else None,
+            PointwiseTransposed.apply(g, w) if needs_x else None,
+            PointwiseProduct.apply(x, g) if needs_w else None,
+            rows(g).sum(dim=0) if needs_b else None,
         )
 
 
@@ -127,11 +127,11 @@ class PointwiseTransposed(torch.autograd.Function):
         return grad if spread is g else images(rows(grad), g)
 
     @staticmethod
-    def backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        g, w = ctx.saved_tensors
+    def backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, ...]:
+        (g, w), (needs_g, needs_w) = ctx.saved_tensors, needed(ctx)
         return (
-            Pointwise.apply(t, w, None) if needs_grad(ctx, 0) else None,
-            PointwiseProduct.apply(t, g) if needs_grad(ctx, 1) else None,
+            Pointwise.apply(t, w, None) if needs_g else None,
+            PointwiseProduct.apply(t, g) if needs_w else None,
         )
 
 
@@ -150,11 +150,11 @@ class PointwiseProduct(torch.autograd.Function):
         return _convolution_backward(g, x, w, (False, True, False))[1]
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, g = ctx.saved_tensors
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        (x, g), (needs_x, needs_g) = ctx.saved_tensors, needed(ctx)
         return (
-            PointwiseTransposed.apply(g, v) if needs_grad(ctx, 0) else None,
-            Pointwise.apply(x, v, None) if needs_grad(ctx, 1) else None,
+            PointwiseTransposed.apply(g, v) if needs_x else None,
+            Pointwise.apply(x, v, None) if needs_g else None,
         )
 
 

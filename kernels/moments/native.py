@@ -23,4 +23,4 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 if library.load():
-    autograd.register("moments_native", lambda x: torch.empty_like(x, memory_format=torch.channels_last))
+    autograd.register_both("moments_native", lambda x: torch.empty_like(x, memory_format=torch.channels_last))

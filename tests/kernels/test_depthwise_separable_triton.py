@@ -18,7 +18,7 @@ from raccgan.kernels.depthwise_separable import Prologue, apply_prologue, pooled
 from raccgan.kernels.depthwise_separable.convolutions import Depthwise
 from raccgan.kernels.depthwise_separable.triton import fused as fusing
 from raccgan.kernels.depthwise_separable.triton import norm, ops
-from raccgan.kernels.depthwise_separable.triton.arguments import (
+from raccgan.kernels.depthwise_separable.triton.launch import (
     NO_AFFINE,
     NO_TERM,
     PLAIN,

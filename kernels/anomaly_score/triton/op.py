@@ -6,6 +6,7 @@ run on a GPU yet: the tests execute their PTX on a CPU (tests/ptx) and compile t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from raccgan.kernels.anomaly_score.gradients import ScoreGrads, ScoreTensors, gradients, output_shapes
 from raccgan.kernels.anomaly_score.triton import launch
-from raccgan.kernels.autograd import define, differentiate, needs_grad
+from raccgan.kernels.autograd import define, differentiate, inputs_of
 
 _TENSORS = len(ScoreTensors._fields)
 _GRADS = len(ScoreGrads._fields)
@@ -39,47 +40,36 @@ def _backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
     )
 
 
-def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:_TENSORS])
-    ctx.set_materialize_grads(False)
-
-
 def _of_forward(
-    ctx: Any, grad_residual: Tensor | None, grad_feature: Tensor | None, grad_map: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
-    if grad_map is not None and grad_map.dim() == 1:
-        grad_map = None  # of a map that was not wanted
-    comes = (grad_residual is not None or grad_map is not None, grad_feature is not None and tensors[2] is not None)
-    needed = [comes[i // 2] and needs_grad(ctx, i, tensors) for i in range(_TENSORS)]
-    if not any(needed):
-        return (None,) * (_TENSORS + 1)
-    found = torch.ops.raccgan.anomaly_score_triton_backward(*tensors, grad_residual, grad_feature, grad_map, *needed)
-    return *(grad if need else None for grad, need in zip(found, needed, strict=True)), None
+    ctx: Any, needs: Sequence[bool], grad_residual: Tensor | None, grad_feature: Tensor | None, grad_map: Tensor | None
+) -> Sequence[Tensor | None]:
+    *tensors, want_map = inputs_of(ctx)
+    grad_map = grad_map if want_map else None
+    images, features = grad_residual is not None or grad_map is not None, grad_feature is not None
+    comes = [need and there for need, there in zip(needs, (images, images, features, features, False), strict=True)]
+    if not any(comes):
+        return ()
+    grads = torch.ops.raccgan.anomaly_score_triton_backward(
+        *tensors, grad_residual, grad_feature, grad_map, *comes[:_TENSORS]
+    )
+    return [grad if there else None for grad, there in zip(grads, comes, strict=False)]
 
 
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[: _TENSORS + _GRADS])
-    ctx.set_materialize_grads(False)
-    ctx.needed = inputs[_TENSORS + _GRADS :]
-
-
-def _of_backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    through = [grad if computed else None for grad, computed in zip(grad_grads, ctx.needed, strict=True)]
-    needed = [needs_grad(ctx, i, ctx.saved_tensors) for i in range(_TENSORS + _GRADS)]
-    return *differentiate(_gradients, ctx.saved_tensors, through, needed), *(None,) * _TENSORS
+def _of_backward(ctx: Any, needs: Sequence[bool], *grad_grads: Tensor | None) -> list[Tensor | None]:
+    given = _TENSORS + _GRADS
+    inputs = inputs_of(ctx)
+    through = [grad if computed else None for grad, computed in zip(grad_grads, inputs[given:], strict=True)]
+    return differentiate(_gradients, inputs[:given], through, needs[:given])
 
 
 def _gradients(*inputs: Any) -> ScoreTensors:
-    x, x_hat, f, f_hat, *grads = inputs
-    return gradients(x, x_hat, f, f_hat, ScoreGrads(*grads))
+    return gradients(*inputs[:_TENSORS], ScoreGrads(*inputs[_TENSORS:]))
 
 
 @define(
     "anomaly_score_triton(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, bool want_map) -> (Tensor, Tensor, Tensor)",
     output_shapes,
     _of_forward,
-    _save_forward,
 )
 def _forward(
     x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None, want_map: bool
@@ -95,14 +85,10 @@ def _forward(
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _backward_shapes,
     _of_backward,
-    _save_backward,
 )
 def _backward(*inputs: Any) -> tuple[Tensor, ...]:
     found = _backward_shapes(*inputs)
-    needed = inputs[_TENSORS + _GRADS :]
-    launch.backward_pass(
-        launch.all_alike(*inputs[:_TENSORS]),
-        ScoreGrads(*inputs[_TENSORS : _TENSORS + _GRADS]),
-        ScoreTensors(*(grad if need else None for grad, need in zip(found, needed, strict=True))),
-    )
+    wanted = (grad if need else None for grad, need in zip(found, inputs[_TENSORS + _GRADS :], strict=True))
+    tensors, grads = launch.all_alike(*inputs[:_TENSORS]), ScoreGrads(*inputs[_TENSORS : _TENSORS + _GRADS])
+    launch.backward_pass(tensors, grads, ScoreTensors(*wanted))
     return found

@@ -3,273 +3,170 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.cbam.autograd import BackwardArguments, CbamTensors
 from raccgan.kernels.cbam.triton import backward as back
 from raccgan.kernels.cbam.triton import forward
-from raccgan.kernels.triton_runtime import Config, launch
+from raccgan.kernels.triton_moments import join_moments
+from raccgan.kernels.triton_runtime import Config, cdiv, cheapest_sweep, in_order, launch, power_of_two
 
 # 16 elements a thread at most: with 32 the backward sweeps take 242 registers of 255.
-ELEMENTS = (Config({"ELEMENTS": 1024}, 4), Config({"ELEMENTS": 2048}, 4), Config({"ELEMENTS": 4096}, 8))
-SCORES = Config({"PIXEL_TILE": 256}, 4)
-ITEMS = Config({"ITEMS": 256}, 4)
-
-
-def sweep_tile(config: Config, channels: int, pixels: int, channels_last: bool) -> Config:
-    """Pixels and channels of a tile. A small image is cut into eight at least, for more programs than samples."""
-    elements, eighth = config.tile["ELEMENTS"], runtime.power_of_two(runtime.cdiv(pixels, 8))
-    if channels_last:
-        most = elements // 32  # so many pixels at least share the sums that a tile leaves of each channel
-        whole = (size for size in (128, 64, 32) if channels % size == 0 and size <= most)  # no lane without a channel
-        channel_tile = next(whole, min(most, runtime.power_of_two(channels)))
-        pixel_tile = min(elements // channel_tile, max(4, eighth))
-    else:
-        pixel_tile = min(256, max(32, eighth))
-        channel_tile = min(elements // pixel_tile, runtime.power_of_two(channels))
-    return config._replace(tile={"PIXEL_TILE": pixel_tile, "CHANNEL_TILE": channel_tile})
-
-
-def mlp_tile(channels: int, hidden: int) -> Config:
-    wide = runtime.power_of_two(hidden)
-    return Config({"HIDDEN_TILE": wide, "CHANNEL_TILE": min(runtime.power_of_two(channels), max(16, 4096 // wide))}, 4)
-
-
-def taps_tile(k: int) -> Config:
-    taps = runtime.power_of_two(2 * k * k)
-    return Config({"TAPS": taps, "STEP": max(1, 2048 // taps), "STEPS": 16}, 8)
-
-
-class Plan(NamedTuple):
-    """The sizes of a call, and its programs. Nothing but their number depends on the batch."""
-
-    samples: int
-    channels: int
-    width: int
-    pixels: int
-    channels_last: bool
-    hidden: int
-    k: int
-    fixed: bool
-    grouped: bool  # whether each sample has moments of its own
-    sweep_tile: Config
-    mlp_tile: Config
-    taps_tile: Config
-    tiles: int  # of a sample, in a sweep over x
-    score_tiles: int  # of a sample's scores
-    tap_tiles: int  # of a sample's scores, for the gradient of the convolution's weight
-
-    @classmethod
-    def of(cls, tensors: CbamTensors, batch: bool) -> Plan:
-        (n, c, height, width), last = tensors.x.shape, not tensors.x.is_contiguous()
-        hidden, k, fixed = tensors.reduce_weight.shape[0], tensors.spatial_weight.shape[-1], tensors.mean is not None
-        pixels, taps = height * width, taps_tile(k)
-        sweep = sweep_tile(_config(c, pixels, last), c, pixels, last)
-        per_tile = sweep.tile["PIXEL_TILE"], SCORES.tile["PIXEL_TILE"], taps.tile["STEP"] * taps.tile["STEPS"]
-        sizes = (n, c, width, pixels, last, hidden, k, fixed, not (batch or fixed))
-        return cls(*sizes, sweep, mlp_tile(c, hidden), taps, *(runtime.cdiv(pixels, size) for size in per_tile))
-
-    @property
-    def groups(self) -> int:
-        """Of samples that share moments."""
-        return self.samples if self.grouped else 1
-
-    @property
-    def group_size(self) -> int:
-        return 1 if self.grouped else self.samples
-
-    def sweep(self, kernel: Any, *tensors: Tensor | None, sizes: tuple[float, ...] = (), **constants: Any) -> None:
-        """Launch a sweep over x: a program a tile. ``sizes`` follow pixels and tiles."""
-        arguments = (*tensors, self.pixels, self.tiles, *sizes)
-        constants |= {"CHANNELS": self.channels, "CHANNELS_LAST": self.channels_last}
-        launch(kernel, self.samples * self.tiles, *arguments, config=self.sweep_tile, **constants)
+_ELEMENTS = (Config({"ELEMENTS": 1024}, 4), Config({"ELEMENTS": 2048}, 4), Config({"ELEMENTS": 4096}, 8))
+_SCORES = Config({"PIXEL_TILE": 256}, 4)
+_MOMENTS = Config({"ITEMS": 256, "COLUMNS": 1}, 4)
+_ITEMS = Config({"ITEMS": 256}, 4)
 
 
 @cache
-def _config(channels: int, pixels: int, channels_last: bool) -> Config:
-    def work(config: Config) -> tuple[int, int]:
-        pixel_tile = sweep_tile(config, channels, pixels, channels_last).tile["PIXEL_TILE"]
-        return runtime.cdiv(pixels, pixel_tile), pixel_tile * channels
+def _sweep_tile(channels: int, pixels: int, channels_last: bool) -> Config:
+    """Pixels and channels of a tile. A small image is cut into eight at least, for more programs than samples."""
+    eighth = power_of_two(cdiv(pixels, 8))
 
-    return runtime.cheapest(ELEMENTS, work)
+    def tile(config: Config) -> Config:
+        elements = config.tile["ELEMENTS"]
+        if channels_last:
+            most = elements // 32  # so many pixels at least share the sums that a tile leaves of each channel
+            whole = (size for size in (128, 64, 32) if channels % size == 0 and size <= most)  # all lanes have channels
+            channel_tile = next(whole, min(most, power_of_two(channels)))
+            pixel_tile = min(elements // channel_tile, max(4, eighth))
+        else:
+            pixel_tile = min(256, max(32, eighth))
+            channel_tile = min(elements // pixel_tile, power_of_two(channels))
+        return config._replace(tile={"PIXEL_TILE": pixel_tile, "CHANNEL_TILE": channel_tile})
 
-
-class CbamSaved(NamedTuple):
-    """What the backward pass needs of the forward pass: views of one tensor."""
-
-    gate: Tensor  # [N, C]
-    pooled: Tensor  # [N, 2, C]
-    hidden: Tensor  # [N, 2, R]
-    planes: Tensor  # [N, 2, P]
-    scores: Tensor  # [N, P]
-    moments: Tensor  # [2, groups], empty where they were given; last, as it would leave the others unaligned
+    return cheapest_sweep(map(tile, _ELEMENTS), channels, pixels)
 
 
 def _saved_sizes(tensors: CbamTensors, groups: int) -> list[int]:
+    """Floats of gate [N, C], pooled [N, 2, C], hidden [N, 2, R], planes [N, 2, P], scores [N, P], moments [2, groups].
+
+    The moments are empty where they were given; they are last, as they would leave the others unaligned.
+    """
     n, c, h, w = tensors.x.shape
     hidden, moments = tensors.reduce_weight.shape[0], groups if tensors.mean is None else 0
     return [n * c, 2 * n * c, 2 * n * hidden, 2 * n * h * w, n * h * w, 2 * moments]
 
 
-def saved(tensors: CbamTensors, groups: int) -> int:
-    """Floats of :class:`CbamSaved`."""
+def saved_size(tensors: CbamTensors, groups: int) -> int:
+    """Floats that the backward pass needs of the forward pass."""
     return sum(_saved_sizes(tensors, groups))
 
 
-def _saved_in(saved: Tensor, tensors: CbamTensors, plan: Plan) -> CbamSaved:
-    return CbamSaved(*saved.split(_saved_sizes(tensors, plan.groups)))
+class _Call:
+    """The sizes of a call, and its programs. Nothing but their number depends on the batch."""
+
+    def __init__(self, tensors: CbamTensors, batch: bool, saved: Tensor) -> None:
+        x, *others = tensors
+        dense = (None if t is None else t.contiguous() for t in others)
+        self.tensors = CbamTensors(in_order(x), *dense)  # type: ignore[arg-type]  # None for None
+        (self.n, self.c, height, self.width), last = x.shape, not self.tensors.x.is_contiguous()
+        self.pixels, self.hidden = height * self.width, tensors.reduce_weight.shape[0]
+        self.fixed = tensors.mean is not None
+        self.grouped = not (batch or self.fixed)  # whether each sample has moments of its own
+        self.groups, self.group_size = (self.n, 1) if self.grouped else (1, self.n)
+        self.layout = {"CHANNELS": self.c, "CHANNELS_LAST": last}
+        self.sweep_tile = _sweep_tile(self.c, self.pixels, last)
+        self.tiles = cdiv(self.pixels, self.sweep_tile.tile["PIXEL_TILE"])  # of a sample, in a sweep over x
+        self.score_tiles = cdiv(self.pixels, _SCORES.tile["PIXEL_TILE"])
+        self.saved = saved
+        parts = saved.split(_saved_sizes(tensors, self.groups))
+        self.gate, self.pooled, self.hidden_units, self.planes, self.scores, self.moments = parts
+
+    def floats(self, *shape: int) -> Tensor:
+        return self.saved.new_empty(shape)
+
+    def sweep(self, kernel: Any, *tensors: Tensor | None, sizes: tuple[float, ...] = (), **constants: Any) -> None:
+        """Launch a sweep over x: a program a tile. ``sizes`` follow pixels and tiles."""
+        arguments = (*tensors, self.pixels, self.tiles, *sizes)
+        launch(kernel, self.n * self.tiles, *arguments, config=self.sweep_tile, **self.layout, **constants)
+
+    def mlp(self, kernel: Any, *arguments: Any) -> None:
+        """Launch a kernel of the channel gate: a program a sample."""
+        wide = power_of_two(self.hidden)
+        config = Config({"HIDDEN_TILE": wide, "CHANNEL_TILE": min(power_of_two(self.c), max(16, 4096 // wide))}, 4)
+        launch(kernel, self.n, *arguments, config=config, CHANNELS=self.c, HIDDEN=self.hidden)
+
+    def convolution(self, kernel: Any, tiles: int, config: Config, *tensors: Tensor | None, **constants: Any) -> None:
+        """Launch a kernel of the spatial gate's convolution: so many programs a sample."""
+        constants["KERNEL_SIZE"] = self.tensors.spatial_weight.shape[-1]
+        launch(kernel, self.n * tiles, *tensors, self.pixels, self.width, tiles, config=config, **constants)
 
 
-def like(x: Tensor) -> Tensor:
-    """An empty tensor in x's order."""
-    return torch.empty_like(in_order(x))
-
-
-def in_order(x: Tensor, like: Tensor | None = None) -> Tensor:
-    """x dense, NCHW or channels_last: as it is where it is that, and as ``like`` where that is given."""
-    last = x.is_contiguous(memory_format=torch.channels_last) if like is None else not like.is_contiguous()
-    if last and not (like is None and x.is_contiguous()):
-        return x.contiguous(memory_format=torch.channels_last)
-    return x.contiguous()
-
-
-def contiguous(tensors: CbamTensors) -> CbamTensors:
-    """x in order, the others contiguous."""
-    x, *others = tensors
-    assert x is not None
-    return CbamTensors(in_order(x), *(None if t is None else t.contiguous() for t in others))  # type: ignore[arg-type]
-
-
-class Forward(NamedTuple):
-    """The outputs of the forward op."""
-
-    y: Tensor
-    mean: Tensor
-    var: Tensor
-    saved: Tensor
-
-
-def forward_pass(tensors: CbamTensors, batch: bool, eps: float, outputs: Forward) -> None:
-    """Fill the outputs. ``tensors`` are contiguous."""
-    plan = Plan.of(tensors, batch)
-    x, mean, var = tensors.x, tensors.mean, tensors.var
-    saved = _saved_in(outputs.saved, tensors, plan)
-    sums = outputs.saved.new_empty(plan.samples * plan.tiles * 2 * plan.channels)
-    plan.sweep(forward.pool, x, sums)
-    given = (sums, *tensors[1:5], saved.gate, saved.pooled, saved.hidden, plan.tiles, float(plan.pixels))
-    launch(forward.find_gate, plan.samples, *given, config=plan.mlp_tile, CHANNELS=plan.channels, HIDDEN=plan.hidden)
-    plan.sweep(forward.find_planes, x, saved.gate, saved.planes)
-    partial = None if plan.fixed else outputs.saved.new_empty(plan.samples * plan.score_tiles * 2)
-    planes = (saved.planes, tensors.spatial_weight, saved.scores, partial, plan.pixels, plan.width, plan.score_tiles)
-    launch(forward.find_scores, plan.samples * plan.score_tiles, *planes, config=SCORES, KERNEL_SIZE=plan.k)
+def forward_pass(
+    tensors: CbamTensors, batch: bool, eps: float, y: Tensor, mean: Tensor, var: Tensor, saved: Tensor
+) -> None:
+    """Fill y, mean, var and saved."""
+    call = _Call(tensors, batch, saved)
+    tensors, n, size, tiles = call.tensors, call.n, call.group_size, call.score_tiles
+    sums = call.floats(n, call.tiles, 2, call.c)
+    call.sweep(forward.pool, tensors.x, sums)
+    gate = (call.gate, call.pooled, call.hidden_units)
+    call.mlp(forward.find_gate, sums, *tensors[1:5], *gate, call.tiles, float(call.pixels))
+    call.sweep(forward.find_planes, tensors.x, call.gate, call.planes)
+    partial = None if call.fixed else call.floats(n, tiles, 2)
+    planes = (call.planes, tensors.spatial_weight, call.scores, partial)
+    call.convolution(forward.find_scores, tiles, _SCORES, *planes)
     if partial is not None:
-        mean, var = outputs.mean, outputs.var
-        sizes = (
-            plan.pixels,
-            plan.score_tiles,
-            plan.group_size * plan.score_tiles,
-            float(plan.group_size * plan.pixels),
-        )
-        parts = (partial, mean, var, saved.moments, *sizes)
-        launch(forward.join_moments, plan.groups, *parts, config=ITEMS, **SCORES.tile)
-    norm = (saved.scores, mean, var, tensors.norm_weight, tensors.norm_bias)
-    plan.sweep(forward.apply, x, saved.gate, *norm, outputs.y, sizes=(eps,), GROUPED=plan.grouped)
+        parts = (partial, mean, var, call.moments, call.pixels, tiles, size * tiles, float(size * call.pixels))
+        launch(join_moments, call.groups, *parts, config=_MOMENTS, CHANNELS=1, **_SCORES.tile)
+    moments = (tensors.mean, tensors.var) if call.fixed else (mean, var)
+    given = (tensors.x, call.gate, call.scores, *moments, tensors.norm_weight, tensors.norm_bias)
+    call.sweep(forward.apply, *given, y, sizes=(eps,), GROUPED=call.grouped)
 
 
-def backward_pass(arguments: BackwardArguments, found: CbamTensors) -> None:
-    """Fill the gradients that are needed."""
-    tensors, needs = contiguous(arguments.tensors), arguments.needs
-    plan = Plan.of(tensors, arguments.batch)
-    backward = _Backward(plan, arguments, tensors)
-    backward.through_norm()
+def backward_pass(arguments: BackwardArguments, found: tuple[Tensor, ...]) -> None:
+    """Fill the gradients that are needed; the others have no elements."""
+    call = _Call(arguments.tensors, arguments.batch, arguments.saved)
+    tensors, needs, eps, wanted = call.tensors, arguments.needs, arguments.eps, CbamTensors(*found)
+    n, c, r, pixels, grouped = call.n, call.c, call.hidden, call.pixels, {"GROUPED": call.grouped}
+    order = torch.channels_last if call.layout["CHANNELS_LAST"] else torch.contiguous_format
+    grad_y = arguments.grad_y.contiguous(memory_format=order)
+
+    # From y to the scores.
+    mean, var = (tensors.mean, tensors.var) if call.fixed else call.moments.chunk(2)
+    norm = (call.scores, mean, var, tensors.norm_weight, tensors.norm_bias)
+    given = (tensors.x, grad_y, call.gate, call.planes, *norm)
+    flow, ties, through = call.floats(n, pixels), call.floats(n, pixels), call.floats(n, call.tiles, c)
+    partial = call.floats(n, call.tiles, 2)
+    call.sweep(back.find_flow, *given, flow, ties, through, partial, sizes=(eps,), **grouped)
+    grads = (None if g is None else g.float().contiguous() for g in (arguments.grad_mean, arguments.grad_var))
+    coefficients, grad_norm = call.floats(call.groups, 3), call.floats(call.groups, 4)
+    parts = (partial, var, tensors.norm_weight, *grads, coefficients, grad_norm)
+    sizes = (call.group_size * call.tiles, float(call.group_size * pixels), eps)
+    launch(back.join_norm, call.groups, *parts, *sizes, config=_ITEMS, FIXED=call.fixed)
     if needs.norm or needs.moments:
-        of_norm = backward.grad_norm.sum(dim=0).view(4, 1)
-        if needs.norm:
-            found.norm_weight.copy_(of_norm[0])
-            found.norm_bias.copy_(of_norm[1])
-        if needs.moments and found.mean is not None and found.var is not None:
-            found.mean.copy_(of_norm[2])
-            found.var.copy_(of_norm[3])
+        for grad, total in zip(found[-4:], grad_norm.sum(dim=0), strict=True):
+            grad.copy_(total)
     if needs.spatial_weight:
-        found.spatial_weight.copy_(backward.of_spatial_weight().view_as(found.spatial_weight))
-    if needs.x or needs.mlp:
-        backward.through_channel_gate()
+        taps = 2 * tensors.spatial_weight[0, 0].numel()
+        tile = power_of_two(taps)
+        config = Config({"TAPS": tile, "STEP": max(1, 2048 // tile), "STEPS": 16}, 8)
+        tiles = cdiv(pixels, 16 * config.tile["STEP"])
+        partial = call.floats(n * tiles, taps)
+        scores = (flow, call.scores, call.planes, mean, coefficients)
+        call.convolution(back.spatial_back, tiles, config, *scores, partial, **grouped)
+        wanted.spatial_weight.copy_(partial.sum(dim=0).view_as(wanted.spatial_weight))
+    if not (needs.x or needs.mlp):
+        return
+
+    # From the scores to what was pooled.
+    grad_planes, sums = call.floats(n, 2, pixels), call.floats(n, call.tiles, 2, c)
+    scores = (flow, call.scores, mean, coefficients, tensors.spatial_weight, ties)
+    call.convolution(back.score_back, call.score_tiles, _SCORES, *scores, grad_planes, CHANNELS=c, **grouped)
+    call.sweep(back.gather, tensors.x, call.gate, call.planes, grad_planes, call.pooled, sums)
+    grad_logits, grad_hidden = call.floats(n, c), call.floats(n, 2, r)
+    grad_pooled, tied = call.floats(n, 2, c), call.floats(n, c)
+    gate = (call.gate, call.hidden_units, tensors.reduce_weight, tensors.expand_weight)
+    call.mlp(back.gate_back, through, sums, *gate, grad_logits, grad_hidden, grad_pooled, tied, call.tiles)
     if needs.mlp:
-        backward.write_mlp(found)
+        wanted.reduce_weight.copy_(grad_hidden.view(2 * n, r).t() @ call.pooled.view(2 * n, c))
+        wanted.reduce_bias.copy_(grad_hidden.sum(dim=(0, 1)))
+        wanted.expand_weight.copy_(grad_logits.t() @ call.hidden_units.view(n, 2, r).sum(dim=1))
+        wanted.expand_bias.copy_(2 * grad_logits.sum(dim=0))
     if needs.x:
-        backward.write_x(found.x)
-
-
-class _Backward:
-    """The launches of the backward pass, in their order. What later ones need stays here."""
-
-    def __init__(self, plan: Plan, arguments: BackwardArguments, tensors: CbamTensors) -> None:
-        self.plan, self.eps, self.tensors = plan, arguments.eps, tensors
-        self.saved = saved = _saved_in(arguments.saved, tensors, plan)
-        self.grad_y = in_order(arguments.grad_y, tensors.x)
-        moments = (arguments.grad_mean, arguments.grad_var)
-        self.grad_moments = [None if g is None else g.float().contiguous() for g in moments]
-        mean, var = (tensors.mean, tensors.var) if plan.fixed else saved.moments.chunk(2)
-        self.mean, self.var = mean, var
-        self.norm = (saved.scores, mean, var, tensors.norm_weight, tensors.norm_bias)
-        n, c, pixels = plan.samples, plan.channels, plan.pixels
-        self.flow, self.ties = self._floats(n * pixels), self._floats(n * pixels)
-        self.through = self._floats(n * plan.tiles * c)
-        self.coefficients, self.grad_norm = self._floats(plan.groups * 3), self._floats(plan.groups, 4)
-
-    def _floats(self, *shape: int) -> Tensor:
-        return self.saved.gate.new_empty(shape)
-
-    def through_norm(self) -> None:
-        """From y to the scores; leaves the gradients of the norm's weight, bias and moments in ``grad_norm``."""
-        plan, saved = self.plan, self.saved
-        partial = self._floats(plan.samples * plan.tiles * 2)
-        given = (self.tensors.x, self.grad_y, saved.gate, saved.planes, *self.norm)
-        found = (self.flow, self.ties, self.through, partial)
-        plan.sweep(back.find_flow, *given, *found, sizes=(self.eps,), GROUPED=plan.grouped)
-        parts = (partial, self.var, self.tensors.norm_weight, *self.grad_moments, self.coefficients, self.grad_norm)
-        sizes = (plan.group_size * plan.tiles, float(plan.group_size * plan.pixels), self.eps)
-        launch(back.join_norm, plan.groups, *parts, *sizes, config=ITEMS, FIXED=plan.fixed)
-
-    def of_spatial_weight(self) -> Tensor:
-        plan = self.plan
-        partial = self._floats(plan.samples * plan.tap_tiles, 2 * plan.k * plan.k)
-        given = (self.flow, self.saved.scores, self.saved.planes, self.mean, self.coefficients, partial)
-        constants = {"GROUPED": plan.grouped, "KERNEL_SIZE": plan.k}
-        sizes = (plan.pixels, plan.width, plan.tap_tiles)
-        launch(back.spatial_back, len(partial), *given, *sizes, config=plan.taps_tile, **constants)
-        return partial.sum(dim=0)
-
-    def through_channel_gate(self) -> None:
-        """From the scores to what was pooled."""
-        plan, saved, tensors = self.plan, self.saved, self.tensors
-        n, c = plan.samples, plan.channels
-        self.grad_planes, sums = self._floats(n * 2 * plan.pixels), self._floats(n * plan.tiles * 2 * c)
-        scores = (self.flow, saved.scores, self.mean, self.coefficients, tensors.spatial_weight, self.ties)
-        sizes = (plan.pixels, plan.width, plan.score_tiles)
-        constants = {"GROUPED": plan.grouped, "CHANNELS": c, "KERNEL_SIZE": plan.k}
-        launch(back.score_back, n * sizes[-1], *scores, self.grad_planes, *sizes, config=SCORES, **constants)
-        plan.sweep(back.gather, tensors.x, saved.gate, saved.planes, self.grad_planes, saved.pooled, sums)
-        self.grad_logits, self.grad_hidden = self._floats(n, c), self._floats(n, 2, plan.hidden)
-        self.grad_pooled, self.tied = self._floats(n, 2, c), self._floats(n, c)
-        given = (self.through, sums, saved.gate, saved.hidden, tensors.reduce_weight, tensors.expand_weight)
-        found = (self.grad_logits, self.grad_hidden, self.grad_pooled, self.tied)
-        launch(back.gate_back, n, *given, *found, plan.tiles, config=plan.mlp_tile, CHANNELS=c, HIDDEN=plan.hidden)
-
-    def write_x(self, grad_x: Tensor) -> None:
-        plan, saved = self.plan, self.saved
-        given = (self.tensors.x, self.grad_y, saved.gate, saved.planes, *self.norm)
-        found = (self.grad_planes, saved.pooled, self.grad_pooled, self.tied, grad_x)
-        sizes = (float(plan.pixels), self.eps)
-        plan.sweep(back.apply_back, *given, *found, sizes=sizes, GROUPED=plan.grouped)
-
-    def write_mlp(self, found: CbamTensors) -> None:
-        n, c, r = self.plan.samples, self.plan.channels, self.plan.hidden
-        found.reduce_weight.copy_(self.grad_hidden.view(2 * n, r).t() @ self.saved.pooled.view(2 * n, c))
-        found.reduce_bias.copy_(self.grad_hidden.sum(dim=(0, 1)))
-        found.expand_weight.copy_(self.grad_logits.t() @ self.saved.hidden.view(n, 2, r).sum(dim=1))
-        found.expand_bias.copy_(2 * self.grad_logits.sum(dim=0))
+        pooled = (grad_planes, call.pooled, grad_pooled, tied)
+        call.sweep(back.apply_back, *given, *pooled, wanted.x, sizes=(float(pixels), eps), **grouped)

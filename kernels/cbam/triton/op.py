@@ -21,7 +21,7 @@ from raccgan.kernels.cbam import autograd
 from raccgan.kernels.cbam.autograd import TENSORS, BackwardArguments, CbamNeeds, CbamTensors
 from raccgan.kernels.cbam.options import CbamNorm, CbamWeights
 from raccgan.kernels.cbam.triton import launch
-from raccgan.kernels.triton_runtime import Compilation, meta
+from raccgan.kernels.triton_runtime import Compilation, empty_in_order, meta
 
 
 def cbam(x: Tensor, weights: CbamWeights, norm: CbamNorm) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,29 +38,31 @@ _NEEDS = ", ".join(f"bool needs_{name}" for name in CbamNeeds._fields)
 _GRADS = ", ".join(f"Tensor {name}" for name in CbamTensors._fields)
 
 
-@torch.library.custom_op(
-    "raccgan::cbam_triton", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor y, Tensor mean, Tensor var, Tensor saved)"
-)
 def _forward(*inputs: Any) -> tuple[Tensor, ...]:
-    outputs = autograd.forward_shapes(launch.like, launch.saved, *inputs)
-    batch, eps = inputs[TENSORS:]
-    launch.forward_pass(launch.contiguous(CbamTensors(*inputs[:TENSORS])), batch, eps, launch.Forward(*outputs))
+    outputs = autograd.forward_shapes(empty_in_order, launch.saved_size, *inputs)
+    launch.forward_pass(CbamTensors(*inputs[:TENSORS]), *inputs[TENSORS:], *outputs)
     return outputs
 
 
-@torch.library.custom_op(
-    "raccgan::cbam_triton_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad_y, Tensor? grad_mean, Tensor? grad_var, {_INPUTS}, Tensor saved, {_NEEDS}) -> ({_GRADS})",
-)
 def _backward(*inputs: Any) -> tuple[Tensor, ...]:
-    found = autograd.backward_shapes(launch.like, *inputs)
+    found = autograd.backward_shapes(empty_in_order, *inputs)
     with torch.autocast(inputs[0].device.type, enabled=False):
-        launch.backward_pass(BackwardArguments.of(inputs), CbamTensors(*found))
+        launch.backward_pass(BackwardArguments.of(inputs), found)
     return found
 
 
-autograd.register("cbam_triton", launch.like, launch.saved)
+_OPS = [
+    torch.library.custom_op(f"raccgan::cbam_triton{name}", run, mutates_args=(), schema=schema)
+    for name, run, schema in (
+        ("", _forward, f"({_INPUTS}) -> (Tensor y, Tensor mean, Tensor var, Tensor saved)"),
+        (
+            "_backward",
+            _backward,
+            f"(Tensor grad_y, Tensor? grad_mean, Tensor? grad_var, {_INPUTS}, Tensor saved, {_NEEDS}) -> ({_GRADS})",
+        ),
+    )
+]
+autograd.register_both("cbam_triton", empty_in_order, launch.saved_size)
 
 # Channels, of the hidden layer, kernel size, height and width, channels_last: few and many, and each sweep's tiles.
 _LAYERS = ((96, 6, 7, 128, False), (128, 6, 7, 128, True), (4, 2, 7, 64, False), (8, 2, 7, 128, True))
@@ -83,9 +85,7 @@ def _both_passes(dtype: torch.dtype, c: int, hidden: int, k: int, size: int, las
     x = meta(dtype, 2, c, size, size, last=last)
     tensors = CbamTensors(x, *mlp, floats(1, 2, k, k), floats(1), floats(1), moments, moments)
     given = (*tensors, kind == "batch", 1e-5)
-    outputs = launch.Forward(*autograd.forward_shapes(launch.like, launch.saved, *given))
-    launch.forward_pass(tensors, *given[-2:], outputs)
-    grad = None if kind == "fixed" else outputs.mean
-    arguments = (x, grad, grad, *given, outputs.saved, *CbamNeeds(*5 * (True,)))
-    found = CbamTensors(*autograd.backward_shapes(launch.like, *arguments))
-    launch.backward_pass(BackwardArguments.of(arguments), found)
+    _, mean, _, saved = _forward(*given)
+    grad = None if kind == "fixed" else mean
+    arguments = (x, grad, grad, *given, saved, *CbamNeeds(*5 * (True,)))
+    launch.backward_pass(BackwardArguments.of(arguments), autograd.backward_shapes(empty_in_order, *arguments))
