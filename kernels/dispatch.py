@@ -11,8 +11,7 @@ fused       automatic choice: the first of native, triton, pytorch and reference
 A backend that is asked for by name serves the call or refuses with a :class:`KernelError`. Only ``fused`` falls back,
 and logs each reason once to the logger ``raccgan.kernels`` at level DEBUG. ``python -m raccgan.doctor`` prints them.
 
-To add an op: write its backends, give the package a table ``BACKENDS``, and name it in :func:`ops`. The public function
-checks its arguments, calls :func:`choose` once, and calls the ``run`` of the answer.
+The public function of an op checks its arguments, calls :func:`choose` once, and calls the ``run`` of the answer.
 """
 
 from __future__ import annotations
@@ -98,24 +97,25 @@ def choose(op: str, backends: Backends, kernels: str, call: Call) -> Choice:
     Raises:
         KernelError: ``kernels`` is no name, or names a backend that cannot serve the call.
     """
-    if kernels == "fused":
-        return _first(op, backends, call)
-    reason = refusal(op, backends, kernels, call)
-    if reason is not None:
+    if kernels != "fused":
+        if kernels not in BACKENDS:
+            raise KernelError(f"no kernels called {kernels!r}; choose from {', '.join(NAMES)}")
+        reason = _refusal(backends[kernels], kernels, call) if kernels in backends else f"{op} has no {kernels} backend"
+        if reason is None:
+            return Choice(kernels, backends[kernels].run)
         raise KernelError(
             f"--kernels {kernels} cannot serve {op}: {reason}; --kernels fused takes the best that can run here"
         )
-    return Choice(kernels, backends[kernels].run)
-
-
-def refusal(op: str, backends: Backends, name: str, call: Call) -> str | None:
-    """Why the backend ``name`` cannot serve ``call`` of ``op``: one line, or ``None`` where it can."""
-    backend = backends.get(name)
-    if backend is None:
-        if name not in BACKENDS:
-            raise KernelError(f"no kernels called {name!r}; choose from {', '.join(NAMES)}")
-        return f"{op} has no {name} backend"
-    return _refusal(backend, name, call)
+    refused: dict[str, str] = {}
+    for name in BACKENDS:
+        if name not in backends:
+            continue
+        reason = _refusal(backends[name], name, call) or _left_out(name, call)
+        if reason is None:
+            return Choice(name, backends[name].run, refused)
+        refused[name] = reason
+        _log_once(op, name, reason)
+    raise KernelError(f"no backend serves {op}: " + "; ".join(f"{name}: {reason}" for name, reason in refused.items()))
 
 
 def _refusal(backend: Backend, name: str, call: Call) -> str | None:
@@ -125,22 +125,8 @@ def _refusal(backend: Backend, name: str, call: Call) -> str | None:
     return backend.supports(call)
 
 
-def _first(op: str, backends: Backends, call: Call) -> Choice:
-    refused: dict[str, str] = {}
-    for name in BACKENDS:
-        if name not in backends:
-            continue
-        backend = backends[name]
-        reason = _refusal(backend, name, call) or _left_out(name, call)
-        if reason is None:
-            return Choice(name, backend.run, refused)
-        refused[name] = reason
-        _log_once(op, name, reason)
-    raise KernelError(f"no backend serves {op}: " + "; ".join(f"{name}: {reason}" for name, reason in refused.items()))
-
-
 def _left_out(name: str, call: Call) -> str | None:
-    """Why ``fused`` does not take a backend that could serve the call: one line, or ``None`` where it does."""
+    """Why ``fused`` does not take a backend that could serve the call."""
     if name in ("native", "triton") and call.device.type == "cuda":
         return f"not measured on a GPU yet: --kernels {name} takes it"
     # Measured on two cores of an AMD EPYC on 30 November 2026 (bench/results/dispatch-amd-epyc.json): 293 classes of

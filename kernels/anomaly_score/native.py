@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels import dispatch, library
-from raccgan.kernels.anomaly_score.gradients import ScoreGrads, ScoreTensors, gradients, output_shapes
+from raccgan.kernels.anomaly_score.gradients import Tensors, gradients, output_shapes
 from raccgan.kernels.autograd import inputs_of, register
 
 
@@ -34,9 +34,8 @@ def anomaly_score(
     return outputs
 
 
-def _backward(ctx: Any, needs: Sequence[bool], *grads: Tensor | None) -> ScoreTensors:
-    *tensors, _ = inputs_of(ctx)
-    return gradients(*tensors, ScoreGrads(*grads), needs)
+def _backward(ctx: Any, needs: Sequence[bool], *grads: Tensor | None) -> Tensors:
+    return gradients(inputs_of(ctx)[:4], grads, needs)
 
 
 if library.load():

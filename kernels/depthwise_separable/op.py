@@ -120,7 +120,7 @@ def packed(pointwise_weight: Tensor, dtype: torch.dtype, *, kernels: str = "fuse
     Gradients: none.
     """
     call = dispatch.Call(pointwise_weight.device, dtype)
-    if kernels not in ("fused", "native") or dispatch.refusal("pointwise", POINTWISE, "native", call) is not None:
+    if kernels not in ("fused", "native") or native.supports(call) is not None:
         return None
     return native.packed(pointwise_weight, dtype)
 

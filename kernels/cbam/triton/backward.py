@@ -1,4 +1,4 @@
-"""CBAM's backward kernels in Triton; :mod:`.launch` launches them in the order in which they stand here.
+"""CBAM's backward kernels in Triton; :mod:`.op` launches them in the order in which they stand here.
 
 From g = dL/dy, with u = x gate and s' the normalised scores:
 

@@ -1,4 +1,4 @@
-"""CBAM's forward kernels in Triton; :mod:`.launch` launches them in the order in which they stand here.
+"""CBAM's forward kernels in Triton; :mod:`.op` launches them in the order in which they stand here.
 
 A program of a sweep over x takes one tile, some pixels of one sample, and goes through all its channels. x is
 [N, C, P], or [N, P, C] where CHANNELS_LAST, P = H * W pixels. All other results are float32. Three sweeps:
