@@ -173,7 +173,9 @@ def apply(
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
-    spatial, _ = spatial_gate(scores, mean, var, norm_weight, norm_bias, sample, pixel, in_image, pixels, eps, GROUPED)
+    spatial, _normalised = spatial_gate(
+        scores, mean, var, norm_weight, norm_bias, sample, pixel, in_image, pixels, eps, GROUPED
+    )
     for first in range(0, CHANNELS, CHANNEL_TILE):
         _, _, inside, at, value, own = gated_tile(
             x, gate, sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE
