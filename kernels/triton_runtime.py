@@ -59,18 +59,7 @@ def jit(kernel: Callable[..., Any]) -> Any:
 
 
 @jit
-def offsets(  # type: ignore[no-untyped-def]  # Triton gives a kernel's arguments their types
-    sample, pixel, channel, pixels, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr
-):
-    """[PIXEL_TILE, CHANNEL_TILE] offsets of some pixels and channels of a sample."""
-    if CHANNELS_LAST:
-        return (sample * pixels + pixel[:, None]) * CHANNELS + channel[None, :]
-    else:
-        return (sample * CHANNELS + channel[None, :]) * pixels + pixel[:, None]
-
-
-@jit
-def pixels_of(program, tiles, pixels, PIXEL_TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+def pixels_of(program, tiles, pixels, PIXEL_TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # by Triton
     """Of a sample's tile: the sample, its pixels, and which of them there are."""
     sample, pixel = program // tiles, program % tiles * PIXEL_TILE + tl.arange(0, PIXEL_TILE)
     return sample, pixel, pixel < pixels
@@ -84,14 +73,18 @@ def tile_of(  # type: ignore[no-untyped-def]
     channel = first + tl.arange(0, CHANNEL_TILE)
     in_channels = channel < CHANNELS
     inside = (pixel < pixels)[:, None] & in_channels[None, :]
-    return channel, in_channels, inside, offsets(sample, pixel, channel, pixels, CHANNELS, CHANNELS_LAST)
+    if CHANNELS_LAST:
+        at = (sample * pixels + pixel[:, None]) * CHANNELS + channel[None, :]
+    else:
+        at = (sample * CHANNELS + channel[None, :]) * pixels + pixel[:, None]
+    return channel, in_channels, inside, at
 
 
-def supports(call: Call, dtypes: Sequence[torch.dtype] = DTYPES) -> str | None:
-    """Why no Triton kernel that takes ``dtypes`` can serve ``call``, in one line; ``None`` where it can."""
+def supports(call: Call) -> str | None:
+    """Why no Triton kernel can serve ``call``, in one line; ``None`` where one can."""
     if _MISSING is not None:
         return _MISSING
-    if call.dtype not in dtypes:
+    if call.dtype not in DTYPES:
         return f"the Triton kernels add in float32 and do not take {call.dtype}"
     if call.device.type == "cpu":
         return "Triton needs a GPU"
@@ -105,9 +98,7 @@ def supports(call: Call, dtypes: Sequence[torch.dtype] = DTYPES) -> str | None:
 
 def state() -> str:
     """What is there, in one line, for ``raccgan.doctor``."""
-    if _MISSING is not None:
-        return _MISSING
-    return f"{VERSION}, for GPUs of compute capability {OLDEST}.0 and up"
+    return _MISSING or f"{VERSION}, for GPUs of compute capability {OLDEST}.0 and up"
 
 
 class Config(NamedTuple):
@@ -141,7 +132,7 @@ def noted() -> Iterator[list[Compilation]]:
         _noted = None
 
 
-def _note(kernel: Any, arguments: Sequence[Any], config: Config, constants: dict[str, Any]) -> Compilation:
+def _note(kernel: Any, arguments: Sequence[Any], config: Config, constants: dict[str, Any]) -> None:
     signature: dict[str, str] = {}
     for name, value in zip(kernel.arg_names, arguments, strict=False):
         if isinstance(value, Tensor):
@@ -150,7 +141,9 @@ def _note(kernel: Any, arguments: Sequence[Any], config: Config, constants: dict
             constants[name] = value
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
-    return Compilation(kernel, signature, constants, config)
+    one = Compilation(kernel, signature, constants, config)
+    if _noted is not None and one not in _noted:
+        _noted.append(one)
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, config: Config, **constants: Any) -> None:
@@ -158,9 +151,7 @@ def launch(kernel: Any, programs: int, *arguments: Any, config: Config, **consta
     if programs == 0:
         return
     if _noted is not None:
-        one = _note(kernel, arguments, config, constants)
-        if one not in _noted:
-            _noted.append(one)
+        _note(kernel, arguments, config, constants)
         return
     options = {**constants, **config.tile, "num_warps": config.num_warps, "num_stages": config.num_stages}
     with torch.cuda.device_of(next(a for a in arguments if isinstance(a, Tensor))):

@@ -25,8 +25,7 @@ from raccgan.kernels.autograd import needed
 from raccgan.kernels.depthwise_separable.options import Weights
 from raccgan.kernels.layout import empty_image, images, in_autocast_dtype, rows
 
-FEW = 20_000_000
-WIDE = 64 * 128
+FEW, WIDE = 20_000_000, 64 * 128
 """See :func:`_as_matrices`."""
 
 
@@ -38,7 +37,7 @@ def depthwise(x: Tensor, w: Tensor) -> Tensor:
 
 def pointwise(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = None) -> Tensor:
     """P(x, w) + b + residual for x [N, C, H, W], w [D, C, 1, 1], b [D] or None. Any order of derivative."""
-    x, w, b = in_autocast_dtype(x), in_autocast_dtype(w), None if b is None else in_autocast_dtype(b)
+    x, w, b = in_autocast_dtype(x), in_autocast_dtype(w), b if b is None else in_autocast_dtype(b)
     # Of one small image, the detour through autograd took as long as the product.
     y: Tensor = Pointwise.apply(x, w, b) if torch.is_grad_enabled() else _pointwise(x, w, b)
     return y if residual is None else y + residual

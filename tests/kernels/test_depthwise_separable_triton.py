@@ -221,7 +221,7 @@ def test_offsets_beyond_two_to_the_31() -> None:
         lambda t: ops.correlation(near, t, 3, PLAIN),
         lambda t: norm.moments(t, False)[1],
         lambda t: ops.jvp(Term(t), NO_TERM, None, t, Affine(relu=True)),
-        lambda t: fusing.fused(fusing.Fused(t, convolution, ones(3, 3).half(), None, t, NO_AFFINE, (5, 4))),
+        lambda t: fusing.fused(t, convolution, ones(3, 3).half(), None, t, NO_AFFINE, (5, 4)),
     ):
         assert_close(run(x), run(near), 1e-3)
 

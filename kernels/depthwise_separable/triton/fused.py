@@ -11,7 +11,7 @@ follows. :mod:`kernels` has the rules for all kernels of the op, and what they s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,23 +111,16 @@ def separable_kernel(
     tl.store(y + at, product.to(y.dtype.element_ty), mask=inside)
 
 
-class Fused(NamedTuple):
-    x: Tensor
-    convolution: Convolution
-    pointwise: Tensor  # [D, C] of x's dtype
-    bias: Tensor | None  # [D] float32
-    residual: Tensor | None  # [N, D, height, width]
-    affine: Affine
-    size: tuple[int, int]  # height and width of the result
-
-    @classmethod
-    def of(cls, inputs: Sequence[Any]) -> Fused:
-        x, w, pointwise, bias, residual, *affine, down, up, height, width = inputs
-        return cls(x, Convolution(w, Stride(down, up)), pointwise, bias, residual, Affine(*affine), (height, width))
-
-
-def launch_fused(given: Fused, y: Tensor) -> None:
-    x, convolution, pointwise, bias, residual, affine, _ = given
+def launch_fused(
+    x: Tensor,
+    convolution: Convolution,
+    pointwise: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    affine: Affine,
+    y: Tensor,
+) -> None:
+    """Write y; the others as of :func:`fused`."""
     n, d, height, width = y.shape
     c, up = x.shape[1], convolution.stride.up
     image, *strides = launch.by_pixel(x)
@@ -170,13 +163,17 @@ def precision() -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def _shape(*inputs: Any) -> Tensor:
-    x, _, pointwise, *_, size = Fused.of(inputs)
-    return empty_image(x, pointwise.shape[0], *size)
+def _arguments(*inputs: Any) -> tuple[Tensor, Convolution, Tensor, Tensor | None, Tensor | None, Affine]:
+    x, w, pointwise, bias, residual, *affine, down, up, _, _ = inputs
+    return x, Convolution(w, Stride(down, up)), pointwise, bias, residual, Affine(*affine)
+
+
+def _shape(x: Tensor, w: Tensor, pointwise: Tensor, *others: Any) -> Tensor:
+    return empty_image(x, pointwise.shape[0], *others[-2:])
 
 
 def _backward(ctx: Any, needs: Sequence[bool], grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    x, convolution, pointwise, _, _, affine, size = Fused.of(inputs_of(ctx))
+    x, convolution, pointwise, _, _, affine = _arguments(*inputs_of(ctx))
     needs_x, needs_w, needs_pointwise, needs_bias, _, *needs_affine = needs[:7]
     inner = grad_y
     if needs_x or needs_w or any(needs_affine):
@@ -186,7 +183,7 @@ def _backward(ctx: Any, needs: Sequence[bool], grad_y: Tensor) -> tuple[Tensor |
     if needs_w:
         grad_w = correlation(x, inner, convolution.kernel_size, convolution.stride, affine)
     if needs_pointwise:
-        grad_pointwise = rows(grad_y).t() @ rows(depthwise(x, convolution, *size, affine))
+        grad_pointwise = rows(grad_y).t() @ rows(depthwise(x, convolution, *grad_y.shape[2:], affine))
     grad_bias = rows(grad_y).sum(dim=0, dtype=torch.float32) if needs_bias else None
     return grad_x, grad_w, grad_pointwise, grad_bias, grad_y, grad_scale, grad_shift
 
@@ -199,16 +196,23 @@ def _backward(ctx: Any, needs: Sequence[bool], grad_y: Tensor) -> tuple[Tensor |
 )
 def _fused(*inputs: Any) -> Tensor:
     y = _shape(*inputs)
-    launch_fused(Fused.of(inputs), y)
+    launch_fused(*_arguments(*inputs), y)
     return y
 
 
-def fused(given: Fused) -> Tensor:
-    """pointwise D(phi(x), w) + bias + residual [N, D, height, width].
+def fused(
+    x: Tensor,
+    convolution: Convolution,
+    pointwise: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    affine: Affine,
+    size: Sequence[int],
+) -> Tensor:
+    """pointwise D(phi(x), w) + bias + residual [N, D, height, width]; pointwise [D, C] of x's dtype, bias [D] float32.
 
     Gradients: any order. D(phi(x), w) is not kept for them, but computed again where pointwise's is needed.
     """
-    x, convolution, pointwise, bias, residual, affine, size = given
     d = pointwise.shape[0]
     bias = None if bias is None else bias.expand(d)
     residual = None if residual is None else residual.expand((x.shape[0], d, *size))

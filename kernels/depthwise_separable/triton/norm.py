@@ -8,7 +8,7 @@ beside its deviation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,23 +68,14 @@ def moments(x: Tensor, pre_relu: bool) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-class _Normalised(NamedTuple):
-    x: Tensor
-    convolution: Convolution
-    affine: Affine  # after the norm, without a center
-    size: tuple[int, int]
-    eps: float
-
-    @classmethod
-    def of(cls, inputs: Sequence[Any]) -> _Normalised:
-        x, w, scale, shift, pre_relu, relu, down, up, height, width, eps = inputs
-        affine = Affine(scale, shift, None, pre_relu, relu)
-        return cls(x, Convolution(w, Stride(down, up)), affine, (height, width), eps)
+def _arguments(*inputs: Any) -> tuple[Tensor, Convolution, Affine]:
+    """The affine is what follows the norm, without a center."""
+    x, w, scale, shift, pre_relu, relu, down, up, *_ = inputs
+    return x, Convolution(w, Stride(down, up)), Affine(scale, shift, None, pre_relu, relu)
 
 
-def _normalised_shapes(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, _, _, size, _ = _Normalised.of(inputs)
-    return empty_image(x, x.shape[1], *size), *_moments_shapes(x)
+def _normalised_shapes(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return empty_image(x, x.shape[1], *others[-3:-1]), *_moments_shapes(x)
 
 
 def _save_normalised(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -95,7 +86,7 @@ def _normalised_backward(
     ctx: Any, needs: Sequence[bool], grad_y: Tensor | None, grad_mean: Tensor | None, grad_inverse: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     *inputs, mean, inverse = inputs_of(ctx)
-    x, convolution, affine, _, _ = _Normalised.of(inputs)
+    x, convolution, affine = _arguments(*inputs)
     center = mean.detach()
     mean = mean - center  # zero, with the mean's gradient
     scale, shift = folded(mean, inverse, affine.scale, affine.shift)
@@ -133,11 +124,10 @@ def _sum(a: Tensor | None, b: Tensor) -> Tensor:
     _save_normalised,
 )
 def _normalised(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, convolution, affine, size, eps = _Normalised.of(inputs)
-    mean, var = _moments_shapes(x)
+    (x, convolution, affine), eps = _arguments(*inputs), inputs[-1]
+    y, mean, var = _normalised_shapes(*inputs)
     fill_moments(x, mean, var, pre_relu=affine.pre_relu)
     inverse = torch.rsqrt(var + eps)
-    y = empty_image(x, x.shape[1], *size)
     scale, shift = folded(torch.zeros_like(mean), inverse, affine.scale, affine.shift)
     launch.depthwise(x, convolution, affine._replace(scale=scale, shift=shift, center=mean), y)
     return y, mean, inverse

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from raccgan.kernels.depthwise_separable import convolutions
-from raccgan.kernels.depthwise_separable.around import apply_prologue, pooled, upsampled
+from raccgan.kernels.depthwise_separable import pytorch
+from raccgan.kernels.depthwise_separable.around import pooled
 from raccgan.kernels.depthwise_separable.options import Prologue, Resize, Weights
 from raccgan.kernels.depthwise_separable.triton import launch, norm, ops
-from raccgan.kernels.depthwise_separable.triton.fused import Fused, fused, fuses, launch_fused
+from raccgan.kernels.depthwise_separable.triton.fused import fused, fuses, launch_fused
 from raccgan.kernels.depthwise_separable.triton.launch import PLAIN, Affine, Convolution, Stride, Term
 from raccgan.kernels.layout import images, in_autocast_dtype, rows
 from raccgan.kernels.triton_moments import fill_moments
@@ -35,28 +35,23 @@ def depthwise_separable(
     """
     x = in_autocast_dtype(x)
     stride = Stride(resize.pool if resize.upsample == 1 else 1, resize.upsample)
-    if resize.upsample * resize.pool < 4 and fuses(x, weights.pointwise, weights.kernel_size, stride):
-        return _in_one_kernel(x, weights, prologue, stride, residual)
-    if weights.kernel_size == 1:  # the depthwise weight is part of the matrix
-        u = pooled(upsampled(apply_prologue(x, prologue), resize.upsample), resize.pool)
-        return convolutions.pointwise(*convolutions.operands(u, weights), residual)
-    convolution, size = ops.resized(weights.depthwise.float(), stride), _size(x, stride)
-    if prologue.norm == "instance":
-        u = norm.normalised(x, convolution, *size, _affine(prologue), prologue.eps)
-    else:
-        u = ops.depthwise(x, convolution, *size, _affine(prologue))
-    y = _multiplied(pooled(u, resize.pool // stride.down), weights.pointwise.to(x.dtype), weights.float().bias())
-    return y if residual is None else y + residual
-
-
-def _in_one_kernel(x: Tensor, weights: Weights, prologue: Prologue, stride: Stride, residual: Tensor | None) -> Tensor:
-    affine = _affine(prologue)
-    if prologue.norm == "instance":
-        affine = norm.normalising(affine, x, prologue.eps)
+    one_kernel = resize.upsample * resize.pool < 4 and fuses(x, weights.pointwise, weights.kernel_size, stride)
+    if weights.kernel_size == 1 and not one_kernel:  # the depthwise weight is part of the matrix
+        return pytorch.depthwise_separable(x, weights, prologue, resize, residual)
     convolution = ops.resized(weights.depthwise.float(), stride)
     matrix, bias = weights.pointwise.flatten(1).to(x.dtype), weights.float().bias()
-    inside = residual if residual is not None and residual.dtype == x.dtype else None
-    y = fused(Fused(x, convolution, matrix, bias, inside, affine, _size(x, stride)))
+    affine, size = _affine(prologue), [side * stride.up // stride.down for side in x.shape[2:]]
+    inside = None
+    if one_kernel:
+        affine = norm.normalising(affine, x, prologue.eps) if prologue.norm == "instance" else affine
+        inside = residual if residual is not None and residual.dtype == x.dtype else None
+        y = fused(x, convolution, matrix, bias, inside, affine, size)
+    else:
+        if prologue.norm == "instance":
+            u = norm.normalised(x, convolution, *size, affine, prologue.eps)
+        else:
+            u = ops.depthwise(x, convolution, *size, affine)
+        y = _multiplied(pooled(u, resize.pool // stride.down), matrix, bias)
     return y if residual is None or inside is not None else y + residual
 
 
@@ -65,15 +60,10 @@ def _affine(prologue: Prologue) -> Affine:
     return Affine(scale, shift, None, prologue.pre_relu, prologue.relu)
 
 
-def _size(x: Tensor, stride: Stride) -> tuple[int, int]:
-    height, width = x.shape[2:]
-    return height * stride.up // stride.down, width * stride.up // stride.down
-
-
-def _multiplied(u: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+def _multiplied(u: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     """The pointwise convolution of u as a matrix product, whose derivatives PyTorch makes of such products again."""
-    left, matrix = rows(u), w.flatten(1).t()
-    product = left @ matrix if bias is None else torch.addmm(bias.to(u.dtype), left, matrix)
+    left, right = rows(u), matrix.t()
+    product = left @ right if bias is None else torch.addmm(bias.to(u.dtype), left, right)
     return images(product, u)
 
 
@@ -129,4 +119,4 @@ def _every_kernel(dtype: torch.dtype, k: int, stride: Stride, layer: _Layer) -> 
     launch.jvp(term, term, values, y, affine, y)
     fill_moments(y, values, values, pre_relu=True)
     matrix, bias, z = meta(dtype, d, c), meta(torch.float32, d), meta(dtype, 2, d, height, height, last=last)
-    launch_fused(Fused(x, convolution, matrix, bias, z, affine, (height, height)), z)
+    launch_fused(x, convolution, matrix, bias, z, affine, z)

@@ -27,7 +27,7 @@ channels_last, and the same bits every time. A registered op takes the tuples of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,25 +49,17 @@ def resized(w: Tensor, stride: Stride) -> Convolution:
     return Convolution(torch.nn.functional.avg_pool2d(w, 2, stride=1, padding=1, divisor_override=divisor), stride)
 
 
-class _Depthwise(NamedTuple):
-    x: Tensor
-    convolution: Convolution
-    affine: Affine
-    size: tuple[int, int]
-
-    @classmethod
-    def of(cls, inputs: Sequence[Any]) -> _Depthwise:
-        x, w, *affine, down, up, height, width = inputs
-        return cls(x, Convolution(w, Stride(down, up)), Affine(*affine), (height, width))
+def _depthwise_arguments(*inputs: Any) -> tuple[Tensor, Convolution, Affine, Sequence[int]]:
+    x, w, *affine, down, up, height, width = inputs
+    return x, Convolution(w, Stride(down, up)), Affine(*affine), (height, width)
 
 
-def _depthwise_shape(*inputs: Any) -> Tensor:
-    x, _, _, size = _Depthwise.of(inputs)
-    return empty_image(x, x.shape[1], *size)
+def _depthwise_shape(x: Tensor, *others: Any) -> Tensor:
+    return empty_image(x, x.shape[1], *others[-2:])
 
 
 def _depthwise_backward(ctx: Any, needs: Sequence[bool], grad_y: Tensor) -> _Tensors:
-    x, convolution, affine, _ = _Depthwise.of(inputs_of(ctx))
+    x, convolution, affine, _ = _depthwise_arguments(*inputs_of(ctx))
     needs_x, needs_w, *needs_affine = needs[:4]
     grad_w = correlation(x, grad_y, convolution.kernel_size, convolution.stride, affine) if needs_w else None
     grad_x, *of_affine = depthwise_vjp(grad_y, x, convolution, affine, (needs_x, *needs_affine))
@@ -93,7 +85,7 @@ def depthwise_vjp(
 )
 def _depthwise(*inputs: Any) -> Tensor:
     y = _depthwise_shape(*inputs)
-    launch.depthwise(*_Depthwise.of(inputs)[:3], y)
+    launch.depthwise(*_depthwise_arguments(*inputs)[:3], y)
     return y
 
 
@@ -139,31 +131,20 @@ def correlation(x: Tensor, grad: Tensor, kernel_size: int, stride: Stride, affin
     return w
 
 
-class _Vjp(NamedTuple):
-    grad: Tensor
-    convolution: Convolution
-    term: Term
-    x: Tensor
-    affine: Affine
-    needs_image: bool
-    needs_sums: bool
-
-    @classmethod
-    def of(cls, inputs: Sequence[Any]) -> _Vjp:
-        grad, w, image, factor, x, *affine, down, up, centered, needs_image, needs_sums = inputs
-        convolution, term = Convolution(w, Stride(down, up)), Term(image, factor, centered)
-        return cls(grad, convolution, term, x, Affine(*affine), needs_image, needs_sums)
+def _vjp_arguments(*inputs: Any) -> tuple[Tensor, Convolution, Term, Tensor, Affine]:
+    grad, w, image, factor, x, *affine, down, up, centered, _, _ = inputs
+    return grad, Convolution(w, Stride(down, up)), Term(image, factor, centered), x, Affine(*affine)
 
 
 def _vjp_shapes(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *_, x, _, needs_image, needs_sums = _Vjp.of(inputs)
+    x, needs_image, needs_sums = inputs[4], *inputs[-2:]
     image = empty_image(x, *x.shape[1:]) if needs_image else x.new_empty(0)
     sums = x.shape[:2] if needs_sums else (0,)
     return image, x.new_empty(sums, dtype=torch.float32), x.new_empty(sums, dtype=torch.float32)
 
 
 def _vjp_backward(ctx: Any, needs: Sequence[bool], *grads: Tensor | None) -> _Tensors:
-    grad, convolution, term, x, affine, *_ = _Vjp.of(inputs_of(ctx))
+    grad, convolution, term, x, affine = _vjp_arguments(*inputs_of(ctx))
     needs_y, needs_w, needs_image, needs_factor = needs[:4]
     # Results that were not needed are empty, and so are their gradients.
     of_image, of_scale, of_shift = (None if g is None or g.numel() == 0 else g for g in grads)
@@ -187,9 +168,8 @@ def _vjp_backward(ctx: Any, needs: Sequence[bool], *grads: Tensor | None) -> _Te
     _vjp_backward,
 )
 def _vjp(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *given, _, needs_sums = _Vjp.of(inputs)
     image, *_ = _vjp_shapes(*inputs)
-    return image, *launch.vjp(*given, image, needs_sums)
+    return image, *launch.vjp(*_vjp_arguments(*inputs), image, inputs[-1])
 
 
 def vjp(
@@ -207,26 +187,18 @@ def vjp(
     return tuple(one if need else None for one, need in zip(found, needs, strict=True))
 
 
-class _Jvp(NamedTuple):
-    first: Term
-    second: Term
-    added: Tensor | None
-    x: Tensor
-    affine: Affine
-
-    @classmethod
-    def of(cls, inputs: Sequence[Any]) -> _Jvp:
-        image, factor, added, other, other_factor, x, *affine, centered = inputs
-        return cls(Term(image, factor), Term(other, other_factor, centered), added, x, Affine(*affine))
+def _jvp_arguments(*inputs: Any) -> tuple[Term, Term, Tensor | None, Tensor, Affine]:
+    image, factor, added, other, other_factor, x, *affine, centered = inputs
+    return Term(image, factor), Term(other, other_factor, centered), added, x, Affine(*affine)
 
 
 def _jvp_shape(*inputs: Any) -> Tensor:
-    x = _Jvp.of(inputs).x
+    x = inputs[5]
     return empty_image(x, *x.shape[1:])
 
 
 def _jvp_backward(ctx: Any, needs: Sequence[bool], grad: Tensor) -> _Tensors:
-    first, second, _, x, affine = _Jvp.of(inputs_of(ctx))
+    first, second, _, x, affine = _jvp_arguments(*inputs_of(ctx))
     of_first: _Tensors = (None, None, None)
     of_second: _Tensors = (None, None, None)
     if any(needs[:3]):
@@ -244,7 +216,7 @@ def _jvp_backward(ctx: Any, needs: Sequence[bool], grad: Tensor) -> _Tensors:
 )
 def _jvp(*inputs: Any) -> Tensor:
     out = _jvp_shape(*inputs)
-    launch.jvp(*_Jvp.of(inputs), out)
+    launch.jvp(*_jvp_arguments(*inputs), out)
     return out
 
 
