@@ -24,15 +24,21 @@ def needed(ctx: Any) -> list[bool]:
     return [requires and torch_internals.will_execute(next(nodes)) for requires in ctx.needs_input_grad]
 
 
-def save_inputs(ctx: Any, inputs: Sequence[Any], output: Any = None, *, materialize: bool = False) -> None:
-    """Keep inputs of an op, for :func:`inputs_of`. The gradient of a result that nobody used will be zeros, or None."""
+def save_inputs(
+    ctx: Any, inputs: Sequence[Any], output: Any = None, *, results: slice | None = None, materialize: bool = False
+) -> None:
+    """Keep an op's inputs, and ``results`` behind them, for :func:`inputs_of`.
+
+    The gradient of a result that nobody used will be None, or zeros where ``materialize``.
+    """
+    inputs = inputs if results is None else (*inputs, *output[results])
     ctx.save_for_backward(*[value if isinstance(value, Tensor) else None for value in inputs])
     ctx.others = [None if isinstance(value, Tensor) else value for value in inputs]
     ctx.set_materialize_grads(materialize)
 
 
 def inputs_of(ctx: Any) -> list[Any]:
-    """The inputs that :func:`save_inputs` kept, in their order."""
+    """What :func:`save_inputs` kept, in its order."""
     return [other if t is None else t for t, other in zip(ctx.saved_tensors, ctx.others, strict=True)]
 
 

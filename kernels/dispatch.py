@@ -84,7 +84,7 @@ Backends = Mapping[str, Backend]
 
 
 class Choice(NamedTuple):
-    """The backend that serves a call."""
+    """The backend that serves a call, of :func:`choose`."""
 
     name: str
     run: Callable[..., Any]

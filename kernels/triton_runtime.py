@@ -1,7 +1,7 @@
 """The runtime of all Triton kernels: whether they can run, how they are launched, how they are compiled ahead of time.
 
-An op's package ``triton`` has ``compilations()`` beside its public function: a :class:`Compilation` for every kernel
-and configuration that it ships. Its kernels keep these rules:
+An op's ``triton`` has ``compilations()`` beside its public function: a :class:`Compilation` for every kernel and
+configuration that it ships. The kernels keep these rules:
 
 - ``@jit`` and ``tl`` come from here: both exist without Triton too, so that importing never fails.
 - Arithmetic is float32: ``tl.load(...).to(tl.float32)`` at every load, ``.to(pointer.dtype.element_ty)`` at the store.
@@ -23,12 +23,8 @@ from torch import Tensor
 
 from raccgan.kernels.dispatch import Call
 
-TESTED = ("3.6", "3.7", "3.8")
-"""Releases that the tests were run with, 3.6 all of them; another one may compile to something else, or not at all."""
-
-OLDEST = 8
-"""Major compute capability of the oldest GPU that the kernels are compiled for in the tests: Ampere."""
-
+TESTED = ("3.6", "3.7", "3.8")  # releases that the tests were run with; another may compile to something else
+OLDEST = 8  # major compute capability of the oldest GPU that the kernels are compiled for in the tests: Ampere
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # Of the model of the work: programs that an H100 runs at a time, and what starting one costs, in elements that it moves

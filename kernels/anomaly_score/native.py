@@ -1,7 +1,6 @@
 """The native backend of the anomaly score: C++ on a CPU, CUDA C++ on a GPU. It reads each tensor once.
 
-The forward pass is a kernel. The backward pass consists of PyTorch's differentiable operations (:mod:`.gradients`), so
-gradients of every order follow from it.
+The forward pass is a kernel. Gradients of every order are PyTorch's operations: :func:`.reference.gradients`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels import dispatch, library
-from raccgan.kernels.anomaly_score.gradients import Tensors, gradients, output_shapes
+from raccgan.kernels.anomaly_score.reference import Tensors, gradients, output_shapes
 from raccgan.kernels.autograd import inputs_of, register
 
 

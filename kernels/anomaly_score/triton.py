@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels import triton_runtime as runtime
-from raccgan.kernels.anomaly_score.gradients import Tensors, gradients, output_shapes
+from raccgan.kernels.anomaly_score.reference import Tensors, gradients, output_shapes
 from raccgan.kernels.autograd import define, differentiate, inputs_of
 from raccgan.kernels.triton_runtime import Compilation, Config, cdiv, jit, launch, meta, tile_of, tl
 

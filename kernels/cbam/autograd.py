@@ -60,24 +60,12 @@ class CbamNeeds(NamedTuple):
         return (self.x, *4 * (self.mlp,), self.spatial_weight, *2 * (self.norm,), *2 * (self.moments,))
 
 
-class BackwardArguments(NamedTuple):
-    """The arguments of the backward op."""
-
-    grad_y: Tensor
-    grad_mean: Tensor | None
-    grad_var: Tensor | None
-    tensors: CbamTensors
-    batch: bool
-    eps: float
-    saved: Tensor
-    needs: CbamNeeds
-
-    @classmethod
-    def of(cls, arguments: Sequence[Any]) -> BackwardArguments:
-        """Of the op's arguments, one after the other."""
-        (grad_y, grad_mean, grad_var), tensors = arguments[:3], CbamTensors(*arguments[3 : 3 + TENSORS])
-        batch, eps, saved, *needs = arguments[3 + TENSORS :]
-        return cls(grad_y, grad_mean, grad_var, tensors, batch, eps, saved, CbamNeeds(*needs))
+def backward_arguments(
+    *inputs: Any,
+) -> tuple[Sequence[Tensor | None], CbamTensors, tuple[bool, float, Tensor], CbamNeeds]:
+    """The backward op's gradients, tensors, (batch, eps, saved) and needs."""
+    given = 3 + TENSORS
+    return inputs[:3], CbamTensors(*inputs[3:given]), inputs[given : given + 3], CbamNeeds(*inputs[given + 3 :])
 
 
 def forward_shapes(like: Callable[[Tensor], Tensor], saved: Callable[..., int], *inputs: Any) -> tuple[Tensor, ...]:
@@ -90,15 +78,15 @@ def forward_shapes(like: Callable[[Tensor], Tensor], saved: Callable[..., int], 
 
 def backward_shapes(like: Callable[[Tensor], Tensor], *inputs: Any) -> tuple[Tensor, ...]:
     """Empty outputs of the backward op, without elements where they are not needed; ``like`` makes a tensor like x."""
-    arguments = BackwardArguments.of(inputs)
-    tensors, x = arguments.tensors, arguments.tensors.x
+    _, tensors, _, needs = backward_arguments(*inputs)
+    x = tensors.x
 
     def empty(t: Tensor | None, needed: bool) -> Tensor:
         if t is None or not needed:
             return x.new_empty(0, dtype=torch.float32 if t is None or t is x else t.dtype)
         return like(t) if t is x else torch.empty(t.shape, dtype=t.dtype, device=t.device)
 
-    return tuple(empty(t, needed) for t, needed in zip(tensors, arguments.needs.by_tensor(), strict=True))
+    return tuple(empty(t, needed) for t, needed in zip(tensors, needs.by_tensor(), strict=True))
 
 
 def run(op: Callable[..., Any], x: Tensor, weights: CbamWeights, norm: CbamNorm) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,13 +121,13 @@ def register_both(
         return backward(grad_y, grad_mean, grad_var, *inputs, *CbamNeeds.of(needs[:TENSORS]))
 
     def of_backward(ctx: Any, needs: Sequence[bool], *grad_grads: Tensor | None) -> _Tensors:
-        inputs, given = inputs_of(ctx), 3 + TENSORS
-        tensors, (batch, eps, saved), computed = inputs[:given], inputs[given : given + 3], inputs[given + 3 :]
+        grads, tensors, (batch, eps, saved), computed = backward_arguments(*inputs_of(ctx))
+        given = (*grads, *tensors)
         # What was not needed is an output without elements, and nothing comes through it.
-        by_tensor = zip(grad_grads, CbamNeeds(*computed).by_tensor(), strict=True)
-        through = [grad if there else None for grad, there in by_tensor]
-        found = second(tensors, through, saved, batch, eps)
-        return _recomputed(tensors, through, needs[:given], batch=batch, eps=eps) if found is None else found
+        pairs = zip(grad_grads, computed.by_tensor(), strict=True)
+        through = [grad if there else None for grad, there in pairs]
+        found = second(given, through, saved, batch, eps)
+        return _recomputed(given, through, needs[: len(given)], batch=batch, eps=eps) if found is None else found
 
     register(f"raccgan::{name}", partial(forward_shapes, like, saved), of_forward, save)
     register(f"raccgan::{name}_backward", partial(backward_shapes, like), of_backward)

@@ -6,8 +6,8 @@ Depthwise, with stride 1 and "same" padding:
     dD/dx . g        = D(g, flip(w))
     dD/dw . g        = C(x, g), the correlation of x and g over the batch
 
-For a gradient v of C, the gradients of C are D(g, flip(v)) in x and D(x, v) in g. So every order of derivative consists
-of D and C. Eager PyTorch differentiates its weight gradient with one small convolution per channel.
+For a gradient v of C, the gradients of C are D(g, flip(v)) in x and D(x, v) in g. Eager PyTorch differentiates its
+weight gradient with one small convolution per channel.
 
 The pointwise family is P(x, w), its transpose T(g, w), and the product of x and g over all pixels. Eager PyTorch
 differentiates that product by a convolution whose kernel is as large as the image.

@@ -6,6 +6,7 @@ NAME(x) -> (mean, var)    NAME_backward(grad_mean, grad_var, x, mean) -> grad_x
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,14 +24,11 @@ def shapes(x: Tensor) -> tuple[Tensor, Tensor]:
 def register_both(name: str, like: Callable[[Tensor], Tensor]) -> None:
     """Give raccgan::NAME and raccgan::NAME_backward their gradients and fakes; ``like`` makes an empty grad_x of x."""
 
-    def save(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        save_inputs(ctx, (*inputs, output[0]), materialize=True)
-
     def of_forward(ctx: Any, needs: Sequence[bool], *grads: Tensor) -> tuple[Tensor]:
         return (getattr(torch.ops.raccgan, f"{name}_backward")(*grads, *inputs_of(ctx)),)
 
     def of_backward(ctx: Any, needs: Sequence[bool], grad_grad_x: Tensor) -> list[Tensor | None]:
         return differentiate(reference.gradient, inputs_of(ctx), (grad_grad_x,), needs)
 
-    register(f"raccgan::{name}", shapes, of_forward, save)
+    register(f"raccgan::{name}", shapes, of_forward, partial(save_inputs, results=slice(1), materialize=True))
     register(f"raccgan::{name}_backward", lambda *inputs: like(inputs[2]), of_backward)

@@ -8,7 +8,7 @@ them for sm_80 and sm_90.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from itertools import product
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.cbam import autograd
-from raccgan.kernels.cbam.autograd import TENSORS, BackwardArguments, CbamNeeds, CbamTensors
+from raccgan.kernels.cbam.autograd import TENSORS, CbamNeeds, CbamTensors
 from raccgan.kernels.cbam.options import CbamNorm, CbamWeights
 from raccgan.kernels.cbam.triton import backward as back
 from raccgan.kernels.cbam.triton import forward
@@ -138,38 +138,39 @@ def _forward_pass(
     call.sweep(forward.apply, *given, y, sizes=(eps,), GROUPED=call.grouped)
 
 
-def _backward_pass(arguments: BackwardArguments, found: tuple[Tensor, ...]) -> None:
+def _backward_pass(inputs: Sequence[Any], found: tuple[Tensor, ...]) -> None:
     """Fill the gradients that are needed; the others have no elements."""
-    call = _Call(arguments.tensors, arguments.batch, arguments.saved)
-    tensors, needs, eps, wanted = call.tensors, arguments.needs, arguments.eps, CbamTensors(*found)
+    grads, tensors, (batch, eps, saved), needs = autograd.backward_arguments(*inputs)
+    call, wanted = _Call(tensors, batch, saved), CbamTensors(*found)
+    tensors = call.tensors
     n, c, r, pixels, grouped = call.n, call.c, call.hidden, call.pixels, {"GROUPED": call.grouped}
     order = torch.channels_last if call.layout["CHANNELS_LAST"] else torch.contiguous_format
-    grad_y = arguments.grad_y.contiguous(memory_format=order)
 
     # From y to the scores.
     mean, var = (tensors.mean, tensors.var) if call.fixed else call.moments.chunk(2)
     norm = (call.scores, mean, var, tensors.norm_weight, tensors.norm_bias)
-    given = (tensors.x, grad_y, call.gate, call.planes, *norm)
+    given = (tensors.x, inputs[0].contiguous(memory_format=order), call.gate, call.planes, *norm)
     flow, ties, through = call.floats(n, pixels), call.floats(n, pixels), call.floats(n, call.tiles, c)
-    partial = call.floats(n, call.tiles, 2)
-    call.sweep(back.find_flow, *given, flow, ties, through, partial, sizes=(eps,), **grouped)
-    grads = (None if g is None else g.float().contiguous() for g in (arguments.grad_mean, arguments.grad_var))
+    of_tiles = call.floats(n, call.tiles, 2)
+    call.sweep(back.find_flow, *given, flow, ties, through, of_tiles, sizes=(eps,), **grouped)
     coefficients, grad_norm = call.floats(call.groups, 3), call.floats(call.groups, 4)
-    parts = (partial, var, tensors.norm_weight, *grads, coefficients, grad_norm)
+    grad_moments = (None if g is None else g.float().contiguous() for g in grads[1:])
+    parts = (of_tiles, var, tensors.norm_weight, *grad_moments, coefficients, grad_norm)
     sizes = (call.group_size * call.tiles, float(call.group_size * pixels), eps)
     launch(back.join_norm, call.groups, *parts, *sizes, config=_ITEMS, FIXED=call.fixed)
     if needs.norm or needs.moments:
         for grad, total in zip(found[-4:], grad_norm.sum(dim=0), strict=True):
             grad.copy_(total)
     if needs.spatial_weight:
-        taps = 2 * tensors.spatial_weight[0, 0].numel()
+        taps = tensors.spatial_weight.numel()
         tile = power_of_two(taps)
         config = Config({"TAPS": tile, "STEP": max(1, 2048 // tile), "STEPS": 16}, 8)
         tiles = cdiv(pixels, 16 * config.tile["STEP"])
-        partial = call.floats(n * tiles, taps)
-        scores = (flow, call.scores, call.planes, mean, coefficients)
-        call.convolution(back.spatial_back, tiles, config, *scores, partial, **grouped)
-        wanted.spatial_weight.copy_(partial.sum(dim=0).view_as(wanted.spatial_weight))
+        of_tiles = call.floats(n * tiles, taps)
+        call.convolution(
+            back.spatial_back, tiles, config, flow, call.scores, call.planes, mean, coefficients, of_tiles, **grouped
+        )
+        wanted.spatial_weight.copy_(of_tiles.sum(dim=0).view_as(wanted.spatial_weight))
     if not (needs.x or needs.mlp):
         return
 
@@ -207,19 +208,16 @@ def _forward(*inputs: Any) -> tuple[Tensor, ...]:
 def _backward(*inputs: Any) -> tuple[Tensor, ...]:
     found = autograd.backward_shapes(empty_in_order, *inputs)
     with torch.autocast(inputs[0].device.type, enabled=False):
-        _backward_pass(BackwardArguments.of(inputs), found)
+        _backward_pass(inputs, found)
     return found
 
 
+_BACKWARD = f"(Tensor grad_y, Tensor? grad_mean, Tensor? grad_var, {_INPUTS}, Tensor saved, {_NEEDS}) -> ({_GRADS})"
 _OPS = [
     torch.library.custom_op(f"raccgan::cbam_triton{name}", run, mutates_args=(), schema=schema)
     for name, run, schema in (
         ("", _forward, f"({_INPUTS}) -> (Tensor y, Tensor mean, Tensor var, Tensor saved)"),
-        (
-            "_backward",
-            _backward,
-            f"(Tensor grad_y, Tensor? grad_mean, Tensor? grad_var, {_INPUTS}, Tensor saved, {_NEEDS}) -> ({_GRADS})",
-        ),
+        ("_backward", _backward, _BACKWARD),
     )
 ]
 autograd.register_both("cbam_triton", empty_in_order, _saved_size)
@@ -248,4 +246,4 @@ def _both_passes(dtype: torch.dtype, c: int, hidden: int, k: int, size: int, las
     _, mean, _, saved = _forward(*given)
     grad = None if kind == "fixed" else mean
     arguments = (x, grad, grad, *given, saved, *CbamNeeds(*5 * (True,)))
-    _backward_pass(BackwardArguments.of(arguments), autograd.backward_shapes(empty_in_order, *arguments))
+    _backward_pass(arguments, autograd.backward_shapes(empty_in_order, *arguments))

@@ -54,16 +54,6 @@ def fuses(x: Tensor, weights: Weights, resize: Resize) -> bool:
     return again <= 1 and again * taps * taps <= 2 * x.element_size() * _MULTIPLY_ADDS_A_BYTE
 
 
-def depthwise_separable(
-    x: Tensor, weights: Weights, prologue: Prologue, resize: Resize, residual: Tensor | None
-) -> Tensor:
-    """Shapes as in :func:`raccgan.kernels.depthwise_separable.depthwise_separable`, where :func:`fuses`."""
-    inside = residual if residual is not None and residual.dtype == x.dtype else None
-    matrix, bias = weights.pointwise.flatten(1).to(x.dtype), weights.float().bias()
-    y = fused(x, weights.depthwise, matrix, bias, inside, prologue, resize)
-    return y if residual is None or inside is not None else y + residual
-
-
 def fused(
     x: Tensor,
     w: Tensor,

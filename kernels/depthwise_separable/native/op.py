@@ -65,16 +65,19 @@ def depthwise_separable(
         u = pooled(upsampled(apply_prologue(x, prologue), resize.upsample), resize.pool)
         return product(*convolutions.operands(u, weights), residual)
     if fused.fuses(x, weights, resize):
-        return fused.depthwise_separable(x, weights, prologue, resize, residual)
+        matrix, bias = weights.pointwise.flatten(1).to(x.dtype), weights.float().bias()
+        inside = residual if residual is not None and residual.dtype == x.dtype else None
+        y: Tensor = fused.fused(x, weights.depthwise, matrix, bias, inside, prologue, resize)
+        return y if residual is None or inside is not None else y + residual
     if _in_one_call(x, weights, prologue, resize, residual):
         scale, shift = prologue.scale, prologue.shift
-        y: Tensor = torch.ops.raccgan.depthwise_separable_native(
+        y = torch.ops.raccgan.depthwise_separable_native(
             x, *weights.float(), scale, shift, residual, packed, *Options.of(prologue, resize)
         )
         return y
-    inside = resize.pool if resize.upsample == 1 else 1  # the kernels resize one way or the other
-    u = depthwise(x, weights.depthwise, prologue, Resize(resize.upsample, inside))
-    return product(*convolutions.operands(pooled(u, resize.pool // inside), weights), residual)
+    pool = resize.pool if resize.upsample == 1 else 1  # the kernels resize one way or the other
+    u = depthwise(x, weights.depthwise, prologue, Resize(resize.upsample, pool))
+    return product(*convolutions.operands(pooled(u, resize.pool // pool), weights), residual)
 
 
 def _in_one_call(x: Tensor, weights: Weights, prologue: Prologue, resize: Resize, residual: Tensor | None) -> bool:

@@ -32,12 +32,11 @@ def fuses(x: Tensor, pointwise: Tensor, kernel_size: int, stride: Stride) -> boo
     It saves writing the depthwise result and reading it, 2 transfers of each value to and from memory, and computes
     that result anew for each block of output channels. Reads of x again come from the first-level cache, by the data
     sheets about eight times as fast as memory (on an H100 128 bytes a clock from each of 132, against 3.35 TB/s), so a
-    block more pays where it costs fewer than 16 of them. Beyond two blocks the matrix product decides, and a library's
-    is better than one whose operand is computed between its steps.
+    block more pays where it costs fewer than 16 of them. Beyond two blocks a library's matrix product is better.
 
-    A gradient of the pointwise weight needs the depthwise result in memory again, which then saves nothing; and float32
-    that may not be rounded to tf32 is not multiplied on tensor cores at all: torch.compile cannot read that flag.
-    ``kernel_size`` is the convolution's before resizing is folded into it.
+    A gradient of the pointwise weight needs the depthwise result in memory; and float32 that may not be rounded to tf32
+    is not multiplied on tensor cores at all: torch.compile cannot read that flag. ``kernel_size`` is the convolution's
+    before resizing is folded into it.
     """
     if torch.is_grad_enabled() and pointwise.requires_grad:
         return False
@@ -183,7 +182,7 @@ def _backward(ctx: Any, needs: Sequence[bool], grad_y: Tensor) -> tuple[Tensor |
     if needs_w:
         grad_w = correlation(x, inner, convolution.kernel_size, convolution.stride, affine)
     if needs_pointwise:
-        grad_pointwise = rows(grad_y).t() @ rows(depthwise(x, convolution, *grad_y.shape[2:], affine))
+        grad_pointwise = rows(grad_y).t() @ rows(depthwise(x, convolution, grad_y.shape[2], grad_y.shape[3], affine))
     grad_bias = rows(grad_y).sum(dim=0, dtype=torch.float32) if needs_bias else None
     return grad_x, grad_w, grad_pointwise, grad_bias, grad_y, grad_scale, grad_shift
 

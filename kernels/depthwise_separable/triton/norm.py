@@ -8,6 +8,7 @@ beside its deviation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,10 +43,6 @@ def _moments_shapes(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[:2], dtype=torch.float32), x.new_empty(x.shape[:2], dtype=torch.float32)
 
 
-def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    save_inputs(ctx, (*inputs, output[0]), materialize=True)
-
-
 def _moments_backward(ctx: Any, needs: Sequence[bool], grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor]:
     x, pre_relu, mean = inputs_of(ctx)
     pixels = x.shape[2] * x.shape[3]
@@ -59,7 +56,7 @@ def _moments_backward(ctx: Any, needs: Sequence[bool], grad_mean: Tensor, grad_v
     "depthwise_triton_moments(Tensor x, bool pre_relu) -> (Tensor, Tensor)",
     _moments_shapes,
     _moments_backward,
-    _save_moments,
+    partial(save_inputs, results=slice(1), materialize=True),
 )
 def moments(x: Tensor, pre_relu: bool) -> tuple[Tensor, Tensor]:
     """Mean and biased variance [N, C], float32, of x [N, C, H, W] or of its ReLU. Any order of gradient."""
@@ -76,10 +73,6 @@ def _arguments(*inputs: Any) -> tuple[Tensor, Convolution, Affine]:
 
 def _normalised_shapes(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     return empty_image(x, x.shape[1], *others[-3:-1]), *_moments_shapes(x)
-
-
-def _save_normalised(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    save_inputs(ctx, (*inputs, *output[1:]))
 
 
 def _normalised_backward(
@@ -121,7 +114,7 @@ def _sum(a: Tensor | None, b: Tensor) -> Tensor:
     "int down, int up, SymInt height, SymInt width, float eps) -> (Tensor, Tensor, Tensor)",
     _normalised_shapes,
     _normalised_backward,
-    _save_normalised,
+    partial(save_inputs, results=slice(1, 3)),
 )
 def _normalised(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     (x, convolution, affine), eps = _arguments(*inputs), inputs[-1]

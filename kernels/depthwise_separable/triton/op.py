@@ -40,7 +40,8 @@ def depthwise_separable(
         return pytorch.depthwise_separable(x, weights, prologue, resize, residual)
     convolution = ops.resized(weights.depthwise.float(), stride)
     matrix, bias = weights.pointwise.flatten(1).to(x.dtype), weights.float().bias()
-    affine, size = _affine(prologue), [side * stride.up // stride.down for side in x.shape[2:]]
+    affine = _affine(prologue)
+    size = x.shape[2] * stride.up // stride.down, x.shape[3] * stride.up // stride.down
     inside = None
     if one_kernel:
         affine = norm.normalising(affine, x, prologue.eps) if prologue.norm == "instance" else affine
