@@ -26,20 +26,10 @@ import torch
 
 from raccgan.kernels import library, torch_internals
 
-NAMES = ("reference", "fused", "native", "triton")
-"""What ``--kernels`` takes."""
-
-BACKENDS = ("native", "triton", "pytorch", "reference")
-"""All backends, in the order in which ``fused`` asks them. Each can be asked for by name from Python."""
-
-COMPILED_DTYPES = {
-    "cpu": (torch.float32, torch.bfloat16),
-    "cuda": (torch.float32, torch.bfloat16, torch.float16),
-}
-"""By device type, what the compiled kernels take. They add in float32."""
-
-CUDA_CAPABILITY = (8, 0)
-"""The oldest GPU that setup.py compiles for."""
+NAMES = ("reference", "fused", "native", "triton")  # what --kernels takes
+BACKENDS = ("native", "triton", "pytorch", "reference")  # in the order in which ``fused`` asks them
+COMPILED_DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
+CUDA_CAPABILITY = (8, 0)  # of the oldest GPU that setup.py compiles for
 
 _logger = logging.getLogger("raccgan.kernels")
 _logged: set[tuple[str, str, str]] = set()
@@ -72,15 +62,11 @@ class Call(NamedTuple):
 class Backend:
     """One implementation of one op."""
 
-    supports: Callable[[Call], str | None]
-    """``None`` where the backend serves the call, else one line that says why not."""
-
-    run: Callable[..., Any]
-    """The op: it serves every call that ``supports`` accepts, and asks nobody else."""
+    supports: Callable[[Call], str | None]  # None where the backend serves the call, else one line that says why not
+    run: Callable[..., Any]  # the op; it serves every call that ``supports`` accepts
 
 
-Backends = Mapping[str, Backend]
-"""An op's backends by name; "reference" is one of them."""
+Backends = Mapping[str, Backend]  # an op's, by name; "reference" is one of them
 
 
 class Choice(NamedTuple):
@@ -177,7 +163,7 @@ def require(kernels: str, device: torch.device, dtype: torch.dtype = torch.float
     """Resolve ``kernels`` for every op before a long run starts, so that it fails at once or not at all.
 
     Raises:
-        KernelError: as :func:`choose`, for the first op that cannot be served.
+        KernelError: for the first op that cannot be served.
     """
     call = Call(device, dtype)
     return {op: choose(op, backends, kernels, call) for op, backends in ops().items()}

@@ -23,7 +23,7 @@ def supports(call: dispatch.Call) -> str | None:
 def anomaly_score(
     x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None, want_map: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Residual [N], feature [N] (zeros without f) and map [N, H, W] ([0] unless wanted), all float32.
+    """As :func:`.reference.anomaly_score`, in float32.
 
     Images are read in place where each is dense and both are NCHW or both channels_last, features where both have the
     same dense strides; else copied. A sample's bits depend on the sample and the memory order of its features alone:

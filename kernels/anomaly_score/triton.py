@@ -25,7 +25,7 @@ from raccgan.kernels.triton_runtime import Compilation, Config, cdiv, jit, launc
 def anomaly_score(
     x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None, want_map: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Residual [N], feature [N] (zeros without f) and map [N, H, W] ([0] unless wanted), all float32.
+    """As :func:`.reference.anomaly_score`, in float32.
 
     Images are read in place where both are NCHW or both channels_last, copied otherwise. A sample's bits depend on the
     sample and its memory order, not on the batch.
@@ -182,25 +182,28 @@ def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a.contiguous(), b.contiguous()
 
 
-def _run(tensors: Sequence[Any], residual: Tensor, feature: Tensor, to_map: Tensor | None) -> None:
-    """Fill the outputs; ``tensors`` are alike."""
-    x, _, f, _ = tensors
+def _forward(*inputs: Any) -> tuple[Tensor, ...]:
+    residual, feature, to_map = output_shapes(*inputs)
+    x, x_hat, f, f_hat = _all_alike(*inputs[:4])
     n, (counts, sizes, options) = x.shape[0], _plan(x, f)
     programs = n * sum(counts[2:])
     partial = residual.new_empty(programs)
-    launch(sum_squares, programs, *tensors, to_map, partial, *counts, **options)
+    found = to_map if inputs[4] else None, partial
+    launch(sum_squares, programs, x, x_hat, f, f_hat, *found, *counts, **options)
     if f is None:
         feature.zero_()
     launch(find_means, n, partial, residual, f if f is None else feature, *counts[2:], *sizes, config=_FINISH)
+    return residual, feature, to_map
 
 
-def _run_backward(tensors: Sequence[Any], grads: Tensors, found: Tensors) -> None:
-    """Fill the gradients that are not None; ``tensors`` are alike."""
-    x, _, f, _ = tensors
-    images, features = (any(grad is not None for grad in pair) for pair in (found[:2], found[2:]))
-    counts, sizes, options = _plan(x, f, images, features)
-    given = (*tensors, *(g if g is None else g.contiguous() for g in grads), *found, *counts, *sizes)
-    launch(find_gradients, x.shape[0] * sum(counts[2:]), *given, **options)
+def _backward(*inputs: Any) -> tuple[Tensor, ...]:
+    found, tensors, needs = _backward_shapes(*inputs), _all_alike(*inputs[:4]), inputs[7:]
+    counts, sizes, options = _plan(tensors[0], tensors[2], any(needs[:2]), any(needs[2:]))
+    grads = [None if grad is None else grad.contiguous() for grad in inputs[4:7]]
+    wanted = [grad if need else None for grad, need in zip(found, needs, strict=True)]
+    programs = inputs[0].shape[0] * sum(counts[2:])
+    launch(find_gradients, programs, *tensors, *grads, *wanted, *counts, *sizes, **options)
+    return found
 
 
 def _backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
@@ -227,30 +230,21 @@ def _of_backward(ctx: Any, needs: Sequence[bool], *grad_grads: Tensor | None) ->
     return differentiate(lambda *given: gradients(given[:4], given[4:]), inputs[:7], through, needs[:7])
 
 
-@define(
-    "anomaly_score_triton(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, bool want_map) -> (Tensor, Tensor, Tensor)",
-    output_shapes,
-    _of_forward,
+_OPS = (
+    define(
+        "anomaly_score_triton(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, bool want_map)"
+        " -> (Tensor, Tensor, Tensor)",
+        output_shapes,
+        _of_forward,
+    )(_forward),
+    define(
+        "anomaly_score_triton_backward(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, Tensor? grad_residual, "
+        "Tensor? grad_feature, Tensor? grad_map, bool needs_x, bool needs_x_hat, bool needs_f, bool needs_f_hat)"
+        " -> (Tensor, Tensor, Tensor, Tensor)",
+        _backward_shapes,
+        _of_backward,
+    )(_backward),
 )
-def _forward(*inputs: Any) -> tuple[Tensor, ...]:
-    *tensors, want_map = inputs
-    residual, feature, to_map = output_shapes(*inputs)
-    _run(_all_alike(*tensors), residual, feature, to_map if want_map else None)
-    return residual, feature, to_map
-
-
-@define(
-    "anomaly_score_triton_backward(Tensor x, Tensor x_hat, Tensor? f, Tensor? f_hat, Tensor? grad_residual, "
-    "Tensor? grad_feature, Tensor? grad_map, bool needs_x, bool needs_x_hat, bool needs_f, bool needs_f_hat)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    _backward_shapes,
-    _of_backward,
-)
-def _backward(*inputs: Any) -> tuple[Tensor, ...]:
-    found = _backward_shapes(*inputs)
-    wanted = [grad if need else None for grad, need in zip(found, inputs[7:], strict=True)]
-    _run_backward(_all_alike(*inputs[:4]), inputs[4:7], wanted)
-    return found
 
 
 def compilations() -> Iterator[Compilation]:
@@ -263,13 +257,11 @@ def compilations() -> Iterator[Compilation]:
         for size, dtype, (c, last) in product((32, 128, 512), runtime.DTYPES, ((1, False), (3, True))):
             x, f = meta(dtype, 2, c, size, size, last=last), meta(dtype, 2, 2**13)
             of_sample, to_map = meta(torch.float32, 2), meta(torch.float32, 2, size, size)
-            grads = (of_sample, of_sample, to_map)
-            cases = [
-                ((x, x, f, f), to_map, grads, (x, x, f, f)),
-                ((x, x, None, None), to_map, grads, (x, x, None, None)),
-                ((x, x, None, None), None, (of_sample, None, None), (x, None, None, None)),
-            ]
-            for tensors, wanted, given, grad in cases if size == 32 else cases[:1]:
-                _run(tensors, of_sample, of_sample, wanted)
-                _run_backward(tensors, given, grad)
+            _forward(x, x, f, f, True)
+            _backward(x, x, f, f, of_sample, of_sample, to_map, *(True,) * 4)
+            if size == 32:
+                _forward(x, x, None, None, True)
+                _backward(x, x, None, None, of_sample, of_sample, to_map, True, True, False, False)
+                _forward(x, x, None, None, False)
+                _backward(x, x, None, None, of_sample, None, None, True, False, False, False)
     return iter(found)

@@ -22,7 +22,7 @@ from raccgan.kernels.autograd import differentiate, inputs_of, register
 from raccgan.kernels.depthwise_separable.around import apply_prologue, pooled, upsampled
 from raccgan.kernels.depthwise_separable.convolutions import Depthwise
 from raccgan.kernels.depthwise_separable.options import NO_PROLOGUE, SAME_SIZE, Prologue, Resize
-from raccgan.kernels.layout import empty_image
+from raccgan.kernels.layout import empty_image, empty_like_image
 
 _Tensors = Sequence[Tensor | None]
 _TENSORS = 4  # x, w, scale and shift
@@ -123,7 +123,7 @@ def _divided(inputs: list[Any], tensors: int) -> tuple[list[Any], Options, list[
 
 
 def _like(t: Tensor, needed: bool) -> Tensor:
-    return torch.empty_like(t, memory_format=torch.channels_last) if needed else t.new_empty(0)
+    return empty_like_image(t) if needed else t.new_empty(0)
 
 
 def _float(t: Tensor, shape: Sequence[int], needed: bool) -> Tensor:

@@ -52,9 +52,8 @@ def product(
 ) -> Tensor:
     """P(x, w) + b + residual, channels_last; by PyTorch where x is on no CPU, or its dtype not in :data:`DTYPES`.
 
-    x is read in place where it is channels_last, copied otherwise. A residual of another dtype is added as PyTorch adds
-    unlike tensors. The same bits whatever the number of threads, like all gradients; another processor may round
-    differently.
+    x is read in place where it is channels_last, copied otherwise. The same bits whatever the number of threads, like
+    all gradients; another processor may round differently.
     """
     x = in_autocast_dtype(x)
     if x.device.type != "cpu" or x.dtype not in DTYPES:
@@ -71,17 +70,12 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | N
 def packed(w: Tensor, dtype: torch.dtype) -> Tensor | None:
     """w [D, C, 1, 1] in the order in which :func:`product` multiplies images of ``dtype`` by it, or None.
 
-    Numbers in one row behind a label, which says what they were made of, for which dtype and which instructions. Where
-    the label says anything else than a call needs, the call reads w.
+    Behind a label, which says what the numbers are made of and for. A call that needs others reads w.
     """
     if w.device.type != "cpu" or dtype not in DTYPES:
         return None
     found: Tensor = torch.ops.raccgan.pointwise_native_packed(w.detach().float(), dtype == torch.bfloat16)
     return found
-
-
-def _shape(x: Tensor, w: Tensor, *others: Any) -> Tensor:
-    return empty_image(x, w.shape[0], *x.shape[2:])
 
 
 def _backward(ctx: Any, needs: Sequence[bool], g: Tensor) -> tuple[Tensor | None, ...]:
@@ -93,10 +87,6 @@ def _backward(ctx: Any, needs: Sequence[bool], g: Tensor) -> tuple[Tensor | None
     return of_x, of_w, of_b, g
 
 
-def _transposed_shape(g: Tensor, w: Tensor) -> Tensor:
-    return empty_image(g, w.shape[1], *g.shape[2:])
-
-
 def _transposed_backward(ctx: Any, needs: Sequence[bool], t: Tensor) -> tuple[Tensor | None, ...]:
     g, w = inputs_of(ctx)
     return (
@@ -106,9 +96,8 @@ def _transposed_backward(ctx: Any, needs: Sequence[bool], t: Tensor) -> tuple[Te
 
 
 def _product_shape(x: Tensor, g: Tensor, needs_sums: bool) -> tuple[Tensor, Tensor]:
-    c, d = x.shape[1], g.shape[1]
-    w = x.new_empty((d, c, 1, 1), dtype=torch.float32)
-    return w, x.new_empty(d if needs_sums else 0, dtype=torch.float32)
+    w = x.new_empty((g.shape[1], x.shape[1], 1, 1), dtype=torch.float32)
+    return w, w.new_empty(g.shape[1] if needs_sums else 0)
 
 
 def _product_backward(ctx: Any, needs: Sequence[bool], v: Tensor, s: Tensor) -> tuple[Tensor | None, ...]:
@@ -119,14 +108,20 @@ def _product_backward(ctx: Any, needs: Sequence[bool], v: Tensor, s: Tensor) -> 
     )
 
 
-def _packed_shape(w: Tensor, halves: bool) -> Tensor:
-    """How many numbers is the processor's affair."""
-    return w.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.float32)
-
-
 if library.load():
-    register("raccgan::pointwise_native", _shape, _backward, lambda ctx, inputs, output: save_inputs(ctx, inputs[:2]))
-    register("raccgan::pointwise_native_transposed", _transposed_shape, _transposed_backward)
+    register(
+        "raccgan::pointwise_native",
+        lambda x, w, *_: empty_image(x, w.shape[0], *x.shape[2:]),
+        _backward,
+        lambda ctx, inputs, output: save_inputs(ctx, inputs[:2]),
+    )
+    register(
+        "raccgan::pointwise_native_transposed",
+        lambda g, w: empty_image(g, w.shape[1], *g.shape[2:]),
+        _transposed_backward,
+    )
     save_product = partial(save_inputs, materialize=True)
     register("raccgan::pointwise_native_product", _product_shape, _product_backward, save_product)
-    torch.library.register_fake("raccgan::pointwise_native_packed")(_packed_shape)  # of weights without gradients
+    torch.library.register_fake("raccgan::pointwise_native_packed")(  # of weights without gradients
+        lambda w, _: w.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.float32)
+    )

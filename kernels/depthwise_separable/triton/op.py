@@ -40,7 +40,8 @@ def depthwise_separable(
         return pytorch.depthwise_separable(x, weights, prologue, resize, residual)
     convolution = ops.resized(weights.depthwise.float(), stride)
     matrix, bias = weights.pointwise.flatten(1).to(x.dtype), weights.float().bias()
-    affine = _affine(prologue)
+    scale, shift = (None if t is None else t.float() for t in (prologue.scale, prologue.shift))
+    affine = Affine(scale, shift, None, prologue.pre_relu, prologue.relu)
     size = x.shape[2] * stride.up // stride.down, x.shape[3] * stride.up // stride.down
     inside = None
     if one_kernel:
@@ -54,11 +55,6 @@ def depthwise_separable(
             u = ops.depthwise(x, convolution, *size, affine)
         y = _multiplied(pooled(u, resize.pool // stride.down), matrix, bias)
     return y if residual is None or inside is not None else y + residual
-
-
-def _affine(prologue: Prologue) -> Affine:
-    scale, shift = (None if t is None else t.float() for t in (prologue.scale, prologue.shift))
-    return Affine(scale, shift, None, prologue.pre_relu, prologue.relu)
 
 
 def _multiplied(u: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
@@ -91,8 +87,7 @@ _CONVOLUTIONS = {
 def compilations() -> Iterator[Compilation]:
     """For tests without a GPU: every kernel in every dtype and stride on the widest tile, and on every other tile.
 
-    With everything around it that there is: prologue, bias and residual. Not every tile in every stride and dtype,
-    which would be minutes more.
+    Each has prologue, bias and residual. Every tile in every stride and dtype would be minutes more.
     """
     with noted() as found:
         for layer in _LAYERS:

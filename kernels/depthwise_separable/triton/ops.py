@@ -35,7 +35,7 @@ from torch import Tensor
 from raccgan.kernels.autograd import define, inputs_of
 from raccgan.kernels.depthwise_separable.triton import launch
 from raccgan.kernels.depthwise_separable.triton.launch import NO_AFFINE, SCHEMA, Affine, Convolution, Stride, Term
-from raccgan.kernels.layout import empty_image
+from raccgan.kernels.layout import empty_image, empty_like_image
 
 _Tensors = tuple[Tensor | None, ...]
 
@@ -138,7 +138,7 @@ def _vjp_arguments(*inputs: Any) -> tuple[Tensor, Convolution, Term, Tensor, Aff
 
 def _vjp_shapes(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, needs_image, needs_sums = inputs[4], *inputs[-2:]
-    image = empty_image(x, *x.shape[1:]) if needs_image else x.new_empty(0)
+    image = empty_like_image(x) if needs_image else x.new_empty(0)
     sums = x.shape[:2] if needs_sums else (0,)
     return image, x.new_empty(sums, dtype=torch.float32), x.new_empty(sums, dtype=torch.float32)
 
@@ -193,8 +193,7 @@ def _jvp_arguments(*inputs: Any) -> tuple[Term, Term, Tensor | None, Tensor, Aff
 
 
 def _jvp_shape(*inputs: Any) -> Tensor:
-    x = inputs[5]
-    return empty_image(x, *x.shape[1:])
+    return empty_like_image(inputs[5])
 
 
 def _jvp_backward(ctx: Any, needs: Sequence[bool], grad: Tensor) -> _Tensors:
