@@ -60,11 +60,7 @@ template <class T> void backward_task(const DepthwiseBackwardArgs& args, const T
 }
 }  // namespace
 
-int64_t backward_scratch(const DepthwiseLayer& layer) { return gradient_scratch_floats(layer, 3); }
-
-void backward(const DepthwiseBackwardArgs& args, float* scratch, int64_t begin, int64_t end) {
-  const auto each = RACCGAN_OF_DTYPE(args.layer.dtype, backward_task);
-  run_gradients(args.layer, args.grad_w, scratch, begin, end,
-                [&](const Task& a, float* totals) { each(args, a, totals); });
+void depthwise_backward(const DepthwiseBackwardArgs& args) {
+  run_gradients(args, 3, RACCGAN_OF_DTYPE(args.layer.dtype, backward_task));
 }
 }  // namespace raccgan::RACCGAN_TARGET

@@ -101,11 +101,7 @@ template <class T> void double_backward_task(const DepthwiseDoubleBackwardArgs& 
 }
 }  // namespace
 
-int64_t double_backward_scratch(const DepthwiseLayer& layer) { return gradient_scratch_floats(layer, 4); }
-
-void double_backward(const DepthwiseDoubleBackwardArgs& args, float* scratch, int64_t begin, int64_t end) {
-  const auto each = RACCGAN_OF_DTYPE(args.layer.dtype, double_backward_task);
-  run_gradients(args.layer, args.grad_w, scratch, begin, end,
-                [&](const Task& a, float* totals) { each(args, a, totals); });
+void depthwise_double_backward(const DepthwiseDoubleBackwardArgs& args) {
+  run_gradients(args, 4, RACCGAN_OF_DTYPE(args.layer.dtype, double_backward_task));
 }
 }  // namespace raccgan::RACCGAN_TARGET

@@ -12,6 +12,8 @@ constexpr int kRows = kManyRegisters ? 8 : 4;
 constexpr int kVectors = 2;
 constexpr int64_t kPanel = kVectors * kWidth;  // columns
 
+constexpr int64_t kMultiplyAddsAnElement = 32;  // that take as long as an element of share_out
+
 constexpr int64_t kFew = 4;  // an image's channels at most: as columns they would leave a panel nearly empty
 
 bool few(int64_t columns) { return columns <= kFew; }

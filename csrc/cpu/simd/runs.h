@@ -78,6 +78,20 @@ template <class Use> inline RACCGAN_INLINE void for_lanes(int64_t count, const U
   if (at < count) use(Rest{count - at}, at);
 }
 
+typedef double Doubles __attribute__((vector_size(2 * kBytes)));
+
+inline Doubles widened(Floats v) { return __builtin_convertvector(v, Doubles); }
+inline Floats narrowed(Doubles v) { return __builtin_convertvector(v, Floats); }
+
+// to[i] = partial[0, i] + partial[1, i] + ..., in float64 and in that order.
+inline void add_up(const float* partial, int64_t count, int64_t size, float* to) {
+  for_lanes(size, [&](auto lanes, int64_t i) RACCGAN_INLINE {
+    Doubles sum{};
+    for (int64_t j = 0; j < count; ++j) sum += widened(lanes.load(partial + j * size + i));
+    lanes.store(to + i, narrowed(sum));
+  });
+}
+
 template <int... I> struct Indices {};
 template <int N, int... I> struct MakeIndices : MakeIndices<N - 1, N - 1, I...> {};
 template <int... I> struct MakeIndices<0, I...> {
