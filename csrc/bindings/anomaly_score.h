@@ -70,12 +70,9 @@ std::tuple<Tensor, Tensor, Tensor> anomaly_score(const Tensor& x_in, const Tenso
   const Tensor residual = new_floats(x, {n}), feature = new_floats(x, {n});
   const Tensor map = new_floats(x, needs_map ? std::vector<int64_t>{n, x.size(2), x.size(3)} : std::vector<int64_t>{0});
   const int64_t elements = f && n != 0 ? f->numel() / n : 0;
-  const int64_t image_chunks = n * chunks(pixels, kImageChunk), feature_chunks = n * chunks(elements, kFeatureChunk);
-  const Tensor partial = torch::stable::new_empty(x, {image_chunks + feature_chunks}, ScalarType::Double);
-  double* const sums = partial.mutable_data_ptr<double>();
-  const ImageArgs images{compared(x, x_hat, "x"), channels, pixels, channels_last, floats_of(map), sums};
+  const ImageArgs images{compared(x, x_hat, "x"), channels, pixels, channels_last, floats_of(map), nullptr};
   FeatureArgs features{};
-  if (f) features = {compared(*f, *f_hat, "f"), elements, sums + image_chunks};
+  if (f) features = {compared(*f, *f_hat, "f"), elements, nullptr};
   device.anomaly_score(n, images, f ? &features : nullptr, residual.mutable_data_ptr<float>(),
                        feature.mutable_data_ptr<float>());
   return {residual, feature, map};

@@ -33,8 +33,12 @@ struct Cuda : OnDevice {
     check(pass(args, scratch.mutable_data_ptr<float>(), index(), stream()), op);
   }
 
-  void anomaly_score(int64_t n, const ImageArgs& images, const FeatureArgs* features, float* residual,
-                     float* feature) const {
+  void anomaly_score(int64_t n, ImageArgs images, FeatureArgs* features, float* residual, float* feature) const {
+    const int64_t image_chunks = n * chunks(images.pixels, kImageChunk);
+    const int64_t feature_chunks = features ? n * chunks(features->elements, kFeatureChunk) : 0;
+    const Tensor partial = torch::stable::new_empty(x, {image_chunks + feature_chunks}, ScalarType::Double);
+    images.partial = partial.mutable_data_ptr<double>();
+    if (features) features->partial = images.partial + image_chunks;
     check(cuda::anomaly_score(n, images, features, residual, feature, index(), stream()), "anomaly_score");
   }
   void moments(const MomentsArgs& args, float* mean, float* var) const {

@@ -167,12 +167,13 @@ template <class T> double sum_of_chunk(const ImageArgs& args, int64_t n, int64_t
 template <class T, class Args>
 void find_means_as(const Args& args, int64_t n, int64_t size, int64_t chunk, int64_t channels, float* means) {
   const int64_t a_sample = chunks(size, chunk);
+  const Memory<double> partial(n * a_sample);
   share_out(n * a_sample, channels * least(size, chunk), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) args.partial[i] = sum_of_chunk<T>(args, i / a_sample, i % a_sample * chunk);
+    for (int64_t i = begin; i < end; ++i) partial[i] = sum_of_chunk<T>(args, i / a_sample, i % a_sample * chunk);
   });
   for (int64_t i = 0; i < n; ++i) {
     double sum = 0;
-    for (int64_t p = i * a_sample; p < (i + 1) * a_sample; ++p) sum += args.partial[p];
+    for (int64_t p = i * a_sample; p < (i + 1) * a_sample; ++p) sum += partial[p];
     means[i] = static_cast<float>(sum / static_cast<double>(channels * size));
   }
 }

@@ -21,14 +21,14 @@ struct ImageArgs {
   int64_t pixels;
   bool channels_last;
   float* map;       // [N, pixels], or null when not needed
-  double* partial;  // [N, chunks], out: the sum of (a - b)^2 over each chunk of an image
+  double* partial;  // [N, chunks], out, on a GPU: the sum of (a - b)^2 over each chunk of an image
 };
 
 // Features [N, ...] with `elements` elements a sample.
 struct FeatureArgs {
   ComparedTensors features;
   int64_t elements;
-  double* partial;  // [N, chunks], out: the sum of (a - b)^2 over each chunk of a sample
+  double* partial;  // likewise
 };
 
 // Chunks of a sample. Their size depends neither on batch nor on threads: a sample's sum is always the same tree of

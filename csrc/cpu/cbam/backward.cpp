@@ -161,23 +161,21 @@ template <class T> void gather_back(const Pass& pass, const Samples& samples, co
   const float* const largest = pass.saved.planes + chunk.in_planes(s);
   const float *const e_max = pass.grad_planes + chunk.in_planes(s), *const e_mean = e_max + pixels(s);
   float* const d_gate = pass.sums + chunk.task * 3 * s.c + s.c;
-  for_pixels(0, chunk.count(), [&](int64_t p, auto pixels) RACCGAN_INLINE {
-    for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
-      const Floats channel = lanes.load(gate + c);
-      const Floats max = lanes.load(maximum + c);
-      Floats through{}, tied{};
+  for_values(0, chunk.count(), s.c, [&](auto lanes, int64_t p, int64_t c, auto pixels) RACCGAN_INLINE {
+    const Floats channel = lanes.load(gate + c);
+    const Floats max = lanes.load(maximum + c);
+    Floats through{}, tied{};
 #pragma GCC unroll 4
-      for (int i = 0; i < pixels.count; ++i) {
-        const auto* const from = x + (p + i) * s.c + c;
-        __builtin_prefetch(from + 2 * kAhead, 0, 2);
-        const Floats v = lanes.template load<T>(from);
-        const Words is_max = (Words)(v * channel == all(largest[p + i]));
-        through = multiply_add(v, e_mean[p + i] + select(is_max, all(e_max[p + i]), Floats{}), through);
-        tied += reaches(v, max);
-      }
-      add_to(lanes, d_gate + c, p, through);
-      add_to(lanes, d_gate + s.c + c, p, tied);
-    });
+    for (int i = 0; i < pixels.count; ++i) {
+      const auto* const from = x + (p + i) * s.c + c;
+      __builtin_prefetch(from + 2 * kAhead, 0, 2);
+      const Floats v = lanes.template load<T>(from);
+      const Words is_max = (Words)(v * channel == all(largest[p + i]));
+      through = multiply_add(v, e_mean[p + i] + select(is_max, all(e_max[p + i]), Floats{}), through);
+      tied += reaches(v, max);
+    }
+    add_to(lanes, d_gate + c, p, through);
+    add_to(lanes, d_gate + s.c + c, p, tied);
   });
 }
 
@@ -212,27 +210,25 @@ void apply_back(const Pass& pass, const Samples& of_x, const Samples& of_grad_y,
   const float *const e_max = pass.grad_planes + chunk.in_planes(s), *const e_mean = e_max + pixels(s);
   float spatial[kMostPixels];
   find_gates(pass, chunk, spatial);
-  for_pixels(0, chunk.count(), [&](int64_t p, auto pixels) RACCGAN_INLINE {
-    for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
-      const Floats channel = lanes.load(pass.saved.gate + row + c);
-      const Floats max = lanes.load(pass.saved.maximum + row + c);
-      const Floats from_average = lanes.load(pass.grad_average + row + c) * over;
-      const Floats tied = lanes.keep(lanes.load(pass.tied + row + c), all(1.0f));
-      const Floats from_max = lanes.load(pass.grad_maximum + row + c) / tied;
+  for_values(0, chunk.count(), s.c, [&](auto lanes, int64_t p, int64_t c, auto pixels) RACCGAN_INLINE {
+    const Floats channel = lanes.load(pass.saved.gate + row + c);
+    const Floats max = lanes.load(pass.saved.maximum + row + c);
+    const Floats from_average = lanes.load(pass.grad_average + row + c) * over;
+    const Floats tied = lanes.keep(lanes.load(pass.tied + row + c), all(1.0f));
+    const Floats from_max = lanes.load(pass.grad_maximum + row + c) / tied;
 #pragma GCC unroll 4
-      for (int i = 0; i < pixels.count; ++i) {
-        const int64_t at = (p + i) * s.c + c;
-        __builtin_prefetch(x + at + kAhead);
-        __builtin_prefetch(grad_y + at + kAhead);
-        __builtin_prefetch(grad_x + at + kAhead, 1);
-        const Floats v = lanes.template load<T>(x + at), g = lanes.template load<T>(grad_y + at);
-        const Words is_max = (Words)(v * channel == all(largest[p + i]));
-        const Floats e = select(is_max, all(e_max[p + i]), Floats{}) + e_mean[p + i];
-        const Floats d = multiply_add(g, all(spatial[p + i]), e);
-        const Floats pooled = from_average + select((Words)(v == max), from_max, Floats{});
-        lanes.template store<T>(grad_x + at, multiply_add(channel, d, pooled));
-      }
-    });
+    for (int i = 0; i < pixels.count; ++i) {
+      const int64_t at = (p + i) * s.c + c;
+      __builtin_prefetch(x + at + kAhead);
+      __builtin_prefetch(grad_y + at + kAhead);
+      __builtin_prefetch(grad_x + at + kAhead, 1);
+      const Floats v = lanes.template load<T>(x + at), g = lanes.template load<T>(grad_y + at);
+      const Words is_max = (Words)(v * channel == all(largest[p + i]));
+      const Floats e = select(is_max, all(e_max[p + i]), Floats{}) + e_mean[p + i];
+      const Floats d = multiply_add(g, all(spatial[p + i]), e);
+      const Floats pooled = from_average + select((Words)(v == max), from_max, Floats{});
+      lanes.template store<T>(grad_x + at, multiply_add(channel, d, pooled));
+    }
   });
 }
 

@@ -33,8 +33,7 @@ struct Pass : CbamDoubleBackwardArgs {
   const Memory<> hidden{n * shape.r};  // the derivative of the sum of both hidden layers
   const Memory<> grad_logits{2 * n * shape.c};  // [N, 2, C], to the argument of the channel gate's sigmoid; derivative
   const Memory<> grad_hidden{4 * n * shape.r};  // [N, 4, R], to the arguments of both hidden layers' ReLU; derivatives
-  const Memory<> grad_spatial{n * taps};  // [N, 2, k, k], of the convolution's weights
-  const Memory<> grad_norm{2 * n};  // [N, 2], of the norm's weight and bias
+  const Memory<> grad_spatial{n * taps}, grad_norm{2 * n};  // by sample, the latter of norm_weight and norm_bias
 
   explicit Pass(const CbamDoubleBackwardArgs& args) : CbamDoubleBackwardArgs(args) {}
 };
@@ -59,23 +58,19 @@ template <class T> class Sample {
  private:
   using Stored = typename T::Stored;
 
-  const Stored* of(const void* tensor) const { return static_cast<const Stored*>(tensor) + n_ * size_ * s_.c; }
-  Stored* of(void* tensor) const { return static_cast<Stored*>(tensor) + n_ * size_ * s_.c; }
-
-  // The sample's row of [N, count] numbers.
+  // The sample's part of a tensor like x, and of [N, count] numbers.
+  Stored* of(const void* tensor) const { return static_cast<Stored*>(const_cast<void*>(tensor)) + n_ * size_ * s_.c; }
   float* row(float* of_all, int64_t count) const { return of_all + n_ * count; }
 
-  // sums_[k, c] = the sum over the pixels of what use(lanes, p, c, pixels, sums) adds to sums[k] for pixels.count
-  // of them.
+  // sums_[k, c] = the sum over the pixels of what use(lanes, p, c, pixels, sums) adds to sums[k] for some of them.
   template <int kSums, class Use> void sum_by_channel(const Use& use) {
     for (int64_t i = 0; i < kSums * s_.c; ++i) sums_[i] = 0;
     for (int64_t first = 0; first < size_; first += kMostPixels) {
-      for_pixels(first, least(size_, first + kMostPixels), [&](int64_t p, auto pixels) RACCGAN_INLINE {
-        for_lanes(s_.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
-          Floats sums[kSums] = {};
-          use(lanes, p, c, pixels, sums);
-          for (int k = 0; k < kSums; ++k) add_to(lanes, chunk_ + k * s_.c + c, p - first, sums[k]);
-        });
+      for_values(first, least(size_, first + kMostPixels), s_.c,
+                 [&](auto lanes, int64_t p, int64_t c, auto pixels) RACCGAN_INLINE {
+        Floats sums[kSums] = {};
+        use(lanes, p, c, pixels, sums);
+        for (int k = 0; k < kSums; ++k) add_to(lanes, chunk_ + k * s_.c + c, p - first, sums[k]);
       });
       for (int64_t i = 0; i < kSums * s_.c; ++i) sums_[i] += chunk_[i];
     }
@@ -112,8 +107,7 @@ template <class T> class Sample {
       for_pixels(0, least(kWidth, size_ - block), [&](int64_t p, auto pixels) RACCGAN_INLINE {
         Floats sums[kSums][pixels.count] = {};
         for_lanes(s_.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
-          const Floats channel = lanes.load(gate + c);
-          const Floats channel_dot = lanes.load(gate_dot_ + c);
+          const Floats channel = lanes.load(gate + c), channel_dot = lanes.load(gate_dot_ + c);
 #pragma GCC unroll 4
           for (int i = 0; i < pixels.count; ++i) {
             const int64_t at = (block + p + i) * s_.c + c;
@@ -135,27 +129,25 @@ template <class T> class Sample {
       const Floats ties = pixel_lanes.keep(sums_of(found[kTies]), all(1.0f));
       pixel_lanes.store(ties_ + block, ties);
       pixel_lanes.store(planes_dot_ + block, sums_of(found[kMax]) / ties);
-      const Floats mean = sums_of(found[kMean]) / static_cast<float>(s_.c);
-      pixel_lanes.store(planes_dot_ + size_ + block, mean);
+      pixel_lanes.store(planes_dot_ + size_ + block, sums_of(found[kMean]) / static_cast<float>(s_.c));
       pixel_lanes.store(flow_ + block, sums_of(found[kFlow]));
       pixel_lanes.store(flow_dot_ + block, sums_of(found[kFlowDot]));
     });
   }
 
   void gate() {
-    const CbamWeights& w = args_.weights;
     const float* const before = row(args_.saved.hidden, 3 * s_.r);
     float* const hidden = row(args_.hidden, s_.r);
     const float* const pooled[2] = {row(args_.v_average, s_.c), row(args_.v_maximum, s_.c)};
     for (int i = 0; i < 2; ++i) {
-      matrix_product(w.reduce_weight, pooled[i], s_.r, s_.c, [&](auto lanes, int64_t r, Floats sum) {
+      matrix_product(args_.weights.reduce_weight, pooled[i], s_.r, s_.c, [&](auto lanes, int64_t r, Floats sum) {
         const Words passes = (Words)(lanes.load(before + i * s_.r + r) > 0);
         const Floats other = i == 0 ? Floats{} : lanes.load(hidden + r);
         lanes.store(hidden + r, other + select(passes, sum, Floats{}));
       });
     }
     const float* const gate = row(args_.saved.gate, s_.c);
-    matrix_product(w.expand_weight, hidden, s_.c, s_.r, [&](auto lanes, int64_t c, Floats sum) {
+    matrix_product(args_.weights.expand_weight, hidden, s_.c, s_.r, [&](auto lanes, int64_t c, Floats sum) {
       const Floats g = lanes.load(gate + c);
       lanes.store(gate_dot_ + c, g * (1.0f - g) * sum);
     });
@@ -166,25 +158,19 @@ template <class T> class Sample {
     Doubles sum{};
     for_lanes(size_,
               [&](auto lanes, int64_t p) RACCGAN_INLINE { sum += widened(lanes.keep(use(lanes, p), Floats{})); });
-    double total = 0;
-    for (int i = 0; i < kWidth; ++i) total += sum[i];
-    return static_cast<float>(total / static_cast<double>(size_));
-  }
-
-  template <class Use> void for_tiles(const Use& use) const {
-    for (int64_t i = 0; i < tiles(s_); ++i) use(Tile(s_, n_ * tiles(s_) + i));
+    return static_cast<float>(sum_of_lanes(sum) / static_cast<double>(size_));
   }
 
   // From what flows to the spatial gate to what flows to the scores, through the norm.
   void normalise() {
     float* const score_dot = normal_dot_;
     const Memory<> scratch(tile_floats(s_));
-    for_tiles([&](const Tile& tile) {
+    for (int64_t i = 0; i < tiles(s_); ++i) {
+      const Tile tile(s_, n_ * tiles(s_) + i);
       copy_planes(s_, tile, planes_dot_, scratch);
       convolve(s_, tile, 2, scratch, args_.weights.spatial_weight, score_dot + tile.first * s_.w);
-    });
-    const float* const scores = row(args_.saved.scores, size_);
-    const float* const moments = row(args_.saved.moments, 2);
+    }
+    const float *const scores = row(args_.saved.scores, size_), *const moments = row(args_.saved.moments, 2);
     const float rho = 1.0f / __builtin_sqrtf(moments[1] + args_.weights.eps), weight = *args_.weights.norm_weight;
     const CbamSpatialGate gate = spatial_gate(args_, n_);
     const auto at = [](const float* plane, auto lanes, int64_t p) RACCGAN_INLINE { return lanes.load(plane + p); };
@@ -230,7 +216,8 @@ template <class T> class Sample {
     float* const weights = row(args_.grad_spatial, args_.taps);
     flip(args_.weights.spatial_weight, s_.k, flipped);
     memset(weights, 0, args_.taps * sizeof *weights);
-    for_tiles([&](const Tile& tile) {
+    for (int64_t i = 0; i < tiles(s_); ++i) {
+      const Tile tile(s_, n_ * tiles(s_) + i);
       // d s' meets the planes, and d s the planes'.
       const auto back = [&](const float* flow, const float* other_planes, float* e) {
         copy_plane(s_, tile, flow, d);
@@ -240,7 +227,7 @@ template <class T> class Sample {
       };
       back(flow_dot_, row(args_.saved.planes, 2 * size_), e_dot_);
       back(flow_, planes_dot_, e_);
-    });
+    }
   }
 
   void gate_back() {
@@ -262,8 +249,7 @@ template <class T> class Sample {
     Stored* const y_dot = of(args_.grad_grad_y);
     const float *const gate = row(args_.saved.gate, s_.c), *const largest = row(args_.saved.planes, 2 * size_);
     sum_by_channel<2>([&](auto lanes, int64_t p, int64_t c, auto pixels, Floats* sums) RACCGAN_INLINE {
-      const Floats channel = lanes.load(gate + c);
-      const Floats channel_dot = lanes.load(gate_dot_ + c);
+      const Floats channel = lanes.load(gate + c), channel_dot = lanes.load(gate_dot_ + c);
 #pragma GCC unroll 4
       for (int i = 0; i < pixels.count; ++i) {
         const int64_t at = (p + i) * s_.c + c;
@@ -290,26 +276,23 @@ template <class T> class Sample {
     const float *const gate = row(args_.saved.gate, s_.c), *const largest = row(args_.saved.planes, 2 * size_);
     const float* const maximum = row(args_.saved.maximum, s_.c);
     const float over = 1.0f / static_cast<float>(size_);
-    for_pixels(0, size_, [&](int64_t p, auto pixels) RACCGAN_INLINE {
-      for_lanes(s_.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
-        const Floats channel = lanes.load(gate + c);
-        const Floats max = lanes.load(maximum + c);
-        const Floats channel_dot = lanes.load(gate_dot_ + c);
-        const Floats from_average = lanes.load(grad_average_ + c) * over;
-        const Floats ties = lanes.keep(lanes.load(tied_ + c), all(1.0f));
-        const Floats from_max = lanes.load(grad_maximum_ + c) / ties;
+    for_values(0, size_, s_.c, [&](auto lanes, int64_t p, int64_t c, auto pixels) RACCGAN_INLINE {
+      const Floats channel = lanes.load(gate + c), channel_dot = lanes.load(gate_dot_ + c);
+      const Floats max = lanes.load(maximum + c);
+      const Floats from_average = lanes.load(grad_average_ + c) * over;
+      const Floats ties = lanes.keep(lanes.load(tied_ + c), all(1.0f));
+      const Floats from_max = lanes.load(grad_maximum_ + c) / ties;
 #pragma GCC unroll 4
-        for (int i = 0; i < pixels.count; ++i) {
-          const int64_t at = (p + i) * s_.c + c;
-          const Floats value = lanes.template load<T>(x + at), g = lanes.template load<T>(grad_y + at);
-          const Words is_max = (Words)(value * channel == all(largest[p + i]));
-          const Floats d = to_gated(g, is_max, spatial_, e_, p + i);
-          const Floats d_dot = to_gated(g, is_max, spatial_dot_, e_dot_, p + i);
-          const Floats through = multiply_add(channel, d_dot, channel_dot * d);
-          lanes.template store<T>(grad_x + at,
-                                  through + from_average + select((Words)(value == max), from_max, Floats{}));
-        }
-      });
+      for (int i = 0; i < pixels.count; ++i) {
+        const int64_t at = (p + i) * s_.c + c;
+        const Floats value = lanes.template load<T>(x + at), g = lanes.template load<T>(grad_y + at);
+        const Words is_max = (Words)(value * channel == all(largest[p + i]));
+        const Floats d = to_gated(g, is_max, spatial_, e_, p + i);
+        const Floats d_dot = to_gated(g, is_max, spatial_dot_, e_dot_, p + i);
+        const Floats through = multiply_add(channel, d_dot, channel_dot * d);
+        lanes.template store<T>(grad_x + at,
+                                through + from_average + select((Words)(value == max), from_max, Floats{}));
+      }
     });
   }
 
@@ -331,8 +314,7 @@ void weights_back(const Pass& args, int64_t row) {
   const CbamShape& s = args.shape;
   if (row < s.r) {
     float* const to = args.gradients.reduce_weight + row * s.c;
-    const float* const flow = args.grad_hidden + row;
-    const float* const flow_dot = flow + 2 * s.r;
+    const float *const flow = args.grad_hidden + row, *const flow_dot = flow + 2 * s.r;
     outer_sum(flow_dot, 4 * s.r, args.saved.average, s.c, s.n, s.c, false, to);
     outer_sum(flow_dot + s.r, 4 * s.r, args.saved.maximum, s.c, s.n, s.c, true, to);
     outer_sum(flow, 4 * s.r, args.v_average, s.c, s.n, s.c, true, to);
@@ -341,8 +323,7 @@ void weights_back(const Pass& args, int64_t row) {
   } else {
     const int64_t c = row - s.r;
     float* const to = args.gradients.expand_weight + c * s.r;
-    const float* const flow = args.grad_logits + c;
-    const float* const flow_dot = flow + s.c;
+    const float *const flow = args.grad_logits + c, *const flow_dot = flow + s.c;
     outer_sum(flow_dot, 2 * s.c, args.saved.hidden + 2 * s.r, 3 * s.r, s.n, s.r, false, to);
     outer_sum(flow, 2 * s.c, args.hidden, s.r, s.n, s.r, true, to);
     args.gradients.expand_bias[c] = 2 * strided_sum(flow_dot, 2 * s.c, s.n);
@@ -358,10 +339,8 @@ template <class T> void double_backward(const CbamDoubleBackwardArgs& args) {
   });
   for_rows(s, [&](int64_t row) { weights_back(pass, row); });
   add_up(pass.grad_spatial, s.n, pass.taps, args.gradients.spatial_weight);
-  float of_norm[2];
-  add_up(pass.grad_norm, s.n, 2, of_norm);
-  *args.gradients.norm_weight = of_norm[0];
-  *args.gradients.norm_bias = of_norm[1];
+  *args.gradients.norm_weight = strided_sum(pass.grad_norm, 2, s.n);
+  *args.gradients.norm_bias = strided_sum(pass.grad_norm + 1, 2, s.n);
 }
 }  // namespace
 

@@ -30,6 +30,14 @@ template <class Use> inline RACCGAN_INLINE void for_pixels(int64_t first, int64_
   for (; p < last; ++p) use(p, Count<1>{});
 }
 
+// use(lanes, p, c, pixels) for all channels of these pixels: pixel after pixel, a vector of channels at a time.
+template <class Use>
+inline RACCGAN_INLINE void for_values(int64_t first, int64_t last, int64_t channels, const Use& use) {
+  for_pixels(first, last, [&](int64_t p, auto pixels) RACCGAN_INLINE {
+    for_lanes(channels, [&](auto lanes, int64_t c) RACCGAN_INLINE { use(lanes, p, c, pixels); });
+  });
+}
+
 inline Floats reaches(Floats u, Floats max) { return select((Words)(u == max), all(1.0f), Floats{}); }
 
 // sums[c] += v, or = v at the first pixel.
@@ -41,12 +49,6 @@ inline Floats sums_of(Floats* v) {
   return joined(v, [](Floats a, Floats b) RACCGAN_INLINE { return a + b; });
 }
 inline Floats maxima_of(Floats* v) { return joined(v, larger); }
-
-inline double sum_of_lanes(Floats v) {
-  double sum = 0;
-  for (int i = 0; i < kWidth; ++i) sum += v[i];
-  return sum;
-}
 
 // e^x by 2^n e^r with |r| <= log(2) / 2 and a polynomial for e^r, to about one unit in the last place.
 inline Floats exponential(Floats x) {

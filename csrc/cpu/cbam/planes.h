@@ -52,15 +52,9 @@ void convolve_as(const CbamShape& s, const Tile& tile, int64_t in_planes, const 
       Floats sums[kRows][kVectors] = {};
       convolve_tile(tile, s.k, in_planes, in + row * tile.stride + column, weights, sums);
       for (int64_t i = 0; i < kRows && row + i < tile.last - tile.first; ++i) {
-        for (int64_t v = 0; v < kVectors && column + v * kWidth < s.w; ++v) {
-          const int64_t at = column + v * kWidth;
-          float* const to = out + (row + i) * s.w + at;
-          if (at + kWidth <= s.w) {
-            store(to, sums[i][v]);
-          } else {
-            Rest{s.w - at}.store(to, sums[i][v]);
-          }
-        }
+        float* const to = out + (row + i) * s.w + column;
+        for_vectors<kVectors>(s.w - column,
+                              [&](auto lanes, int v) RACCGAN_INLINE { lanes.store(to + v * kWidth, sums[i][v]); });
       }
     }
   }

@@ -20,7 +20,7 @@ template <class T> void forward_task(const RowsArgs& args, const Task& a) {
     map_plane(activated, activated, [&](Floats h) RACCGAN_INLINE { return a.activated(norm, h); });
   } else {
     // Without a norm the ReLU does not wait for the whole plane.
-    const Norm norm = norm_of(a, Floats{}, broadcast(1));
+    const Norm norm = norm_of(a, Floats{}, all(1));
     const View<T> view(args.x, s.h, s.w, s.c, a.l);
     for (int64_t h = rows.from; h < rows.until; ++h) {
       float* const to = activated.at(h - rows.from, 0);
@@ -33,7 +33,7 @@ template <class T> void forward_task(const RowsArgs& args, const Task& a) {
 }
 void forward_block(const RowsArgs& args, int64_t chunk, int64_t block, float* scratch) {
   const auto each = RACCGAN_OF_DTYPE(args.layer.dtype, forward_task);
-  for_vectors(args.layer, chunk, block, scratch, [&](const Task& a) { each(args, a); });
+  for_samples(args.layer, chunk, block, scratch, [&](const Task& a) { each(args, a); });
 }
 
 int64_t forward_floats(const DepthwiseLayer& s, int64_t rows) {

@@ -7,8 +7,6 @@
 #include "convolution.h"
 
 namespace raccgan::RACCGAN_TARGET { namespace {
-inline Floats broadcast(float v) { return Floats{} + v; }
-
 // PyTorch's ReLU: NaN stays NaN.
 inline Floats rectified(Floats v) { return Floats{} > v ? Floats{} : v; }
 
@@ -51,7 +49,7 @@ struct Task {
 
 inline Norm norm_of(const Task& a, Floats mean, Floats root) {
   const DepthwiseLayer& s = a.s;
-  const Floats scale = s.scale ? load_parameter(s.scale, a.l, s.c) : broadcast(1);
+  const Floats scale = s.scale ? load_parameter(s.scale, a.l, s.c) : all(1);
   const Floats shift = s.shift ? load_parameter(s.shift, a.l, s.c) : Floats{};
   return {mean, root, scale, root * scale, shift};
 }
@@ -75,7 +73,7 @@ template <class T> Norm read_normalised(const Task& a, const void* x, const Plan
     sum += row_sum;
     squares += row_squares;
   }
-  if (!a.s.normalise) return norm_of(a, Floats{}, broadcast(1));
+  if (!a.s.normalise) return norm_of(a, Floats{}, all(1));
   const Floats mean = sum / a.pixels();
   const Floats var = rectified(squares / a.pixels() - mean * mean);
   return norm_of(a, center + mean, inverse_root(var + a.s.eps));
@@ -152,7 +150,7 @@ inline int64_t sample_chunks(const DepthwiseLayer& s) {
 
 // each(task) for every vector of a chunk's block of channels. scratch is zero.
 template <class Each>
-void for_vectors(const DepthwiseLayer& s, int64_t chunk, int64_t block, float* scratch, const Each& each) {
+void for_samples(const DepthwiseLayer& s, int64_t chunk, int64_t block, float* scratch, const Each& each) {
   const int64_t first = chunk * samples_a_chunk(s), last = least(s.n, first + samples_a_chunk(s));
   for (int64_t n = first; n < last; n += samples_a_vector(s.c)) {
     const Lanes l = lanes_of(s.c, block, n, last);
@@ -189,7 +187,7 @@ void run_gradients(const Args& args, int64_t planes, void (*each)(const Args&, c
   const int64_t floats = totals_floats + scratch_floats(s, planes, s.h) + plane_floats(s.out(s.h), s.out(s.w));
   const Memory<> partial(args.grad_w != nullptr ? sample_chunks(s) * size : 0);
   for_blocks(s, floats, [&](int64_t chunk, int64_t block, float* totals) {
-    for_vectors(s, chunk, block, totals + totals_floats, [&](const Task& a) { each(args, a, totals); });
+    for_samples(s, chunk, block, totals + totals_floats, [&](const Task& a) { each(args, a, totals); });
     if (args.grad_w == nullptr) return;
     unpack_totals(s, totals, block, partial + chunk * size);
     memset(totals, 0, totals_floats * sizeof *totals);

@@ -74,8 +74,8 @@ void correlation_panel(const CorrelationArgs& args, const LeftOperand<T>& a, int
     add_products<T>(a.at + i * a.row, a.row, a.step, packed, rounded_up(pixels, T::kTogether), sums);
 #pragma GCC unroll 8
     for (int r = 0; r < rows.count; ++r) {
-      for_vectors(columns,
-                  [&](auto lanes, int v) RACCGAN_INLINE { out.add(i + r, column + v * kWidth, lanes, sums[r][v]); });
+      for_vectors<kVectors>(columns, [&](auto lanes, int v)
+                                         RACCGAN_INLINE { out.add(i + r, column + v * kWidth, lanes, sums[r][v]); });
     }
   });
 }

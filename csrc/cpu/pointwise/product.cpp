@@ -32,8 +32,8 @@ void product_panel(const ProductArgs& args, int64_t first, int64_t last, int64_t
   const int64_t column = panel * kPanel, columns = least(kPanel, args.n - column);
   Floats bias[kVectors] = {};
   if (args.bias != nullptr) {
-    for_vectors(columns,
-                [&](auto lanes, int v) RACCGAN_INLINE { bias[v] = lanes.load(args.bias + column + v * kWidth); });
+    for_vectors<kVectors>(columns, [&](auto lanes, int v)
+                                       RACCGAN_INLINE { bias[v] = lanes.load(args.bias + column + v * kWidth); });
   }
   for_rows(first, last, [&](int64_t m, auto rows) RACCGAN_INLINE {
     const Stored* const a = static_cast<const Stored*>(args.a) + m * args.k;
@@ -49,7 +49,7 @@ void product_panel(const ProductArgs& args, int64_t first, int64_t last, int64_t
     add_products<T>(a, args.k, T::kTogether, packed, args.k, sums);
 #pragma GCC unroll 8
     for (int r = 0; r < rows.count; ++r) {
-      for_vectors(columns, [&](auto lanes, int v) RACCGAN_INLINE {
+      for_vectors<kVectors>(columns, [&](auto lanes, int v) RACCGAN_INLINE {
         const int64_t i = r * args.n + v * kWidth;
         const Floats sum = sums[r][v] + bias[v];
         lanes.template store<T>(out + i, residual ? sum + lanes.template load<T>(residual + i) : sum);
