@@ -1,4 +1,4 @@
-// The anomaly score on a GPU: one read of each tensor, no atomics. Not yet run on a GPU.
+// The anomaly score on a GPU: one read of each tensor, no atomics.
 //
 // Two launches. In the first a block sums (a - b)^2 over one chunk of a sample: float32 within a thread, float64 across
 // threads. The second adds a sample's chunks up in float64, in a fixed order. Which thread adds what depends on the
@@ -41,36 +41,31 @@ template <int kCount> __device__ float sum_of(const float (&values)[kCount]) {
   return sum;
 }
 
-// Every thread of the block calls it; the sum is valid in thread 0.
-__device__ double sum_over_block(double value) {
+// partial[block] = the sum over a block's threads, all of which call it.
+__device__ void write_sum(double value, double* partial) {
   __shared__ double warps[kBlock / kWarp];
   value = sum_over_group(value, kWarp);
   if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = value;
   __syncthreads();
   double sum = 0.0;
   for (int i = 0; i < kBlock / kWarp; ++i) sum += warps[i];
-  return sum;
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
 // The block's chunk: sample n, elements or pixels first <= i < first + count; a pixel has `width` elements.
 template <class T> struct Chunk {
-  int64_t n, first, count;
-  const typename T::Stored *a, *b;
-
-  __device__ Chunk(const ComparedTensors& pair, int64_t size, int64_t chunk, int64_t width = 1) {
-    const int64_t a_sample = chunks(size, chunk);
-    n = blockIdx.x / a_sample;
-    first = blockIdx.x % a_sample * chunk;
-    count = size - first < chunk ? size - first : chunk;
-    a = static_cast<const typename T::Stored*>(pair.a) + n * pair.stride_a + first * width;
-    b = static_cast<const typename T::Stored*>(pair.b) + n * pair.stride_b + first * width;
-  }
+  const ComparedTensors& pair;
+  int64_t size, chunk, width = 1;
+  int64_t n = blockIdx.x / chunks(size, chunk), first = blockIdx.x % chunks(size, chunk) * chunk;
+  int64_t count = least(size - first, chunk);
+  const typename T::Stored* a = static_cast<const typename T::Stored*>(pair.a) + n * pair.stride_a + first * width;
+  const typename T::Stored* b = static_cast<const typename T::Stored*>(pair.b) + n * pair.stride_b + first * width;
 };
 
 // An image is [C, pixels]. A thread takes kVector neighbouring pixels at a time, through all channels.
 template <class T, bool kAligned> __global__ void __launch_bounds__(kBlock) sum_planes(ImageArgs args) {
   constexpr int kCount = kVector<T>;
-  const Chunk<T> chunk(args.images, args.pixels, kImageChunk);
+  const Chunk<T> chunk{args.images, args.pixels, kImageChunk};
   float* const map = args.map ? args.map + chunk.n * args.pixels + chunk.first : nullptr;
   const float channels = static_cast<float>(args.channels);
   double sum = 0.0;
@@ -89,15 +84,14 @@ template <class T, bool kAligned> __global__ void __launch_bounds__(kBlock) sum_
     }
     sum += sum_of(squares);
   }
-  sum = sum_over_block(sum);
-  if (threadIdx.x == 0) args.partial[blockIdx.x] = sum;
+  write_sum(sum, args.partial);
 }
 
 // An image is [pixels, C]. `group` neighbouring threads, a power of two up to a warp, share a pixel; a thread takes
 // kCount neighbouring channels at a time, and C is a multiple of kCount.
 template <class T, int kCount, bool kAligned>
 __global__ void __launch_bounds__(kBlock) sum_channels_last(ImageArgs args, int group) {
-  const Chunk<T> chunk(args.images, args.pixels, kImageChunk, args.channels);
+  const Chunk<T> chunk{args.images, args.pixels, kImageChunk, args.channels};
   float* const map = args.map ? args.map + chunk.n * args.pixels + chunk.first : nullptr;
   const float channels = static_cast<float>(args.channels);
   const int member = threadIdx.x % group;
@@ -119,41 +113,34 @@ __global__ void __launch_bounds__(kBlock) sum_channels_last(ImageArgs args, int 
       sum += pixel;
     }
   }
-  sum = sum_over_block(sum);
-  if (threadIdx.x == 0) args.partial[blockIdx.x] = sum;
+  write_sum(sum, args.partial);
 }
 
 // kWhole: the sample's elements are a multiple of a 16-byte load, and aligned to it.
 template <class T, bool kWhole> __global__ void __launch_bounds__(kBlock) sum_elements(FeatureArgs args) {
   constexpr int kCount = kVector<T>;
-  const Chunk<T> chunk(args.features, args.elements, kFeatureChunk);
+  const Chunk<T> chunk{args.features, args.elements, kFeatureChunk};
   float squares[kCount] = {};
 #pragma unroll(kCount > 4 ? 2 : 4)
   for (int64_t i = threadIdx.x * kCount; i < chunk.count; i += kBlock * kCount) {
     add_squares<T, kCount, kWhole>(chunk.a + i, chunk.b + i, chunk.count - i, squares);
   }
-  const double sum = sum_over_block(sum_of(squares));
-  if (threadIdx.x == 0) args.partial[blockIdx.x] = sum;
+  write_sum(sum_of(squares), args.partial);
 }
 
-// Mean over the `a_sample` chunks of one sample; the warp's lanes take them in turn.
-__device__ float mean_of(const double* partial, int64_t a_sample, double size) {
+// Mean of sample n from partial [N, chunks]; the warp's lanes take the chunks in turn.
+__device__ float mean_of(const double* partial, int64_t n, int64_t chunks, int64_t size) {
   double sum = 0.0;
-  for (int64_t i = threadIdx.x; i < a_sample; i += kWarp) sum += partial[i];
-  return static_cast<float>(sum_over_group(sum, kWarp) / size);
+  for (int64_t i = threadIdx.x; i < chunks; i += kWarp) sum += partial[n * chunks + i];
+  return static_cast<float>(sum_over_group(sum, kWarp) / static_cast<double>(size));
 }
 
 __global__ void __launch_bounds__(kWarp)
     finish(ImageArgs images, FeatureArgs features, bool has_features, float* residual, float* feature) {
   const int64_t n = blockIdx.x;
-  const int64_t image_chunks = chunks(images.pixels, kImageChunk);
+  const float r = mean_of(images.partial, n, chunks(images.pixels, kImageChunk), images.channels * images.pixels);
   const int64_t feature_chunks = chunks(features.elements, kFeatureChunk);
-  const double image_size = static_cast<double>(images.channels * images.pixels);
-  const float r = mean_of(images.partial + n * image_chunks, image_chunks, image_size);
-  float f = 0.0f;
-  if (has_features) {
-    f = mean_of(features.partial + n * feature_chunks, feature_chunks, static_cast<double>(features.elements));
-  }
+  const float f = has_features ? mean_of(features.partial, n, feature_chunks, features.elements) : 0.0f;
   if (threadIdx.x == 0) {
     residual[n] = r;
     feature[n] = f;
@@ -161,22 +148,21 @@ __global__ void __launch_bounds__(kWarp)
 }
 
 // Whether every sample of both tensors starts on a 16-byte boundary and `run` elements are a whole number of loads.
-template <class T> bool aligned(const ComparedTensors& pair, int64_t run) {
-  const auto address = reinterpret_cast<uintptr_t>(pair.a) | reinterpret_cast<uintptr_t>(pair.b);
-  return address % 16 == 0 && (pair.stride_a | pair.stride_b | run) % kVector<T> == 0;
+bool aligned(const ComparedTensors& pair, int64_t run) {
+  return allow_vectors(pair.dtype, pair.stride_a | pair.stride_b | run, pair.a, pair.b);
 }
 
 template <class T> void sum_images(Queue& queue, const ImageArgs& args, int64_t blocks) {
   constexpr int kCount = kVector<T>;
   if (!args.channels_last) {
-    const auto kernel = aligned<T>(args.images, args.pixels) ? sum_planes<T, true> : sum_planes<T, false>;
+    const auto kernel = aligned(args.images, args.pixels) ? sum_planes<T, true> : sum_planes<T, false>;
     return queue(kernel, blocks, kBlock, args);
   }
   const bool whole = args.channels % kCount == 0;
   const int group = threads_a_pixel(args.channels, whole ? kCount : 1);
-  const auto kernel = !whole                                   ? sum_channels_last<T, 1, false>
-                      : aligned<T>(args.images, args.channels) ? sum_channels_last<T, kCount, true>
-                                                               : sum_channels_last<T, kCount, false>;
+  const auto kernel = !whole                                ? sum_channels_last<T, 1, false>
+                      : aligned(args.images, args.channels) ? sum_channels_last<T, kCount, true>
+                                                            : sum_channels_last<T, kCount, false>;
   queue(kernel, blocks, kBlock, args, group);
 }
 }  // namespace
@@ -190,10 +176,10 @@ const char* anomaly_score(int64_t n, const ImageArgs& images, const FeatureArgs*
   });
   for_dtype(f.features.dtype, [&](auto element) {
     using T = decltype(element);
-    const auto kernel = aligned<T>(f.features, f.elements) ? sum_elements<T, true> : sum_elements<T, false>;
+    const auto kernel = aligned(f.features, f.elements) ? sum_elements<T, true> : sum_elements<T, false>;
     queue(kernel, n * chunks(f.elements, kFeatureChunk), kBlock, f);
   });
   queue(finish, n, kWarp, images, f, features != nullptr, residual, feature);
-  return queue.error();
+  return queue.error;
 }
 }  // namespace raccgan::cuda

@@ -1,5 +1,4 @@
-// Moments of each channel over groups of pixels on a GPU, and their gradient: one read of x each, no atomics. Not yet
-// run on a GPU.
+// Moments of each channel over groups of pixels on a GPU, and their gradient: one read of x each, no atomics.
 //
 // Sums are of the distance from a center near the mean: a variance from sums of squares would cancel where the mean is
 // large. Two launches: float32 within a block's pixels, float64 over the blocks, in a fixed order.
@@ -20,14 +19,13 @@ __device__ float floor_of(const MomentsArgs& args) { return args.relu ? 0.0f : -
 
 // The average of a few pixels of the group, the same in every block.
 template <class T, int V>
-__device__ void find_center(const MomentsArgs& args, const Tiling& t, const Columns<V>& at, float (&center)[V]) {
+__device__ void find_center(const MomentsArgs& args, const Columns<V>& at, float (&center)[V]) {
   constexpr int kPixels = 4;
-  const auto* const x = static_cast<const typename T::Stored*>(args.x);
   for (int i = 0; i < V; ++i) center[i] = 0.0f;
 #pragma unroll
   for (int p = 0; p < kPixels; ++p) {
     float v[V];
-    load<T, V>(x + at.at(t, p * t.pixels / kPixels), v);
+    load<T, V>(args.x, at.at(p * args.pixels / kPixels), v);
     for (int i = 0; i < V; ++i) center[i] += larger(v[i], floor_of(args)) / kPixels;
   }
 }
@@ -35,23 +33,21 @@ __device__ void find_center(const MomentsArgs& args, const Tiling& t, const Colu
 // partial [groups, blocks, 2, C] and centers [groups, C].
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads) sum_moments(MomentsArgs args, Tiling t, float* partial, float* centers) {
-  const Columns<V> at(t);
-  const auto* const x = static_cast<const typename T::Stored*>(args.x);
+  const Columns<V> at{t};
   float center[V], sums[V] = {}, squares[V] = {};
-  if (at.active) find_center<T, V>(args, t, at, center);
+  if (at.active) find_center<T, V>(args, at, center);
 #pragma unroll 4
-  for (int64_t p = at.first, from = at.at(t, p); p < at.last; p += at.rows, from += at.step) {
+  for (int64_t p = at.first, from = at.at(p); p < at.last; p += at.rows, from += at.step) {
     float v[V];
-    load<T, V>(x + from, v);
+    load<T, V>(args.x, from, v);
     for (int i = 0; i < V; ++i) {
       const float d = larger(v[i], floor_of(args)) - center[i];
       sums[i] += d;
       squares[i] += d * d;
     }
   }
-  if (at.tile == 0 && at.row == 0 && at.active) store_row(centers + at.in_row(t), center);
-  const float sum = add_rows(at, sums), sum_of_squares = add_rows(at, squares);
-  at.write(t, sum, sum_of_squares, partial);
+  if (at.tile == 0 && at.row == 0 && at.active) store_floats(centers + at.in_row(), center);
+  at.write(add_rows(at, sums), add_rows(at, squares), partial);
 }
 
 // A block takes a warp of channels of a group; its warps take turns with the first launch's blocks.
@@ -81,14 +77,12 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads) spread_moments(MomentsArgs args, Tiling t, const float* grad_mean,
                                                            const float* grad_var, const float* mean, void* grad) {
-  const Columns<V> at(t);
-  const auto* const x = static_cast<const typename T::Stored*>(args.x);
-  auto* const to = static_cast<typename T::Stored*>(grad);
+  const Columns<V> at{t};
   float slope[V] = {}, constant[V] = {}, center[V] = {};
   if (at.active) {
-    load_row(grad_var + at.in_row(t), slope);
-    load_row(grad_mean + at.in_row(t), constant);
-    load_row(mean + at.in_row(t), center);
+    load_floats(grad_var + at.in_row(), slope);
+    load_floats(grad_mean + at.in_row(), constant);
+    load_floats(mean + at.in_row(), center);
   }
   const float over = 1.0f / static_cast<float>(t.pixels);
   for (int i = 0; i < V; ++i) {
@@ -96,11 +90,11 @@ __global__ void __launch_bounds__(kThreads) spread_moments(MomentsArgs args, Til
     constant[i] *= over;
   }
 #pragma unroll 4
-  for (int64_t p = at.first, from = at.at(t, p); p < at.last; p += at.rows, from += at.step) {
+  for (int64_t p = at.first, from = at.at(p); p < at.last; p += at.rows, from += at.step) {
     float v[V];
-    load<T, V>(x + from, v);
+    load<T, V>(args.x, from, v);
     for (int i = 0; i < V; ++i) v[i] = (v[i] - center[i]) * slope[i] + constant[i];
-    store<T, V>(to + from, v);
+    store<T, V>(grad, from, v);
   }
 }
 }  // namespace
@@ -113,22 +107,22 @@ const char* moments(const MomentsArgs& args, float* scratch, float* mean, float*
   Queue queue(device, stream);
   float* const partial = scratch + args.groups * args.channels;
   for_vectors(args.dtype, args.channels, [&](auto element, auto vector) {
-    constexpr int V = decltype(vector)::width;
-    const Tiling t(args.groups, args.pixels, args.channels, pixels_a_block(args), V);
+    constexpr int V = vector;
+    const Tiling t{args.groups, args.pixels, args.channels, pixels_a_block(args), V};
     queue(sum_moments<decltype(element), V>, t.blocks(), kThreads, args, t, partial, scratch);
     queue(finish_moments, args.groups * ceiling(args.channels, kWarp), kThreads, t, partial, scratch, mean, var);
   }, args.x);
-  return queue.error();
+  return queue.error;
 }
 
 const char* moments_backward(const MomentsArgs& args, const float* grad_mean, const float* grad_var, const float* mean,
                              void* grad, int device, void* stream) {
   Queue queue(device, stream);
   for_vectors(args.dtype, args.channels, [&](auto element, auto vector) {
-    constexpr int V = decltype(vector)::width;
-    const Tiling t(args.groups, args.pixels, args.channels, pixels_a_block(args), V);
+    constexpr int V = vector;
+    const Tiling t{args.groups, args.pixels, args.channels, pixels_a_block(args), V};
     queue(spread_moments<decltype(element), V>, t.blocks(), kThreads, args, t, grad_mean, grad_var, mean, grad);
-  }, args.x, grad);
-  return queue.error();
+  }, args.x, grad, grad_mean, grad_var, mean);
+  return queue.error;
 }
 }  // namespace raccgan::cuda

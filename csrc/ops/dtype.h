@@ -15,7 +15,7 @@ namespace raccgan {
 enum class Dtype : int32_t { kFloat32, kBFloat16, kFloat16 };
 
 static constexpr int64_t size_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
-static constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+RACCGAN_HOST_DEVICE static constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static constexpr int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
 static constexpr int64_t rounded_up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
 }  // namespace raccgan

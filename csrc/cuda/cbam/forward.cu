@@ -1,5 +1,4 @@
-// CBAM on a GPU, forward, in the notation of cpu/cbam/forward.cpp. Run on the PTX machine of tests/ptx, but not yet on
-// a GPU: no speed is claimed.
+// CBAM on a GPU, forward, in the notation of cpu/cbam/forward.cpp.
 //
 // Three sweeps over x, a group of samples at a time, so that the second and the third find it in the second-level
 // cache; where the norm couples all samples, the third goes over them anew. Sums over tiles are finished in float64
@@ -9,40 +8,21 @@
 namespace raccgan::cuda {
 namespace {
 // partial [N, tiles, 2, C]: sum and max over the pixels of a tile.
-template <class T, int V>
-__global__ void __launch_bounds__(kThreads) pool(Tiling t, const void* tensor, float* partial) {
-  const Columns<V> at(t);
-  const auto* const x = static_cast<const typename T::Stored*>(tensor);
+template <class T, int V> __global__ void __launch_bounds__(kThreads) pool(Tiling t, const void* x, float* partial) {
+  const Columns<V> at{t};
   float sums[V] = {}, maxima[V];
   for (int i = 0; i < V; ++i) maxima[i] = -INFINITY;
 #pragma unroll 2
-  for (int64_t p = at.first, from = at.at(t, p); p < at.last; p += at.rows, from += at.step) {
+  for (int64_t p = at.first, from = at.at(p); p < at.last; p += at.rows, from += at.step) {
     float v[V];
-    load<T, V>(x + from, v);
+    load<T, V>(x, from, v);
     for (int i = 0; i < V; ++i) {
       sums[i] += v[i];
       maxima[i] = fmaxf(maxima[i], v[i]);
     }
   }
-  const float sum = add_rows(at, sums), maximum = max_rows(at, maxima);
-  at.write(t, sum, maximum, partial);
-}
-
-__device__ void find_pooled(const CbamForwardArgs& args, int64_t tiles, const float* partial, int64_t n) {
-  const CbamShape& s = args.shape;
-  for (int64_t c = threadIdx.x; c < s.c; c += kThreads) {
-    double sum = 0.0;
-    float maximum = -INFINITY;
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const float* const from = partial + (n * tiles + tile) * 2 * s.c + c;
-      sum += from[0];
-      maximum = fmaxf(maximum, from[s.c]);
-    }
-    const int64_t at = n * s.c + c;
-    const float average = static_cast<float>(sum / static_cast<double>(s.h * s.w));
-    args.saved.average[at] = average;
-    args.saved.maximum[at] = maximum;
-  }
+  const float maximum = over_rows<float>(at, maxima, [](float a, float b) { return fmaxf(a, b); });
+  at.write(add_rows(at, sums), maximum, partial);
 }
 
 // A block has a sample.
@@ -51,7 +31,17 @@ __global__ void __launch_bounds__(kThreads)
   const CbamShape& s = args.shape;
   const CbamWeights& w = args.weights;
   const int64_t n = range.first + blockIdx.x;
-  find_pooled(args, tiles, partial, n);
+  for (int64_t c = threadIdx.x; c < s.c; c += kThreads) {
+    double sum = 0.0;
+    float maximum = -INFINITY;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const float* const from = partial + (n * tiles + tile) * 2 * s.c + c;
+      sum += from[0];
+      maximum = fmaxf(maximum, from[s.c]);
+    }
+    args.saved.average[n * s.c + c] = static_cast<float>(sum / static_cast<double>(s.h * s.w));
+    args.saved.maximum[n * s.c + c] = maximum;
+  }
   __syncthreads();
   float* const hidden = args.saved.hidden + n * 3 * s.r;
   const int lane = threadIdx.x % kWarp;
@@ -77,14 +67,13 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads) gather(CbamForwardArgs args, Range range, int group) {
   const CbamShape& s = args.shape;
-  const SharedPixel at(s, range, group);
-  const auto* const x = static_cast<const typename T::Stored*>(args.x) + at.at * s.c;
+  const SharedPixel at{s, range, group};
   const float* const gate = args.saved.gate + at.n * s.c;
   float sum = 0.0f, maximum = -INFINITY;
 #pragma unroll 2
   for (int64_t c = at.member * V; c < s.c; c += group * V) {
     float v[V], g[V];
-    load<T, V>(x + c, v);
+    load<T, V>(args.x, at.at * s.c + c, v);
     load_floats(gate + c, g);
     for (int i = 0; i < V; ++i) {
       const float u = v[i] * g[i];
@@ -95,14 +84,13 @@ __global__ void __launch_bounds__(kThreads) gather(CbamForwardArgs args, Range r
   sum = sum_over_group(sum, group);
   maximum = max_over_group(maximum, group);
   if (at.member != 0 || !at.there) return;
-  args.saved.planes[at.in_plane(s, 0)] = maximum;
-  args.saved.planes[at.in_plane(s, 1)] = sum / static_cast<float>(s.c);
+  args.saved.planes[at.in_plane(0)] = maximum;
+  args.saved.planes[at.in_plane(1)] = sum / static_cast<float>(s.c);
 }
 
 // Scores of a tile of a sample, and their mean and sum of squared deviations, partial [N, tiles, 2].
 template <int kSize>
 __global__ void __launch_bounds__(kThreads) find_scores(CbamForwardArgs args, Range range, double* partial) {
-  __shared__ double shared[kThreads];
   const CbamShape& s = args.shape;
   const float* const weights = plane_weights<kSize>(args.weights.spatial_weight);
   const int64_t pixels = s.h * s.w;
@@ -119,10 +107,9 @@ __global__ void __launch_bounds__(kThreads) find_scores(CbamForwardArgs args, Ra
     }
     args.saved.scores[n * pixels + pixel] = score;
   }
-  const int64_t count = pixels - tile * kTilePixels < kTilePixels ? pixels - tile * kTilePixels : kTilePixels;
-  const double mean = add_block(score, shared) / static_cast<double>(count);
+  const double mean = add_block(score) / static_cast<double>(least(pixels - tile * kTilePixels, kTilePixels));
   const double deviation = there ? score - mean : 0.0;
-  const double squares = add_block(deviation * deviation, shared);
+  const double squares = add_block(deviation * deviation);
   if (threadIdx.x != 0) return;
   partial[2 * (n * tiles + tile)] = mean;
   partial[2 * (n * tiles + tile) + 1] = squares;
@@ -131,7 +118,6 @@ __global__ void __launch_bounds__(kThreads) find_scores(CbamForwardArgs args, Ra
 // saved.moments and the outputs of the samples that share them, a block each: from their tiles, or as given.
 __global__ void __launch_bounds__(kThreads)
     join_moments(CbamForwardArgs args, Range range, int64_t samples, const double* partial) {
-  __shared__ double shared[kThreads];
   const CbamShape& s = args.shape;
   const int64_t pixels = s.h * s.w, tiles = ceiling(pixels, kTilePixels), which = range.first + blockIdx.x;
   if (args.norm == CbamNorm::kFixed) {
@@ -140,36 +126,35 @@ __global__ void __launch_bounds__(kThreads)
   }
   const double* const from = partial + which * tiles * 2;
   const auto size = [&](int64_t i) {
-    const int64_t left = pixels - i % tiles * kTilePixels;
-    return static_cast<double>(left < kTilePixels ? left : kTilePixels);
+    return static_cast<double>(least(pixels - i % tiles * kTilePixels, kTilePixels));
   };
   double sum = 0.0, squares = 0.0;
   for (int64_t i = threadIdx.x; i < samples * tiles; i += kThreads) sum += size(i) * from[2 * i];
-  const double count = static_cast<double>(samples * pixels), mean = add_block(sum, shared) / count;
+  const double count = static_cast<double>(samples * pixels), mean = add_block(sum) / count;
   for (int64_t i = threadIdx.x; i < samples * tiles; i += kThreads) {
     const double away = from[2 * i] - mean;
     squares += from[2 * i + 1] + size(i) * away * away;
   }
-  const double var = add_block(squares, shared) / count;
+  const double var = add_block(squares) / count;
   if (threadIdx.x != 0) return;
   args.saved.moments[2 * which] = args.mean[which] = static_cast<float>(mean);
   args.saved.moments[2 * which + 1] = args.var[which] = static_cast<float>(var);
 }
 
 template <class T, int V> __global__ void __launch_bounds__(kThreads) apply(CbamForwardArgs args, Tiling t) {
-  const Columns<V> at(t);
+  const Columns<V> at{t};
   if (!at.active) return;
   const CbamSpatialGate spatial = spatial_gate(args, at.group);
   const float* const scores = args.saved.scores + at.group * t.pixels;
   float gate[V];
-  load_floats(args.saved.gate + at.in_row(t), gate);
+  load_floats(args.saved.gate + at.in_row(), gate);
 #pragma unroll 2
-  for (int64_t p = at.first, i = at.at(t, p); p < at.last; p += at.rows, i += at.step) {
+  for (int64_t p = at.first, i = at.at(p); p < at.last; p += at.rows, i += at.step) {
     float v[V];
-    load<T, V>(static_cast<const typename T::Stored*>(args.x) + i, v);
+    load<T, V>(args.x, i, v);
     const float open = gated(spatial, scores[p]);
     for (int j = 0; j < V; ++j) v[j] *= gate[j] * open;
-    store<T, V>(static_cast<typename T::Stored*>(args.y) + i, v);
+    store<T, V>(args.y, i, v);
   }
 }
 }  // namespace
@@ -188,7 +173,7 @@ const char* cbam_forward(const CbamForwardArgs& args, float* scratch, int device
   queue.take(too_large(s));
   for_vectors(s.dtype, s.c, [&](auto element, auto vector) {
     using T = decltype(element);
-    constexpr int V = decltype(vector)::width;
+    constexpr int V = vector;
     const int group = threads_a_pixel(s.c, V);
     const auto apply_to = [&](const Range& range) {
       const Tiling t = tiling_of(s, range, V);
@@ -199,9 +184,8 @@ const char* cbam_forward(const CbamForwardArgs& args, float* scratch, int device
       queue(pool<T, V>, t.blocks(), kThreads, t, args.x, pooled);
       queue(find_gate, range.count, kThreads, args, range, tiles, pooled);
       queue(gather<T, V>, blocks_of_pixels(s, range, group), kThreads, args, range, group);
-      for_plane_size(s.k, [&](auto size) {
-        queue(find_scores<decltype(size)::value>, range.count * tiles, kThreads, args, range, partial);
-      });
+      for_plane_size(s.k,
+                     [&](auto size) { queue(find_scores<size>, range.count * tiles, kThreads, args, range, partial); });
       if (coupled) return;
       queue(join_moments, fixed ? 1 : range.count, kThreads, args, range, 1, partial);
       apply_to(range);
@@ -210,6 +194,6 @@ const char* cbam_forward(const CbamForwardArgs& args, float* scratch, int device
     queue(join_moments, 1, kThreads, args, Range{0, 1}, s.n, partial);
     for_groups(s, 1, apply_to);
   }, args.x, args.y, args.saved.gate);
-  return queue.error();
+  return queue.error;
 }
 }  // namespace raccgan::cuda

@@ -1,7 +1,6 @@
 // What the forward and the backward kernels of CBAM share: the gates, and how threads share a pixel.
 #pragma once
 
-#include <type_traits>
 #include "../common/columns.h"
 #include "passes.h"
 
@@ -13,17 +12,11 @@ struct Range {
   int64_t first, count;
 };
 
-// Samples at a time, so that those of `tensors` tensors stay in the second-level cache from one sweep to the next. Not
-// measured on any GPU yet: a third of an H100's cache.
-inline int64_t samples_a_group(const CbamShape& s, int64_t tensors) {
-  constexpr int64_t kBytes = 16 << 20;
-  const int64_t bytes = s.c * pixels(s) * size_of(s.dtype) * tensors;
-  return bytes < kBytes ? kBytes / bytes : 1;
-}
-
+// run(range) for so many samples at a time that those of `tensors` tensors stay in the second-level cache from one sweep
+// to the next: a third of an H100's, not measured on any GPU yet.
 template <class Run> void for_groups(const CbamShape& s, int64_t tensors, const Run& run) {
-  const int64_t group = samples_a_group(s, tensors);
-  for (int64_t n = 0; n < s.n; n += group) run(Range{n, s.n - n < group ? s.n - n : group});
+  const int64_t group = most(1, (16 << 20) / (s.c * pixels(s) * size_of(s.dtype) * tensors));
+  for (int64_t n = 0; n < s.n; n += group) run(Range{n, least(s.n - n, group)});
 }
 
 inline __device__ float sigmoid(float v) { return 1.0f / (1.0f + expf(-v)); }
@@ -33,31 +26,26 @@ inline __device__ float gated(const CbamSpatialGate& gate, float score) {
 }
 
 inline Tiling tiling_of(const CbamShape& s, const Range& range, int V) {
-  Tiling t(range.count, pixels(s), s.c, kTilePixels, V);
-  t.start = range.first;
-  return t;
+  return {range.count, pixels(s), s.c, kTilePixels, V, range.first};
 }
 
 inline int64_t blocks_of_pixels(const CbamShape& s, const Range& range, int group) {
   return ceiling(range.count * pixels(s), kThreads / group);
 }
 
-// A thread's pixel of a range of samples: `at` in [N, P], of sample n.
+// A thread's pixel of a range of samples, which `group` threads share: `at` in [N, P], of sample n.
 struct SharedPixel {
-  int64_t n, pixel, at;
-  int member;
-  bool there;  // threads that are not take part in shuffles alone
+  const CbamShape& s;
+  const Range& range;
+  int group;
+  int member = threadIdx.x % group;
+  unsigned i = blockIdx.x * (kThreads / group) + threadIdx.x / group;  // 32 bits hold a range's pixels, see too_large
+  bool there = i < range.count * s.h * s.w;  // threads that are not take part in shuffles alone
+  int64_t pixel = there ? i % static_cast<unsigned>(s.h * s.w) : 0;
+  int64_t n = range.first + (there ? i / static_cast<unsigned>(s.h * s.w) : 0);
+  int64_t at = n * s.h * s.w + pixel;
 
-  __device__ SharedPixel(const CbamShape& s, const Range& range, int group) : member(threadIdx.x % group) {
-    const unsigned pixels = static_cast<unsigned>(s.h * s.w);  // 32 bits hold those of a range, see too_large
-    const unsigned i = blockIdx.x * (kThreads / group) + threadIdx.x / group;
-    there = i < range.count * s.h * s.w;
-    pixel = there ? i % pixels : 0;
-    n = range.first + (there ? i / pixels : 0);
-    at = n * s.h * s.w + pixel;
-  }
-
-  __device__ int64_t in_plane(const CbamShape& s, int plane) const { return (2 * n + plane) * s.h * s.w + pixel; }
+  __device__ int64_t in_plane(int plane) const { return (2 * n + plane) * s.h * s.w + pixel; }
 };
 
 inline __device__ float max_over_group(float v, int group) {
@@ -68,7 +56,7 @@ inline __device__ float max_over_group(float v, int group) {
 // run(k) with the size of the spatial gate's convolution as a constant where it is the usual one, else with 0: known, a
 // pixel takes a fifth of the instructions.
 template <class Run> void for_plane_size(int64_t k, const Run& run) {
-  k == 7 ? run(std::integral_constant<int, 7>{}) : run(std::integral_constant<int, 0>{});
+  k == 7 ? run(Constant<7>{}) : run(Constant<0>{});
 }
 
 // The weights of both planes where the block has them at hand. Every thread of the block calls it.

@@ -13,61 +13,39 @@ __host__ __device__ constexpr int64_t ceiling(int64_t a, int64_t b) { return (a 
 
 struct Tiling {
   int64_t groups, pixels, channels;
+  int64_t tile;  // pixels a block, fixed by the shape alone, so that a sum over tiles is always the same sum
+  int vector;  // channels a thread
   int64_t start = 0;  // the first group, where a launch has some of them only
-  int64_t tile;   // pixels a block, fixed by the shape alone, so that a sum over tiles is always the same sum
-  int64_t tiles;   // a group
-  int lanes;       // threads that share a pixel
-  int64_t chunks;  // of `lanes` threads, in a pixel
-
-  // V: channels a thread.
-  Tiling(int64_t groups, int64_t pixels, int64_t channels, int64_t tile, int V)
-      : groups(groups), pixels(pixels), channels(channels), tile(tile), tiles(ceiling(pixels, tile)),
-        lanes(static_cast<int>(channels / V < kWarp ? channels / V : kWarp)), chunks(ceiling(channels / V, lanes)) {}
+  int64_t tiles = ceiling(pixels, tile);  // a group
+  int lanes = static_cast<int>(least(channels / vector, kWarp));  // threads that share a pixel
+  int64_t chunks = ceiling(channels / vector, lanes);  // of `lanes` threads, in a pixel
 
   int64_t blocks() const { return groups * tiles * chunks; }
 };
 
 // A thread's part: the pixels first, first + rows, ... < last of a group, and V channels of them from `channel` on.
 template <int V> struct Columns {
-  int64_t group, tile, first, last, channel;
-  int64_t step;  // elements from one of its pixels to the next
-  int row, rows, lanes;
-  bool active;  // other threads take part in barriers alone
-
-  __device__ explicit Columns(const Tiling& t) {
-    // A division of 64 bits is some hundred instructions; a grid's sizes have 32.
-    const unsigned chunks = static_cast<unsigned>(t.chunks), tiles = static_cast<unsigned>(t.tiles);
-    const unsigned chunk = blockIdx.x % chunks, rest = blockIdx.x / chunks;
-    group = t.start + rest / tiles;
-    tile = rest % tiles;
-    lanes = t.lanes;
-    rows = kThreads / lanes;
-    row = threadIdx.x / lanes;
-    channel = static_cast<int64_t>(chunk * lanes + threadIdx.x % lanes) * V;
-    active = row < rows && channel < t.channels;
-    first = tile * t.tile + row;
-    last = !active ? 0 : (tile + 1) * t.tile < t.pixels ? (tile + 1) * t.tile : t.pixels;
-    step = rows * t.channels;
-  }
-
-  // The channel whose sum over all rows ends up with this thread, if it owns one.
-  __device__ int64_t column() const { return channel - threadIdx.x % lanes * V + threadIdx.x; }
-  __device__ bool owns(const Tiling& t) const {
-    return static_cast<int>(threadIdx.x) < lanes * V && column() < t.channels;
-  }
-
-  // Writes what the thread has of its column, if it owns one, to partial [groups, tiles, 2, C].
-  __device__ void write(const Tiling& t, float first, float second, float* partial) const {
-    if (!owns(t)) return;
-    float* const to = partial + (group * t.tiles + tile) * 2 * t.channels + column();
-    to[0] = first;
-    to[t.channels] = second;
-  }
+  const Tiling& t;
+  // A division of 64 bits is some hundred instructions; a grid's sizes have 32.
+  unsigned chunk = blockIdx.x % static_cast<unsigned>(t.chunks), rest = blockIdx.x / static_cast<unsigned>(t.chunks);
+  int64_t group = t.start + rest / static_cast<unsigned>(t.tiles), tile = rest % static_cast<unsigned>(t.tiles);
+  int lanes = t.lanes, rows = kThreads / lanes, row = threadIdx.x / lanes;
+  int64_t channel = static_cast<int64_t>(chunk * lanes + threadIdx.x % lanes) * V;
+  bool active = row < rows && channel < t.channels;  // other threads take part in barriers alone
+  int64_t first = tile * t.tile + row, last = active ? least((tile + 1) * t.tile, t.pixels) : 0;
+  int64_t step = rows * t.channels;  // elements from one of its pixels to the next
 
   // In [groups, C], and at a pixel in [groups, pixels, C].
-  __device__ int64_t in_row(const Tiling& t) const { return group * t.channels + channel; }
-  __device__ int64_t at(const Tiling& t, int64_t pixel) const {
-    return (group * t.pixels + pixel) * t.channels + channel;
+  __device__ int64_t in_row() const { return group * t.channels + channel; }
+  __device__ int64_t at(int64_t pixel) const { return (group * t.pixels + pixel) * t.channels + channel; }
+
+  // Writes what over_rows gave the thread, if it did, to partial [groups, tiles, 2, C].
+  __device__ void write(float first, float second, float* partial) const {
+    const int64_t column = channel - threadIdx.x % lanes * V + threadIdx.x;
+    if (static_cast<int>(threadIdx.x) >= lanes * V || column >= t.channels) return;
+    float* const to = partial + (group * t.tiles + tile) * 2 * t.channels + column;
+    to[0] = first;
+    to[t.channels] = second;
   }
 };
 
@@ -85,8 +63,8 @@ template <class Number> __device__ Number sum_over_group(Number v, int group) {
   return v;
 }
 
-// The threads' values of V channels each, combined over the rows of a block in a fixed order: a thread gets the result
-// of its column, if it owns one. Every thread of the block calls it.
+// The threads' values of V channels each, combined over the rows of a block in a fixed order: each of the first threads
+// gets the result of one channel. Every thread of the block calls it.
 template <class Wide, int V, class Combine>
 __device__ float over_rows(const Columns<V>& at, const float (&values)[V], const Combine& combine) {
   alignas(16) __shared__ float shared[kThreads * V];
@@ -105,13 +83,9 @@ template <int V> __device__ float add_rows(const Columns<V>& at, const float (&v
   return over_rows<double>(at, values, [](double a, float b) { return a + b; });
 }
 
-template <int V> __device__ float max_rows(const Columns<V>& at, const float (&values)[V]) {
-  return over_rows<float>(at, values, [](float a, float b) { return fmaxf(a, b); });
-}
-
-// The sum of v over a block's threads, in a fixed order, the same for all of them. `shared` has room for one
-// number a thread. Every thread of the block calls it.
-inline __device__ double add_block(double v, double* shared) {
+// The sum of v over a block's threads, in a fixed order, the same for all of them. Every thread of the block calls it.
+inline __device__ double add_block(double v) {
+  __shared__ double shared[kThreads];
   __syncthreads();
   shared[threadIdx.x] = v;
   for (unsigned half = kThreads / 2; half > 0; half /= 2) {
@@ -133,39 +107,26 @@ inline __device__ double add_warps(double v, double* shared, int warps) {
   return v;
 }
 
-template <int V> __device__ void load_row(const float* from, float (&to)[V]) {
-  for (int i = 0; i < V; ++i) to[i] = from[i];
-}
-
-template <int V> __device__ void store_row(float* to, const float (&from)[V]) {
-  for (int i = 0; i < V; ++i) to[i] = from[i];
-}
-
-// PyTorch's ReLU: NaN stays NaN.
-inline __device__ float relu(float v) { return larger(v, 0.0f); }
-
 // Scratch memory, part after part of `memory`; null only counts the floats.
-class Scratch {
- public:
-  explicit Scratch(float* memory) : memory_(memory) {}
+struct Scratch {
+  float* memory;
+  int64_t floats = 0;
 
   // On a 16-byte boundary; null where it is not needed.
-  float* take(bool needed, int64_t count) {
-    const int64_t at = floats_;
-    floats_ += needed ? ceiling(count, 4) * 4 : 0;
-    return needed && memory_ ? memory_ + at : nullptr;
+  float* take(int64_t count, bool needed = true) {
+    const int64_t at = floats;
+    floats += needed ? rounded_up(count, 4) : 0;
+    return needed && memory ? memory + at : nullptr;
   }
-  int64_t floats() const { return floats_; }
-
- private:
-  float* memory_;
-  int64_t floats_ = 0;
 };
 
-// Queues a kernel, unless there is nothing to do or an earlier launch of the call failed.
-class Queue {
- public:
-  Queue(int device, void* stream) : stream_(static_cast<cudaStream_t>(stream)) {
+// Queues kernels, unless there is nothing to do or an earlier launch of the call failed.
+struct Queue {
+  const int device;
+  void* const stream;
+  const char* error = nullptr;  // or what is wrong
+
+  Queue(int device, void* stream) : device(device), stream(stream) {
     // This library's CUDA runtime is linked statically, and has its own idea of the current device.
     fail(cudaSetDevice(device));
   }
@@ -179,26 +140,21 @@ class Queue {
   template <class... Parameters, class... Arguments>
   void with_shared(int bytes, void (*kernel)(Parameters...), int64_t blocks, int threads,
                    const Arguments&... arguments) {
-    if (blocks > INT32_MAX) error_ = "more blocks than a grid holds";
-    if (blocks == 0 || error_) return;
+    if (blocks > INT32_MAX) error = "more blocks than a grid holds";
+    if (blocks == 0 || error) return;
     if (bytes > 0) fail(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    if (error_) return;
-    kernel<<<static_cast<unsigned>(blocks), threads, bytes, stream_>>>(arguments...);
+    if (error) return;
+    kernel<<<static_cast<unsigned>(blocks), threads, bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
     fail(cudaGetLastError());
   }
 
-  void take(const char* error) {
-    if (!error_) error_ = error;
+  // Nothing more is queued after an error; null is none.
+  void take(const char* message) {
+    if (!error) error = message;
   }
 
-  const char* error() const { return error_; }  // null, or CUDA's message
-
- private:
-  void fail(cudaError_t error) {
-    if (error != cudaSuccess) error_ = cudaGetErrorString(error);
+  void fail(cudaError_t code) {
+    if (code != cudaSuccess) error = cudaGetErrorString(code);
   }
-
-  cudaStream_t stream_;
-  const char* error_ = nullptr;
 };
 }}  // namespace raccgan::cuda

@@ -1,8 +1,10 @@
-// The element types: kernels compute in float32 whatever a tensor holds.
+// The element types, and how they are loaded and stored: kernels compute in float32 whatever a tensor holds.
 #pragma once
 
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <type_traits>
 #include "../../ops/dtype.h"
-#include "device.h"
 
 namespace raccgan::cuda { namespace {
 struct Float32 {
@@ -15,6 +17,7 @@ struct Float32 {
 
 // Two elements in a word, the first one in the lower half.
 template <class T> struct InHalves {
+  using Stored = unsigned short;
   static __device__ unsigned short unpack(unsigned word, int i) { return static_cast<unsigned short>(word >> 16 * i); }
   static __device__ unsigned pack(const float* v) {
     return T::narrow(v[0]) | static_cast<unsigned>(T::narrow(v[1])) << 16;
@@ -22,27 +25,36 @@ template <class T> struct InHalves {
 };
 
 struct BFloat16 : InHalves<BFloat16> {
-  using Stored = unsigned short;
   static __device__ float widen(unsigned short v) { return __uint_as_float(static_cast<unsigned>(v) << 16); }
-  static __device__ unsigned short narrow(float v) { return round_to_bfloat16(v); }
+  // To nearest, ties to even. (cuda_bf16.h would take longer to compile than the kernels.)
+  static __device__ unsigned short narrow(float v) {
+    unsigned short bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(v));
+    return bits;
+  }
 };
 
 struct Float16 : InHalves<Float16> {
-  using Stored = unsigned short;
   static __device__ float widen(unsigned short v) { return __half2float(__ushort_as_half(v)); }
   static __device__ unsigned short narrow(float v) { return __half_as_ushort(__float2half_rn(v)); }
 };
 
-// Elements in a 16-byte load.
-template <class T> constexpr int kVector = 16 / sizeof(typename T::Stored);
+// Elements in a word, and in a 16-byte load.
+template <class T> constexpr int kInWord = 4 / sizeof(typename T::Stored);
+template <class T> constexpr int kVector = 4 * kInWord<T>;
 
-// V elements in memory: one, or a 16-byte load of them, in words of one or two.
+// A 16-byte load or store: the address has to be a multiple of 16.
+template <class T> __device__ const uint4* as_vector(const T* address) {
+  return reinterpret_cast<const uint4*>(address);
+}
+template <class T> __device__ uint4* as_vector(T* address) { return reinterpret_cast<uint4*>(address); }
+
+// V elements in memory: one, or a 16-byte load of them.
 template <class T, int V> struct Packed {
   static_assert(V == kVector<T>);
-  static constexpr int kElements = 4 / sizeof(typename T::Stored);  // a word
   unsigned words[4];
 
-  __device__ float operator[](int i) const { return T::widen(T::unpack(words[i / kElements], i % kElements)); }
+  __device__ float operator[](int i) const { return T::widen(T::unpack(words[i / kInWord<T>], i % kInWord<T>)); }
 };
 template <class T> struct Packed<T, 1> {
   typename T::Stored element;
@@ -60,55 +72,42 @@ template <class T, int V> __device__ Packed<T, V> fetch(const typename T::Stored
   }
 }
 
-template <class T, int V> __device__ void put(typename T::Stored* to, const Packed<T, V>& packed) {
-  if constexpr (V == 1) {
-    *to = packed.element;
-  } else {
-    store_global(as_vector(to), {packed.words[0], packed.words[1], packed.words[2], packed.words[3]});
-  }
-}
-
 template <class T, int V> __device__ void widen(const Packed<T, V>& packed, float (&to)[V]) {
   for (int i = 0; i < V; ++i) to[i] = packed[i];
 }
 
-template <class T, int V> __device__ Packed<T, V> narrow(const float (&from)[V]) {
-  Packed<T, V> packed;
+// V elements of a tensor of T, from element `at` on, which is aligned to their size.
+template <class T, int V> __device__ void load(const void* tensor, int64_t at, float (&to)[V]) {
+  widen<T>(fetch<T, V>(static_cast<const typename T::Stored*>(tensor) + at), to);
+}
+
+// Likewise, rounded. nvcc 13.0 would make four stores of an assignment of 16 bytes where it cannot prove that the
+// address is a multiple of 16. The compiler may move loads across the store: no kernel reads what it has written so.
+template <class T, int V> __device__ void store(void* tensor, int64_t at, const float (&from)[V]) {
+  auto* const to = static_cast<typename T::Stored*>(tensor) + at;
   if constexpr (V == 1) {
-    packed.element = T::narrow(from[0]);
+    *to = T::narrow(from[0]);
   } else {
+    unsigned words[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) packed.words[i] = T::pack(from + i * packed.kElements);
+    for (int i = 0; i < 4; ++i) words[i] = T::pack(from + i * kInWord<T>);
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(words[0]),
+                 "r"(words[1]), "r"(words[2]), "r"(words[3]));
   }
-  return packed;
 }
 
-// to[i] = from[i] in float32, likewise.
-template <class T, int V> __device__ void load(const typename T::Stored* from, float (&to)[V]) {
-  widen<T>(fetch<T, V>(from), to);
-}
-
-// to[i] = from[i], rounded; likewise.
-template <class T, int V> __device__ void store(typename T::Stored* to, const float (&from)[V]) {
-  put<T, V>(to, narrow<T, V>(from));
-}
-
-// The same of float32, by as many 16-byte loads or stores as V elements take.
+// Float32 by as many 16-byte loads as V elements take.
 template <int V> __device__ void load_floats(const float* from, float (&to)[V]) {
-  if constexpr (V == 1) {
-    to[0] = *from;
-  } else {
+  constexpr int kEach = V == 1 ? 1 : 4;
 #pragma unroll
-    for (int part = 0; part < V; part += 4) {
-      float four[4];
-      load<Float32, 4>(from + part, four);
+  for (int part = 0; part < V; part += kEach) {
+    const auto loaded = fetch<Float32, kEach>(from + part);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) to[part + i] = four[i];
-    }
+    for (int i = 0; i < kEach; ++i) to[part + i] = loaded[i];
   }
 }
 
-// Into shared memory.
+// The same into shared memory.
 template <int V> __device__ void store_floats(float* to, const float (&from)[V]) {
   if constexpr (V == 1) {
     *to = from[0];
@@ -121,6 +120,22 @@ template <int V> __device__ void store_floats(float* to, const float (&from)[V])
   }
 }
 
+// The larger one, NaN where either is.
+__device__ inline float larger(float a, float b) {
+  float v;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b));
+  return v;
+}
+
+// PyTorch's ReLU: NaN stays NaN.
+__device__ inline float relu(float v) { return larger(v, 0.0f); }
+
+// What a block shares beyond its __shared__ variables, of the size that the launch gives it; on a 16-byte boundary.
+__device__ inline void* launched_shared() {
+  extern __shared__ uint4 shared_by_launch[];
+  return shared_by_launch;
+}
+
 // run(T{}) for the element type T of that name.
 template <class Run> void for_dtype(Dtype dtype, const Run& run) {
   switch (dtype) {
@@ -130,21 +145,19 @@ template <class Run> void for_dtype(Dtype dtype, const Run& run) {
   }
 }
 
-template <int V> struct Vector {
-  static constexpr int width = V;
-};
+// Whether all the tensors of that type allow 16-byte loads of every `run` elements; null is not a tensor.
+template <class... Tensors> bool allow_vectors(Dtype dtype, int64_t run, const Tensors*... tensors) {
+  return (reinterpret_cast<uintptr_t>(tensors) | ...) % 16 == 0 && run % (16 / size_of(dtype)) == 0;
+}
 
-// run(T{}, Vector<V>{}) for the widest loads that all the tensors [..., C] of that type allow.
+template <int kNumber> using Constant = std::integral_constant<int, kNumber>;
+
+// run(T{}, V) for the widest loads that all the tensors [..., C] of that type allow.
 template <class Run, class... Tensors>
 void for_vectors(Dtype dtype, int64_t channels, const Run& run, const Tensors*... tensors) {
-  const auto addresses = (reinterpret_cast<uintptr_t>(tensors) | ...);
+  const bool wide = allow_vectors(dtype, channels, tensors...);
   for_dtype(dtype, [&](auto element) {
-    constexpr int kWidest = kVector<decltype(element)>;
-    if (addresses % 16 == 0 && channels % kWidest == 0) {
-      run(element, Vector<kWidest>{});
-    } else {
-      run(element, Vector<1>{});
-    }
+    wide ? run(element, Constant<kVector<decltype(element)>>{}) : run(element, Constant<1>{});
   });
 }
 }}  // namespace raccgan::cuda

@@ -8,10 +8,8 @@
 
 namespace raccgan::cuda { namespace {
 struct ConvolveArgs {
-  DepthwiseLayer layer;
-  Norm norm;
+  NormedLayer layer;
   Image in;
-  bool wide;              // whether every tensor allows 16-byte loads
   const float* packed;    // the weights, of `pack`
   int64_t rows, columns;  // of the result
   void* result;           // the convolution, or slope q: the gradient without the norm. Or null
@@ -20,7 +18,7 @@ struct ConvolveArgs {
   float* partial;         // [N, tiles, kSums, C]
 };
 
-template <int K, Resize kResize> using Block = Tile<K, kResize, kResize == Resize::kDown ? 4 : 8>;
+RACCGAN_HOST_DEVICE constexpr int warps_of(Resize resize) { return resize == Resize::kDown ? 4 : 8; }
 
 // Multiplies a row of results, the gradient of a, by [a > 0] to q, writes it, and adds up q, q (h - center) and q t.
 template <class T, int kWide>
@@ -81,57 +79,52 @@ template <template <class, int> class Reader>
 constexpr bool kBack = std::is_same_v<Reader<Float32, 1>, Unchanged<Float32, 1>>;
 
 // Blocks a multiprocessor: as many as it has registers for without a spill.
-template <int K, Resize kResize, bool kGradient>
-constexpr int kResident = (kGradient && kResize == Resize::kUp ? 512 : 768) / (Block<K, kResize>::kWarps * kWarp);
+RACCGAN_HOST_DEVICE constexpr int resident(Resize resize, bool back) {
+  return (back && resize == Resize::kUp ? 512 : 768) / (warps_of(resize) * kWarp);
+}
 
 // L a or L s; or, by the reader of an image itself, L^T g, q and the sums of q.
 template <template <class, int> class Reader, class T, int K, Resize kResize>
-__global__ void __launch_bounds__(Block<K, kResize>::kWarps* kWarp, kResident<K, kResize, kBack<Reader>>)
+__global__ void __launch_bounds__(warps_of(kResize) * kWarp, resident(kResize, kBack<Reader>))
     convolve(ConvolveArgs args) {
-  using Shape = Block<K, kResize>;
+  using Shape = Tile<K, kResize, warps_of(kResize)>;
   auto& shared = *static_cast<Operands<Shape>*>(launched_shared());
-  const DepthwiseLayer& s = args.layer;
-  // A division of 64 bits is some hundred instructions; a grid's sizes have 32.
-  const unsigned chunks = static_cast<unsigned>(ceiling(s.c, kWarp));
-  const unsigned across = static_cast<unsigned>(ceiling(args.columns, Shape::kWide));
-  const unsigned tiles = static_cast<unsigned>(ceiling(args.rows, Shape::kHigh)) * across;
-  const unsigned chunk = blockIdx.x % chunks, at = blockIdx.x / chunks % tiles;
-  const int64_t n = blockIdx.x / chunks / tiles;
-  const int first_row = static_cast<int>(at / across) * Shape::kHigh;
-  const int column = static_cast<int>(at % across) * Shape::kWide;
-  shared.template load<Reader, T>(s, args.norm, args.in, args.wide, args.packed, n, chunk, first_row, column);
+  const NormedLayer& s = args.layer;
+  const Position<Shape> at{args.rows, args.columns, static_cast<unsigned>(ceiling(s.c, kWarp))};
+  shared.template load<Reader, T>(s, args.in, args.packed, {at.n, at.part, at.row, at.column});
   float sums[kThreadRows][Shape::kWide] = {};
   convolve_rows<K, kResize, Shape>(shared.tile, shared.weights, sums);
 
-  const int64_t channel = chunk * kWarp + threadIdx.x % kWarp;
-  const int row = first_row + threadIdx.x / kWarp * kThreadRows;
+  const int64_t channel = static_cast<int64_t>(at.part) * kWarp + threadIdx.x % kWarp;
+  const int row = at.row + threadIdx.x / kWarp * kThreadRows;
   if constexpr (!kBack<Reader>) {
 #pragma unroll
-    for (int o = 0; o < kThreadRows; ++o) write<T>(args, n, channel, row + o, column, sums[o]);
+    for (int o = 0; o < kThreadRows; ++o) write<T>(args, at.n, channel, row + o, at.column, sums[o]);
   } else {
     float totals[kSums] = {};
 #pragma unroll
-    for (int o = 0; o < kThreadRows; ++o) pass_back<T>(args, shared.by, n, channel, row + o, column, sums[o], totals);
+    for (int o = 0; o < kThreadRows; ++o) {
+      pass_back<T>(args, shared.by, at.n, channel, row + o, at.column, sums[o], totals);
+    }
     totals[1] *= shared.by.root[threadIdx.x % kWarp];
 #pragma unroll
     for (int i = 0; i < kSums; ++i) {
       const double sum = add_warps(totals[i], reinterpret_cast<double*>(shared.tile), Shape::kWarps);
       if (threadIdx.x < kWarp && channel < s.c) {
-        args.partial[((n * tiles + at) * kSums + i) * s.c + channel] = static_cast<float>(sum);
+        args.partial[((at.n * at.tiles + at.tile) * kSums + i) * s.c + channel] = static_cast<float>(sum);
       }
     }
   }
 }
 
 template <template <class, int> class Reader> void convolve_by(Queue& queue, Resize resize, const ConvolveArgs& args) {
+  const int warps = warps_of(resize);
+  const int64_t blocks = args.layer.n * tiles(resize, warps, args.rows, args.columns) * ceiling(args.layer.c, kWarp);
   for_kernel(args.layer.k, resize, [&](auto k, auto constant) {
-    constexpr int K = decltype(k)::value;
-    constexpr Resize kResize = decltype(constant)::value;
-    using Shape = Block<K, kResize>;
-    const int64_t blocks = args.layer.n * tiles<Block>(kResize, args.rows, args.columns) * ceiling(args.layer.c, kWarp);
+    constexpr Resize kResize = constant;
     for_dtype(args.layer.dtype, [&](auto element) {
-      queue.with_shared(sizeof(Operands<Shape>), convolve<Reader, decltype(element), K, kResize>, blocks,
-                        Shape::kWarps * kWarp, args);
+      queue.with_shared(sizeof(Operands<Tile<k, kResize, warps_of(kResize)>>),
+                        convolve<Reader, decltype(element), k, kResize>, blocks, warps * kWarp, args);
     });
   });
 }

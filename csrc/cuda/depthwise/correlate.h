@@ -5,23 +5,19 @@
 
 namespace raccgan::cuda { namespace {
 struct CorrelateArgs {
-  DepthwiseLayer layer;
-  Norm norm;
+  NormedLayer layer;
   Image small, large;
-  bool wide;
   int64_t splits;  // of the batch's tiles
   float* partial;  // [splits, taps, taps, C], out
 };
 
-template <class Shape> struct CorrelationOperands {
-  alignas(16) float small[Shape::kRows * Shape::kWide * kWarp];
-  alignas(16) float large[Shape::kLargeRows * Shape::kLargeColumns * kWarp];
-  Coefficients by;
-};
-
 // The warps have the taps of different rows, and add them up at the end in the memory of the tiles.
 template <class Shape> union CorrelationShared {
-  CorrelationOperands<Shape> operands;
+  struct {
+    alignas(16) float small[Shape::kRows * Shape::kWide * kWarp];
+    alignas(16) float large[Shape::kLargeRows * Shape::kLargeColumns * kWarp];
+    Coefficients by;
+  } operands;
   float totals[Shape::kTaps * Shape::kTaps][Shape::kWarps][kWarp];
 };
 
@@ -32,22 +28,20 @@ __global__ void __launch_bounds__(CorrelationTile<K, kStep>::kWarps* kWarp, 2) c
   constexpr int kBlock = Shape::kWarps * kWarp, kTaps = Shape::kTaps;
   auto& all = *static_cast<CorrelationShared<Shape>*>(launched_shared());
   auto& shared = all.operands;
-  const DepthwiseLayer& s = args.layer;
+  const NormedLayer& s = args.layer;
   const int64_t chunks = ceiling(s.c, kWarp), chunk = blockIdx.x % chunks, split = blockIdx.x / chunks;
   const int64_t across = ceiling(args.small.columns, Shape::kWide);
   const int64_t tiles = ceiling(args.small.rows, Shape::kRows) * across;
   float totals[kTaps][kTaps] = {};
   for (int64_t i = split; i < s.n * tiles; i += args.splits) {
-    const int64_t n = i / tiles;
-    const int row = static_cast<int>(i % tiles / across) * Shape::kRows;
-    const int column = static_cast<int>(i % across) * Shape::kWide;
+    const Place small{i / tiles, chunk, static_cast<int>(i % tiles / across) * Shape::kRows,
+                      static_cast<int>(i % across) * Shape::kWide};
+    const Place large{small.n, chunk, kStep * small.row - K / 2, kStep * small.column - K / 2};
     __syncthreads();
-    find(s, args.norm, n, chunk, shared.by);
+    shared.by.find(s, small.n, chunk);
     __syncthreads();
-    fill<Small, T, Shape::kRows, Shape::kWide, kBlock, 2>(s, args.small, args.wide, shared.by, n, chunk, row, column,
-                                                          shared.small);
-    fill<Large, T, Shape::kLargeRows, Shape::kLargeColumns, kBlock, 2>(
-        s, args.large, args.wide, shared.by, n, chunk, kStep * row - K / 2, kStep * column - K / 2, shared.large);
+    fill<Small, T, Shape::kRows, Shape::kWide, kBlock, 2>(s, args.small, shared.by, small, shared.small);
+    fill<Large, T, Shape::kLargeRows, Shape::kLargeColumns, kBlock, 2>(s, args.large, shared.by, large, shared.large);
     __syncthreads();
     correlate_rows<K, kStep>(shared.small, shared.large, totals);
   }
@@ -90,28 +84,25 @@ int64_t correlate_splits(const DepthwiseLayer& s) {
   const int64_t rows = up ? s.h : s.out(s.h), columns = up ? s.w : s.out(s.w);
   const int64_t down = ceiling(rows, plain ? CorrelationTile<3, 1>::kRows : CorrelationTile<3, 2>::kRows);
   const int64_t all = s.n * down * ceiling(columns, CorrelationTile<3, 1>::kWide);
-  const int64_t filling = ceiling(kCorrelateBlocks, ceiling(s.c, kWarp));
-  return filling < all ? filling : all;
+  return least(ceiling(kCorrelateBlocks, ceiling(s.c, kWarp)), all);
 }
 
-template <template <class, int> class Small, template <class, int> class Large, int K, int kStep>
-void correlate_as(Queue& queue, const CorrelateArgs& args) {
-  using Shape = CorrelationTile<K, kStep>;
-  const int64_t blocks = args.splits * ceiling(args.layer.c, kWarp);
-  for_dtype(args.layer.dtype, [&](auto element) {
-    queue.with_shared(sizeof(CorrelationShared<Shape>), correlate<Small, Large, decltype(element), K, kStep>, blocks,
-                      Shape::kWarps * kWarp, args);
-  });
+// With x as the large image, or, where it is to be upsampled, the small one.
+template <template <class, int> class ReaderOfX, class T, int K, Resize kResize> constexpr auto correlation() {
+  if constexpr (kResize == Resize::kUp) {
+    return correlate<ReaderOfX, Unchanged, T, K, 2>;
+  } else {
+    return correlate < Unchanged, ReaderOfX, T, K, kResize == Resize::kNone ? 1 : 2 > ;
+  }
 }
 
 template <template <class, int> class ReaderOfX> void correlate_by(Queue& queue, const CorrelateArgs& args) {
   for_kernel(args.layer.k, args.layer.resize, [&](auto k, auto resize) {
-    constexpr int K = decltype(k)::value, kStep = decltype(resize)::value == Resize::kNone ? 1 : 2;
-    if constexpr (decltype(resize)::value == Resize::kUp) {
-      correlate_as<ReaderOfX, Unchanged, K, kStep>(queue, args);
-    } else {
-      correlate_as<Unchanged, ReaderOfX, K, kStep>(queue, args);
-    }
+    using Shape = CorrelationTile<k, resize == Resize::kNone ? 1 : 2>;
+    for_dtype(args.layer.dtype, [&](auto element) {
+      queue.with_shared(sizeof(CorrelationShared<Shape>), correlation<ReaderOfX, decltype(element), k, resize>(),
+                        args.splits * ceiling(args.layer.c, kWarp), Shape::kWarps * kWarp, args);
+    });
   });
 }
 }}  // namespace raccgan::cuda

@@ -7,82 +7,72 @@
 #include "tiles.h"
 
 namespace raccgan::cuda { namespace {
-// Moments of each sample's channel, [N, C] each; null without the norm.
-struct Norm {
-  const float *mean, *var;
-  const float *t_mean, *tz_mean;  // of t and of t z, for the double backward
+// A layer with the moments of each sample's channel, [N, C] each: null without the norm, those of t and t z without t.
+struct NormedLayer : DepthwiseLayer {
+  const float *mean, *var, *t_mean, *tz_mean;
 };
 
 struct Image {
-  const void *data, *t;
+  const void *data, *t;  // t or null
   int64_t rows, columns;
+  bool wide;  // whether it allows 16-byte loads
 };
 
 // a = relu((h - center) slope + offset), s = [a > 0] (slope t + by_value (h - center) + constant), z = (h - center)
 // root, for a block's 32 channels of a sample.
 struct alignas(16) Coefficients {
   float center[kWarp], root[kWarp], slope[kWarp], offset[kWarp], by_value[kWarp], constant[kWarp];
-};
 
-// The first warp writes them; the other warps see them after the next barrier.
-__device__ void find(const DepthwiseLayer& s, const Norm& norm, int64_t n, int64_t chunk, Coefficients& by) {
-  const int lane = threadIdx.x;
-  const int64_t channel = chunk * kWarp + lane, at = n * s.c + channel;
-  if (lane >= kWarp) return;
-  const bool there = channel < s.c, normalised = there && norm.mean, tangent = normalised && norm.t_mean;
-  by.center[lane] = normalised ? norm.mean[at] : 0.0f;
-  by.root[lane] = normalised ? 1.0f / sqrtf(norm.var[at] + s.eps) : 1.0f;
-  by.slope[lane] = by.root[lane] * (there && s.scale ? s.scale[at] : 1.0f);
-  by.offset[lane] = there && s.shift ? s.shift[at] : 0.0f;
-  by.by_value[lane] = tangent ? -by.slope[lane] * by.root[lane] * norm.tz_mean[at] : 0.0f;
-  by.constant[lane] = tangent ? -by.slope[lane] * norm.t_mean[at] : 0.0f;
-}
-
-// An image from a tile's first pixel on, which may lie outside of the image, for V channels a thread.
-template <class T, int V> struct Source {
-  const typename T::Stored *data, *first;
-
-  __device__ Source(const void* data, int64_t first)
-      : data(static_cast<const typename T::Stored*>(data)), first(this->data + first) {}
-
-  // Pixels outside of the image load a valid address instead, and the caller drops the value: no load waits for a
-  // branch.
-  __device__ Packed<T, V> fetch(bool inside, unsigned offset) const {
-    return cuda::fetch<T, V>(inside ? first + offset : data);
+  // The first warp writes them; the other warps see them after the next barrier.
+  __device__ void find(const NormedLayer& s, int64_t n, int64_t chunk) {
+    const int lane = threadIdx.x;
+    const int64_t channel = chunk * kWarp + lane, at = n * s.c + channel;
+    if (lane >= kWarp) return;
+    const bool there = channel < s.c, normalised = there && s.mean, tangent = normalised && s.t_mean;
+    center[lane] = normalised ? s.mean[at] : 0.0f;
+    root[lane] = normalised ? 1.0f / sqrtf(s.var[at] + s.eps) : 1.0f;
+    slope[lane] = root[lane] * (there && s.scale ? s.scale[at] : 1.0f);
+    offset[lane] = there && s.shift ? s.shift[at] : 0.0f;
+    by_value[lane] = tangent ? -slope[lane] * root[lane] * s.tz_mean[at] : 0.0f;
+    constant[lane] = tangent ? -slope[lane] * s.t_mean[at] : 0.0f;
   }
 };
 
-// Readers of V of the block's channels, from `lane` on: of an image itself, of a, or of s. `fetch` loads, `finish`
-// applies the norm and the ReLUs.
+// Readers of V of the block's channels, from `lane` on, and of a tile's pixels, from `first` on: of an image itself, of
+// a, or of s. `fetch` loads, `finish` applies the norm and the ReLUs.
 template <class T, int V> struct Unchanged {
   using Raw = Packed<T, V>;
-  Source<T, V> source;
+  const typename T::Stored *data, *first;
 
+  __device__ Unchanged(const void* data, int64_t first)
+      : data(static_cast<const typename T::Stored*>(data)), first(this->data + first) {}
   __device__ Unchanged(const DepthwiseLayer&, const Image& image, int64_t first, const Coefficients&, int)
-      : source(image.data, first) {}
+      : Unchanged(image.data, first) {}
 
-  __device__ Raw fetch(bool inside, unsigned offset) const { return source.fetch(inside, offset); }
+  // Pixels outside of the image load a valid address instead, and the caller drops the value: no load waits for a
+  // branch.
+  __device__ Raw fetch(bool inside, unsigned offset) const { return cuda::fetch<T, V>(inside ? first + offset : data); }
   __device__ void finish(const Raw& raw, float (&v)[V]) const { widen<T>(raw, v); }
 };
 
 // a. Keeps its coefficients in registers, since a thread reads many pixels.
-template <class T, int V> struct Activated {
-  using Raw = Packed<T, V>;
-  Source<T, V> source;
-  float first, second;  // the least values that the two ReLUs pass
+template <class T, int V> struct Activated : Unchanged<T, V> {
+  float least_input, least_result;  // that the two ReLUs pass
   float center[V], slope[V], offset[V];
 
-  __device__ Activated(const DepthwiseLayer& s, const Image& image, int64_t at, const Coefficients& by, int lane)
-      : source(image.data, at), first(s.pre_relu ? 0.0f : -INFINITY), second(s.relu ? 0.0f : -INFINITY) {
+  __device__ Activated(const DepthwiseLayer& s, const Image& image, int64_t first, const Coefficients& by, int lane)
+      : Unchanged<T, V>(image.data, first), least_input(s.pre_relu ? 0.0f : -INFINITY),
+        least_result(s.relu ? 0.0f : -INFINITY) {
     load_floats(by.center + lane, center);
     load_floats(by.slope + lane, slope);
     load_floats(by.offset + lane, offset);
   }
 
-  __device__ Raw fetch(bool inside, unsigned offset) const { return source.fetch(inside, offset); }
-  __device__ void finish(const Raw& raw, float (&v)[V]) const {
+  __device__ void finish(const Packed<T, V>& raw, float (&v)[V]) const {
     widen<T>(raw, v);
-    for (int i = 0; i < V; ++i) v[i] = larger(fmaf(larger(v[i], first) - center[i], slope[i], offset[i]), second);
+    for (int i = 0; i < V; ++i) {
+      v[i] = larger(fmaf(larger(v[i], least_input) - center[i], slope[i], offset[i]), least_result);
+    }
   }
 };
 
@@ -91,7 +81,7 @@ template <class T, int V> struct Tangent {
   struct Raw {
     Packed<T, V> x, t;
   };
-  Source<T, V> x, t;
+  Unchanged<T, V> x, t;
   bool pre_relu, relu;
   const Coefficients& by;
   int lane;
@@ -120,17 +110,25 @@ template <class T, int V> struct Tangent {
   }
 };
 
-// Fills a tile: 32 channels from `chunk` of sample n, the pixels [kRows][kColumns] from (first_row, first_column) on,
-// zero outside of the image. A thread has kLoads loads in flight before it waits for the first one. Steps from pixel to
-// pixel are sums of 32 bits: addresses of 64 bits took more instructions than the values.
+// A tile's sample, 32 of its channels, and its first pixel, which may lie outside of the image.
+struct Place {
+  int64_t n, chunk;
+  int row, column;
+};
+
+// Fills a tile: the pixels [kRows][kColumns] of `place`, zero outside of the image. A thread has kLoads loads in flight
+// before it waits for the first one. Steps from pixel to pixel are sums of 32 bits: addresses of 64 bits took more
+// instructions than the values.
 template <template <class, int> class Reader, class T, int V, int kRows, int kColumns, int kBlock, int kLoads>
-__device__ void fill_by(const DepthwiseLayer& s, const Image& image, const Coefficients& by, int64_t n, int64_t chunk,
-                        int first_row, int first_column, float* tile) {
+__device__ void fill_by(const DepthwiseLayer& s, const Image& image, const Coefficients& by, const Place& place,
+                        float* tile) {
   using Raw = typename Reader<T, V>::Raw;
   constexpr int kLanes = kWarp / V, kEach = kBlock / kLanes, kAhead = kLoads * sizeof(Packed<T, V>) / sizeof(Raw);
   const int lane = threadIdx.x % kLanes * V;
-  const int64_t channel = chunk * kWarp + lane, pixel = (n * image.rows + first_row) * image.columns + first_column;
+  const int64_t channel = place.chunk * kWarp + lane;
+  const int64_t pixel = (place.n * image.rows + place.row) * image.columns + place.column;
   const Reader<T, V> reader(s, image, pixel * s.c + channel, by, lane);
+  const int first_row = place.row, first_column = place.column;
   const unsigned rows = channel < s.c ? static_cast<unsigned>(image.rows) : 0;  // none of a channel beyond C
   const unsigned columns = static_cast<unsigned>(image.columns), step = static_cast<unsigned>(s.c);
   int row = threadIdx.x / kLanes / kColumns, column = threadIdx.x / kLanes % kColumns;
@@ -159,13 +157,12 @@ __device__ void fill_by(const DepthwiseLayer& s, const Image& image, const Coeff
 }
 
 template <template <class, int> class Reader, class T, int kRows, int kColumns, int kBlock, int kLoads>
-__device__ void fill(const DepthwiseLayer& s, const Image& image, bool wide, const Coefficients& by, int64_t n,
-                     int64_t chunk, int first_row, int first_column, float* tile) {
-  if (wide) {
-    constexpr int V = kVector<T>;
-    fill_by<Reader, T, V, kRows, kColumns, kBlock, kLoads>(s, image, by, n, chunk, first_row, first_column, tile);
+__device__ void fill(const DepthwiseLayer& s, const Image& image, const Coefficients& by, const Place& place,
+                     float* tile) {
+  if (image.wide) {
+    fill_by<Reader, T, kVector<T>, kRows, kColumns, kBlock, kLoads>(s, image, by, place, tile);
   } else {
-    fill_by<Reader, T, 1, kRows, kColumns, kBlock, kLoads>(s, image, by, n, chunk, first_row, first_column, tile);
+    fill_by<Reader, T, 1, kRows, kColumns, kBlock, kLoads>(s, image, by, place, tile);
   }
 }
 
@@ -174,19 +171,18 @@ template <class Shape> struct Operands {
   float weights[Shape::kTaps * Shape::kTaps * kWarp];
   Coefficients by;
 
-  // The tile of results (row, column) of 32 channels of a sample, and the weights [taps, taps, C] that `pack` made.
+  // The tile of results at `place`, and the weights [taps, taps, C] that `pack` made.
   template <template <class, int> class Reader, class T>
-  __device__ void load(const DepthwiseLayer& s, const Norm& norm, const Image& image, bool wide, const float* packed,
-                       int64_t n, int64_t chunk, int row, int column) {
+  __device__ void load(const NormedLayer& s, const Image& image, const float* packed, const Place& place) {
     constexpr int kBlock = Shape::kWarps * kWarp;
-    const int64_t channel = chunk * kWarp + threadIdx.x % kWarp;
-    find(s, norm, n, chunk, by);
+    const int64_t channel = place.chunk * kWarp + threadIdx.x % kWarp;
+    by.find(s, place.n, place.chunk);
     for (int i = threadIdx.x; i < Shape::kTaps * Shape::kTaps * kWarp; i += kBlock) {
       weights[i] = channel < s.c ? packed[i / kWarp * s.c + channel] : 0.0f;
     }
     __syncthreads();
-    fill<Reader, T, Shape::kRows, Shape::kColumns, kBlock, 4>(s, image, wide, by, n, chunk, Shape::first(row),
-                                                              Shape::first(column), tile);
+    const Place inputs{place.n, place.chunk, Shape::first(place.row), Shape::first(place.column)};
+    fill<Reader, T, Shape::kRows, Shape::kColumns, kBlock, 4>(s, image, by, inputs, tile);
     __syncthreads();
   }
 };
@@ -200,29 +196,31 @@ __global__ void __launch_bounds__(kThreads) pack(DepthwiseLayer s, bool transpos
   packed[i] = s.resize != Resize::kNone ? folded(s, w, tap / n, tap % n) : w[transposed ? size - 1 - tap : tap];
 }
 
-inline Resize resize_of(Resize resize, bool transposed) {
-  if (resize == Resize::kNone) return Resize::kNone;
-  return (resize == Resize::kUp) != transposed ? Resize::kUp : Resize::kDown;
+inline void pack_weights(Queue& queue, const DepthwiseLayer& s, bool transposed, float* packed) {
+  queue(pack, ceiling(taps(s) * taps(s) * s.c, kThreads), kThreads, s, transposed, packed);
 }
 
-// Tiles of a sample's results. Block<K, resize> is a Tile, of one size for all K.
-template <template <int, Resize> class Block> int64_t tiles(Resize resize, int64_t rows, int64_t columns) {
-  const auto of = [&](auto shape) {
-    using Shape = decltype(shape);
-    return ceiling(rows, Shape::kHigh) * ceiling(columns, Shape::kWide);
-  };
-  if (resize == Resize::kDown) return of(Block<3, Resize::kDown>{});
-  return resize == Resize::kUp ? of(Block<3, Resize::kUp>{}) : of(Block<3, Resize::kNone>{});
-}
+// The memory that a layer's moments take, none without the norm.
+struct LayerMoments {
+  const DepthwiseLayer& s;
+  const void* x;
+  Scratch& scratch;
+  MomentsArgs args{s.n, s.h * s.w, s.c, s.dtype, x, s.pre_relu};
+  float *mean = scratch.take(s.n * s.c, s.normalise), *var = scratch.take(s.n * s.c, s.normalise);
+  float* sums = scratch.take(moments_floats(args), s.normalise);
 
-// The kernels count rows of an image, and values from a tile's first pixel on, in 32 bits.
-inline const char* too_large(const DepthwiseLayer& s) {
-  const bool fits = s.h < INT64_C(1) << 29 && s.w * s.c < INT64_C(1) << 24;
-  return fits ? nullptr : "an image has 2^29 rows or more, or rows of 2^24 values or more";
-}
+  void find(Queue& queue) const {
+    if (mean) queue.take(moments(args, sums, mean, var, queue.device, queue.stream));
+  }
+};
 
-inline MomentsArgs moments_args(const DepthwiseLayer& s, const void* x) {
-  return {s.n, s.h * s.w, s.c, s.dtype, x, s.pre_relu};
+// Why the kernels do not serve a layer, or null. They count rows of an image, and values from a tile's first pixel on,
+// in 32 bits.
+inline const char* refused(const DepthwiseLayer& s) {
+  if (s.h >= INT64_C(1) << 29 || s.w * s.c >= INT64_C(1) << 24) {
+    return "an image has 2^29 rows or more, or rows of 2^24 values or more";
+  }
+  return s.k == 3 || s.k == 7 ? nullptr : "kernels are compiled for 3 x 3 and 7 x 7 only";
 }
 
 template <Resize kResize> using ResizeConstant = std::integral_constant<Resize, kResize>;
@@ -230,12 +228,12 @@ template <Resize kResize> using ResizeConstant = std::integral_constant<Resize, 
 // run(k, resize) with the layer's kernel size and a resizing as constants.
 template <class Run> void for_kernel(int64_t k, Resize resize, const Run& run) {
   const auto with_resize = [&](auto size) {
-    if (resize == Resize::kNone) run(size, ResizeConstant<Resize::kNone>{});
-    if (resize == Resize::kDown) run(size, ResizeConstant<Resize::kDown>{});
-    if (resize == Resize::kUp) run(size, ResizeConstant<Resize::kUp>{});
+    switch (resize) {
+      case Resize::kNone: run(size, ResizeConstant<Resize::kNone>{}); break;
+      case Resize::kUp: run(size, ResizeConstant<Resize::kUp>{}); break;
+      case Resize::kDown: run(size, ResizeConstant<Resize::kDown>{}); break;
+    }
   };
-  if (k == 3) with_resize(std::integral_constant<int, 3>{});
-  if (k == 5) with_resize(std::integral_constant<int, 5>{});
-  if (k == 7) with_resize(std::integral_constant<int, 7>{});
+  k == 3 ? with_resize(Constant<3>{}) : with_resize(Constant<7>{});
 }
 }}  // namespace raccgan::cuda

@@ -1,5 +1,5 @@
 // A depthwise convolution, its transpose and its correlation, on tiles in shared memory, as defined in
-// cpu/depthwise/convolution.cpp. Kernel sizes K of 3, 5 and 7; p = K / 2.
+// cpu/depthwise/convolution.cpp. Kernel sizes K of 3 and 7; p = K / 2.
 //
 // A block has 32 channels of a tile of one sample. Lanes map to channels: shared memory has no bank conflicts, and
 // global accesses coalesce. A thread keeps a few rows of results in registers, so that one number of the tile meets the
@@ -13,27 +13,35 @@
 namespace raccgan::cuda { namespace {
 constexpr int kThreadRows = 2;  // rows of results a thread
 
+// Columns of a tile of results.
+RACCGAN_HOST_DEVICE constexpr int width_of(Resize resize) { return resize == Resize::kDown ? 8 : 16; }
+
+// Tiles of a sample's results.
+inline int64_t tiles(Resize resize, int warps, int64_t rows, int64_t columns) {
+  return ceiling(rows, warps * kThreadRows) * ceiling(columns, width_of(resize));
+}
+
 // Results: kHigh x kWide pixels, kThreadRows rows a warp. Inputs: kRows x kColumns pixels, from `first` of the results'
 // first row or column.
-template <int K, Resize kResize, int kWarpCount> struct Tile;
-
-template <int K, int kWarpCount> struct Tile<K, Resize::kNone, kWarpCount> {
-  static constexpr int kTaps = K, kWarps = kWarpCount, kHigh = kWarps * kThreadRows, kWide = 16;
-  static constexpr int kRows = kHigh + K - 1, kColumns = kWide + K - 1;
-  static __device__ int first(int out) { return out - K / 2; }
-};
-
-template <int K, int kWarpCount> struct Tile<K, Resize::kDown, kWarpCount> {
-  static constexpr int kTaps = K + 1, kWarps = kWarpCount, kHigh = kWarps * kThreadRows, kWide = 8;
-  static constexpr int kRows = 2 * (kHigh - 1) + kTaps, kColumns = 2 * (kWide - 1) + kTaps;
-  static __device__ int first(int out) { return 2 * out - K / 2; }
-};
-
-template <int K, int kWarpCount> struct Tile<K, Resize::kUp, kWarpCount> {
-  static constexpr int kTaps = K + 1, kWarps = kWarpCount, kHigh = kWarps * kThreadRows, kWide = 16;
+template <int K, Resize kResize, int kWarpCount> struct Tile {
+  static constexpr bool kUp = kResize == Resize::kUp;
+  static constexpr int kTaps = kResize == Resize::kNone ? K : K + 1, kStep = kResize == Resize::kDown ? 2 : 1;
+  static constexpr int kWarps = kWarpCount, kHigh = kWarps * kThreadRows, kWide = width_of(kResize);
   static constexpr int kAround = kTaps / 2 - 1 + first_input(K, 1) - first_input(K, 0);
-  static constexpr int kRows = kHigh / 2 + kAround, kColumns = kWide / 2 + kAround;
-  static __device__ int first(int out) { return out / 2 + first_input(K, 0); }
+  static constexpr int kRows = kUp ? kHigh / 2 + kAround : kStep * (kHigh - 1) + kTaps;
+  static constexpr int kColumns = kUp ? kWide / 2 + kAround : kStep * (kWide - 1) + kTaps;
+  static __device__ int first(int out) { return kUp ? out / 2 + first_input(K, 0) : kStep * out - K / 2; }
+};
+
+// A block's tile of results, in a launch of `parts` parts a tile, tiles a sample and samples. A division of 64 bits is
+// some hundred instructions; a grid's sizes have 32.
+template <class Shape> struct Position {
+  int64_t rows, columns;
+  unsigned parts, across = static_cast<unsigned>(ceiling(columns, Shape::kWide));
+  unsigned tiles = static_cast<unsigned>(ceiling(rows, Shape::kHigh)) * across;
+  unsigned part = blockIdx.x % parts, tile = blockIdx.x / parts % tiles;
+  int64_t n = blockIdx.x / parts / tiles;
+  int row = static_cast<int>(tile / across) * Shape::kHigh, column = static_cast<int>(tile % across) * Shape::kWide;
 };
 
 // A pixel's channels lie side by side.
@@ -104,7 +112,7 @@ __device__ void convolve_rows(const float* tile, const float* weights, float (&s
       }
     }
   } else {
-    constexpr int kStep = kResize == Resize::kDown ? 2 : 1;
+    constexpr int kStep = Shape::kStep;
     const float* x = pixel<kColumns>(tile, warp * kThreadRows * kStep, 0);
 #pragma unroll
     for (int r = 0; r < kStep; ++r, x += kColumns * kWarp) {
