@@ -53,7 +53,7 @@ struct Pass : Tensors {
   }
 
   void run(Queue& queue) {
-    queue.take(refused(layer));
+    queue.take(too_large(layer));
     moments.find(queue);
     if (tangent) find_tangent(queue);
     if (y) {

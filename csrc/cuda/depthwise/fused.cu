@@ -288,7 +288,7 @@ const char* fused(const FusedArgs& args, float* memory, int device, void* stream
   const DepthwiseLayer& s = args.layer;
   const Workspace work{args, {memory}};
   Queue queue(device, stream);
-  queue.take(refused(s));
+  queue.take(too_large(s));
   work.moments.find(queue);
   pack_weights(queue, s, false, work.packed);
   const NormedLayer layer{s, work.moments.mean, work.moments.var, nullptr, nullptr};

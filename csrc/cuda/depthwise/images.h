@@ -214,13 +214,10 @@ struct LayerMoments {
   }
 };
 
-// Why the kernels do not serve a layer, or null. They count rows of an image, and values from a tile's first pixel on,
-// in 32 bits.
-inline const char* refused(const DepthwiseLayer& s) {
-  if (s.h >= INT64_C(1) << 29 || s.w * s.c >= INT64_C(1) << 24) {
-    return "an image has 2^29 rows or more, or rows of 2^24 values or more";
-  }
-  return s.k == 3 || s.k == 7 ? nullptr : "kernels are compiled for 3 x 3 and 7 x 7 only";
+// The kernels count rows of an image, and values from a tile's first pixel on, in 32 bits.
+inline const char* too_large(const DepthwiseLayer& s) {
+  const bool fits = s.h < INT64_C(1) << 29 && s.w * s.c < INT64_C(1) << 24;
+  return fits ? nullptr : "an image has 2^29 rows or more, or rows of 2^24 values or more";
 }
 
 template <Resize kResize> using ResizeConstant = std::integral_constant<Resize, kResize>;
@@ -234,6 +231,10 @@ template <class Run> void for_kernel(int64_t k, Resize resize, const Run& run) {
       case Resize::kDown: run(size, ResizeConstant<Resize::kDown>{}); break;
     }
   };
-  k == 3 ? with_resize(Constant<3>{}) : with_resize(Constant<7>{});
+  switch (k) {
+    case 3: with_resize(Constant<3>{}); break;
+    case 5: with_resize(Constant<5>{}); break;
+    case 7: with_resize(Constant<7>{}); break;
+  }
 }
 }}  // namespace raccgan::cuda

@@ -1,5 +1,5 @@
 // A depthwise convolution, its transpose and its correlation, on tiles in shared memory, as defined in
-// cpu/depthwise/convolution.cpp. Kernel sizes K of 3 and 7; p = K / 2.
+// cpu/depthwise/convolution.cpp. Kernel sizes K of 3, 5 and 7; p = K / 2.
 //
 // A block has 32 channels of a tile of one sample. Lanes map to channels: shared memory has no bank conflicts, and
 // global accesses coalesce. A thread keeps a few rows of results in registers, so that one number of the tile meets the
