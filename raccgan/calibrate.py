@@ -101,7 +101,7 @@ def _scores(stored: Checkpoint, given: argparse.Namespace) -> tuple[dict[str, Te
     # A detector has a threshold, and this one decides nothing.
     settings = options.settings_of(given, but=("quantile",))
     device = options.pick_device(given.device)
-    detector = Detector.of(stored, 0.0, device, label_policy=given.label_policy, **settings)
+    detector = Detector(stored, 0.0, device, label_policy=given.label_policy, **settings)
     options.note_missing_library(detector.config.kernels)
     problems = list(found.problems)
     scores, peaks = [], []

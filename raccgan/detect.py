@@ -63,9 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     _use_threads(given)
     settings = options.settings_of(given, but=("quantile", "threads"))
-    detector = Detector.of(
-        stored, threshold, device, label_policy=given.label_policy, compiled=given.compile, **settings
-    )
+    detector = Detector(stored, threshold, device, label_policy=given.label_policy, compiled=given.compile, **settings)
     options.note_missing_library(detector.config.kernels)
     if not job.first:
         help_first(detector, job)

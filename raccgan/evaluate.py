@@ -57,12 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         networks = checkpoints.networks_of(stored, run.config, device)
         scorer = Scorer(run.config, networks, run.classes, given.label_policy)
         calibration = calibration_for(
-            stored,
-            run.config,
-            scorer,
-            lambda: run.dataset(run.split.held_out),
-            policy=given.label_policy,
-            quantile=settings.get("quantile"),
+            stored, run.config, scorer, lambda: run.dataset(run.split.held_out), settings.get("quantile")
         )
         assessment = evaluate_run(
             out,

@@ -14,28 +14,35 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from raccgan.config import Config
-from raccgan.data.images.decode import Decoded
 from raccgan.data.images.geometry import Float, Placement
 from raccgan.errors import InputError
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.checkpoint import Checkpoint
 from raccgan.models.devices import pick_device, require_kernels
-from raccgan.scoring.reading import Batch, Read, Reader, Skipped
+from raccgan.scoring.reading import Batch, Read, Skipped, read_batches
 from raccgan.scoring.record import ScoreRecord
-from raccgan.scoring.scorer import MINIMUM, Scored, Scorer
+from raccgan.scoring.scorer import MINIMUM, Scorer
 from raccgan.scoring.threshold import choose_threshold
+
+
+class Peak(NamedTuple):
+    """The maximum of an anomaly map, and the pixel of the upright original at which it lies."""
+
+    value: float
+    x: int
+    y: int
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Result(ScoreRecord):
     """The record of one image's score, and what it was scored from. Arrays are read-only, and None without details."""
 
+    peak: Peak
     place: Placement  # of the original, upright, in the square that the model sees
     path: Path | None = None
     map: Float | None = None  # [size, size]: squared difference per pixel, mean over channels, smoothed
@@ -44,18 +51,29 @@ class Result(ScoreRecord):
 
 
 class Detector:
-    """A trained model and a threshold.
+    """A checkpoint's networks on a device, and a threshold; :meth:`load` reads the checkpoint from a file.
 
     Scoring changes nothing in the object, so several threads may score with one. An image's score is the same alone
     or in any batch, up to the rounding of the library's convolutions (see :class:`raccgan.scoring.scorer.Scorer`).
     """
 
-    def __init__(self, scorer: Scorer, *, classes: Sequence[str], threshold: float, channels: int, config: Config):
-        self.scorer = scorer
-        self.classes = tuple(classes)
+    def __init__(
+        self,
+        stored: Checkpoint,
+        threshold: float,
+        device: torch.device,
+        *,
+        label_policy: str = MINIMUM,
+        compiled: bool = False,
+        **settings: Any,
+    ) -> None:
+        self.config = checkpoints.config_of(stored, **settings)
+        require_kernels(self.config.kernels, device)
+        networks = checkpoints.networks_of(stored, self.config, device)
+        self.scorer = Scorer(self.config, networks, stored.classes, label_policy, compiled=compiled)
+        self.classes = tuple(stored.classes)
         self.threshold = threshold
-        self.channels = channels
-        self.config = config
+        self.channels = stored.channels
 
     @classmethod
     def load(
@@ -76,9 +94,8 @@ class Detector:
             path: the folder or the file.
             threshold, quantile, sensitivity: at most one of them decides instead of the checkpoint's threshold, see
                 :func:`raccgan.scoring.threshold.choose_threshold`.
-            label_policy: ``minimum``, or the normal class that the images are known to belong to, if normal.
+            label_policy, compiled: see :class:`raccgan.scoring.scorer.Scorer`.
             device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: a GPU where there is one.
-            compiled: score through torch.compile, see :class:`raccgan.scoring.scorer.Scorer`.
             settings: settings of :class:`Config` that change how, not what: ``kernels``, ``score_batch``.
 
         Raises:
@@ -86,26 +103,7 @@ class Detector:
         """
         stored = checkpoints.load(Path(path))
         chosen = choose_threshold(stored, threshold=threshold, quantile=quantile, sensitivity=sensitivity)
-        place = pick_device(device)
-        return cls.of(stored, chosen, place, label_policy=label_policy, compiled=compiled, **settings)
-
-    @classmethod
-    def of(
-        cls,
-        stored: Checkpoint,
-        threshold: float,
-        device: torch.device,
-        *,
-        label_policy: str = MINIMUM,
-        compiled: bool = False,
-        **settings: Any,
-    ) -> Detector:
-        """The same from a checkpoint that is in memory."""
-        config = checkpoints.config_of(stored, **settings)
-        require_kernels(config.kernels, device)
-        networks = checkpoints.networks_of(stored, config, device)
-        scorer = Scorer(config, networks, stored.classes, label_policy, compiled=compiled)
-        return cls(scorer, classes=stored.classes, threshold=threshold, channels=stored.channels, config=config)
+        return cls(stored, chosen, pick_device(device), label_policy=label_policy, compiled=compiled, **settings)
 
     @property
     def size(self) -> int:
@@ -136,39 +134,32 @@ class Detector:
 
     def scan_batches(self, images: Batch, *, details: bool = True) -> Iterator[list[Result | Skipped]]:
         """:meth:`scan` in the batches that are scored together; the next ones are decoded meanwhile."""
-        for batch in Reader(self.config, self.channels).batches(images, self.scorer.batch):
-            yield self._score(batch, details)
+        for batch in read_batches(images, self.scorer.batch, self.config, self.channels):
+            results = self._results([read for read in batch if isinstance(read, Read)], details)
+            yield [read if isinstance(read, Skipped) else next(results) for read in batch]
 
-    def _score(self, batch: Sequence[Read], details: bool) -> list[Result | Skipped]:
-        readable = [(read.path, read.decoded) for read in batch if isinstance(read.decoded, Decoded)]
-        pixels = np.empty((len(readable), self.channels, self.size, self.size), np.float32)
-        for place, (_, decoded) in enumerate(readable):
-            pixels[place] = decoded.pixels
+    def _results(self, batch: Sequence[Read], details: bool) -> Iterator[Result]:
+        pixels = np.empty((len(batch), self.channels, self.size, self.size), np.float32)
+        for place, read in enumerate(batch):
+            pixels[place] = read.decoded.pixels
         scored = self.scorer.score(torch.from_numpy(pixels), details=True)
         if not bool(scored.score.isfinite().all()):
             raise InputError("a score is not finite: the checkpoint is broken")
-        results = self._results(readable, pixels, scored, details)
-        return [read.decoded if isinstance(read.decoded, Skipped) else next(results) for read in batch]
-
-    def _results(
-        self, batch: Sequence[tuple[Path | None, Decoded]], pixels: Float, scored: Scored, details: bool
-    ) -> Iterator[Result]:
-        assert scored.map is not None
-        assert scored.reconstruction is not None
-        maps, reconstructions = scored.map.numpy(), scored.reconstruction.numpy()
+        maps, reconstructions = scored.details()
         for array in (maps, reconstructions, pixels):
             array.setflags(write=False)
-        for i, ((path, decoded), row) in enumerate(zip(batch, scored.rows(self.classes), strict=True)):
-            peak = divmod(int(maps[i].argmax()), self.size)
-            x, y = decoded.place.original(*peak)
+        for i, (read, row) in enumerate(zip(batch, scored.rows(self.classes), strict=True)):
+            highest = divmod(int(maps[i].argmax()), self.size)
+            peak = Peak(float(maps[i][highest]), *read.decoded.place.original(*highest))
             yield Result(
                 **row,
                 threshold=self.threshold,
-                map_max=float(maps[i][peak]),
-                map_x=x,
-                map_y=y,
-                place=decoded.place,
-                path=path,
+                map_max=peak.value,
+                map_x=peak.x,
+                map_y=peak.y,
+                peak=peak,
+                place=read.decoded.place,
+                path=read.path,
                 map=maps[i] if details else None,
                 image=pixels[i] if details else None,
                 reconstruction=reconstructions[i] if details else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -43,61 +43,64 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Read:
-    """An image as a model takes it, or why there is none."""
+    """An image as a model takes it."""
 
     path: Path | None
-    decoded: Decoded | Skipped
+    decoded: Decoded
 
 
-class Reader:
-    """Decodes images as the configuration of a model with this many channels says."""
+def read_batches(images: Batch, batch: int, config: Config, channels: int) -> Iterator[list[Read | Skipped]]:
+    """The images in order, ``batch`` at a time, as a model of this configuration takes them."""
+    read = _read_ahead(_each(images), batch, config, channels)
+    while some := list(islice(read, batch)):
+        yield some
 
-    def __init__(self, config: Config, channels: int) -> None:
-        self.config, self.channels = config, channels
 
-    def batches(self, images: Batch, batch: int) -> Iterator[list[Read]]:
-        """The images in their order, ``batch`` at a time; the next ones are decoded meanwhile."""
-        workers, chunks = min(16, len(os.sched_getaffinity(0))), -(-batch // CHUNK)
-        ahead = max(2, 2 * workers // chunks)
-        each, waiting = _each(images), deque[list[Future[list[Read]]]]()
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                while whole := list(islice(each, batch)):
-                    parts = (whole[start : start + CHUNK] for start in range(0, len(whole), CHUNK))
-                    waiting.append([pool.submit(self._decode, part) for part in parts])
-                    if len(waiting) > ahead:
-                        yield _joined(waiting.popleft())
-                while waiting:
-                    yield _joined(waiting.popleft())
-            finally:
-                for future in (future for futures in waiting for future in futures):
-                    future.cancel()
+def _read_ahead(images: Iterator[One], batch: int, config: Config, channels: int) -> Iterator[Read | Skipped]:
+    """The images one by one, while threads decode at least the next two batches."""
 
-    def _decode(self, chunk: Sequence[One]) -> list[Read]:
-        return [self._read(image) for image in chunk]
+    def read_chunk(chunk: list[One]) -> list[Read | Skipped]:
+        return [_read(image, config, channels) for image in chunk]
 
-    def _read(self, image: One) -> Read:
-        path = Path(image) if isinstance(image, (str, Path)) else None
+    workers, chunk = min(16, len(os.sched_getaffinity(0))), min(CHUNK, batch)
+    ahead = 2 * max(workers, -(-batch // chunk))
+    waiting = deque[Future[list[Read | Skipped]]]()
+    with ThreadPoolExecutor(workers) as pool:
         try:
-            return Read(path, self._decode_one(path or image))
-        except InputError as error:
-            return Read(path, Skipped(str(error), path))
+            while some := list(islice(images, chunk)):
+                waiting.append(pool.submit(read_chunk, some))
+                if len(waiting) > ahead:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
-    def _decode_one(self, image: One) -> Decoded:
-        size, fit, brightness = self.config.image_size, self.config.fit, self.config.brightness
-        if isinstance(image, Tensor):
-            if image.dim() != 3 or not image.is_floating_point():
-                raise InputError(f"a tensor must be [C, H, W] in [-1, 1], got {tuple(image.shape)} of {image.dtype}")
-            planes = image.detach().cpu().float().numpy()
-            by_pixel = np.moveaxis(planes, 0, -1)  # [H, W, C]
-            as_seen = brightness == "keep" and fit != "align"
-            if as_seen and planes.shape == (self.channels, size, size):
-                return Decoded(planes, place_in_square(by_pixel, size, fit))
-            image = (by_pixel + 1) / 2
-        elif isinstance(image, Image.Image):
-            image = pixels_of(image)
-        source = Path(image) if isinstance(image, str) else image
-        return decode_placed(source, size=size, channels=self.channels, fit=fit, brightness=brightness)
+
+def _read(image: One, config: Config, channels: int) -> Read | Skipped:
+    source = Path(image) if isinstance(image, str) else image
+    path = source if isinstance(source, Path) else None
+    try:
+        return Read(path, _decode(source, config, channels))
+    except InputError as error:
+        return Skipped(str(error), path)
+
+
+def _decode(image: Path | Image.Image | NDArray[Any] | Tensor, config: Config, channels: int) -> Decoded:
+    size, fit, brightness = config.image_size, config.fit, config.brightness
+    if isinstance(image, Tensor):
+        if image.dim() != 3 or not image.is_floating_point():
+            raise InputError(f"a tensor must be [C, H, W] in [-1, 1], got {tuple(image.shape)} of {image.dtype}")
+        planes = image.detach().cpu().float().numpy()
+        by_pixel = np.moveaxis(planes, 0, -1)  # [H, W, C]
+        as_seen = brightness == "keep" and fit != "align"
+        if as_seen and planes.shape == (channels, size, size):
+            return Decoded(planes, place_in_square(by_pixel, size, fit))
+        image = (by_pixel + 1) / 2
+    elif isinstance(image, Image.Image):
+        image = pixels_of(image)
+    return decode_placed(image, size=size, channels=channels, fit=fit, brightness=brightness)
 
 
 def _each(images: Batch) -> Iterator[One]:
@@ -112,7 +115,3 @@ def _each(images: Batch) -> Iterator[One]:
     else:
         for image in images:
             yield from _each(image)
-
-
-def _joined(chunks: list[Future[list[Read]]]) -> list[Read]:
-    return [read for chunk in chunks for read in chunk.result()]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 
 def _term(help: str, title: str) -> Any:
@@ -17,25 +17,12 @@ def _term(help: str, title: str) -> Any:
     return field(metadata={"help": help, "title": title})
 
 
-def _of_files() -> Any:
-    """A field that the table of an evaluation does not show."""
-    return field(default=None, metadata={"of_files": True})
-
-
-class Peak(NamedTuple):
-    """The maximum of an anomaly map, and the pixel of the upright original at which it lies."""
-
-    value: float
-    x: int
-    y: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class ScoreRecord:
     """One image's score, what it is made of, and the decision. Fields are columns of tables, in this order."""
 
     score: float  # higher is more anomalous
-    threshold: float = field(metadata={"of_files": True})
+    threshold: float
     predicted: str = field(init=False)  # "anomalous" if the score is above the threshold, else "normal"
     nearest_class: str  # the normal class under which the image looks most normal
     residual: float = _term("the image term of the score", "image term")
@@ -45,9 +32,9 @@ class ScoreRecord:
     defect_density: float = _term(
         "distance of the largest errors from those of normal images", "its largest errors' distance"
     )
-    map_max: float | None = _of_files()  # of the anomaly map
-    map_x: int | None = _of_files()  # the pixel of the upright original at which it lies
-    map_y: int | None = _of_files()
+    map_max: float | None = None  # of the anomaly map
+    map_x: int | None = None  # the pixel of the upright original at which it lies
+    map_y: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "predicted", decision(self.anomalous))
@@ -57,31 +44,22 @@ class ScoreRecord:
         """True where the score is above the threshold."""
         return self.score > self.threshold
 
-    @property
-    def peak(self) -> Peak:
-        """The maximum of the anomaly map; only where the record says where it lies."""
-        assert self.map_max is not None
-        assert self.map_x is not None
-        assert self.map_y is not None
-        return Peak(self.map_max, self.map_x, self.map_y)
-
     def values(self) -> dict[str, Any]:
         """Every field by its name, in the order of columns."""
         return {name: getattr(self, name) for name in FIELDS}
 
     def to_journal(self) -> dict[str, Any]:
         """What stays when the threshold changes, its numbers as tables show them."""
-        kept = self.values().items()
-        return {name: rounded(value) for name, value in kept if name not in ("threshold", "predicted")}
+        return {name: rounded(getattr(self, name)) for name in _KEPT}
 
     @classmethod
     def from_journal(cls, row: Mapping[str, Any], threshold: float) -> ScoreRecord:
         """The record that ``row``, which may hold more, was made from."""
-        kept = (f.name for f in dataclasses.fields(ScoreRecord) if f.init and f.name != "threshold")
-        return cls(threshold=threshold, **{name: row[name] for name in kept})
+        return cls(threshold=threshold, **{name: row[name] for name in _KEPT})
 
 
 FIELDS = tuple(f.name for f in dataclasses.fields(ScoreRecord))
+_KEPT = tuple(name for name in FIELDS if name not in ("threshold", "predicted"))
 
 TERMS = {f.name: f.metadata["help"] for f in dataclasses.fields(ScoreRecord) if "help" in f.metadata}
 """The terms of every score, and what each is."""
@@ -92,9 +70,8 @@ TITLES = {f.name: f.metadata["title"] for f in dataclasses.fields(ScoreRecord) i
 FILE_COLUMNS = ("path", *FIELDS)
 """The columns of the table of scored files."""
 
-TEST_COLUMNS = (
-    "path", "class", "label", *(f.name for f in dataclasses.fields(ScoreRecord) if "of_files" not in f.metadata)
-)  # fmt: skip
+_OF_FILES = ("threshold", "map_max", "map_x", "map_y")
+TEST_COLUMNS = ("path", "class", "label", *(name for name in FIELDS if name not in _OF_FILES))
 """The columns of the table of scored test images; ``label`` is the true decision."""
 
 

@@ -95,15 +95,10 @@ class Wanted:
 
 
 def take_folder(out: Path, run: Mapping[str, Any], *, restart: bool) -> None:
-    """Make sure that the results in ``out`` are of this run's checkpoint and settings.
-
-    Args:
-        out: the folder.
-        run: what the scores depend on, as :meth:`Table.write` stores it.
-        restart: remove what an earlier run left, and nothing else.
+    """Refuse results in ``out`` of another checkpoint or other settings; or ``restart``: remove what a run left there.
 
     Raises:
-        InputError: another checkpoint's results are there, or those of other settings.
+        InputError: ``summary.json`` is not of this command, or what the scores depend on differs from ``run``.
     """
     if restart:
         for name in RESULTS:
@@ -138,21 +133,19 @@ def score_files(
     """
     done = {row["path"]: row for row in journal.rows}
     stamps = {path: _stamp(path) for path in files}
-    known = {path for path in files if (row := done.get(printable(path))) and row["stamp"] == stamps[path]}
+    known = {path: None for path in files if (row := done.get(printable(path))) and row["stamp"] == stamps[path]}
     todo = [path for path in files if path not in known]
-    for name in [name for name, needed in zip(FOLDERS, (wanted.maps, wanted.overlays), strict=True) if needed]:
-        (wanted.out / name).mkdir(exist_ok=True)
+    for name in FOLDERS:
+        if getattr(wanted, name):
+            (wanted.out / name).mkdir(exist_ok=True)
     details = wanted.maps or wanted.overlays or wanted.report
     with (
         Progress("scores", len(files), len(known), unit="image", lines=False) as progress,
         ThreadPoolExecutor(WRITERS) as pool,
     ):
-        _say_skipped((done[printable(path)] for path in files if path in known), progress)
+        _say_skipped((done[printable(path)] for path in known), progress)
         for batch in _scan(detector, todo, details, job):
-            rows = list(pool.map(lambda found: _row(found, wanted), batch))
-            for row, found in zip(rows, batch, strict=True):
-                assert found.path is not None
-                row["stamp"] = stamps[found.path]
+            rows = list(pool.map(lambda found: _row(found, wanted, stamps), batch))
             journal.add(rows)
             done |= {row["path"]: row for row in rows}
             _say_skipped(rows, progress)
@@ -198,10 +191,10 @@ def _stamp(path: Path) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _row(found: Result | Skipped, wanted: Wanted) -> Row:
+def _row(found: Result | Skipped, wanted: Wanted, stamps: Mapping[Path, list[int] | None]) -> Row:
     """What the journal keeps of an image, whose map and overlay are on the disk when this returns."""
     assert found.path is not None
-    row: Row = {"path": printable(found.path)}
+    row: Row = {"path": printable(found.path), "stamp": stamps[found.path]}
     if isinstance(found, Skipped):
         return row | {"reason": found.reason}
     row |= found.to_journal()
@@ -223,12 +216,9 @@ def _row(found: Result | Skipped, wanted: Wanted) -> Row:
 
 
 def overlay_of(result: Result, scale: MapScale) -> Image.Image:
-    """The map of a scored file over the original, upright, at most LONGEST pixels on its longer side.
+    """The map of a scored file over the upright original, at most LONGEST pixels on its longer side.
 
-    The file is read again: of the originals of a batch, which may be large, nothing was kept.
-
-    Raises:
-        InputError: the file cannot be read any more.
+    The file is read again, because originals may be large and are not kept. InputError: it cannot be read any more.
     """
     assert result.path is not None
     assert result.map is not None

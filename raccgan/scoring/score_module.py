@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,8 +21,8 @@ class Compared(NamedTuple):
 
     terms: Tensor  # [3, P]: reconstruction error R, its image term, its feature term
     vectors: Vectors  # [P, ...] each
-    map: Tensor | None  # [P, H, W]: squared difference, mean over channels
-    x_hat: Tensor | None  # [P, C, H, W]: the reconstruction
+    map: Tensor  # [P, H, W]: squared difference, mean over channels
+    x_hat: Tensor  # [P, C, H, W]: the reconstruction
 
 
 class Lowest(NamedTuple):
@@ -31,6 +31,17 @@ class Lowest(NamedTuple):
     scores: Tensor  # [1 + terms, N]: the score, then the terms in the order of TERMS
     condition: Tensor  # [N] int64: the class
     pair: Tensor  # [N] int64: the index of (image, class) among all pairs
+
+
+FORMULAS: dict[str, Callable[[Tensor, Distances], Tensor]] = {
+    "reconstruction": lambda r, d: r,
+    "density": lambda r, d: d.density,
+    "texture": lambda r, d: d.texture_density,
+    "defects": lambda r, d: d.defect_density,
+    "both": lambda r, d: (d.density * d.texture_density).sqrt(),
+    "all": lambda r, d: d.density * (d.texture_density * r).sqrt(),
+}
+"""What each choice of the setting ``score`` makes of the reconstruction error and the distances."""
 
 
 class ScoreModule(nn.Module):
@@ -66,14 +77,9 @@ class ScoreModule(nn.Module):
     def forward(self, x: Tensor) -> tuple[Lowest, Tensor]:
         """Scores and smoothed anomaly maps [N, H, W] of images x [N, C, H, W], all pairs in one pass."""
         image_of, y = self.pairs(x)
-        compared = self.compare(x[image_of], self.features(x)[image_of], y)
+        compared = self.compare(x[image_of], self.discriminator.features(x)[image_of], y)
         lowest = self.lowest(compared.terms, compared.vectors)
-        assert compared.map is not None
         return lowest, smoothed(compared.map[lowest.pair])
-
-    def features(self, x: Tensor) -> Tensor:
-        """f(x), [N, D, 4, 4], of images x [N, C, H, W]; no class enters."""
-        return self.discriminator.features(x)
 
     def pairs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Index of the image and class of every pair, [N k] each: all k classes of an image, then the next image's."""
@@ -97,27 +103,8 @@ class ScoreModule(nn.Module):
         reconstruction, residual, feature = terms.view(3, -1, k)
         distances = self.density.under(Vectors(*(v.view(-1, k, v.shape[1]) for v in vectors)), self.conditions)
         by_name = {"residual": residual, "feature": feature, **distances._asdict()}
-        score = combined(self.made_of, reconstruction, distances)
+        score = FORMULAS[self.made_of](reconstruction, distances)
         table = torch.stack([score, *(by_name[name] for name in TERMS)])  # [1 + terms, N, k]
         best = score.argmin(dim=1)
         pair = torch.arange(best.shape[0], device=best.device) * k + best
         return Lowest(table.flatten(1)[:, pair], self.places[best], pair)
-
-
-def combined(made_of: str, reconstruction: Tensor, distances: Distances) -> Tensor:
-    """The score that ``made_of``, a choice of the setting ``score``, names."""
-    d, t, w = distances
-    match made_of:
-        case "reconstruction":
-            return reconstruction
-        case "density":
-            return d
-        case "texture":
-            return t
-        case "defects":
-            return w
-        case "both":
-            return (d * t).sqrt()
-        case "all":
-            return d * (t * reconstruction).sqrt()
-    raise ValueError(f"no score called {made_of!r}")

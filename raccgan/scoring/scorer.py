@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raccgan.config import Config
@@ -21,6 +23,7 @@ from raccgan.scoring.record import TERMS
 from raccgan.scoring.score_module import ScoreModule
 
 MINIMUM = "minimum"
+Float = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -33,38 +36,30 @@ class Scored:
     map: Tensor | None  # [N, H, W] float32: squared difference per pixel, mean over channels, smoothed
     reconstruction: Tensor | None  # [N, C, H, W] in [-1, 1]
 
-    def __getitem__(self, places: Tensor) -> Scored:
-        """The images at these places, int64 [M]."""
-        map, reconstruction = (None if t is None else t[places] for t in (self.map, self.reconstruction))
-        terms = {name: term[places] for name, term in self.terms.items()}
-        return Scored(self.score[places], self.condition[places], terms, map, reconstruction)
+    def details(self) -> tuple[Float, Float]:
+        """Maps and reconstructions as arrays, of scores with details."""
+        assert self.map is not None
+        assert self.reconstruction is not None
+        return self.map.numpy(), self.reconstruction.numpy()
 
     def rows(self, classes: Sequence[str]) -> list[dict[str, Any]]:
         """Each image's score, nearest class and terms, by the names that a record has for them."""
-        names = ("score", "nearest_class", *self.terms)
-        nearest = [classes[i] for i in self.condition.tolist()]
-        columns = (self.score.tolist(), nearest, *(term.tolist() for term in self.terms.values()))
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        columns = {"score": self.score.tolist(), "nearest_class": [classes[i] for i in self.condition.tolist()]}
+        columns |= {name: term.tolist() for name, term in self.terms.items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def concatenate(parts: Sequence[Scored]) -> Scored:
-    """Batches of scores as one; all with details, or none."""
-
-    def joined(of: Callable[[Scored], Tensor | None]) -> Any:
-        tensors = [t for t in map(of, parts) if t is not None]
-        return torch.cat(tensors) if tensors else None
-
-    terms = {name: joined(lambda part, name=name: part.terms[name]) for name in TERMS}  # type: ignore[misc]
-    score, condition = joined(lambda part: part.score), joined(lambda part: part.condition)
-    return Scored(score, condition, terms, joined(lambda part: part.map), joined(lambda part: part.reconstruction))
+    """Batches of scores as one, at least one batch; all with details, or none."""
+    joined: dict[str, Any] = {
+        name: None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
+        for name in ("score", "condition", "map", "reconstruction")
+    }
+    return Scored(terms={name: torch.cat([part.terms[name] for part in parts]) for name in TERMS}, **joined)
 
 
 class Scorer:
     """Scores of a trained run, by :class:`raccgan.scoring.score_module.ScoreModule`, for any number of images.
-
-    Label policy: with ``minimum``, the default, the score is the minimum over all *normal* classes y, the one under
-    which the image looks most normal; with the name of a normal class, known beforehand, it is under that class.
-    The image's own label never enters.
 
     Networks are copied in eval mode, so an image's score does not depend on its batch, up to the rounding of the
     library's convolutions (a relative 1e-4 is tested). Precision is float32, whatever training used.
@@ -73,9 +68,10 @@ class Scorer:
         config: kind of score, kappa, kernels, and how many pairs of image and class make one pass.
         networks: trained, with a fitted density.
         classes: names of the normal classes.
-        label_policy: ``minimum``, or a normal class.
+        label_policy: ``minimum`` for the lowest score over all normal classes, or the name of a normal class, known
+            beforehand, to score under that one alone. The image's own label never enters.
         compiled: send networks and score through torch.compile, which needs a C++ compiler. The first images take some
-            twenty seconds longer, all others 0.95 to 1.2 of the time of replayed passes.
+            twenty seconds longer, all others 1.0 to 1.4 times as long as replayed passes.
 
     Raises:
         InputError: the label policy is no class, or the density is not fitted.
@@ -100,13 +96,14 @@ class Scorer:
                 "what the networks make of normal images is not known yet: finish the training, "
                 "python -m raccgan.train --resume RUN"
             )
+        self.label_policy = label_policy
         conditions = [i for i, name in enumerate(classes) if label_policy in (MINIMUM, name)]
         average, density = frozen(networks.average), frozen(networks.density)
         copies = Networks(average, frozen(networks.discriminator), frozen(networks.encoder), average, density)
         self.device = next(networks.encoder.parameters()).device
         self.module = ScoreModule(copies, conditions, config).to(self.device)
         self.pairs = config.score_batch
-        self._features = self._faster(self.module.features, compiled)
+        self._features = self._faster(self.module.discriminator.features, compiled)
         self._compare = self._faster(self.module.compare, compiled)
 
     def _faster(self, function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
@@ -153,22 +150,6 @@ class Scorer:
         reconstruction = torch.cat(reconstructions)[lowest.pair].cpu() if details else None
         by_name = dict(zip(TERMS, parts, strict=True))
         return Scored(score, lowest.condition.cpu(), by_name, map, reconstruction)
-
-    def score_batches(
-        self,
-        read: Callable[[list[int]], Tensor],
-        count: int,
-        *,
-        details: bool = False,
-        progress: Callable[[int], None] = lambda done: None,
-    ) -> Scored:
-        """Score ``count`` images that ``read(indices)`` delivers, as many at a time as make one pass."""
-        parts = []
-        for start in range(0, count, self.batch):
-            indices = list(range(start, min(count, start + self.batch)))
-            parts.append(self.score(read(indices), details=details))
-            progress(len(indices))
-        return concatenate(parts)
 
 
 def compiler_options(device: torch.device) -> dict[str, Any]:

@@ -31,18 +31,17 @@ class Table:
         Raises:
             InputError: a row is not one of ours.
         """
-        threshold = rounded(threshold)
-        table = cls([], [], [], threshold)
+        table = cls([], [], [], rounded(threshold))
         for row in rows:
             if "reason" in row:
                 table.skipped.append({"path": row["path"], "reason": row["reason"]})
                 continue
             try:
-                record = ScoreRecord.from_journal(row, threshold).values()
+                record = ScoreRecord.from_journal(row, table.threshold).values()
             except (KeyError, TypeError):
                 raise InputError("the journal of this run is damaged: add --restart to score anew") from None
-            more: Row = {name: row[name] for name in ("map", "overlay") if name in row}
-            table.records.append({"path": row["path"], **record, **more})
+            files = {name: row[name] for name in ("map", "overlay") if name in row}
+            table.records.append({"path": row["path"]} | record | files)
             table.strips.append(row.get("strip", ""))
         return table
 
@@ -52,13 +51,7 @@ class Table:
         return sum(record["predicted"] == "anomalous" for record in self.records)
 
     def write(self, out: Path, made_with: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """``scores.csv``, ``scores.json`` (a list of records) and ``summary.json``.
-
-        Args:
-            out: the folder.
-            made_with: what the scores depend on.
-            about: what else the summary says.
-        """
+        """``scores.csv``, ``scores.json`` and ``summary.json``, which holds ``about`` and what the scores depend on."""
         write_csv(out / "scores.csv", FILE_COLUMNS, (cells(record, FILE_COLUMNS) for record in self.records))
         write_json(out / "scores.json", self.records)
         summary: Row = {"scored": len(self.records), "anomalous": self.anomalous, "skipped": len(self.skipped)}
@@ -66,13 +59,7 @@ class Table:
         write_json(out / "summary.json", summary)
 
     def write_report(self, path: Path, stored: Checkpoint, run: str) -> None:
-        """The page of a table whose rows were scored for a report.
-
-        Args:
-            path: the file.
-            stored: the checkpoint that scored the images.
-            run: how the user calls it.
-        """
+        """The page of a table whose rows were scored for a report, by a checkpoint that the user calls ``run``."""
         held_out = stored.held_out["score"].tolist() if stored.held_out else []
         report = Report(
             title=f"{len(self.records)} images scored with {run}",

@@ -15,16 +15,16 @@ def choose_threshold(
     quantile: float | None = None,
     sensitivity: float | None = None,
 ) -> float:
-    """The threshold to decide with.
+    """The threshold to decide with; the checkpoint's own where nothing else is given.
 
     Args:
-        stored: the checkpoint; with none of the others, its own threshold.
+        stored: the checkpoint, which holds the scores of the held-out normal images.
         threshold: this one.
-        quantile: this quantile, 0 to 1, of the scores of the held-out normal images.
-        sensitivity: the lowest threshold that at most this share of the held-out normal images exceeds.
+        quantile: this quantile, 0 to 1, of those scores, interpolated between two of them.
+        sensitivity: the lowest of those scores that at most this share of them, at least 0 and below 1, exceeds.
 
     Raises:
-        InputError: more than one is given, or the checkpoint has no threshold or no held-out scores to take it from.
+        InputError: more than one is given, one is out of range, or the checkpoint holds nothing to take it from.
     """
     if sum(value is not None for value in (threshold, quantile, sensitivity)) > 1:
         raise InputError("threshold, quantile and sensitivity exclude each other: give one")
@@ -44,12 +44,15 @@ def choose_threshold(
             "python -m raccgan.calibrate CHECKPOINT FOLDER_OF_NORMAL_IMAGES adds them"
         )
     scores = stored.held_out["score"].numpy()
-    if sensitivity is not None:
-        return threshold_at(scores, sensitivity)
-    assert quantile is not None
-    if not 0 <= quantile <= 1:
-        raise InputError(f"the quantile is {quantile}; it must be from 0 to 1")
-    return threshold_of(scores, quantile)
+    if quantile is not None:
+        if not 0 <= quantile <= 1:
+            raise InputError(f"the quantile is {quantile}; it must be from 0 to 1")
+        return threshold_of(scores, quantile)
+    assert sensitivity is not None
+    if not 0 <= sensitivity < 1:
+        raise InputError(f"the sensitivity is {sensitivity}; it is a share of normal images, at least 0 and below 1")
+    accepted = int(np.floor(sensitivity * len(scores) + 1e-9))  # 0.07 * 100 is 7.000000000000001, 0.29 * 100 is 28.99
+    return float(np.sort(scores)[len(scores) - 1 - accepted])
 
 
 def threshold_of(held_out_scores: np.ndarray, quantile: float) -> float:
@@ -61,20 +64,3 @@ def threshold_of(held_out_scores: np.ndarray, quantile: float) -> float:
     if len(held_out_scores) == 0:
         raise InputError("no held-out normal images, so there is no threshold; raise --held-out")
     return float(np.quantile(held_out_scores, quantile))
-
-
-def threshold_at(held_out_scores: np.ndarray, sensitivity: float) -> float:
-    """The lowest of the held-out scores [N] that at most a share ``sensitivity`` of them exceeds.
-
-    A quantile interpolates between two scores; this one never flags more normal images than were accepted.
-
-    Raises:
-        InputError: there are no such scores, or the share is not in [0, 1).
-    """
-    if not 0 <= sensitivity < 1:
-        raise InputError(f"the sensitivity is {sensitivity}; it is a share of normal images, at least 0 and below 1")
-    ordered = np.sort(held_out_scores)
-    if len(ordered) == 0:
-        raise InputError("no held-out normal images, so there is no threshold; raise --held-out")
-    accepted = int(np.floor(sensitivity * len(ordered) + 1e-9))  # 0.07 * 100 is 7.000000000000001, 0.29 * 100 is 28.99
-    return float(ordered[len(ordered) - 1 - accepted])

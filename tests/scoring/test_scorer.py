@@ -45,7 +45,7 @@ def test_a_score_does_not_depend_on_the_batch(run_and_scorer: tuple[Run, Scorer]
     order = torch.randperm(37, generator=torch.Generator().manual_seed(0))
     shuffled = torch.empty(37)
     shuffled[order] = scorer.score(images[order]).score
-    batched = scorer.score_batches(lambda indices: images[indices], 37).score
+    batched = torch.cat([scorer.score(part).score for part in images.split(scorer.batch)])
     for other in (alone, shuffled, batched):
         assert_each_close(other, whole, rtol=1e-4, atol=0)
     assert whole.std() > 0
