@@ -69,21 +69,20 @@ def assess(run: Run, scorer: Scorer, threshold: float, *, seconds: float, detail
     if scored is None:
         return None
     anomalous = np.array([run.split.is_anomalous(sample) for sample in run.split.test])
-    masks = _masks(run) if has_masks else None
     control_maps = _control_maps(run, test)
     control_scores = {name: maps.double().mean(dim=(1, 2)).numpy() for name, maps in control_maps.items()}
     pixel = metrics.PixelMetrics(auroc=None, aupro=None)
-    if masks is not None:
-        assert scored.map is not None
-        pixel = metrics.pixel_metrics(scored.map.numpy(), masks)
+    pixel_aurocs: dict[str, float | None] = dict.fromkeys(control_maps)
+    if has_masks:
+        masks = _masks(run)
+        pixel = metrics.pixel_metrics(scored.details()[0], masks)
+        for name, maps in control_maps.items():  # smoothed as ours are
+            pixel_aurocs[name] = metrics.auroc(smoothed(maps).flatten().numpy(), masks.ravel())
     found = {
         "image": dataclasses.asdict(metrics.image_metrics(scored.score.numpy(), anomalous, threshold)),
         "pixel": dataclasses.asdict(pixel),
         "controls": {
-            name: {
-                "auroc": metrics.image_metrics(values, anomalous, float(np.median(values))).auroc,
-                "pixel_auroc": _pixel_auroc(control_maps[name], masks),
-            }
+            name: {"auroc": metrics.auroc(values, anomalous), "pixel_auroc": pixel_aurocs[name]}
             for name, values in control_scores.items()
         },
         "threshold": threshold,
@@ -122,15 +121,9 @@ def _circumstances(run: Run, seconds: float, anomalous: NDArray[np.bool_]) -> di
     }
 
 
-def _pixel_auroc(errors: Tensor, masks: NDArray[np.bool_] | None) -> float | None:
-    """The pixel AUROC of a control's error maps, smoothed as ours are; None where there are no masks."""
-    return None if masks is None else metrics.pixel_metrics(smoothed(errors).numpy(), masks).auroc
-
-
 def _masks(run: Run) -> NDArray[np.bool_]:
     """[N, H, W]; an image without a mask file is normal everywhere."""
-    size = run.config.image_size
-    empty = np.zeros((size, size), dtype=bool)
+    empty = np.zeros((run.config.image_size, run.config.image_size), dtype=bool)
     masks = (true_mask(run, sample) for sample in run.split.test)
     return np.stack([empty if mask is None else mask for mask in masks])
 

@@ -9,10 +9,11 @@ regions. That is the true positive rate of a ROC in which each anomalous pixel w
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+from sklearn import metrics as sklearn_metrics
 
 from raccgan.errors import InputError
 
@@ -66,33 +67,26 @@ def image_metrics(scores: ArrayLike, anomalous: ArrayLike, threshold: float) -> 
         InputError: a score is NaN or infinite (the message names the first), or the threshold is NaN.
         ValueError: the shapes differ or are not ``[N]``.
     """
-    from sklearn.metrics import (
-        average_precision_score,
-        balanced_accuracy_score,
-        confusion_matrix,
-        precision_score,
-        recall_score,
-        roc_auc_score,
-    )
-
     s, y = _scores_and_labels(scores, anomalous)
     if np.isnan(threshold):
         raise InputError("the threshold is NaN: calibrate it on normal images with finite scores")
     predicted = s > threshold
     # scikit-learn takes no empty table, and then nothing has been counted anyway.
-    counts = confusion_matrix(y, predicted, labels=[False, True]).ravel() if s.size else np.zeros(4, int)
+    counts = (
+        sklearn_metrics.confusion_matrix(y, predicted, labels=[False, True]).ravel() if s.size else np.zeros(4, int)
+    )
     both = _has_both(y)
     f1_max, f1_max_threshold = _best_f1(s, y) if both else (None, None)
     tn, fp, fn, tp = (int(count) for count in counts)
     return ImageMetrics(
-        auroc=float(roc_auc_score(y, s)) if both else None,
-        auprc=float(average_precision_score(y, s)) if both else None,
+        auroc=auroc(s, y),
+        auprc=float(sklearn_metrics.average_precision_score(y, s)) if both else None,
         f1_max=f1_max,
         f1_max_threshold=f1_max_threshold,
         confusion=Confusion(true_positive=tp, false_positive=fp, true_negative=tn, false_negative=fn),
-        precision=float(precision_score(y, predicted)) if tp + fp else None,
-        recall=float(recall_score(y, predicted)) if tp + fn else None,
-        balanced_accuracy=float(balanced_accuracy_score(y, predicted)) if both else None,
+        precision=float(sklearn_metrics.precision_score(y, predicted)) if tp + fp else None,
+        recall=float(sklearn_metrics.recall_score(y, predicted)) if tp + fn else None,
+        balanced_accuracy=float(sklearn_metrics.balanced_accuracy_score(y, predicted)) if both else None,
     )
 
 
@@ -107,8 +101,6 @@ def pixel_metrics(maps: ArrayLike, masks: ArrayLike, max_fpr: float = 0.3) -> Pi
         InputError: a map holds NaN or infinity (the message names the first image).
         ValueError: the shapes differ or are not ``[N, H, W]``, or ``max_fpr`` is not in 0 < max_fpr <= 1.
     """
-    from sklearn.metrics import auc, roc_auc_score, roc_curve
-
     m, y = np.asarray(maps, dtype=np.float64), np.asarray(masks).astype(bool)
     if m.ndim != 3 or m.shape != y.shape:
         raise ValueError(f"maps and masks must both be [N, H, W], not {m.shape} and {y.shape}")
@@ -120,14 +112,24 @@ def pixel_metrics(maps: ArrayLike, masks: ArrayLike, max_fpr: float = 0.3) -> Pi
     if not _has_both(y):
         return PixelMetrics(auroc=None, aupro=None)
     weights = _region_weights(y)
-    fpr, overlap, _ = roc_curve(y.ravel(), m.ravel(), sample_weight=weights.ravel())
+    fpr, overlap, _ = sklearn_metrics.roc_curve(y.ravel(), m.ravel(), sample_weight=weights.ravel())
     inside = int(np.searchsorted(fpr, max_fpr, side="right"))
     fpr_to_limit = np.append(fpr[:inside], max_fpr)
     overlap_to_limit = np.append(overlap[:inside], np.interp(max_fpr, fpr, overlap))
     return PixelMetrics(
-        auroc=float(roc_auc_score(y.ravel(), m.ravel())),
-        aupro=float(auc(fpr_to_limit, overlap_to_limit) / max_fpr),
+        auroc=auroc(m.ravel(), y.ravel()),
+        aupro=float(sklearn_metrics.auc(fpr_to_limit, overlap_to_limit) / max_fpr),
     )
+
+
+def auroc(scores: ArrayLike, anomalous: ArrayLike) -> float | None:
+    """The area under the ROC of :func:`roc`; None where one class is missing.
+
+    Raises:
+        InputError, ValueError: as :func:`image_metrics`.
+    """
+    s, y = _scores_and_labels(scores, anomalous)
+    return float(sklearn_metrics.roc_auc_score(y, s)) if _has_both(y) else None
 
 
 def roc(scores: ArrayLike, anomalous: ArrayLike) -> tuple[Floats, Floats]:
@@ -136,12 +138,10 @@ def roc(scores: ArrayLike, anomalous: ArrayLike) -> tuple[Floats, Floats]:
     Raises:
         InputError, ValueError: as :func:`image_metrics`.
     """
-    from sklearn.metrics import roc_curve
-
     s, y = _scores_and_labels(scores, anomalous)
     if not _has_both(y):
         return np.empty(0), np.empty(0)
-    fpr, tpr, _ = roc_curve(y, s)
+    fpr, tpr, _ = sklearn_metrics.roc_curve(y, s)
     return fpr, tpr
 
 
@@ -156,15 +156,13 @@ def _scores_and_labels(scores: ArrayLike, anomalous: ArrayLike) -> tuple[Floats,
     return s, y
 
 
-def _has_both(y: NDArray[Any]) -> bool:
+def _has_both(y: Bools) -> bool:
     return bool(y.any() and not y.all())
 
 
 def _best_f1(s: Floats, y: Bools) -> tuple[float, float]:
     """Highest F1 over all thresholds, and a threshold that reaches it with score > threshold."""
-    from sklearn.metrics import precision_recall_curve
-
-    precision, recall, reached = precision_recall_curve(y, s)
+    precision, recall, reached = sklearn_metrics.precision_recall_curve(y, s)
     # Precision and recall are both 0 where no true positive is left: F1 is 0 there.
     f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
     best = int(f1[:-1].argmax())  # the curve's last point belongs to no threshold
@@ -175,8 +173,6 @@ def _best_f1(s: Floats, y: Bools) -> tuple[float, float]:
 
 def _region_weights(masks: Bools) -> Floats:
     """1 for a normal pixel, 1 / (size of its region) for an anomalous one; [N, H, W]."""
-    from scipy import ndimage
-
     neighbours = np.zeros((3, 3, 3), dtype=bool)
     neighbours[1] = True  # all 8 within an image, none across images
     regions, count = ndimage.label(masks, structure=neighbours)

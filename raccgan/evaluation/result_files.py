@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from raccgan.evaluation.assessment import Assessment, assess, shown, true_mask
-from raccgan.evaluation.result_pictures import write_pictures
+from raccgan.evaluation.metrics import roc
 from raccgan.models.checkpoint import Calibration, History
+from raccgan.models.randomness import stream
+from raccgan.outputs import figures
 from raccgan.outputs.files import write_csv, write_json
 from raccgan.outputs.overlays import MapScale
+from raccgan.outputs.pictures import sample_grid
 from raccgan.outputs.report import Report, Shown, strip, write_report
 from raccgan.scoring.record import TEST_COLUMNS, TITLES, ScoreRecord, cells, decision
 from raccgan.scoring.scorer import Scorer
 from raccgan.training.run import Run
+
+MOST_CLASSES = 20
+"""Rows of ``samples.png``."""
 
 
 def evaluate_run(
@@ -46,7 +56,12 @@ def evaluate_run(
     write_json(out / "metrics.json", assessment.metrics)
     rows = _rows(run, assessment)
     write_csv(out / "scores.csv", TEST_COLUMNS, (cells(row, TEST_COLUMNS) for row in rows))
-    write_pictures(out, run, assessment, scorer, history)
+    _write_samples(out / "samples.png", run, scorer)
+    _write_reconstructions(out / "reconstructions.png", run, assessment, scorer)
+    if history:
+        figures.loss_curves(out / "losses.png", history)
+    if assessment.anomalous.any() and not assessment.anomalous.all():
+        _write_roc(out / "roc.png", assessment)
     if report_of:
         _write_page(out / "report.html", run, assessment, calibration, rows, report_of)
     return assessment
@@ -62,18 +77,64 @@ def _rows(run: Run, assessment: Assessment) -> list[dict[str, Any]]:
     ]
 
 
+@torch.inference_mode()
+def _write_samples(path: Path, run: Run, scorer: Scorer, columns: int = 10) -> None:
+    """Generated images of each normal class, from the run's seed."""
+    draw = stream(run.config.seed, "samples")
+    rows = {}
+    for index, name in enumerate(run.classes[:MOST_CLASSES]):
+        z = torch.randn(columns, run.config.latent_size, generator=draw).to(run.device)
+        y = torch.full((columns,), index, device=run.device)
+        rows[name] = scorer.module.generator(z, y).float().cpu().numpy()
+    sample_grid(path, rows, title="generated, one row a normal class")
+
+
+def _write_reconstructions(path: Path, run: Run, assessment: Assessment, scorer: Scorer, each: int = 6) -> None:
+    """Some normal and some anomalous test images, drawn without looking at their scores."""
+    draw = random.Random(run.config.seed)
+    chosen: list[int] = []
+    for wanted in (False, True):
+        members = np.flatnonzero(assessment.anomalous == wanted).tolist()
+        chosen += sorted(draw.sample(members, min(each, len(members))))
+    samples = [run.split.test[i] for i in chosen]
+    images = run.dataset(samples).images(range(len(samples)))
+    scored = scorer.score(images, details=True)
+    maps, reconstructions = scored.details()
+    rows = [
+        figures.Reconstruction(
+            original=images[row].numpy(),
+            reconstruction=reconstructions[row],
+            map=maps[row],
+            name=sample.key,
+            label=sample.label,
+            score=float(scored.score[row]),
+            anomalous=bool(assessment.anomalous[i]),
+            predicted=bool(scored.score[row] > assessment.threshold),
+            mask=true_mask(run, sample),
+        )
+        for row, (i, sample) in enumerate(zip(chosen, samples, strict=True))
+    ]
+    figures.reconstructions(path, rows)
+
+
+def _write_roc(path: Path, assessment: Assessment) -> None:
+    scores, anomalous = assessment.scored.score.numpy(), assessment.anomalous
+    curves = {"RA-CCGAN": figures.RocCurve(*roc(scores, anomalous), assessment.metrics["image"]["auroc"])}
+    for name, values in assessment.controls.items():
+        auroc = assessment.metrics["controls"][name]["auroc"]
+        curves[name.replace("_", " ")] = figures.RocCurve(*roc(values, anomalous), auroc)
+    figures.roc_and_histogram(path, scores, anomalous, assessment.threshold, curves)
+
+
 def _write_page(
     path: Path, run: Run, assessment: Assessment, calibration: Calibration, rows: list[dict[str, Any]], name: str
 ) -> None:
     """The report of an assessment with details."""
-    scored, scale = assessment.scored, MapScale.of(calibration.held_out)
-    assert scored.map is not None
-    assert scored.reconstruction is not None
-    test = run.dataset(run.split.test)
-    images = []
-    for i, (sample, row) in enumerate(zip(run.split.test, rows, strict=True)):
-        map, image = scored.map[i].numpy(), test.images([i])[0].numpy()
-        picture = strip(image, scored.reconstruction[i].numpy(), map, scale, true_mask(run, sample))
+    scale, test, images = MapScale.of(calibration.held_out), run.dataset(run.split.test), []
+    for i, (sample, row, map, reconstruction) in enumerate(
+        zip(run.split.test, rows, *assessment.scored.details(), strict=True)
+    ):
+        picture = strip(test.images([i])[0].numpy(), reconstruction, map, scale, true_mask(run, sample))
         images.append(Shown(row | {"map_max": float(map.max())}, picture))
     beside = assessment.metrics["controls"].items()
     report = Report(
