@@ -56,36 +56,42 @@ def main(arguments: Sequence[str]) -> int:
 
     out = given.out or Path("runs") / "experiments" / given.table
     results = Results(out / "results.csv")
+    done = results.of(wanted)
     if given.list:
-        return _list(wanted, results)
+        for row in wanted:
+            state = f"AUROC {done[row]['auroc']}" if row in done else "to run"
+            print(f"{row.variant:24} normal {row.normal:12} seed {row.seed:<3} {state}")
+        print(f"{len(done)} of {len(wanted)} rows are done")
+        return 0
     if given.summary:
-        return _summarise(given.table, variants if given.variants else list(VARIANTS), wanted, settings, out, results)
+        _summarise(given.table, variants if given.variants else list(VARIANTS), wanted, settings, results)
+        return 0
     prepare_out(out)
     require_kernels(wanted[0].config.kernels, device)
     options.note_missing_library(wanted[0].config.kernels)
     place = ranks.place_in()  # ranks deal out the rows, and need nothing else of one another
     wanted = wanted[place.rank :: place.world]
-    done = results.of(wanted)
     left = [row for row in wanted if row not in done]
-    now = left if given.limit is None else left[: given.limit]
-    say(f"{given.table}: {len(done)} of {len(wanted)} rows are done, {len(now)} to run now; results in {results.path}")
+    now = left[: given.limit]
+    say(
+        f"{given.table}: {len(wanted) - len(left)} of {len(wanted)} rows are done, {len(now)} to run now; "
+        f"results in {results.path}"
+    )
     for number, row in enumerate(now, 1):
-        _run(row, number, len(now), out, device, given, results)
+        say(f"row {number} of {len(now)}: {row.variant}, normal {row.normal}, seed {row.seed}")
+        try:
+            _run(row, out, device, given, results)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped in row {number} of {len(now)}; the same command goes on there") from None
     return 0
 
 
-def _run(
-    row: Trial, number: int, total: int, out: Path, device: torch.device, given: argparse.Namespace, results: Results
-) -> None:
+def _run(row: Trial, out: Path, device: torch.device, given: argparse.Namespace, results: Results) -> None:
     """Run one row, and write its line before its folder goes."""
     from raccgan.experiment.execute import execute
 
-    say(f"row {number} of {total}: {row.variant}, normal {row.normal}, seed {row.seed}")
     with own_folder(out / row.folder) as folder:
-        try:
-            result = execute(row, folder, device, given.data_root)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped in row {number} of {total}; the same command goes on there") from None
+        result = execute(row, folder, device, given.data_root)
         results.add(result)
     if not given.keep:
         shutil.rmtree(folder)
@@ -93,23 +99,9 @@ def _run(
     print(f"{row.variant}, normal {row.normal}, seed {row.seed}: AUROC {result['auroc']} ({beside})", flush=True)
 
 
-def _list(wanted: Sequence[Trial], results: Results) -> int:
-    done = results.of(wanted)
-    for row in wanted:
-        state = f"AUROC {done[row]['auroc']}" if row in done else "to run"
-        print(f"{row.variant:24} normal {row.normal:12} seed {row.seed:<3} {state}")
-    print(f"{len(done)} of {len(wanted)} rows are done")
-    return 0
-
-
 def _summarise(
-    name: str,
-    variants: Sequence[str],
-    wanted: Sequence[Trial],
-    settings: Mapping[str, object],
-    out: Path,
-    results: Results,
-) -> int:
+    name: str, variants: Sequence[str], wanted: Sequence[Trial], settings: Mapping[str, object], results: Results
+) -> None:
     from raccgan.experiment.results import draw, summary
 
     normal, seeds = list({row.normal: None for row in wanted}), sorted({row.seed for row in wanted})
@@ -120,12 +112,12 @@ def _summarise(
             by_variant[variant] = found
     print(summary(name, BENCHMARKS[name], by_variant))
     if any(by_variant.values()):
-        draw(out / "summary.png", name, BENCHMARKS[name], by_variant)
-        say(f"the picture is {out / 'summary.png'}")
+        picture = results.path.with_name("summary.png")
+        draw(picture, name, BENCHMARKS[name], by_variant)
+        say(f"the picture is {picture}")
     stale = len(results.read()) - sum(map(len, by_variant.values()))
     if stale:
         say(f"{stale} lines of {results.path} are of other settings, classes, seeds or variants, and not shown")
-    return 0
 
 
 def _parser() -> options.Parser:
