@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from raccgan import __version__
 from raccgan.cli import options
 from raccgan.errors import InputError
+from raccgan.outputs.files import own_folder, write_atomically, write_json
 from raccgan.outputs.terminal import say, tell
 
 if TYPE_CHECKING:
@@ -39,13 +40,16 @@ CHECKED = 64
 
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
-    _check_choices(given)
+    for option, choices in (("format", FORMATS), ("input", INPUTS)):
+        if getattr(given, option) not in choices:
+            raise InputError(f"--{option} {getattr(given, option)!r} is not one of {', '.join(choices)}")
+    if given.threshold is not None and not math.isfinite(given.threshold):
+        raise InputError(f"--threshold {given.threshold} is out of range: it must be a finite number")
 
     import torch
 
     from raccgan.export import graph
     from raccgan.models import checkpoint as checkpoints
-    from raccgan.outputs.files import own_folder
 
     if missing := graph.missing(given.format):
         raise InputError(f"--format {given.format} needs {', '.join(missing)}: run pip install -e '.[export]'")
@@ -63,12 +67,15 @@ def main(arguments: Sequence[str]) -> int:
         images, source = _images(config, scorer, given.data_root)
         run, level = graph.load(content, given.format), config.brightness == "level"
         found = graph.agreement(run, scorer, images, threshold, given.input, level=level)
-        agreement = {**dataclasses.asdict(found), "on": source}
         print(
             f"on {found.images} {source}: largest relative score difference {found.max_relative_difference:.1e}, "
             f"equal decisions {found.equal_decisions:.1%}"
         )
-        _write(out, content, _description(stored, config, threshold, given, agreement))
+        described = _description(stored, config, threshold, given, found._asdict() | {"on": source})
+        file = out / described["file"]
+        write_atomically(file, lambda stream: stream.write(content))
+        write_json(file.with_name(f"{file.name}.json"), described)
+        tell(f"the model is in {file}, how to call it in {file.name}.json")
     return 0
 
 
@@ -96,14 +103,6 @@ def _parser() -> options.Parser:
     options.add_label_policy(parser)
     options.add_places(parser, device=False, out="exported")
     return parser
-
-
-def _check_choices(given: argparse.Namespace) -> None:
-    for option, choices in (("format", FORMATS), ("input", INPUTS)):
-        if getattr(given, option) not in choices:
-            raise InputError(f"--{option} {getattr(given, option)!r} is not one of {', '.join(choices)}")
-    if given.threshold is not None and not math.isfinite(given.threshold):
-        raise InputError(f"--threshold {given.threshold} is out of range: it must be a finite number")
 
 
 def _both(
@@ -152,20 +151,20 @@ def _description(
     """What a program needs to know to call the model and to read its answer."""
     import torch
 
-    from raccgan.export.graph import INPUTS, OUTPUTS, SUFFIXES
+    from raccgan.export import graph
 
     return {
-        "file": f"model{SUFFIXES[given.format]}",
+        "file": f"model{graph.SUFFIXES[given.format]}",
         "format": given.format,
         "input": {
             "name": "images",
             "dtype": given.input,
             "shape": ["batch", stored.channels, config.image_size, config.image_size],
-            "range": INPUTS[given.input],
+            "range": graph.INPUTS[given.input],
             "channels": {1: "grey", 3: "red, green, blue"}[stored.channels],
             "fit": config.fit,
         },
-        "outputs": OUTPUTS,
+        "outputs": graph.OUTPUTS,
         "classes": stored.classes,
         "label_policy": given.label_policy,
         "threshold": threshold,
@@ -174,12 +173,3 @@ def _description(
         "raccgan": __version__,
         "torch": torch.__version__,
     }
-
-
-def _write(out: Path, content: bytes, described: dict[str, Any]) -> None:
-    from raccgan.outputs.files import write_atomically, write_json
-
-    file = out / described["file"]
-    write_atomically(file, lambda stream: stream.write(content))
-    write_json(file.with_name(f"{file.name}.json"), described)
-    tell(f"the model is in {file}, how to call it in {file.name}.json")

@@ -12,8 +12,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,7 +38,7 @@ INPUTS = {
     "uint8": "0 to 255, as decoded and resized",
 }
 
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
+PACKAGES: dict[str, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 """What each format needs beside PyTorch, to be made and to be compared."""
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -50,8 +49,7 @@ TOLERANCE = 1e-3
 Runner = Callable[[Tensor], list[Tensor]]
 
 
-@dataclass(frozen=True)
-class Agreement:
+class Agreement(NamedTuple):
     """An exported graph beside the scorer that it was made from."""
 
     images: int
@@ -63,11 +61,10 @@ class ScoringGraph(nn.Module):
     """Images to the tensors of :data:`OUTPUTS`, in that order.
 
     Args:
-        module: of networks that were built with ``kernels="reference"``, on the CPU. Taken over: its spectral norms are
-            worked out.
+        module: of networks built with ``kernels="reference"``, on the CPU; it is taken over.
         threshold: a score that is not at most this is anomalous, one that is not a number too.
         dtype: of the images, a name in :data:`INPUTS`.
-        level: whether it begins with levelling the images, as the configuration's brightness says.
+        level: whether the graph levels the images first, as the configuration's brightness says.
     """
 
     def __init__(self, module: ScoreModule, threshold: float, dtype: str = "float32", *, level: bool = False) -> None:
@@ -79,8 +76,7 @@ class ScoringGraph(nn.Module):
         self.eval()  # before the spectral norms are worked out: in training mode each look moves their vectors
         for part in list(self.modules()):
             if parametrize.is_parametrized(part):
-                for name in list(part.parametrizations):  # type: ignore[arg-type]
-                    parametrize.remove_parametrizations(part, name)
+                parametrize.remove_parametrizations(part, "weight")
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -139,10 +135,9 @@ def agreement(
 ) -> Agreement:
     """Compare an exported graph with the scorer on images [N, C, S, S] in [-1, 1], the first one as a batch of its own.
 
-    ``level`` says that the graph levels the images, as those that the scorer gets are. Where the graph takes bytes,
-    both see the images rounded to bytes. Images of one value everywhere are left out: their variance is 0, so the norms
-    scale up nothing but rounding, layer after layer, and no two implementations agree (nor does either with float64:
-    13 % off at 8 px, 10 % at 16 px).
+    Where the graph takes bytes, both see the images rounded to bytes; where it levels, the scorer gets them levelled.
+    Images of one value everywhere are left out: their variance is 0, so the norms scale up nothing but rounding, and no
+    two implementations agree (nor does either with float64: 13 % off at 8 px, 10 % at 16 px).
 
     Raises:
         InputError: no image is left, or a score differs by more than :data:`TOLERANCE`, with the difference.
