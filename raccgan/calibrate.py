@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _calibrate(file: Path, given: argparse.Namespace) -> int:
     from raccgan.models import checkpoint as checkpoints
-    from raccgan.scoring.threshold import choose_threshold
+    from raccgan.scoring.calibration import choose_threshold
 
     stored = checkpoints.load(file)
     held_out, policy, skipped = stored.held_out, stored.held_out_policy, 0

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from raccgan.models.checkpoint import Checkpoint
     from raccgan.outputs.journal import Journal, Row
     from raccgan.scoring.detector import Detector
+    from raccgan.scoring.record import Table
     from raccgan.scoring.score_files import Found
-    from raccgan.scoring.table import Table
 
 EXAMPLES = """\
   python -m raccgan.detect runs/digits new/*.png
@@ -51,9 +51,9 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
 
     from raccgan.models import checkpoint as checkpoints
+    from raccgan.scoring.calibration import choose_threshold
     from raccgan.scoring.detector import Detector
     from raccgan.scoring.score_files import help_first
-    from raccgan.scoring.threshold import choose_threshold
 
     device = options.pick_device(given.device)
     job = ranks.join(device, getattr(given, "rank_timeout", Config.rank_timeout))
@@ -75,8 +75,8 @@ def _detect(detector: Detector, stored: Checkpoint, given: argparse.Namespace) -
     """Score the files and write the results; the exit status."""
     from raccgan.outputs.files import own_folder
     from raccgan.outputs.journal import Journal
+    from raccgan.scoring.record import Table
     from raccgan.scoring.score_files import FOLDERS, take_folder
-    from raccgan.scoring.table import Table
 
     found = _found(stored, given)
     made_with = _made_with(detector, stored, given)

@@ -51,17 +51,9 @@ class Assessment:
 
 
 def assess(run: Run, scorer: Scorer, threshold: float, *, seconds: float, details: bool = False) -> Assessment | None:
-    """Score the test images, and on rank 0 compute the metrics and those of the controls.
+    """Score the test images, and compute the metrics and those of the controls; None on ranks but the first.
 
-    Args:
-        run: the configuration, and the data.
-        scorer: scores of the trained run.
-        threshold: an image is predicted anomalous where its score is above.
-        seconds: training time, for the record.
-        details: keep maps and reconstructions, for a report.
-
-    Returns:
-        None on the other ranks, which only help with the scores.
+    ``seconds`` is the training time, for the record; ``details`` keeps maps and reconstructions, for a report.
     """
     test = run.dataset(run.split.test)
     has_masks = any(sample.mask is not None for sample in run.split.test)

@@ -1,12 +1,8 @@
 """The two plain controls that every result table carries: 1-nearest-neighbour and a plain autoencoder.
 
-Both see the same normal training images as the model and score the same test images. Both match well-known GANs on
-small images, so a result without them says little.
-
-Each control predicts what a test image would look like if it were normal, and returns the squared difference of every
-pixel, mean over channels: the control's anomaly map. The mean over an image is the control's score.
-
-Images are float tensors [N, C, S, S] in [-1, 1]; results are float32 tensors [M, S, S].
+Both match well-known GANs on small images, so a result without them says little. Each predicts what a test image would
+look like if it were normal. The squared difference of every pixel, mean over channels, is the control's anomaly map,
+and the mean over an image its score. Images are float tensors [N, C, S, S] in [-1, 1]; maps are float32 [M, S, S].
 """
 
 import itertools
@@ -26,11 +22,6 @@ def nearest_neighbour(train: Tensor, test: Tensor, *, max_train: int = 20_000) -
 
     Of more than ``max_train`` training images, that many are taken at even distances over their order, so that each
     class of a training set in class order keeps its share and every run takes the same ones.
-
-    Args:
-        train: normal images [N, C, H, W], N at least 1.
-        test: images to score [M, C, H, W].
-        max_train: the most training images to compare with; time and memory grow with it.
 
     Raises:
         ValueError: no training image, or images of different shapes.
@@ -64,8 +55,6 @@ def autoencoder(
     scores again on the same machine. The caller's random state is neither read nor changed.
 
     Args:
-        train: normal images [N, C, S, S], N at least 1, S one of :data:`SIZES`.
-        test: images to score [M, C, S, S]; none depends on the others (but for float32 rounding).
         seed: decides the initial weights and the order of the batches.
         steps: 1500 is enough for some hundred images of 8 to 32 px; larger sets gain from several times as many.
         progress: called with (step, steps) after each step.

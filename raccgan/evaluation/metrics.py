@@ -1,11 +1,7 @@
 """How well scores tell anomalous from normal: per image, and per pixel where masks are known.
 
 A higher score is more anomalous; an image is predicted anomalous if, and only if, its score > threshold.
-All curves are scikit-learn's. A number that the data do not define (one class missing) is None, never a guess.
-
-The per-region overlap (PRO) needs no curve of its own. At a threshold it is the mean, over the connected anomalous
-regions R, of the share of R that is found: sum over R of sum over found pixels p in R of 1/|R|, over the number of
-regions. That is the true positive rate of a ROC in which each anomalous pixel weighs 1/|R| and a normal one 1.
+A number that the data do not define (one class missing) is None, never a guess.
 """
 
 from dataclasses import dataclass
@@ -33,17 +29,13 @@ class Confusion:
 
 @dataclass(frozen=True)
 class ImageMetrics:
-    """Image-level results, all in 0..1 (``f1_max_threshold`` in units of the score), None where undefined.
-
-    ``auroc``, ``auprc`` (average precision), ``f1_max`` and ``f1_max_threshold`` look at the labels to choose or sweep
-    the threshold; the others are at the threshold given.
-    """
+    """Image-level results, all in 0..1 but ``f1_max_threshold``, None where undefined."""
 
     auroc: float | None
-    auprc: float | None
-    f1_max: float | None
+    auprc: float | None  # average precision
+    f1_max: float | None  # over all thresholds
     f1_max_threshold: float | None
-    confusion: Confusion
+    confusion: Confusion  # at the threshold given, as all below
     precision: float | None
     recall: float | None
     balanced_accuracy: float | None
@@ -59,9 +51,6 @@ class PixelMetrics:
 
 def image_metrics(scores: ArrayLike, anomalous: ArrayLike, threshold: float) -> ImageMetrics:
     """Judge ``scores [N]`` by the labels ``anomalous [N]`` (bool, or 0 and 1).
-
-    Precision is None where nothing is predicted anomalous, recall where nothing is, all but the confusion where only
-    one class is there at all (precision and recall as far as they are defined).
 
     Raises:
         InputError: a score is NaN or infinite (the message names the first), or the threshold is NaN.
@@ -94,8 +83,8 @@ def pixel_metrics(maps: ArrayLike, masks: ArrayLike, max_fpr: float = 0.3) -> Pi
     """Judge anomaly ``maps [N, H, W]`` by the true ``masks [N, H, W]`` (bool, or 0 and 1), all pixels pooled.
 
     AUPRO is the area under mean region overlap against false positive rate from 0 to ``max_fpr``, over ``max_fpr``.
-    Regions are 8-connected within one image. Both are None where all pixels are normal or all anomalous.
-    About 130 bytes a pixel are in use at the peak.
+    Regions are 8-connected within one image. The overlap is the true positive rate of a ROC in which each anomalous
+    pixel weighs 1 / (size of its region) and a normal one 1. About 130 bytes a pixel are in use at the peak.
 
     Raises:
         InputError: a map holds NaN or infinity (the message names the first image).
@@ -123,11 +112,7 @@ def pixel_metrics(maps: ArrayLike, masks: ArrayLike, max_fpr: float = 0.3) -> Pi
 
 
 def auroc(scores: ArrayLike, anomalous: ArrayLike) -> float | None:
-    """The area under the ROC of :func:`roc`; None where one class is missing.
-
-    Raises:
-        InputError, ValueError: as :func:`image_metrics`.
-    """
+    """The area under the curve of :func:`roc`, with its errors; None where one class is missing."""
     s, y = _scores_and_labels(scores, anomalous)
     return float(sklearn_metrics.roc_auc_score(y, s)) if _has_both(y) else None
 
@@ -161,7 +146,6 @@ def _has_both(y: Bools) -> bool:
 
 
 def _best_f1(s: Floats, y: Bools) -> tuple[float, float]:
-    """Highest F1 over all thresholds, and a threshold that reaches it with score > threshold."""
     precision, recall, reached = sklearn_metrics.precision_recall_curve(y, s)
     # Precision and recall are both 0 where no true positive is left: F1 is 0 there.
     f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
@@ -172,7 +156,6 @@ def _best_f1(s: Floats, y: Bools) -> tuple[float, float]:
 
 
 def _region_weights(masks: Bools) -> Floats:
-    """1 for a normal pixel, 1 / (size of its region) for an anomalous one; [N, H, W]."""
     neighbours = np.zeros((3, 3, 3), dtype=bool)
     neighbours[1] = True  # all 8 within an image, none across images
     regions, count = ndimage.label(masks, structure=neighbours)

@@ -36,19 +36,14 @@ def evaluate_run(
     history: History,
     report_of: str = "",
 ) -> Assessment | None:
-    """Assess a trained run on its test images, and write the results into the folder ``out``.
+    """Assess a trained run on its test images, and write the results into the folder ``out``, which is there.
 
-    All ranks call it together; rank 0 alone writes.
+    All ranks call it together; rank 0 alone writes and gets the assessment.
 
     Args:
-        out: the folder, which is there.
-        run, scorer, calibration: the data, the scores and the threshold.
         seconds: training time, for the record.
         history: losses by name, for the picture of them.
         report_of: the user's name for the run, with which ``report.html`` is written; empty for no report.
-
-    Returns:
-        What was found; None on ranks but the first.
     """
     assessment = assess(run, scorer, calibration.threshold, seconds=seconds, details=bool(report_of))
     if assessment is None:
@@ -79,7 +74,6 @@ def _rows(run: Run, assessment: Assessment) -> list[dict[str, Any]]:
 
 @torch.inference_mode()
 def _write_samples(path: Path, run: Run, scorer: Scorer, columns: int = 10) -> None:
-    """Generated images of each normal class, from the run's seed."""
     draw = stream(run.config.seed, "samples")
     rows = {}
     for index, name in enumerate(run.classes[:MOST_CLASSES]):
@@ -129,7 +123,6 @@ def _write_roc(path: Path, assessment: Assessment) -> None:
 def _write_page(
     path: Path, run: Run, assessment: Assessment, calibration: Calibration, rows: list[dict[str, Any]], name: str
 ) -> None:
-    """The report of an assessment with details."""
     scale, test, images = MapScale.of(calibration.held_out), run.dataset(run.split.test), []
     for i, (sample, row, map, reconstruction) in enumerate(
         zip(run.split.test, rows, *assessment.scored.details(), strict=True)

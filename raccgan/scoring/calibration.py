@@ -1,7 +1,7 @@
 """Fits a trained run to normal images after training: its density, and the threshold of its scores.
 
-All ranks of a job call these functions together. The batches are those of a single process, dealt out to the ranks, so
-that the results are the same bit for bit for any number of ranks.
+Ranks call these functions together. The batches are those of a single process, dealt out to the ranks, so that results
+are the same bit for bit for any number of ranks.
 """
 
 from __future__ import annotations
@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from raccgan.config import Config
 from raccgan.data.dataset import ImageDataset
 from raccgan.distributed import ranks
+from raccgan.errors import InputError
 from raccgan.models.checkpoint import Calibration, Checkpoint, config_of
 from raccgan.models.density import Vectors
 from raccgan.models.inference import frozen
 from raccgan.models.networks import Networks
 from raccgan.outputs.progress import Progress
 from raccgan.scoring.scorer import Scored, Scorer, concatenate
-from raccgan.scoring.threshold import choose_threshold, threshold_of
 
 DENSITY_IMAGES = 10_000
 """The density of a class is fitted to at most this many training images."""
@@ -31,13 +32,7 @@ T = TypeVar("T")
 
 @torch.inference_mode()
 def fit_density(networks: Networks, data: ImageDataset, *, batch: int) -> None:
-    """Fit ``networks.density`` to the normal images that the networks were trained on, and copy it to every rank.
-
-    Args:
-        networks: trained networks.
-        data: these images.
-        batch: images a pass.
-    """
+    """Fit ``networks.density`` to the normal images of training, ``batch`` a pass, and copy it to every rank."""
     device = next(networks.encoder.parameters()).device
     encoder, generator = frozen(networks.encoder), frozen(networks.average)
     chosen = _evenly(data.labels, DENSITY_IMAGES)
@@ -57,17 +52,13 @@ def fit_density(networks: Networks, data: ImageDataset, *, batch: int) -> None:
 
 
 def calibrate(scorer: Scorer, held_out: ImageDataset, *, quantile: float) -> Calibration:
-    """The threshold, which is a quantile (0 to 1) of the scores of held-out normal images, with these scores.
-
-    Raises:
-        InputError: there is no held-out image.
-    """
+    """The threshold, which is a quantile (0 to 1) of the scores of held-out normal images, with these scores."""
     scored = score_dataset(scorer, held_out, "held-out scores", details=True)
 
     def calibration() -> Calibration:
         assert scored is not None
-        assert scored.map is not None
-        scores = {"score": scored.score, "peak": scored.map.amax(dim=(1, 2))}
+        maps, _ = scored.details()
+        scores = {"score": scored.score, "peak": torch.from_numpy(maps.max(axis=(1, 2)))}
         return Calibration(threshold_of(scored.score.numpy(), quantile), scores, scorer.label_policy)
 
     return ranks.job().on_first(calibration)
@@ -78,14 +69,8 @@ def calibration_for(
 ) -> Calibration:
     """The threshold of a trained run under a configuration and a label policy that may differ from the checkpoint's.
 
-    The held-out scores in the checkpoint serve if they are of the same kind and policy; else the images are scored.
-
-    Args:
-        stored: the checkpoint.
-        config: of the evaluation.
-        scorer: scores of the run, of that configuration and of the label policy.
-        held_out: gives the held-out normal images.
-        quantile: what the user asked for, None for the checkpoint's threshold if there is one.
+    The scores in the checkpoint serve if they are of the same kind and policy; else ``held_out`` images are scored.
+    ``quantile`` is what the user asked for, None for the checkpoint's threshold if there is one.
     """
     policy = scorer.label_policy
     as_stored = policy == stored.held_out_policy and config.score == config_of(stored).score
@@ -94,6 +79,64 @@ def calibration_for(
     if stored.threshold is None or quantile is not None or not as_stored:
         return calibrate(scorer, held_out(), quantile=config.quantile)
     return Calibration(stored.threshold, {}, policy)
+
+
+def choose_threshold(
+    stored: Checkpoint,
+    *,
+    threshold: float | None = None,
+    quantile: float | None = None,
+    sensitivity: float | None = None,
+) -> float:
+    """The threshold to decide with; the checkpoint's own where nothing else is given.
+
+    Args:
+        stored: the checkpoint, which holds the scores of the held-out normal images.
+        threshold: this one.
+        quantile: this quantile, 0 to 1, of those scores, interpolated between two of them.
+        sensitivity: the lowest of those scores that at most this share of them, at least 0 and below 1, exceeds.
+
+    Raises:
+        InputError: more than one is given, one is out of range, or the checkpoint holds nothing to take it from.
+    """
+    if sum(value is not None for value in (threshold, quantile, sensitivity)) > 1:
+        raise InputError("threshold, quantile and sensitivity exclude each other: give one")
+    if threshold is not None:
+        if not np.isfinite(threshold):
+            raise InputError(f"the threshold must be a finite number, got {threshold}")
+        return float(threshold)
+    if quantile is None and sensitivity is None:
+        if stored.threshold is None:
+            raise InputError(
+                "the checkpoint has no threshold: its encoder is not trained yet; or give one with --threshold"
+            )
+        return stored.threshold
+    if not stored.held_out:
+        raise InputError(
+            "the checkpoint holds no scores of held-out normal images: "
+            "python -m raccgan.calibrate CHECKPOINT FOLDER_OF_NORMAL_IMAGES adds them"
+        )
+    scores = stored.held_out["score"].numpy()
+    if quantile is not None:
+        if not 0 <= quantile <= 1:
+            raise InputError(f"the quantile is {quantile}; it must be from 0 to 1")
+        return threshold_of(scores, quantile)
+    assert sensitivity is not None
+    if not 0 <= sensitivity < 1:
+        raise InputError(f"the sensitivity is {sensitivity}; it is a share of normal images, at least 0 and below 1")
+    accepted = int(np.floor(sensitivity * len(scores) + 1e-9))  # 0.07 * 100 is 7.000000000000001, 0.29 * 100 is 28.99
+    return float(np.sort(scores)[len(scores) - 1 - accepted])
+
+
+def threshold_of(held_out_scores: np.ndarray, quantile: float) -> float:
+    """A quantile of the scores [N] of normal images that were held out of training.
+
+    Raises:
+        InputError: there are no such scores.
+    """
+    if len(held_out_scores) == 0:
+        raise InputError("no held-out normal images, so there is no threshold; raise --held-out")
+    return float(np.quantile(held_out_scores, quantile))
 
 
 def score_dataset(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = False) -> Scored | None:

@@ -1,13 +1,4 @@
-"""A trained model as a library: images in any usual form go in, scores with their decisions come out.
-
-    from raccgan import Detector
-
-    detector = Detector.load("runs/scans")
-    for result in detector.score(["a.png", "b.png"]):
-        print(result.path, result.score, result.anomalous)
-
-``python -m raccgan.detect`` is a thin layer over this.
-"""
+"""A trained model as a library: images in any usual form go in, scores with their decisions come out."""
 
 from __future__ import annotations
 
@@ -24,10 +15,10 @@ from raccgan.errors import InputError
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.checkpoint import Checkpoint
 from raccgan.models.devices import pick_device, require_kernels
+from raccgan.scoring.calibration import choose_threshold
 from raccgan.scoring.reading import Batch, Read, Skipped, read_batches
 from raccgan.scoring.record import ScoreRecord
 from raccgan.scoring.scorer import MINIMUM, Scorer
-from raccgan.scoring.threshold import choose_threshold
 
 
 class Peak(NamedTuple):
@@ -74,6 +65,7 @@ class Detector:
         self.classes = tuple(stored.classes)
         self.threshold = threshold
         self.channels = stored.channels
+        self.size = self.config.image_size  # the side of the square that images are resized to, in pixels
 
     @classmethod
     def load(
@@ -93,7 +85,7 @@ class Detector:
         Args:
             path: the folder or the file.
             threshold, quantile, sensitivity: at most one of them decides instead of the checkpoint's threshold, see
-                :func:`raccgan.scoring.threshold.choose_threshold`.
+                :func:`raccgan.scoring.calibration.choose_threshold`.
             label_policy, compiled: see :class:`raccgan.scoring.scorer.Scorer`.
             device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: a GPU where there is one.
             settings: settings of :class:`Config` that change how, not what: ``kernels``, ``score_batch``.
@@ -104,11 +96,6 @@ class Detector:
         stored = checkpoints.load(Path(path))
         chosen = choose_threshold(stored, threshold=threshold, quantile=quantile, sensitivity=sensitivity)
         return cls(stored, chosen, pick_device(device), label_policy=label_policy, compiled=compiled, **settings)
-
-    @property
-    def size(self) -> int:
-        """The side of the square that images are resized to, in pixels."""
-        return self.config.image_size
 
     def score(self, images: Batch, *, details: bool = True) -> list[Result]:
         """Score one image or several; one result each, in order.

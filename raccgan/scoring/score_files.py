@@ -9,9 +9,8 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -34,11 +33,10 @@ FOLDERS = ("maps", "overlays")
 _OWN_NAME = re.compile(r"-[0-9a-f]{12}\.(npy|png)$")
 
 WRITERS = 8
-"""Threads that write maps and overlays. A file is on the disk before its row is, so these threads wait for the disk."""
+"""Threads that write maps and overlays, and wait for the disk: a file is on it before its row is."""
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """The files that the arguments mean, each once, and a line for every argument that means none."""
 
     files: tuple[Path, ...]
@@ -83,15 +81,14 @@ def _is_mask(path: Path) -> bool:
     return any(parent.name == "ground_truth" and (parent.parent / "test").is_dir() for parent in path.parents)
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What is kept of every image beside its row."""
 
     out: Path
-    maps: bool = False
-    overlays: bool = False
-    report: bool = False
-    scale: MapScale = field(default_factory=MapScale)
+    maps: bool
+    overlays: bool
+    report: bool
+    scale: MapScale
 
 
 def take_folder(out: Path, run: Mapping[str, Any], *, restart: bool) -> None:
@@ -122,14 +119,10 @@ def take_folder(out: Path, run: Mapping[str, Any], *, restart: bool) -> None:
 def score_files(
     detector: Detector, files: Sequence[Path], journal: Journal, wanted: Wanted, job: Collectives = SINGLE
 ) -> list[Row]:
-    """A row for each file, in order; those that the journal holds, of unchanged files, are not scored again.
+    """A row for each file, each file given once, in order; the journal gets the rows batch by batch.
 
-    Args:
-        detector: scores.
-        files: each once.
-        journal: gets the rows batch by batch.
-        wanted: what is kept beside the rows.
-        job: the ranks that score together, of which this is the first; see :func:`help_first`.
+    Rows of unchanged files that the journal holds already are not scored again. This is the first rank of ``job``; the
+    other ranks call :func:`help_first`.
     """
     done = {row["path"]: row for row in journal.rows}
     stamps = {path: _stamp(path) for path in files}
@@ -162,10 +155,8 @@ def help_first(detector: Detector, job: Collectives) -> None:
 def _scan(
     detector: Detector, files: Sequence[Path], details: bool, job: Collectives
 ) -> Iterator[list[Result | Skipped]]:
-    """:meth:`Detector.scan_batches` on all ranks: what rank 0 asks for comes back there, in order; nothing elsewhere.
-
-    The batches are those of a single process, dealt out to the ranks, so that the scores are the same bit for bit.
-    """
+    """:meth:`Detector.scan_batches` on all ranks, by the batches of a single process: what rank 0 asks for comes back
+    there, in order, the same bit for bit; nothing elsewhere."""
     files, details = job.on_first(lambda: (files, details))
     size = detector.scorer.batch
     batches = [files[start : start + size] for start in range(0, len(files), size)]
@@ -228,7 +219,6 @@ def overlay_of(result: Result, scale: MapScale) -> Image.Image:
 
 
 def _own_name(path: Path) -> str:
-    """A file name of its own for each path, whatever the path holds."""
-    # As _OWN_NAME has it.
+    """A file name of its own for each path, as _OWN_NAME has it."""
     own = hashlib.blake2b(os.fsencode(path), digest_size=6).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9._-]', '_', path.stem)[:80]}-{own}"

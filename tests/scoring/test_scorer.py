@@ -17,9 +17,8 @@ from raccgan.models.density import Vectors
 from raccgan.models.maps import smoothed
 from raccgan.models.networks import Networks
 from raccgan.models.trace import Replayed
-from raccgan.scoring.calibration import fit_density
+from raccgan.scoring.calibration import fit_density, threshold_of
 from raccgan.scoring.scorer import Scorer
-from raccgan.scoring.threshold import threshold_of
 from raccgan.training.loop import Training
 from raccgan.training.run import Run
 from tests.kernels.compare import assert_each_close
