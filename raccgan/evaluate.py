@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     device = options.pick_device(given.device)
 
-    from raccgan.evaluation.result_files import evaluate_run
+    from raccgan.evaluation.assessment import evaluate_run
     from raccgan.models import checkpoint as checkpoints
     from raccgan.models.devices import require_kernels
     from raccgan.scoring.calibration import calibration_for

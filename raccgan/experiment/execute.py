@@ -11,16 +11,14 @@ import torch
 
 from raccgan.config import SCORES
 from raccgan.data.samples import spread
-from raccgan.evaluation.assessment import Assessment
+from raccgan.evaluation.assessment import Assessment, evaluate_run
 from raccgan.evaluation.metrics import auroc
-from raccgan.evaluation.result_files import evaluate_run
 from raccgan.experiment.results import KEY, Figures
 from raccgan.experiment.tables import Trial
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.density import Distances
 from raccgan.scoring.calibration import calibrate, fit_density, score_dataset
-from raccgan.scoring.score_module import FORMULAS
-from raccgan.scoring.scorer import Scored, Scorer, concatenate
+from raccgan.scoring.scorer import FORMULAS, Scored, Scorer, concatenate
 from raccgan.training.loop import PHASES, Training
 from raccgan.training.run import Run, prepare
 

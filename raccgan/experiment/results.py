@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import NamedTuple
 
 from raccgan.config import SCORES
 from raccgan.errors import InputError
@@ -83,10 +82,10 @@ class Mean:
     """A figure over classes and seeds: the mean over the classes of each seed, then mean and deviation over seeds."""
 
     mean: float
-    deviation: float | None  # None for one seed
-    seeds: int
-    classes: int  # that every seed has
-    of: int  # classes of the table
+    deviation: float | None = None  # None for one seed, and where it is not known
+    seeds: int = 0
+    classes: int = 0  # that every seed has
+    of: int = 0  # classes of the table
 
     def __str__(self) -> str:
         around = "" if self.deviation is None else f" ± {self.deviation:.3f}"
@@ -124,7 +123,7 @@ def summary(name: str, table: Benchmark, by_variant: Mapping[str, Mapping[Trial,
         else:
             seconds = mean(float(line["train_seconds"]) for line in results.values())
             rows.append((variant, found, pixel or "", found.extent, f"{seconds:11.0f}"))
-    rows += [(b.name, b.shown, b.pixel, b.source, "") for b in _beside(table, by_variant)]
+    rows += [(beside, image, pixel or "", source, "") for beside, image, pixel, source in _beside(table, by_variant)]
     lines = [f"{name}: image AUROC, mean over classes, ± deviation over seeds", "", *_lines(rows, 24, 15, 15, 24, 11)]
     variant, first = _first(by_variant)
     if first:
@@ -145,7 +144,7 @@ def draw(path: Path, name: str, table: Benchmark, by_variant: Mapping[str, Mappi
     figures.comparison(
         path,
         {variant: (m.mean, m.deviation or 0.0) for variant, m in means.items() if m},
-        {b.name: b.auroc for b in _beside(table, by_variant)},
+        {beside: image.mean for beside, image, *_ in _beside(table, by_variant)},
         title=f"{name}: image AUROC, mean over classes",
     )
 
@@ -163,26 +162,17 @@ def _first(by_variant: Mapping[str, Mapping[Trial, Figures]]) -> tuple[str, Mapp
     return next(((variant, results) for variant, results in by_variant.items() if results), ("", {}))
 
 
-class _Beside(NamedTuple):
-    """A figure that ours is compared with."""
-
-    name: str
-    auroc: float
-    shown: str  # the same as text
-    pixel: str
-    source: str
-
-
-def _beside(table: Benchmark, by_variant: Mapping[str, Mapping[Trial, Figures]]) -> list[_Beside]:
-    """The controls, and what others published."""
+def _beside(
+    table: Benchmark, by_variant: Mapping[str, Mapping[Trial, Figures]]
+) -> list[tuple[str, Mean, Mean | None, str]]:
+    """The controls, and what others published: name, image AUROC, pixel AUROC, source."""
     _, first = _first(by_variant)
-    beside = []
+    beside: list[tuple[str, Mean, Mean | None, str]] = []
     for name in CONTROLS:
         image, pixel = (mean_of(first, column, len(table.normal)) for column in (name, f"pixel_{name}"))
         if image is not None:
-            shown = str(pixel or "")
-            beside.append(_Beside(name.replace("_", " "), image.mean, str(image), shown, "control, same split"))
-    return beside + [_Beside(p.name, p.auroc, f"{p.auroc:.3f}", "", p.source) for p in table.published]
+            beside.append((name.replace("_", " "), image, pixel, "control, same split"))
+    return beside + [(other.name, Mean(other.auroc), None, other.source) for other in table.published]
 
 
 def _losing(results: Mapping[Trial, Figures]) -> list[str]:

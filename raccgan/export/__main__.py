@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raccgan.config import Config
-    from raccgan.export.graph import ScoringGraph
     from raccgan.models.checkpoint import Checkpoint
     from raccgan.scoring.scorer import Scorer
 
@@ -49,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     from raccgan.export import graph
     from raccgan.models import checkpoint as checkpoints
     from raccgan.scoring.calibration import choose_threshold
+    from raccgan.scoring.scorer import Scorer
 
     if missing := graph.missing(given.format):
         raise InputError(f"--format {given.format} needs {', '.join(missing)}: run pip install -e '.[export]'")
@@ -58,12 +58,14 @@ def main(arguments: Sequence[str]) -> int:
         torch.set_num_threads(config.threads)
     threshold = choose_threshold(stored, threshold=given.threshold)
     options.note_missing_library(config.kernels)
-    scorer, module = _both(stored, config, threshold, given)
+    cpu = torch.device("cpu")
+    scorer = Scorer(config, checkpoints.networks_of(stored, config, cpu), stored.classes, given.label_policy)
+    module = graph.ScoringGraph(stored, scorer.module.conditions, threshold, given.input)
     with own_folder(given.out) as out:
         content = graph.export(module, given.format, channels=stored.channels, size=config.image_size)
         images, source = _images(config, scorer, given.data_root)
-        run, level = graph.load(content, given.format), config.brightness == "level"
-        found = graph.agreement(run, scorer, images, threshold, given.input, level=level)
+        run = graph.load(content, given.format)
+        found = graph.agreement(run, scorer, images, threshold, given.input, level=module.level)
         print(
             f"on {found.images} {source}: largest relative score difference {found.max_relative_difference:.1e}, "
             f"equal decisions {found.equal_decisions:.1%}"
@@ -100,24 +102,6 @@ def _parser() -> options.Parser:
     options.add_label_policy(parser)
     options.add_places(parser, device=False, out="exported")
     return parser
-
-
-def _both(
-    stored: Checkpoint, config: Config, threshold: float, given: argparse.Namespace
-) -> tuple[Scorer, ScoringGraph]:
-    """The checkpoint's scorer with the kernels that detect takes, and the graph that is to agree with it."""
-    import torch
-
-    from raccgan.export.graph import ScoringGraph
-    from raccgan.models import checkpoint as checkpoints
-    from raccgan.scoring.score_module import ScoreModule
-    from raccgan.scoring.scorer import Scorer
-
-    cpu = torch.device("cpu")
-    scorer = Scorer(config, checkpoints.networks_of(stored, config, cpu), stored.classes, given.label_policy)
-    plain = dataclasses.replace(config, kernels="reference")
-    module = ScoreModule(checkpoints.networks_of(stored, plain, cpu), scorer.module.conditions, plain)
-    return scorer, ScoringGraph(module, threshold, given.input, level=config.brightness == "level")
 
 
 def _images(config: Config, scorer: Scorer, data_root: Path) -> tuple[Tensor, str]:

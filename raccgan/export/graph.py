@@ -1,8 +1,6 @@
-"""A trained run as one graph, from images to scores and decisions, for programs that have neither raccgan nor Python.
+"""A trained run as one graph, from images to scores and decisions: the scorer's own module on the ``reference`` backend.
 
-The graph is the scorer's own module with plain PyTorch operations (the ``reference`` backend): every image under every
-normal class in one pass, then the minimum, then the decision. Before the graph is written, the runtime of its format
-compares it with the checkpoint's own scorer.
+The runtime of the graph's format compares it with the checkpoint's own scorer.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import importlib.util
 import io
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,9 +19,9 @@ from torch.nn.utils import parametrize
 
 from raccgan.data.images.decode import FLAT, SPREAD, levelled
 from raccgan.errors import InputError
+from raccgan.models.checkpoint import Checkpoint, config_of, networks_of
 from raccgan.scoring.record import TERMS
-from raccgan.scoring.score_module import ScoreModule
-from raccgan.scoring.scorer import Scorer
+from raccgan.scoring.scorer import ScoreModule, Scorer
 
 OUTPUTS = {
     "score": "[batch] float32: the anomaly score, higher is more anomalous",
@@ -61,18 +59,19 @@ class ScoringGraph(nn.Module):
     """Images to the tensors of :data:`OUTPUTS`, in that order.
 
     Args:
-        module: of networks built with ``kernels="reference"``, on the CPU; it is taken over.
+        stored: the checkpoint.
+        conditions: the classes of which the lowest score counts.
         threshold: a score that is not at most this is anomalous, one that is not a number too.
         dtype: of the images, a name in :data:`INPUTS`.
-        level: whether the graph levels the images first, as the configuration's brightness says.
     """
 
-    def __init__(self, module: ScoreModule, threshold: float, dtype: str = "float32", *, level: bool = False) -> None:
+    def __init__(self, stored: Checkpoint, conditions: Sequence[int], threshold: float, dtype: str) -> None:
         super().__init__()
-        self.module = module
+        config = config_of(stored, kernels="reference")
+        self.module = ScoreModule(networks_of(stored, config, torch.device("cpu")), conditions, config)
         self.threshold = _float32_below(threshold)
         self.dtype = dtype
-        self.level = level
+        self.level = config.brightness == "level"
         self.eval()  # before the spectral norms are worked out: in training mode each look moves their vectors
         for part in list(self.modules()):
             if parametrize.is_parametrized(part):

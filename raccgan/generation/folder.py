@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -37,11 +37,8 @@ def require_empty(out: Path) -> None:
         raise InputError(f"{out} is not empty: name another --out, so that these images are not mixed with others")
 
 
-class RealImages(NamedTuple):
-    """Real images of one class, [N, C, S, S] in [-1, 1]."""
-
-    train: Tensor
-    test: Tensor
+RealImages: TypeAlias = tuple[Tensor, Tensor]
+"""Real images of one class, of the training and of the test part: [N, C, S, S] in [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -91,19 +88,15 @@ class ImageMaker:
         sample_grid(path, made, title="from latent 0 to latent 1, one class a row")
 
     def write_comparison(self, path: Path, real: Mapping[str, RealImages], against: str) -> None:
-        """``metrics.json``, and a line a class on standard output.
-
-        Args:
-            real: images to compare with, by class; ``against`` says in the file where they come from.
-        """
+        """``metrics.json``, and a line a class on standard output; the file says ``against`` what it was compared."""
         found: dict[str, Any] = {}
-        for name, images in real.items():
+        for name, (train, test) in real.items():
             # As many as the baseline has, written or not.
-            generated = self.images(name, self.latents(range(len(images.train))))
-            distances = compare(generated, images.train, images.test)
+            generated = self.images(name, self.latents(range(len(train))))
+            distances = compare(generated, train, test)
             found[name] = {
                 **{which: round(value, 6) for which, value in distances._asdict().items()},
-                "images": {"generated": len(generated), "real_train": len(images.train), "real_test": len(images.test)},
+                "images": {"generated": len(generated), "real_train": len(train), "real_test": len(test)},
             }
             tell(
                 f"{name}: kernel distance to real test images {distances.generated:.3g}; real training images "
@@ -126,19 +119,15 @@ def folder_names(names: Sequence[str]) -> Iterator[str]:
 def real_images(
     config: Config, channels: int, names: Sequence[str], *, against: str, data_root: Path
 ) -> dict[str, RealImages]:
-    """At most :data:`MOST` training and as many test images of each class.
+    """At most :data:`MOST` training and as many test images of each class, as the run's model takes them.
 
-    Args:
-        config: of the run; it says how an image is brought into the model's square.
-        channels: of the run.
-        names: the classes.
-        against: a data set by name, a folder or a list. A folder without class folders is of one class, ``names[0]``.
-        data_root: where data sets by name lie.
+    ``against`` is a data set by name, a folder or a list. A folder without class folders is of one class, ``names[0]``.
 
     Raises:
         InputError: there are no such images, or fewer than two of a part.
     """
-    samples, found = _load(config, names, against, data_root), {}
+    samples = _load(config, names, against, data_root)
+    found = {}
     for name in names:
         members = [sample for sample in samples if sample.label == name]
         if not members:
@@ -150,7 +139,9 @@ def real_images(
                 "of either"
             )
         found[name] = spread(train, MOST), spread(test, MOST)
-    return {name: RealImages(*(_read(part, config, channels) for part in parts)) for name, parts in found.items()}
+    return {
+        name: (_read(train, config, channels), _read(test, config, channels)) for name, (train, test) in found.items()
+    }
 
 
 def _load(config: Config, names: Sequence[str], against: str, data_root: Path) -> Sequence[Sample]:

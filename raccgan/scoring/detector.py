@@ -122,22 +122,22 @@ class Detector:
     def scan_batches(self, images: Batch, *, details: bool = True) -> Iterator[list[Result | Skipped]]:
         """:meth:`scan` in the batches that are scored together; the next ones are decoded meanwhile."""
         for batch in read_batches(images, self.scorer.batch, self.config, self.channels):
-            results = self._results([read for read in batch if isinstance(read, Read)], details)
+            results = self._results([read for read in batch if not isinstance(read, Skipped)], details)
             yield [read if isinstance(read, Skipped) else next(results) for read in batch]
 
     def _results(self, batch: Sequence[Read], details: bool) -> Iterator[Result]:
         pixels = np.empty((len(batch), self.channels, self.size, self.size), np.float32)
-        for place, read in enumerate(batch):
-            pixels[place] = read.decoded.pixels
+        for i, (_, decoded) in enumerate(batch):
+            pixels[i] = decoded.pixels
         scored = self.scorer.score(torch.from_numpy(pixels), details=True)
         if not bool(scored.score.isfinite().all()):
             raise InputError("a score is not finite: the checkpoint is broken")
         maps, reconstructions = scored.details()
         for array in (maps, reconstructions, pixels):
             array.setflags(write=False)
-        for i, (read, row) in enumerate(zip(batch, scored.rows(self.classes), strict=True)):
+        for i, ((path, decoded), row) in enumerate(zip(batch, scored.rows(self.classes), strict=True)):
             highest = divmod(int(maps[i].argmax()), self.size)
-            peak = Peak(float(maps[i][highest]), *read.decoded.place.original(*highest))
+            peak = Peak(float(maps[i][highest]), *decoded.place.original(*highest))
             yield Result(
                 **row,
                 threshold=self.threshold,
@@ -145,8 +145,8 @@ class Detector:
                 map_x=peak.x,
                 map_y=peak.y,
                 peak=peak,
-                place=read.decoded.place,
-                path=read.path,
+                place=decoded.place,
+                path=path,
                 map=maps[i] if details else None,
                 image=pixels[i] if details else None,
                 reconstruction=reconstructions[i] if details else None,

@@ -41,12 +41,8 @@ class Skipped:
     path: Path | None = None
 
 
-@dataclass(frozen=True)
-class Read:
-    """An image as a model takes it."""
-
-    path: Path | None
-    decoded: Decoded
+Read: TypeAlias = tuple[Path | None, Decoded]
+"""The file of an image, and the image as a model takes it."""
 
 
 def read_batches(images: Batch, batch: int, config: Config, channels: int) -> Iterator[list[Read | Skipped]]:
@@ -82,7 +78,7 @@ def _read(image: One, config: Config, channels: int) -> Read | Skipped:
     source = Path(image) if isinstance(image, str) else image
     path = source if isinstance(source, Path) else None
     try:
-        return Read(path, _decode(source, config, channels))
+        return path, _decode(source, config, channels)
     except InputError as error:
         return Skipped(str(error), path)
 
