@@ -46,7 +46,7 @@ a setting that it depends on has changed. The run's folder is removed when its l
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     settings = options.settings_of(given, but=("normal", "seed"))
-    variants = _names(given.variants) if given.variants else [DEFAULT]
+    variants = _names(given.variants) or (list(VARIANTS) if given.summary else [DEFAULT])
     wanted = trials(
         given.table, variants=variants, normal=_names(given.normal), seeds=_seeds(given.seeds), settings=settings
     )
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{len(done)} of {len(wanted)} rows are done")
         return 0
     if given.summary:
-        _summarise(given.table, variants if given.variants else list(VARIANTS), wanted, settings, results)
+        _summarise(given.table, variants, done, results)
         return 0
     prepare_out(out)
     require_kernels(wanted[0].config.kernels, device)
@@ -100,23 +100,17 @@ def _run(row: Trial, out: Path, device: torch.device, given: argparse.Namespace,
     print(f"{row.variant}, normal {row.normal}, seed {row.seed}: AUROC {result['auroc']} ({beside})", flush=True)
 
 
-def _summarise(
-    name: str, variants: Sequence[str], wanted: Sequence[Trial], settings: Mapping[str, object], results: Results
-) -> None:
+def _summarise(name: str, variants: Sequence[str], done: Mapping[Trial, Figures], results: Results) -> None:
     from raccgan.experiment.results import draw, summary
 
-    normal, seeds = list({row.normal: None for row in wanted}), sorted({row.seed for row in wanted})
-    by_variant: dict[str, Mapping[Trial, Figures]] = {}
-    for variant in variants:
-        found = results.of(trials(name, variants=[variant], normal=normal, seeds=seeds, settings=settings))
-        if found or variant == DEFAULT:
-            by_variant[variant] = found
+    found = {variant: {row: line for row, line in done.items() if row.variant == variant} for variant in variants}
+    by_variant = {variant: lines for variant, lines in found.items() if lines or variant == DEFAULT}
     print(summary(name, BENCHMARKS[name], by_variant))
-    if any(by_variant.values()):
+    if done:
         picture = results.path.with_name("summary.png")
         draw(picture, name, BENCHMARKS[name], by_variant)
         say(f"the picture is {picture}")
-    stale = len(results.read()) - sum(map(len, by_variant.values()))
+    stale = len(results.read()) - len(done)
     if stale:
         say(f"{stale} lines of {results.path} are of other settings, classes, seeds or variants, and not shown")
 

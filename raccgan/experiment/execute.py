@@ -30,10 +30,7 @@ TIMED = 1000
 
 
 def execute(row: Trial, folder: Path, device: torch.device, data_root: Path) -> Figures:
-    """Train and judge one row in its folder, which is there; part of it that is in there is continued.
-
-    Returns:
-        The row's line of the results, by column.
+    """Train and judge one row, and return its line; part of the row that is in its folder is continued.
 
     Raises:
         InputError: whatever is wrong with data, settings or folder, and numbers that are not finite.

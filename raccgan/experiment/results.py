@@ -1,8 +1,4 @@
-"""The results of a benchmark: a CSV that any machine may continue, and means and deviations as text and picture.
-
-A row counts only for the settings that it was made with. When a setting of the benchmark changes, the digest of the row
-changes too, and the row has to be run again.
-"""
+"""The results of a benchmark: a CSV that any machine may continue, and means and deviations as text and picture."""
 
 from __future__ import annotations
 
@@ -45,11 +41,7 @@ class Results:
         self.path = path
 
     def read(self) -> list[Figures]:
-        """Every line.
-
-        Raises:
-            InputError: it is not such a table.
-        """
+        """Every line; InputError where the file is not such a table."""
         if not self.path.exists():
             return []
         try:
@@ -110,10 +102,7 @@ def mean_of(results: Mapping[Trial, Figures], column: str, of: int) -> Mean | No
 
 
 def summary(name: str, table: Benchmark, by_variant: Mapping[str, Mapping[Trial, Figures]]) -> str:
-    """Everything that is known about a table, for a terminal and for a page.
-
-    The controls are those of the first variant: they do not depend on it.
-    """
+    """Everything that is known about a table as text. The controls, which do not depend on it, are of one variant."""
     of = len(table.normal)
     rows: list[tuple[object, ...]] = [("variant", "AUROC", "pixel AUROC", "over", "training, s")]
     for variant, results in by_variant.items():

@@ -168,9 +168,7 @@ def trials(
 ) -> list[Trial]:
     """The rows of a table, seed by seed, so that every class is there once before one is there twice.
 
-    Args:
-        normal: only these normal classes of the table; empty for all.
-        settings: instead of the table's own.
+    ``normal`` are the only normal classes, empty for all of the table; ``settings`` replace the table's own.
 
     Raises:
         InputError: no such table, variant or class, or settings that make no configuration.

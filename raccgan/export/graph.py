@@ -1,4 +1,4 @@
-"""A trained run as one graph, from images to scores and decisions: the scorer's own module on the ``reference`` backend.
+"""A trained run as one graph, from images to scores and decisions: the scorer's module on the ``reference`` backend.
 
 The runtime of the graph's format compares it with the checkpoint's own scorer.
 """

@@ -16,8 +16,7 @@ from torch import Tensor
 from raccgan.models.generator import Generator
 from raccgan.models.randomness import stream
 
-LOWEST_TRUNCATION = 0.1
-"""Below this, fewer than one coordinate in twelve is kept, and drawing again takes ever longer."""
+LOWEST_TRUNCATION = 0.1  # below, fewer than one coordinate in twelve is kept, and drawing again takes ever longer
 
 
 def latents(indices: Iterable[int], size: int, *, seed: int, truncation: float | None = None) -> Tensor:

@@ -51,22 +51,14 @@ FORMULAS: dict[str, Callable[[Tensor, Distances], Tensor]] = {
     "both": lambda r, d: (d.density * d.texture_density).sqrt(),
     "all": lambda r, d: d.density * (d.texture_density * r).sqrt(),
 }
-"""What each choice of the setting ``score`` makes of the reconstruction error and the distances."""
+"""What each choice of the setting ``score`` makes of the reconstruction error R and the distances."""
 
 
 class ScoreModule(nn.Module):
-    """Images to anomaly scores A(x | y), higher is more anomalous.
+    """Images to anomaly scores A(x | y), higher is more anomalous: ``FORMULAS[config.score]`` of R and the distances.
 
-    With x' = G(E(x, y), y) and the discriminator's features f, ``config.score`` says what A is:
-
-    - ``reconstruction``: R = mean (x - x')^2 + kappa mean (f(x) - f(x'))^2, as f-AnoGAN has it;
-    - ``density``: D, the distance of the encoder's descriptor of x from those of normal images of class y
-      (:mod:`raccgan.models.density`);
-    - ``texture``: T, the distance of the image's texture, which is its contrast and the reconstruction's error region
-      by region, from that of normal images;
-    - ``defects``: the same distance with the largest errors of the regions instead of their means;
-    - ``both``: sqrt(D T), the geometric mean;
-    - ``all``: D sqrt(T R).
+    R = mean (x - x')^2 + kappa mean (f(x) - f(x'))^2, as f-AnoGAN has it, with x' = G(E(x, y), y) and the
+    discriminator's features f. The distances are those from normal images of class y (:mod:`raccgan.models.density`).
 
     Args:
         networks: whose average generator, discriminator, encoder and density score; in eval mode.
