@@ -93,8 +93,7 @@ def _scores(stored: Checkpoint, given: argparse.Namespace) -> tuple[dict[str, Te
     import torch
 
     from raccgan.outputs.progress import Progress
-    from raccgan.scoring.detector import Detector
-    from raccgan.scoring.reading import Skipped
+    from raccgan.scoring.detector import Detector, Skipped
     from raccgan.scoring.score_files import find
 
     found = find(given.images)

@@ -1,24 +1,58 @@
-"""A trained model as a library: images in any usual form go in, scores with their decisions come out."""
+"""A trained model as a library: images in any usual form go in, scores with their decisions come out.
+
+Threads decode the next images while earlier ones are scored.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
-from raccgan.data.images.geometry import Float, Placement
+from raccgan.config import Config
+from raccgan.data.images.decode import Decoded, decode_placed, pixels_of
+from raccgan.data.images.geometry import Float, Placement, place_in_square
 from raccgan.errors import InputError
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.checkpoint import Checkpoint
 from raccgan.models.devices import pick_device, require_kernels
 from raccgan.scoring.calibration import choose_threshold
-from raccgan.scoring.reading import Batch, Read, Skipped, read_batches
 from raccgan.scoring.record import ScoreRecord
 from raccgan.scoring.scorer import MINIMUM, Scorer
+
+One: TypeAlias = "str | Path | Image.Image | NDArray[Any] | Tensor"
+"""One image: a file, a Pillow image, an array H x W or H x W x C (uint8, uint16, bool, or float in [0, 1]), or a tensor
+[C, H, W] in [-1, 1]."""
+
+Batch: TypeAlias = "One | Iterable[One]"
+"""One image, several, or an array [N, H, W] or [N, H, W, C], or a tensor [N, C, H, W]. An array of three axes is one
+image in colour where the last axis is at most 4, else N grey ones."""
+
+CHUNK = 8
+"""Images that one thread decodes at a time: handing over one small image costs as much as decoding it."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that could not be read, and the line that says why."""
+
+    reason: str
+    path: Path | None = None
+
+
+Read: TypeAlias = tuple[Path | None, Decoded]
+"""The file of an image, and the image as a model takes it."""
 
 
 class Peak(NamedTuple):
@@ -101,7 +135,7 @@ class Detector:
         """Score one image or several; one result each, in order.
 
         Args:
-            images: see :data:`raccgan.scoring.reading.Batch`. Any size, grey or colour; resized as in training.
+            images: see :data:`Batch`. Any size, grey or colour; resized as in training.
             details: keep map, image and reconstruction; they take (2 C + 1) size² floats an image.
 
         Raises:
@@ -121,7 +155,7 @@ class Detector:
 
     def scan_batches(self, images: Batch, *, details: bool = True) -> Iterator[list[Result | Skipped]]:
         """:meth:`scan` in the batches that are scored together; the next ones are decoded meanwhile."""
-        for batch in read_batches(images, self.scorer.batch, self.config, self.channels):
+        for batch in _read_batches(images, self.scorer.batch, self.config, self.channels):
             results = self._results([read for read in batch if not isinstance(read, Skipped)], details)
             yield [read if isinstance(read, Skipped) else next(results) for read in batch]
 
@@ -151,3 +185,71 @@ class Detector:
                 image=pixels[i] if details else None,
                 reconstruction=reconstructions[i] if details else None,
             )
+
+
+def _read_batches(images: Batch, batch: int, config: Config, channels: int) -> Iterator[list[Read | Skipped]]:
+    """The images in order, ``batch`` at a time, as a model of this configuration takes them."""
+    read = _read_ahead(_each(images), batch, config, channels)
+    while some := list(islice(read, batch)):
+        yield some
+
+
+def _read_ahead(images: Iterator[One], batch: int, config: Config, channels: int) -> Iterator[Read | Skipped]:
+    """The images one by one, while threads decode at least the next two batches."""
+
+    def read_chunk(chunk: list[One]) -> list[Read | Skipped]:
+        return [_read(image, config, channels) for image in chunk]
+
+    workers, chunk = min(16, len(os.sched_getaffinity(0))), min(CHUNK, batch)
+    ahead = 2 * max(workers, -(-batch // chunk))
+    waiting = deque[Future[list[Read | Skipped]]]()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while some := list(islice(images, chunk)):
+                waiting.append(pool.submit(read_chunk, some))
+                if len(waiting) > ahead:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _read(image: One, config: Config, channels: int) -> Read | Skipped:
+    source = Path(image) if isinstance(image, str) else image
+    path = source if isinstance(source, Path) else None
+    try:
+        return path, _decode(source, config, channels)
+    except InputError as error:
+        return Skipped(str(error), path)
+
+
+def _decode(image: Path | Image.Image | NDArray[Any] | Tensor, config: Config, channels: int) -> Decoded:
+    size, fit, brightness = config.image_size, config.fit, config.brightness
+    if isinstance(image, Tensor):
+        if image.dim() != 3 or not image.is_floating_point():
+            raise InputError(f"a tensor must be [C, H, W] in [-1, 1], got {tuple(image.shape)} of {image.dtype}")
+        planes = image.detach().cpu().float().numpy()
+        by_pixel = np.moveaxis(planes, 0, -1)  # [H, W, C]
+        as_seen = brightness == "keep" and fit != "align"
+        if as_seen and planes.shape == (channels, size, size):
+            return Decoded(planes, place_in_square(by_pixel, size, fit))
+        image = (by_pixel + 1) / 2
+    elif isinstance(image, Image.Image):
+        image = pixels_of(image)
+    return decode_placed(image, size=size, channels=channels, fit=fit, brightness=brightness)
+
+
+def _each(images: Batch) -> Iterator[One]:
+    """Every single image of a batch, whatever form the batch has."""
+    if isinstance(images, (str, Path, Image.Image)):
+        yield images
+    elif isinstance(images, Tensor):
+        yield from (images if images.dim() == 4 else [images])
+    elif isinstance(images, np.ndarray):
+        several = images.ndim == 4 or (images.ndim == 3 and images.shape[-1] > 4)
+        yield from (images if several else [images])
+    else:
+        for image in images:
+            yield from _each(image)

@@ -25,8 +25,7 @@ from raccgan.outputs.journal import Journal, Row, differences
 from raccgan.outputs.overlays import LONGEST, MapScale, overlay
 from raccgan.outputs.progress import Progress
 from raccgan.outputs.report import strip
-from raccgan.scoring.detector import Detector, Result
-from raccgan.scoring.reading import Skipped
+from raccgan.scoring.detector import Detector, Result, Skipped
 
 RESULTS = ("scores.csv", "scores.json", "summary.json", "report.html")
 FOLDERS = ("maps", "overlays")
