@@ -124,10 +124,7 @@ def roc(scores: ArrayLike, anomalous: ArrayLike) -> tuple[Floats, Floats]:
         InputError, ValueError: as :func:`image_metrics`.
     """
     s, y = _scores_and_labels(scores, anomalous)
-    if not _has_both(y):
-        return np.empty(0), np.empty(0)
-    fpr, tpr, _ = sklearn_metrics.roc_curve(y, s)
-    return fpr, tpr
+    return sklearn_metrics.roc_curve(y, s)[:2] if _has_both(y) else (np.empty(0), np.empty(0))
 
 
 def _scores_and_labels(scores: ArrayLike, anomalous: ArrayLike) -> tuple[Floats, Bools]:

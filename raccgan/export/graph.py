@@ -31,10 +31,7 @@ OUTPUTS = {
     "map": "[batch, size, size] float32: squared difference per pixel, mean over channels, smoothed",
 }
 
-INPUTS = {
-    "float32": "[-1, 1]: pixel / 255 * 2 - 1",
-    "uint8": "0 to 255, as decoded and resized",
-}
+INPUTS = {"float32": "[-1, 1]: pixel / 255 * 2 - 1", "uint8": "0 to 255, as decoded and resized"}
 
 PACKAGES: dict[str, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 """What each format needs beside PyTorch, to be made and to be compared."""
@@ -58,11 +55,8 @@ class Agreement(NamedTuple):
 class ScoringGraph(nn.Module):
     """Images to the tensors of :data:`OUTPUTS`, in that order.
 
-    Args:
-        stored: the checkpoint.
-        conditions: the classes of which the lowest score counts.
-        threshold: a score that is not at most this is anomalous, one that is not a number too.
-        dtype: of the images, a name in :data:`INPUTS`.
+    ``conditions`` are the classes of which the lowest score counts, ``dtype`` is a name in :data:`INPUTS`. A score that
+    is not at most ``threshold`` is anomalous, one that is not a number too.
     """
 
     def __init__(self, stored: Checkpoint, conditions: Sequence[int], threshold: float, dtype: str) -> None:
@@ -164,7 +158,7 @@ def agreement(
 
 
 def _float32_below(threshold: float) -> float:
-    """The largest float32 that is not above: for a float32 score, at most the one is at most the other."""
+    """The largest float32 that is not above it."""
     with np.errstate(over="ignore"):
         nearest = np.float32(threshold)
     return float(nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-math.inf)))

@@ -1,13 +1,9 @@
 """How near generated images come to real images of their class: the kernel distance.
 
-The kernel distance is the unbiased estimate of the squared maximum mean discrepancy between two sets of images, with
-the kernel of KID (Binkowski et al., 2018) on d features a and b of an image each: k(a, b) = (a . b / d + 1)^3. For two
-sets from one distribution it is 0 in the mean. It sees images that are wrong and images that are too much alike, but no
-copies of training images.
-
-The features come from fixed random convolutions with ReLU, so no network that was trained on photographs judges digits
-or X-rays (Naeem et al., 2020, found random embeddings to serve such data). docs/generate.md has measurements, also
-against a PCA of the pixels.
+It is the unbiased estimate of the squared maximum mean discrepancy between two sets of images, with the kernel of KID
+(Binkowski et al., 2018) on d features a and b of an image each, k(a, b) = (a . b / d + 1)^3: 0 in the mean for two sets
+from one distribution. The features come from fixed random convolutions, so no network that was trained on photographs
+judges digits or X-rays (Naeem et al., 2020). docs/generate.md has measurements, also against a PCA of the pixels.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ ROWS = 20
 
 
 def require_empty(out: Path) -> None:
-    """Raise InputError if a folder holds anything, so that two sets of images are never mixed."""
+    """Raise InputError if the folder holds anything but our lock."""
     if any(path.name != LOCK for path in out.iterdir()):
         raise InputError(f"{out} is not empty: name another --out, so that these images are not mixed with others")
 
@@ -121,7 +121,7 @@ def real_images(
 ) -> dict[str, RealImages]:
     """At most :data:`MOST` training and as many test images of each class, as the run's model takes them.
 
-    ``against`` is a data set by name, a folder or a list. A folder without class folders is of one class, ``names[0]``.
+    ``against`` is a data set by name, a list, or a folder; one without class folders is of one class, ``names[0]``.
 
     Raises:
         InputError: there are no such images, or fewer than two of a part.

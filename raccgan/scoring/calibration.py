@@ -140,11 +140,7 @@ def threshold_of(held_out_scores: np.ndarray, quantile: float) -> float:
 
 
 def score_dataset(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = False) -> Scored | None:
-    """Score every image of a data set under a progress bar called ``title``.
-
-    Returns:
-        On rank 0 the scores in the order of ``data``, with maps and reconstructions if ``details``; else None.
-    """
+    """The scores of a data set, in its order; None on ranks but the first. ``title`` is that of the progress bar."""
     indices = range(len(data))
     found = _dealt_out(indices, scorer.batch, title, lambda some: scorer.score(data.images(some), details=details))
     return None if found is None else concatenate(found)
