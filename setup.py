@@ -7,8 +7,9 @@ compiles what has changed; ``build_ext --force`` compiles everything in its own 
 what the assembler says of its registers, in a .txt.
 
 Environment:
-    RACCGAN_CUDA    1: fail without nvcc; 0: leave the CUDA part out; unset: build it if there is an nvcc.
-    CUDA_HOME       the toolkit to use; otherwise the nvcc on PATH, then the one in /usr/local/cuda.
+    RACCGAN_CUDA    1: fail without the CUDA part; 0: leave it out; unset: build it if there is an nvcc that can.
+    CUDA_HOME       the toolkit to use; otherwise the nvcc on PATH, in /usr/local/cuda, or among the Python packages.
+    TORCH_CUDA_ARCH_LIST    GPU architectures such as "8.0 9.0"; unset: those of the GPUs here, else 8.0 and 9.0.
     MAX_JOBS        compilers at once; unset: as many as processors, their quota and memory allow.
     CXX, CXXFLAGS, LDFLAGS, NVCC_APPEND_FLAGS    as usual.
 """
@@ -116,7 +117,7 @@ def torch_in(folder: Path) -> Path:
     return link
 
 
-def configure(folder: Path, toolkit: Toolkit | None) -> None:
+def configure(folder: Path, toolkit: Toolkit | None, why_no_cuda: str) -> None:
     """Write ``folder/build.ninja``."""
     folder.mkdir(parents=True, exist_ok=True)
     torch, cxx = torch_in(folder), find_cxx()
@@ -127,6 +128,8 @@ def configure(folder: Path, toolkit: Toolkit | None) -> None:
         common_flags += [f'-DRACCGAN_CUDA="{toolkit.version}"', f'-DRACCGAN_CUDA_ARCHITECTURES="{architectures}"']
         link_flags += [f"-L{place}" for place in toolkit.library_dirs]
         link_flags += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+    else:
+        common_flags.append(f'-DRACCGAN_WHY_NO_CUDA="{why_no_cuda}"')
     cxxflags = shlex.split(os.environ.get("CXXFLAGS", ""))
     ninja = NinjaFile(folder, {"cxx": cxx, "cxxflags": cxxflags, "nvcc": [toolkit.nvcc] if toolkit else []})
     cxx_version = said_by([*cxx, "--version"])
@@ -134,7 +137,7 @@ def configure(folder: Path, toolkit: Toolkit | None) -> None:
     if toolkit:  # first, as they take longest
         append = os.environ.get("NVCC_APPEND_FLAGS", "")
         write_if_other(folder / "nvcc.version", said_by([toolkit.nvcc, "--version"]) + append + cxx_version)
-        ninja.compile("nvcc", CUDA_KERNELS, [*NVCC_FLAGS, *toolkit.codes()])
+        ninja.compile("nvcc", CUDA_KERNELS, [*NVCC_FLAGS, toolkit.code()])
     ninja.compile("cxx", COMMON, common_flags)
     for target, flags in CPU_TARGETS.items():
         ninja.compile("cxx", CPU_KERNELS, [*KERNEL_FLAGS, *flags, f"-DRACCGAN_TARGET={target}"], target)
@@ -157,21 +160,29 @@ class BuildNative(build_ext):
             super().run()
 
     def build_extension(self, ext: Extension) -> None:
-        toolkit = Toolkit.find()
+        why_no_cuda = "no nvcc was found where it was built, or RACCGAN_CUDA=0"
+        try:
+            if toolkit := Toolkit.find():
+                self.compile(toolkit)
+        except CompileError as error:
+            if os.environ.get("RACCGAN_CUDA") == "1":
+                raise
+            toolkit, why_no_cuda = None, str(error).replace('"', "'")
         if toolkit is None:
-            self.warn("leaving out the CUDA part: no nvcc found, or RACCGAN_CUDA=0")
-        ninja = find_ninja()
-        configure(self.folder, toolkit)
-        command = [ninja, "-f", str(self.folder / "build.ninja"), f"-j{jobs()}"]
-        print(*command, flush=True)
-        if subprocess.run(command).returncode != 0:
-            way_out = "; RACCGAN_CUDA=0 leaves the CUDA part out" if toolkit else ""
-            raise CompileError(f"a source did not compile, see above{way_out}")
+            self.warn(f"leaving out the CUDA part: {why_no_cuda}")
+            self.compile(None, why_no_cuda)
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_suffix(".part")
         shutil.copyfile(self.folder / LIBRARY, part)
         part.replace(target)  # a process that has the old library open keeps it
+
+    def compile(self, toolkit: Toolkit | None, why_no_cuda: str = "") -> None:
+        configure(self.folder, toolkit, why_no_cuda)
+        command = [find_ninja(), "-f", str(self.folder / "build.ninja"), f"-j{jobs()}"]
+        print(*command, flush=True)
+        if subprocess.run(command).returncode != 0:
+            raise CompileError(f"{'nvcc or ' if toolkit else ''}the C++ compiler failed, see above")
 
 
 require_setuptools()

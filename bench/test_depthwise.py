@@ -22,7 +22,7 @@ from bench.peers import LAYOUTS, places
 from bench.roofline import Cost, name_of
 from raccgan.kernels import library, triton_runtime
 from raccgan.kernels.depthwise_separable.triton import ops
-from raccgan.kernels.depthwise_separable.triton.arguments import PLAIN, Convolution
+from raccgan.kernels.depthwise_separable.triton.launch import PLAIN, Convolution
 from raccgan.kernels.dispatch import Call
 
 PASSES = ("forward", "input gradient", "weight gradient")

@@ -20,7 +20,7 @@ from bench.networks import CLASSES, by_name, doubled, networks
 from bench.peers import label
 from bench.roofline import scoring
 from raccgan.kernels.anomaly_score import anomaly_score
-from raccgan.models.blocks import CBAM, ConditionalBatchNorm
+from raccgan.models.blocks import NormOverBatch
 from raccgan.models.inference import frozen
 from raccgan.models.networks import Networks
 from raccgan.models.randomness import stream
@@ -92,7 +92,7 @@ class Trained:
         -1, and no difference between two implementations would reach the score."""
         made = networks(model.config, model.image_channels, device, "reference", "channels_last")
         for module in made.average.modules():
-            if isinstance(module, ConditionalBatchNorm | CBAM | nn.BatchNorm2d):
+            if isinstance(module, NormOverBatch):
                 module.momentum = 1.0
         x, y = _images(model, 16, device)
         with torch.no_grad():

@@ -25,8 +25,8 @@ SETUPTOOLS = 77
 """The first release that reads ``license = "MIT"``."""
 MEMORY_PER_JOB = 2**30
 """Bytes that one job may need, with room: g++ 12 and nvcc 13.0 were seen to take 0.3 GB."""
-GPU_ARCHITECTURES = ("80", "90a")  # code for 8.0 runs on 8.6 and 8.9; each more takes a minute or two to compile
-PTX_ARCHITECTURE = "90"  # for GPUs that came later: their driver compiles it at first use
+GPU_ARCHITECTURES = ("80", "90")
+"""Built for where no GPU is there to ask. Code for 8.0 runs on 8.6 and 8.9; others compile the PTX at first use."""
 
 
 def require_setuptools() -> None:
@@ -104,6 +104,19 @@ def said_by(command: list[str]) -> str:
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
 
 
+def gpu_architectures(known: str) -> list[str]:
+    """The GPU architectures to compile for, the oldest first, such as ``["80", "90"]``.
+
+    ``TORCH_CUDA_ARCH_LIST`` names them; else those of the GPUs that are there; else GPU_ARCHITECTURES. ``known`` is
+    what ``nvcc --list-gpu-arch`` prints: what this nvcc does not know, and what is older than 8.0, is left out.
+    """
+    wanted = re.findall(r"(\d+)\.(\d)", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
+    if not wanted and shutil.which("nvidia-smi"):
+        wanted = re.findall(r"(\d+)\.(\d)", said_by(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]))
+    numbers = {int(major + minor) for major, minor in wanted} or {int(one) for one in GPU_ARCHITECTURES}
+    return [str(one) for one in sorted(numbers) if one >= 80 and f"compute_{one}" in known.split()]
+
+
 class Toolkit(NamedTuple):
     """A CUDA toolkit: its compiler, and what of it ends up in the library."""
 
@@ -114,10 +127,15 @@ class Toolkit(NamedTuple):
 
     @classmethod
     def find(cls) -> Toolkit | None:
-        """The toolkit to build with, or None where there is none or it is not wanted."""
+        """The toolkit to build with, or None where there is none or it is not wanted.
+
+        Looked for in ``CUDA_HOME`` and ``CUDA_PATH``, on ``PATH``, in /usr/local/cuda, and last among the Python
+        packages: ``pip install nvidia-cuda-nvcc`` and its like put theirs into site-packages/nvidia.
+        """
         wanted = os.environ.get("RACCGAN_CUDA")
         homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
         places = [*(f"{home}/bin" for home in homes if home), os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+        places += [str(found) for path in sys.path for found in sorted(Path(path).glob("nvidia/*/bin"), reverse=True)]
         nvcc = shutil.which("nvcc", path=os.pathsep.join(places))
         if wanted == "0" or (nvcc is None and wanted != "1"):
             return None
@@ -133,14 +151,18 @@ class Toolkit(NamedTuple):
         top = re.search(r"^#\$ TOP=(.+)$", steps, re.MULTILINE)
         if version is None or top is None:
             raise CompileError(f"{nvcc} does not answer as nvcc does; RACCGAN_CUDA=0 leaves the CUDA part out")
-        known = said_by([nvcc, "--list-gpu-arch"]).split()
-        architectures = [a for a in GPU_ARCHITECTURES if f"compute_{a.rstrip('a')}" in known]
+        architectures = gpu_architectures(said_by([nvcc, "--list-gpu-arch"]))
+        if not architectures:
+            raise CompileError(f"{nvcc} knows no GPU that is wanted here; RACCGAN_CUDA=0 leaves the CUDA part out")
         library_dirs = [*re.findall(r'"-L([^"]+)"', steps), f"{top[1]}/lib64", f"{top[1]}/lib"]
         return cls(nvcc, version[1], architectures, library_dirs)
 
-    def codes(self) -> list[str]:
-        """The options that name the architectures."""
-        codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.architectures]
-        if PTX_ARCHITECTURE in {a.rstrip("a") for a in self.architectures}:
-            codes.append(f"-gencode=arch=compute_{PTX_ARCHITECTURE},code=compute_{PTX_ARCHITECTURE}")
-        return codes
+    def code(self) -> str:
+        """The option that names the architectures.
+
+        The kernels use nothing that is newer than 8.0, so one PTX, of the oldest, serves all: it is translated to each
+        architecture's machine code here, and by the driver of a GPU that is not among them.
+        """
+        oldest = self.architectures[0]
+        codes = [*(f"sm_{one}" for one in self.architectures), f"compute_{oldest}"]
+        return f"-gencode=arch=compute_{oldest},code=[{','.join(codes)}]"

@@ -11,8 +11,7 @@ fused       automatic choice: the first of native, triton, pytorch and reference
 A backend that is asked for by name serves the call or refuses with a :class:`KernelError`. Only ``fused`` falls back,
 and logs each reason once to the logger ``raccgan.kernels`` at level DEBUG. ``python -m raccgan.doctor`` prints them.
 
-To add an op: write its backends, give the package a table ``BACKENDS``, and name it in :func:`ops`. The public function
-checks its arguments, calls :func:`choose` once, and calls the ``run`` of the answer.
+The public function of an op checks its arguments, calls :func:`choose` once, and calls the ``run`` of the answer.
 """
 
 from __future__ import annotations
@@ -27,20 +26,10 @@ import torch
 
 from raccgan.kernels import library, torch_internals
 
-NAMES = ("reference", "fused", "native", "triton")
-"""What ``--kernels`` takes."""
-
-BACKENDS = ("native", "triton", "pytorch", "reference")
-"""All backends, in the order in which ``fused`` asks them. Each can be asked for by name from Python."""
-
-COMPILED_DTYPES = {
-    "cpu": (torch.float32, torch.bfloat16),
-    "cuda": (torch.float32, torch.bfloat16, torch.float16),
-}
-"""By device type, what the compiled kernels take. They add in float32."""
-
-CUDA_CAPABILITY = (8, 0)
-"""The oldest GPU that setup.py compiles for."""
+NAMES = ("reference", "fused", "native", "triton")  # what --kernels takes
+BACKENDS = ("native", "triton", "pytorch", "reference")  # in the order in which ``fused`` asks them
+COMPILED_DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
+CUDA_CAPABILITY = (8, 0)  # of the oldest GPU that setup.py compiles for
 
 _logger = logging.getLogger("raccgan.kernels")
 _logged: set[tuple[str, str, str]] = set()
@@ -73,19 +62,15 @@ class Call(NamedTuple):
 class Backend:
     """One implementation of one op."""
 
-    supports: Callable[[Call], str | None]
-    """``None`` where the backend serves the call, else one line that says why not."""
-
-    run: Callable[..., Any]
-    """The op: it serves every call that ``supports`` accepts, and asks nobody else."""
+    supports: Callable[[Call], str | None]  # None where the backend serves the call, else one line that says why not
+    run: Callable[..., Any]  # the op; it serves every call that ``supports`` accepts
 
 
-Backends = Mapping[str, Backend]
-"""An op's backends by name; "reference" is one of them."""
+Backends = Mapping[str, Backend]  # an op's, by name; "reference" is one of them
 
 
 class Choice(NamedTuple):
-    """The backend that serves a call."""
+    """The backend that serves a call, of :func:`choose`."""
 
     name: str
     run: Callable[..., Any]
@@ -98,24 +83,25 @@ def choose(op: str, backends: Backends, kernels: str, call: Call) -> Choice:
     Raises:
         KernelError: ``kernels`` is no name, or names a backend that cannot serve the call.
     """
-    if kernels == "fused":
-        return _first(op, backends, call)
-    reason = refusal(op, backends, kernels, call)
-    if reason is not None:
+    if kernels != "fused":
+        if kernels not in BACKENDS:
+            raise KernelError(f"no kernels called {kernels!r}; choose from {', '.join(NAMES)}")
+        reason = _refusal(backends[kernels], kernels, call) if kernels in backends else f"{op} has no {kernels} backend"
+        if reason is None:
+            return Choice(kernels, backends[kernels].run)
         raise KernelError(
             f"--kernels {kernels} cannot serve {op}: {reason}; --kernels fused takes the best that can run here"
         )
-    return Choice(kernels, backends[kernels].run)
-
-
-def refusal(op: str, backends: Backends, name: str, call: Call) -> str | None:
-    """Why the backend ``name`` cannot serve ``call`` of ``op``: one line, or ``None`` where it can."""
-    backend = backends.get(name)
-    if backend is None:
-        if name not in BACKENDS:
-            raise KernelError(f"no kernels called {name!r}; choose from {', '.join(NAMES)}")
-        return f"{op} has no {name} backend"
-    return _refusal(backend, name, call)
+    refused: dict[str, str] = {}
+    for name in BACKENDS:
+        if name not in backends:
+            continue
+        reason = _refusal(backends[name], name, call) or _left_out(name, call)
+        if reason is None:
+            return Choice(name, backends[name].run, refused)
+        refused[name] = reason
+        _log_once(op, name, reason)
+    raise KernelError(f"no backend serves {op}: " + "; ".join(f"{name}: {reason}" for name, reason in refused.items()))
 
 
 def _refusal(backend: Backend, name: str, call: Call) -> str | None:
@@ -125,22 +111,8 @@ def _refusal(backend: Backend, name: str, call: Call) -> str | None:
     return backend.supports(call)
 
 
-def _first(op: str, backends: Backends, call: Call) -> Choice:
-    refused: dict[str, str] = {}
-    for name in BACKENDS:
-        if name not in backends:
-            continue
-        backend = backends[name]
-        reason = _refusal(backend, name, call) or _left_out(name, call)
-        if reason is None:
-            return Choice(name, backend.run, refused)
-        refused[name] = reason
-        _log_once(op, name, reason)
-    raise KernelError(f"no backend serves {op}: " + "; ".join(f"{name}: {reason}" for name, reason in refused.items()))
-
-
 def _left_out(name: str, call: Call) -> str | None:
-    """Why ``fused`` does not take a backend that could serve the call: one line, or ``None`` where it does."""
+    """Why ``fused`` does not take a backend that could serve the call."""
     if name in ("native", "triton") and call.device.type == "cuda":
         return f"not measured on a GPU yet: --kernels {name} takes it"
     # Measured on two cores of an AMD EPYC on 30 November 2026 (bench/results/dispatch-amd-epyc.json): 293 classes of
@@ -191,7 +163,7 @@ def require(kernels: str, device: torch.device, dtype: torch.dtype = torch.float
     """Resolve ``kernels`` for every op before a long run starts, so that it fails at once or not at all.
 
     Raises:
-        KernelError: as :func:`choose`, for the first op that cannot be served.
+        KernelError: for the first op that cannot be served.
     """
     call = Call(device, dtype)
     return {op: choose(op, backends, kernels, call) for op, backends in ops().items()}

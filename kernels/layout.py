@@ -23,6 +23,10 @@ def empty_image(like: Tensor, channels: int, height: int, width: int) -> Tensor:
     return torch.empty(sizes, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
+def empty_like_image(x: Tensor) -> Tensor:
+    return empty_image(x, *x.shape[1:])
+
+
 def autocast_dtype(t: Tensor) -> torch.dtype:
     """The dtype in which autocast computes with t: its own where that is off, or t is float64."""
     device = t.device.type

@@ -35,9 +35,8 @@ class Build(TypedDict):
 
 def path() -> Path | None:
     """Where the library is, or ``None`` where it was not built."""
-    if named := os.environ.get("RACCGAN_LIBRARY"):
-        return Path(named)
-    return _library_in(_PACKAGE)
+    named = os.environ.get("RACCGAN_LIBRARY")
+    return Path(named) if named else _library_in(_PACKAGE)
 
 
 @functools.cache
@@ -70,8 +69,7 @@ def build() -> Build | None:
 
 def cuda() -> str:
     """The version of the CUDA toolkit that the library was built with, empty where it has no CUDA part."""
-    found = build()
-    return found["cuda"] if found else ""
+    return found["cuda"] if (found := build()) else ""
 
 
 def _library_in(package: Path) -> Path | None:

@@ -1,7 +1,6 @@
 """Every private API of PyTorch that the kernels use, each with its substitute where PyTorch no longer has it.
 
-Tested with PyTorch 2.11, 2.12 and 2.13. A later version may rename any of them. Results then stay right, by the
-substitute that each docstring names.
+Tested with PyTorch 2.11, 2.12 and 2.13. A later version may rename any of them; results then stay right.
 """
 
 from __future__ import annotations
@@ -23,10 +22,7 @@ _amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
 
 
 def will_execute(node: Any) -> bool:
-    """Whether the backward pass that runs now goes through a node of the graph.
-
-    Fallback: True, so that gradients are computed which nobody uses.
-    """
+    """Whether the backward pass that runs now goes through a node of the graph. Fallback: True, for work in vain."""
     if _will_execute is None:
         return True
     try:
@@ -36,9 +32,8 @@ def will_execute(node: Any) -> bool:
 
 
 def transform() -> str | None:
-    """Which derivative or map other than reverse-mode autograd is being taken now; ``None`` for none.
-
-    Fallback: none is found, and torch.func raises what PyTorch says of an autograd.Function.
+    """Which derivative or map other than reverse-mode autograd is being taken now; ``None`` for none, and as fallback:
+    torch.func then raises what PyTorch says of an autograd.Function.
     """
     if _functorch_active():
         return "torch.func"

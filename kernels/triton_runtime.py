@@ -1,7 +1,7 @@
 """The runtime of all Triton kernels: whether they can run, how they are launched, how they are compiled ahead of time.
 
-An op's package ``triton`` has ``compilations()`` beside its public function: a :class:`Compilation` for every kernel
-and configuration that it ships. Its kernels keep these rules:
+An op's ``triton`` has ``compilations()`` beside its public function: a :class:`Compilation` for every kernel and
+configuration that it ships. The kernels keep these rules:
 
 - ``@jit`` and ``tl`` come from here: both exist without Triton too, so that importing never fails.
 - Arithmetic is float32: ``tl.load(...).to(tl.float32)`` at every load, ``.to(pointer.dtype.element_ty)`` at the store.
@@ -23,12 +23,8 @@ from torch import Tensor
 
 from raccgan.kernels.dispatch import Call
 
-TESTED = ("3.6", "3.7", "3.8")
-"""Releases that the tests were run with, 3.6 all of them; another one may compile to something else, or not at all."""
-
-OLDEST = 8
-"""Major compute capability of the oldest GPU that the kernels are compiled for in the tests: Ampere."""
-
+TESTED = ("3.6", "3.7", "3.8")  # releases that the tests were run with; another may compile to something else
+OLDEST = 8  # major compute capability of the oldest GPU that the kernels are compiled for in the tests: Ampere
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # Of the model of the work: programs that an H100 runs at a time, and what starting one costs, in elements that it moves
@@ -59,21 +55,32 @@ def jit(kernel: Callable[..., Any]) -> Any:
 
 
 @jit
-def offsets(  # type: ignore[no-untyped-def]  # Triton gives a kernel's arguments their types
-    sample, pixel, channel, pixels, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr
+def pixels_of(program, tiles, pixels, PIXEL_TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # by Triton
+    """Of a sample's tile: the sample, its pixels, and which of them there are."""
+    sample, pixel = program // tiles, program % tiles * PIXEL_TILE + tl.arange(0, PIXEL_TILE)
+    return sample, pixel, pixel < pixels
+
+
+@jit
+def tile_of(  # type: ignore[no-untyped-def]
+    sample, pixel, first, pixels, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, CHANNEL_TILE: tl.constexpr
 ):
-    """[PIXEL_TILE, CHANNEL_TILE] offsets of some pixels and channels of a sample."""
+    """Channels from ``first`` on, and which of them there are; which of the tile's values there are, and offsets."""
+    channel = first + tl.arange(0, CHANNEL_TILE)
+    in_channels = channel < CHANNELS
+    inside = (pixel < pixels)[:, None] & in_channels[None, :]
     if CHANNELS_LAST:
-        return (sample * pixels + pixel[:, None]) * CHANNELS + channel[None, :]
+        at = (sample * pixels + pixel[:, None]) * CHANNELS + channel[None, :]
     else:
-        return (sample * CHANNELS + channel[None, :]) * pixels + pixel[:, None]
+        at = (sample * CHANNELS + channel[None, :]) * pixels + pixel[:, None]
+    return channel, in_channels, inside, at
 
 
-def supports(call: Call, dtypes: Sequence[torch.dtype] = DTYPES) -> str | None:
-    """Why no Triton kernel that takes ``dtypes`` can serve ``call``, in one line; ``None`` where it can."""
+def supports(call: Call) -> str | None:
+    """Why no Triton kernel can serve ``call``, in one line; ``None`` where one can."""
     if _MISSING is not None:
         return _MISSING
-    if call.dtype not in dtypes:
+    if call.dtype not in DTYPES:
         return f"the Triton kernels add in float32 and do not take {call.dtype}"
     if call.device.type == "cpu":
         return "Triton needs a GPU"
@@ -87,9 +94,7 @@ def supports(call: Call, dtypes: Sequence[torch.dtype] = DTYPES) -> str | None:
 
 def state() -> str:
     """What is there, in one line, for ``raccgan.doctor``."""
-    if _MISSING is not None:
-        return _MISSING
-    return f"{VERSION}, for GPUs of compute capability {OLDEST}.0 and up"
+    return _MISSING or f"{VERSION}, for GPUs of compute capability {OLDEST}.0 and up"
 
 
 class Config(NamedTuple):
@@ -123,7 +128,7 @@ def noted() -> Iterator[list[Compilation]]:
         _noted = None
 
 
-def _note(kernel: Any, arguments: Sequence[Any], config: Config, constants: dict[str, Any]) -> Compilation:
+def _note(kernel: Any, arguments: Sequence[Any], config: Config, constants: dict[str, Any]) -> None:
     signature: dict[str, str] = {}
     for name, value in zip(kernel.arg_names, arguments, strict=False):
         if isinstance(value, Tensor):
@@ -132,7 +137,9 @@ def _note(kernel: Any, arguments: Sequence[Any], config: Config, constants: dict
             constants[name] = value
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
-    return Compilation(kernel, signature, constants, config)
+    one = Compilation(kernel, signature, constants, config)
+    if _noted is not None and one not in _noted:
+        _noted.append(one)
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, config: Config, **constants: Any) -> None:
@@ -140,9 +147,7 @@ def launch(kernel: Any, programs: int, *arguments: Any, config: Config, **consta
     if programs == 0:
         return
     if _noted is not None:
-        one = _note(kernel, arguments, config, constants)
-        if one not in _noted:
-            _noted.append(one)
+        _note(kernel, arguments, config, constants)
         return
     options = {**constants, **config.tile, "num_warps": config.num_warps, "num_stages": config.num_stages}
     with torch.cuda.device_of(next(a for a in arguments if isinstance(a, Tensor))):
@@ -170,6 +175,20 @@ def cheapest(configs: Iterable[Config], work: Callable[[Config], tuple[int, int]
         return cdiv(_BATCH * programs, _AT_A_TIME) * (_START + elements)
 
     return min(configs, key=cost)
+
+
+def cheapest_sweep(tiles: Iterable[Config], channels: int, pixels: int) -> Config:
+    """:func:`cheapest` of a sweep over images, a program of which takes PIXEL_TILE pixels with all their channels."""
+    return cheapest(tiles, lambda tile: (cdiv(pixels, tile.tile["PIXEL_TILE"]), tile.tile["PIXEL_TILE"] * channels))
+
+
+def in_order(x: Tensor) -> Tensor:
+    """x dense, channels_last or NCHW; copied where it is neither."""
+    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
+
+
+def empty_in_order(x: Tensor) -> Tensor:
+    return torch.empty_like(in_order(x))
 
 
 def cdiv(a: int, b: int) -> int:

@@ -1,10 +1,7 @@
 """RA-CCGAN: residual attention class-conditional GAN for unsupervised image anomaly detection.
 
-The commands are ``raccgan train``, ``detect``, ``evaluate``, ``calibrate``, ``generate``, ``export``, ``experiment``
-and ``doctor``; ``python -m raccgan.train`` is the same as ``raccgan train``. ``from raccgan import Detector`` scores
-images from Python.
-
-Importing the package imports neither torch nor the compiled library. The names below are loaded at their first use.
+``raccgan --help`` lists the commands, and ``from raccgan import Detector`` scores images from Python. Importing the
+package imports neither torch nor the compiled library: the names below are loaded at their first use.
 """
 
 from __future__ import annotations

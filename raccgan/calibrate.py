@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from raccgan.cli import options
 from raccgan.errors import InputError
+from raccgan.outputs.files import own_folder
+from raccgan.outputs.progress import Progress
 from raccgan.outputs.terminal import say, tell
 
 if TYPE_CHECKING:
@@ -37,45 +39,38 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
 
     from raccgan.models import checkpoint as checkpoints
-    from raccgan.outputs.files import own_folder
+    from raccgan.scoring.calibration import choose_threshold
 
     file = checkpoints.existing(given.run)
     with own_folder(file.parent):  # a training that goes on there would lose steps to what is read here
-        return _calibrate(file, given)
-
-
-def _calibrate(file: Path, given: argparse.Namespace) -> int:
-    from raccgan.models import checkpoint as checkpoints
-    from raccgan.scoring.calibration import choose_threshold
-
-    stored = checkpoints.load(file)
-    held_out, policy, skipped = stored.held_out, stored.held_out_policy, 0
-    if given.images:
-        held_out, skipped = _scores(stored, given)
-        policy = given.label_policy
-    quantile = given.quantile
-    if given.threshold is None and given.sensitivity is None and quantile is None:
-        quantile = checkpoints.config_of(stored).quantile
-    fresh = dataclasses.replace(stored, threshold=None, held_out=held_out)
-    threshold = choose_threshold(fresh, threshold=given.threshold, quantile=quantile, sensitivity=given.sensitivity)
-    checkpoints.recalibrate(file, checkpoints.Calibration(threshold, held_out, policy))
-    before = "none" if stored.threshold is None else f"{stored.threshold:.4g}"
-    count = len(held_out.get("score", ()))
-    above = int((held_out["score"] > threshold).sum()) if count else 0
-    tell(
-        f"threshold {threshold:.4g} (before: {before}); {above} of {count} normal images are above it, "
-        f"{skipped} skipped; written to {file}"
-    )
+        stored = checkpoints.load(file)
+        held_out, policy, skipped = stored.held_out, stored.held_out_policy, 0
+        if given.images:
+            held_out, skipped = _scores(stored, given)
+            policy = given.label_policy
+        quantile = given.quantile
+        if given.threshold is None and given.sensitivity is None and quantile is None:
+            quantile = checkpoints.config_of(stored).quantile
+        fresh = dataclasses.replace(stored, threshold=None, held_out=held_out)
+        threshold = choose_threshold(fresh, threshold=given.threshold, quantile=quantile, sensitivity=given.sensitivity)
+        checkpoints.recalibrate(file, checkpoints.Calibration(threshold, held_out, policy))
+        before = "none" if stored.threshold is None else f"{stored.threshold:.4g}"
+        count = len(held_out.get("score", ()))
+        above = int((held_out["score"] > threshold).sum()) if count else 0
+        tell(
+            f"threshold {threshold:.4g} (before: {before}); {above} of {count} normal images are above it, "
+            f"{skipped} skipped; written to {file}"
+        )
     return 1 if skipped else 0
 
 
 def _parser() -> options.Parser:
     parser = options.Parser(
+        "calibrate",
         "Give a trained run another threshold: from a folder of normal images, or from the normal images' scores that "
         "it holds already.",
         EXAMPLES,
-        prog="python -m raccgan.calibrate",
-        usage="python -m raccgan.calibrate RUN [IMAGE ...] [option ...]",
+        "RUN [IMAGE ...]",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
     parser.add_argument(
@@ -92,7 +87,6 @@ def _scores(stored: Checkpoint, given: argparse.Namespace) -> tuple[dict[str, Te
     """What the named images get, and how many of them could not be read."""
     import torch
 
-    from raccgan.outputs.progress import Progress
     from raccgan.scoring.detector import Detector, Skipped
     from raccgan.scoring.score_files import find
 

@@ -6,20 +6,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raccgan.cli import options
 from raccgan.config import Config
 from raccgan.distributed import ranks
 from raccgan.errors import InputError
+from raccgan.outputs.files import own_folder
+from raccgan.outputs.journal import Journal
 from raccgan.outputs.terminal import say, tell
 
 if TYPE_CHECKING:
     from raccgan.models.checkpoint import Checkpoint
-    from raccgan.outputs.journal import Journal, Row
     from raccgan.scoring.detector import Detector
-    from raccgan.scoring.record import Table
-    from raccgan.scoring.score_files import Found
 
 EXAMPLES = """\
   python -m raccgan.detect runs/digits new/*.png
@@ -50,6 +49,8 @@ change in between.
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
 
+    import torch
+
     from raccgan.models import checkpoint as checkpoints
     from raccgan.scoring.calibration import choose_threshold
     from raccgan.scoring.detector import Detector
@@ -58,10 +59,10 @@ def main(arguments: Sequence[str]) -> int:
     device = options.pick_device(given.device)
     job = ranks.join(device, getattr(given, "rank_timeout", Config.rank_timeout))
     stored = job.on_first(lambda: checkpoints.load(given.run))
-    threshold = choose_threshold(
-        stored, threshold=given.threshold, quantile=given.quantile, sensitivity=given.sensitivity
-    )
-    _use_threads(given)
+    chosen = {name: getattr(given, name) for name in ("threshold", "quantile", "sensitivity")}
+    threshold = choose_threshold(stored, **chosen)
+    if getattr(given, "threads", 0):
+        torch.set_num_threads(given.threads)
     settings = options.settings_of(given, but=("quantile", "threads"))
     detector = Detector(stored, threshold, device, label_policy=given.label_policy, compiled=given.compile, **settings)
     options.note_missing_library(detector.config.kernels)
@@ -73,29 +74,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _detect(detector: Detector, stored: Checkpoint, given: argparse.Namespace) -> int:
     """Score the files and write the results; the exit status."""
-    from raccgan.outputs.files import own_folder
-    from raccgan.outputs.journal import Journal
+    from raccgan.models.checkpoint import digest
+    from raccgan.outputs.overlays import MapScale
     from raccgan.scoring.record import Table
-    from raccgan.scoring.score_files import FOLDERS, take_folder
-
-    found = _found(stored, given)
-    made_with = _made_with(detector, stored, given)
-    kept = {name: getattr(given, name) for name in ("maps", "overlays", "report")}
-    with own_folder(given.out, FOLDERS) as out:
-        take_folder(out, made_with, restart=given.restart)
-        with Journal(out / "scores.part", made_with | kept, restart=given.restart) as journal:
-            rows = _scored(detector, found.files, journal, stored, given)
-            table = Table.of(rows, detector.threshold)
-            if table.records:
-                table.write(out, made_with, {"run": str(given.run), "classes": stored.classes})
-            if table.records and given.report:
-                table.write_report(out / "report.html", stored, str(given.run))
-            journal.remove()
-    return _finish(table, out, given.fail_on_anomaly, len(found.problems))
-
-
-def _found(stored: Checkpoint, given: argparse.Namespace) -> Found:
-    from raccgan.scoring.score_files import find
+    from raccgan.scoring.score_files import FOLDERS, Wanted, find, score_files, take_folder
 
     found = find(given.images)
     for problem in found.problems:
@@ -106,45 +88,47 @@ def _found(stored: Checkpoint, given: argparse.Namespace) -> Found:
         say(f"note: the threshold is of scores under {stored.held_out_policy!r}, not {given.label_policy!r}")
     if not found.files:
         raise InputError(f"no image to score: {found.problems[0] if found.problems else 'none was named'}")
-    return found
-
-
-def _made_with(detector: Detector, stored: Checkpoint, given: argparse.Namespace) -> dict[str, Any]:
-    """What the scores depend on, beside the files."""
-    from raccgan.models.checkpoint import digest
-
-    return {
+    made_with = {  # what the scores depend on, beside the files
         "checkpoint": digest(stored),
         "label_policy": given.label_policy,
         "kernels": detector.config.kernels,
         "score_batch": detector.config.score_batch,
         "compile": given.compile,
     }
-
-
-def _scored(
-    detector: Detector, files: Sequence[Path], journal: Journal, stored: Checkpoint, given: argparse.Namespace
-) -> list[Row]:
-    from raccgan.outputs.overlays import MapScale
-    from raccgan.scoring.score_files import Wanted, score_files
-
-    if journal.rows:
-        say(f"continues a stopped run: {len(journal.rows)} of {len(files)} images are scored already")
-    wanted = Wanted(given.out, given.maps, given.overlays, given.report, MapScale.of(stored.held_out))
-    try:
-        return score_files(detector, files, journal, wanted, ranks.job())
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped after {len(journal.rows)} of {len(files)} images; the same command goes on"
-        ) from None
+    kept = {name: getattr(given, name) for name in ("maps", "overlays", "report")}
+    wanted = Wanted(given.out, **kept, scale=MapScale.of(stored.held_out))
+    with own_folder(given.out, FOLDERS) as out:
+        take_folder(out, made_with, restart=given.restart)
+        with Journal(out / "scores.part", made_with | kept, restart=given.restart) as journal:
+            if journal.rows:
+                say(f"continues a stopped run: {len(journal.rows)} of {len(found.files)} images are scored already")
+            try:
+                rows = score_files(detector, found.files, journal, wanted, ranks.job())
+            except KeyboardInterrupt:
+                done = f"stopped after {len(journal.rows)} of {len(found.files)} images"
+                raise KeyboardInterrupt(f"{done}; the same command goes on") from None
+            table = Table.of(rows, detector.threshold)
+            if table.records:
+                table.write(out, made_with, {"run": str(given.run), "classes": stored.classes})
+            if table.records and given.report:
+                table.write_report(out / "report.html", stored, str(given.run))
+            journal.remove()
+    skipped = len(table.skipped) + len(found.problems)
+    if not table.records:
+        raise InputError(f"none of the {skipped} files could be read")
+    tell(
+        f"{table.anomalous} of {len(table.records)} images anomalous, {skipped} skipped, "
+        f"threshold {table.threshold:.4g}; scores are in {out / 'scores.csv'}"
+    )
+    return 3 if given.fail_on_anomaly and table.anomalous else 1 if skipped else 0
 
 
 def _parser() -> options.Parser:
     parser = options.Parser(
+        "detect",
         "Score images with a trained run. A file that cannot be read is named, skipped and counted.",
         EXAMPLES,
-        prog="python -m raccgan.detect",
-        usage="python -m raccgan.detect RUN IMAGE ... [option ...]",
+        "RUN IMAGE ...",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
     parser.add_argument(
@@ -171,26 +155,6 @@ def _parser() -> options.Parser:
         "otherwise are after 200 passes; needs a C++ compiler",
     )
     return parser
-
-
-def _use_threads(given: argparse.Namespace) -> None:
-    import torch
-
-    if getattr(given, "threads", 0):
-        torch.set_num_threads(given.threads)
-
-
-def _finish(table: Table, out: Path, fail_on_anomaly: bool, problems: int) -> int:
-    skipped = len(table.skipped) + problems
-    if not table.records:
-        raise InputError(f"none of the {skipped} files could be read")
-    tell(
-        f"{table.anomalous} of {len(table.records)} images anomalous, {skipped} skipped, "
-        f"threshold {table.threshold:.4g}; scores are in {out / 'scores.csv'}"
-    )
-    if fail_on_anomaly and table.anomalous:
-        return 3
-    return 1 if skipped else 0
 
 
 if __name__ == "__main__":

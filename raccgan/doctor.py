@@ -13,17 +13,13 @@ from raccgan.cli import options
 if TYPE_CHECKING:
     import torch
 
-EXAMPLES = """\
-  python -m raccgan.doctor
-"""
-
 
 def main(arguments: Sequence[str]) -> int:
     options.Parser(
+        "doctor",
         "Print what runs where: versions, the compiled library, and for each op and device the backend that --kernels "
         "fused takes, with the reason for each one that it does not take.",
-        EXAMPLES,
-        prog="python -m raccgan.doctor",
+        "  python -m raccgan.doctor\n",
     ).parse_args(arguments)
     for line in _report():
         print(line)
@@ -49,10 +45,9 @@ def _report() -> Iterator[str]:
         cuda = f"CUDA {build['cuda']} for {build['cuda_architectures']}" if build["cuda"] else "no CUDA part"
         yield f"compiled library: CPU {', '.join(build['cpu_targets'])}, using {build['cpu_capability']}; {cuda}"
     yield f"Triton: {triton_runtime.state()}"
-    devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
-    for device in devices:
-        yield ""
-        yield from _choices(device)
+    for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        yield f"\n--kernels fused on {kind}"
+        yield from _choices(torch.device(kind))
 
 
 def _choices(device: torch.device) -> Iterator[str]:
@@ -62,7 +57,6 @@ def _choices(device: torch.device) -> Iterator[str]:
     from raccgan.kernels import dispatch
     from raccgan.kernels.depthwise_separable import LIBRARY
 
-    yield f"--kernels fused on {device.type}"
     for op, backends in dispatch.ops().items():
         served: dict[str, tuple[list[str], dict[str, str]]] = {}
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):

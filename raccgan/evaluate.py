@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from raccgan.cli import options
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     config = checkpoints.config_of(stored, **settings)
     require_kernels(config.kernels, device)
     options.note_missing_library(config.kernels)
-    run = prepare(config, given.data_root, device)
+    run = prepare(config, given.data_root, device, job)
     if config.unreadable == "skip":
         run, _ = readable(run)
     checkpoints.check_same_model(stored, run.config, run.classes, run.channels)
@@ -56,17 +57,11 @@ def main(arguments: Sequence[str]) -> int:
     with job.entered_on_first(lambda: own_folder(folder)) as out:
         networks = checkpoints.networks_of(stored, run.config, device)
         scorer = Scorer(run.config, networks, run.classes, given.label_policy)
-        calibration = calibration_for(
-            stored, run.config, scorer, lambda: run.dataset(run.split.held_out), settings.get("quantile")
-        )
+        held_out = partial(run.dataset, run.split.held_out)
+        calibration = calibration_for(stored, run.config, scorer, held_out, settings.get("quantile"))
+        report_of = str(given.run) if given.report else ""
         assessment = evaluate_run(
-            out,
-            run,
-            scorer,
-            calibration,
-            seconds=stored.seconds,
-            history=stored.history,
-            report_of=str(given.run) if given.report else "",
+            out, run, scorer, calibration, seconds=stored.seconds, history=stored.history, report_of=report_of
         )
         if assessment is not None:
             print(assessment.summary())
@@ -76,11 +71,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> options.Parser:
     parser = options.Parser(
+        "evaluate",
         "Evaluate a trained run: image AUROC, AUPR and F1, pixel AUROC and AUPRO where there are masks, "
         "and the two plain controls on the same split.",
         EXAMPLES,
-        prog="python -m raccgan.evaluate",
-        usage="python -m raccgan.evaluate RUN [option ...]",
+        "RUN",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
     parser.add_argument("--report", action="store_true", help="report.html too: one page that shows the test images")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,10 @@ MOST_IMAGES = 10_000
 
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
-    _check_numbers(given)
+    if not 1 <= given.count <= MOST_IMAGES:
+        raise InputError(f"--count {given.count} is out of range: give a number of images from 1 to {MOST_IMAGES}")
+    if given.truncation is not None and not given.truncation >= 0.1:
+        raise InputError(f"--truncation {given.truncation:g} is out of range: it must be at least 0.1, such as 0.7")
     device = options.pick_device(given.device)
 
     import torch
@@ -44,7 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     options.note_missing_library(config.kernels)
     if config.threads:
         torch.set_num_threads(config.threads)
-    pair = _pair(given.between, stored.classes)
+    pair = _named(given.between, stored.classes) if given.between else []
+    if given.between and len(pair) != 2:
+        raise InputError(f"--between {given.between!r} must name two different normal classes, such as --between A,B")
     names = _named(given.names, stored.classes) if given.names else pair or stored.classes
     against = given.against or config.dataset
     try:
@@ -71,11 +75,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> options.Parser:
     parser = options.Parser(
+        "generate",
         "Make images of the normal classes with the averaged generator of a trained run, and say how far they are "
         "from real images: the kernel distance on fixed random features, 0 for real images in the mean.",
         EXAMPLES,
-        prog="python -m raccgan.generate",
-        usage="python -m raccgan.generate RUN [option ...]",
+        "RUN",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
     parser.add_argument(
@@ -109,13 +113,6 @@ def _parser() -> options.Parser:
     return parser
 
 
-def _check_numbers(given: argparse.Namespace) -> None:
-    if not 1 <= given.count <= MOST_IMAGES:
-        raise InputError(f"--count {given.count} is out of range: give a number of images from 1 to {MOST_IMAGES}")
-    if given.truncation is not None and not given.truncation >= 0.1:
-        raise InputError(f"--truncation {given.truncation:g} is out of range: it must be at least 0.1, such as 0.7")
-
-
 def _named(names: str, classes: Sequence[str]) -> list[str]:
     """The normal classes of a comma-separated list."""
     wanted = [names] if names in classes else [name.strip() for name in names.split(",") if name.strip()]
@@ -123,13 +120,6 @@ def _named(names: str, classes: Sequence[str]) -> list[str]:
         if name not in classes:
             raise InputError(f"the run has no normal class {name!r}{closest(name, classes)}")
     return list(dict.fromkeys(wanted))
-
-
-def _pair(between: str, classes: Sequence[str]) -> list[str]:
-    pair = _named(between, classes) if between else []
-    if between and len(pair) != 2:
-        raise InputError(f"--between {between!r} must name two different normal classes, such as --between A,B")
-    return pair
 
 
 if __name__ == "__main__":

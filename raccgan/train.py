@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raccgan.cli import options
-from raccgan.config import Config, make_config
+from raccgan.config import PRESETS, Config, make_config
 from raccgan.distributed import ranks
 from raccgan.errors import InputError
 from raccgan.outputs.files import own_folder
 from raccgan.outputs.terminal import say, tell
 
 if TYPE_CHECKING:
-    from raccgan.data.dataset import ImageDataset
-    from raccgan.distributed.collectives import Collectives
     from raccgan.models.checkpoint import Checkpoint
     from raccgan.training.loop import Log, Training
     from raccgan.training.run import Run
@@ -53,7 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     from raccgan.models.devices import require_kernels
     from raccgan.training import places
     from raccgan.training.loop import Training, no_log
-    from raccgan.training.run import prepare
+    from raccgan.training.run import prepare, readable
+    from raccgan.training.steps import cannot_trace
 
     asked = options.settings_of(given)
     job = ranks.join(device, asked.get("rank_timeout", Config.rank_timeout))
@@ -63,15 +62,20 @@ def main(arguments: Sequence[str]) -> int:
     config = make_config(given.preset, settings) if resumed is None else checkpoints.config_of(resumed, **settings)
     require_kernels(config.kernels, device)
     options.note_missing_library(config.kernels)
-    run = prepare(config, given.data_root, device)
+    run = prepare(config, given.data_root, device, job)
     if resumed is not None:
         checkpoints.check_same_model(resumed, run.config, run.classes, run.channels)
-    if resumed is not None and given.resume is None and job.first:
-        say(f"started again, and goes on from {out / checkpoints.NAME}")
+        if given.resume is None and job.first:
+            say(f"started again, and goes on from {out / checkpoints.NAME}")
     _check_phase(given.phase, run.config, resumed)
-    if given.compile:
-        _require_traceable(run.config, job)
-    run, data = _training_data(run, job)
+    if given.compile and (reason := cannot_trace(run.config, job)) is not None:
+        raise InputError(f"--compile works {reason}")
+    job.require_divisible(run.config.batch_size)
+    run, data = readable(run)
+    if run.config.batch_size > len(data):
+        raise InputError(
+            f"--batch-size {run.config.batch_size} is larger than the {len(data)} images there are to train on"
+        )
     with job.entered_on_first(lambda: own_folder(out)):  # last of all checks, so that a refused run leaves nothing
         job.on_first(lambda: places.begin(start, run.config, request.torchrun_job))
         if job.first:
@@ -80,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
                 f"{len(run.split.held_out)} held out for the threshold, {len(run.split.test)} to test; results in {out}"
             )
         log = _tensorboard(out) if job.first else no_log
-        training = Training.of(run, data, out / checkpoints.NAME, resumed, log, job=job, compiled=given.compile)
+        training = Training(run, data, out / checkpoints.NAME, resumed, log, compiled=given.compile)
         _run_phases(training, run, given.phase, out)
         if job.first:
             places.end(out)
@@ -113,19 +117,23 @@ def _run_phases(training: Training, run: Run, phase: str, out: Path) -> None:
         return
     seconds, history = training.seconds, training.history
     assessment = evaluate_run(out, run, scorer, calibration, seconds=seconds, history=history)
-    if assessment is None:
-        return
-    print(assessment.summary())
-    tell(f"scores, metrics, pictures and the checkpoint are in {out}")
+    if assessment is not None:
+        print(assessment.summary())
+        tell(f"scores, metrics, pictures and the checkpoint are in {out}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = options.Parser(
+        "train",
         "Train RA-CCGAN on normal images and test it: generator and discriminator, then encoder, then scores.",
         EXAMPLES,
-        prog="python -m raccgan.train",
     )
-    options.add_preset(parser)
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"settings to start from: {', '.join(PRESETS)}; all but digits, mnist-small and parts are sized for a GPU "
+        "(default: what suits the data). A preset replaces some of the defaults shown below",
+    )
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -157,26 +165,6 @@ def _check_phase(phase: str, config: Config, resumed: Checkpoint | None) -> None
             f"--phase evaluate needs a trained encoder, and this run has {done['encoder']} of {config.encoder_steps} "
             "steps: run --phase encoder first"
         )
-
-
-def _require_traceable(config: Config, job: Collectives) -> None:
-    from raccgan.training.steps import cannot_trace
-
-    if (reason := cannot_trace(config, job)) is not None:
-        raise InputError(f"--compile works {reason}")
-
-
-def _training_data(run: Run, job: Collectives) -> tuple[Run, ImageDataset]:
-    """The run and the images to train on; every file of the run is read once, now and not when the training is over."""
-    from raccgan.training.run import readable
-
-    job.require_divisible(run.config.batch_size)
-    run, data = readable(run)
-    if run.config.batch_size > len(data):
-        raise InputError(
-            f"--batch-size {run.config.batch_size} is larger than the {len(data)} images there are to train on"
-        )
-    return run, data
 
 
 def _tensorboard(out: Path) -> Log:

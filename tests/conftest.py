@@ -6,7 +6,7 @@ import datetime
 import os
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +126,19 @@ def tiny(tmp_path: Path) -> Callable[..., tuple[Run, Training]]:
     def make(resumed: Checkpoint | None = None, folder: str = "run", **settings: Any) -> tuple[Run, Training]:
         run = prepare(tiny_config(**settings), tmp_path, CPU)
         (tmp_path / folder).mkdir(exist_ok=True)
-        return run, Training.of(run, training_data(run), tmp_path / folder / NAME, resumed)
+        return run, Training(run, training_data(run), tmp_path / folder / NAME, resumed)
 
     return make
 
 
 def tiny_config(**settings: Any) -> Config:
     return make_config("digits", TINY | settings)
+
+
+def config_of(widths: Sequence[int], **settings: Any) -> Config:
+    """Of networks whose generator has these widths, by default without CBAM."""
+    sizes = {"image_size": 4 * 2 ** (len(widths) - 1), "base_width": 1, "multipliers": ",".join(map(str, widths))}
+    return Config(**{**sizes, "attention_generator": "none", **settings})
 
 
 def networks(run: Run) -> Networks:

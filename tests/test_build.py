@@ -266,7 +266,7 @@ def test_a_build_compiles_what_has_changed(small_tree: Path) -> None:
         failed = build(small_tree, CXXFLAGS="-O1")
         assert failed.returncode != 0
         assert re.search("error: .*broken", failed.stdout)
-        assert failed.stdout.endswith("error: a source did not compile, see above\n")
+        assert failed.stdout.endswith("error: the C++ compiler failed, see above\n")
 
 
 @needs_compiler
@@ -276,6 +276,69 @@ def test_two_builds_at_once_compile_everything_once(small_tree: Path) -> None:
         both = list(pool.map(build, [small_tree, small_tree]))
     assert sorted(bool(compiled(done)) for done in both) == [False, True]
     assert number(small_tree) == 1
+
+
+NVCC = """#!/bin/sh
+case "$*" in
+  --version) echo "Cuda compilation tools, release 13.0, V13.0.88" ;;
+  --dryrun*) echo "#$ TOP=/usr/local/cuda" ;;
+  --list-gpu-arch) echo compute_75; echo compute_80; echo compute_90 ;;
+  *) echo "$*" >&2; exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture
+def failing_nvcc(small_tree: Path) -> Path:
+    """A CUDA source, and a toolkit among the Python packages whose compiler fails."""
+    (small_tree / "raccgan").mkdir()
+    (small_tree / "csrc" / "cuda").mkdir()
+    (small_tree / "csrc" / "cuda" / "kernel.cu").write_text("")
+    nvcc = small_tree / "packages" / "nvidia" / "cu13" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(NVCC)
+    nvcc.chmod(0o755)
+    return nvcc
+
+
+@needs_compiler
+def test_an_nvcc_that_fails_costs_the_cuda_part_alone(small_tree: Path, failing_nvcc: Path) -> None:
+    home = str(failing_nvcc.parents[1])
+    done = build(small_tree, RACCGAN_CUDA="", CUDA_HOME=home)
+    assert done.returncode == 0, done.stdout
+    assert "arch=compute_80,code=[sm_80,sm_90,compute_80]" in done.stdout
+    assert "leaving out the CUDA part: nvcc or the C++ compiler failed, see above" in done.stdout
+    assert number(small_tree) == 1
+    done = build(small_tree, RACCGAN_CUDA="1", CUDA_HOME=home)
+    assert done.returncode != 0
+    assert done.stdout.endswith("error: nvcc or the C++ compiler failed, see above\n")
+
+
+def test_a_toolkit_among_the_python_packages_is_found(
+    setup_py: dict[str, Any], failing_nvcc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, str(failing_nvcc.parents[3])])
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: next(
+        (f"{place}/{name}" for place in (path or "").split(":") if "packages/nvidia" in place), None
+    ))  # fmt: skip
+    for name in ("RACCGAN_CUDA", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.delenv(name, raising=False)
+    toolkit = setup_py["Toolkit"].find()
+    assert toolkit.nvcc == str(failing_nvcc)
+    assert toolkit.architectures == ["80", "90"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [("8.6;9.0+PTX", ["86", "90"]), ("7.5 8.0", ["80"]), ("12.0", ["120"]), ("7.5", []), ("", ["80", "90"])],
+)
+def test_architectures(
+    setup_py: dict[str, Any], monkeypatch: pytest.MonkeyPatch, wanted: str, found: list[str]
+) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wanted)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    known = "compute_75\ncompute_80\ncompute_86\ncompute_90\ncompute_120\n"
+    assert setup_py["Toolkit"].find.__globals__["gpu_architectures"](known) == found
 
 
 @pytest.mark.parametrize(

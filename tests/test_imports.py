@@ -103,4 +103,4 @@ def test_the_rules_see_a_wrong_arrow() -> None:
     """The rules are about something: what an outline of the package forbids is found."""
     assert layer("outputs.files") < layer("models.density") < layer("scoring.scorer") < layer("evaluation.assessment")
     assert layer("export.graph") < layer("cli.options") < layer("export.__main__")
-    assert {"config", "data.dataset", "distributed.ranks"} <= arrows()["training.run"]
+    assert {"config", "data.dataset", "distributed.collectives"} <= arrows()["training.run"]

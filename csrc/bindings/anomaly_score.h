@@ -1,4 +1,4 @@
-// What the anomaly score's bindings of the CPU and of the CUDA kernels share: its arguments, checked and laid out.
+// The anomaly score: its arguments, checked and laid out.
 #pragma once
 
 #include <utility>
@@ -39,53 +39,42 @@ inline ComparedTensors compared(const Tensor& a, const Tensor& b, const char* wh
   return {a.const_data_ptr(), b.const_data_ptr(), a.stride(0), b.stride(0), dtype_of(a, what)};
 }
 
-// The checked inputs in a layout that the kernels read, and the outputs.
-struct AnomalyScore {
-  Tensor x, x_hat;
-  Optional f, f_hat;
-  bool channels_last;
-  Tensor residual, feature, map;
+inline void check_scored(const Tensor& x, const Tensor& x_hat, const Optional& f, const Optional& f_hat) {
+  STD_TORCH_CHECK(x.dim() == 4 && same_sizes(x, x_hat), "x and x_hat must be [N, C, H, W] alike");
+  STD_TORCH_CHECK(x.scalar_type() == x_hat.scalar_type(), "x and x_hat must be of one dtype");
+  STD_TORCH_CHECK(x.device() == x_hat.device(), "x and x_hat must be on one device");
+  STD_TORCH_CHECK(f.has_value() == f_hat.has_value(), "give both f and f_hat, or neither");
+  if (!f) return;
+  STD_TORCH_CHECK(f->dim() >= 1 && f->size(0) == x.size(0) && same_sizes(*f, *f_hat),
+                  "f and f_hat must be [N, ...] alike, N as in x");
+  STD_TORCH_CHECK(f->scalar_type() == f_hat->scalar_type(), "f and f_hat must be of one dtype");
+  STD_TORCH_CHECK(f->device() == x.device() && f_hat->device() == x.device(), "f and f_hat must be on x's device");
+}
 
-  AnomalyScore(const Tensor& x, const Tensor& x_hat, const Optional& f, const Optional& f_hat, bool needs_map,
-               int64_t max_channels_last)
-      : x(x), x_hat(x_hat), f(f), f_hat(f_hat), channels_last(false) {
-    check();
-    lay_out(max_channels_last);
-    residual = new_floats(x, {x.size(0)});
-    feature = new_floats(x, {x.size(0)});
-    map = new_floats(x, needs_map ? std::vector<int64_t>{x.size(0), x.size(2), x.size(3)} : std::vector<int64_t>{0});
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor> anomaly_score(const Tensor& x_in, const Tensor& x_hat_in, const Optional& f_in,
+                                                 const Optional& f_hat_in, bool needs_map) {
+  const Device device(x_in);
+  check_scored(x_in, x_hat_in, f_in, f_hat_in);
+  Tensor x = x_in, x_hat = x_hat_in;
+  const int64_t n = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
+  bool channels_last = false;
+  if (!has_layout(x, false) || !has_layout(x_hat, false)) {
+    channels_last =
+        channels > 0 && channels <= Device::kMostChannelsLast && has_layout(x, true) && has_layout(x_hat, true);
+    if (!channels_last) x = dense(x), x_hat = dense(x_hat);
   }
+  Optional f = f_in, f_hat = f_hat_in;
+  if (f && !(same_strides(*f, *f_hat) && dense_sample(*f))) f = dense(*f), f_hat = dense(*f_hat);
 
-  void lay_out(int64_t max_channels_last) {
-    if (!has_layout(x, false) || !has_layout(x_hat, false)) {
-      const bool fits = x.size(1) > 0 && x.size(1) <= max_channels_last;
-      channels_last = fits && has_layout(x, true) && has_layout(x_hat, true);
-      if (!channels_last) x = dense(x), x_hat = dense(x_hat);
-    }
-    if (f && !(same_strides(*f, *f_hat) && dense_sample(*f))) f = dense(*f), f_hat = dense(*f_hat);
-  }
-
-  void check() const {
-    STD_TORCH_CHECK(x.dim() == 4 && same_sizes(x, x_hat), "x and x_hat must be [N, C, H, W] alike");
-    STD_TORCH_CHECK(x.scalar_type() == x_hat.scalar_type(), "x and x_hat must be of one dtype");
-    STD_TORCH_CHECK(x.device() == x_hat.device(), "x and x_hat must be on one device");
-    STD_TORCH_CHECK(f.has_value() == f_hat.has_value(), "give both f and f_hat, or neither");
-    if (!f) return;
-    STD_TORCH_CHECK(f->dim() >= 1 && f->size(0) == x.size(0) && same_sizes(*f, *f_hat),
-                    "f and f_hat must be [N, ...] alike, N as in x");
-    STD_TORCH_CHECK(f->scalar_type() == f_hat->scalar_type(), "f and f_hat must be of one dtype");
-    STD_TORCH_CHECK(f->device() == x.device() && f_hat->device() == x.device(), "f and f_hat must be on x's device");
-  }
-
-  int64_t elements() const { return f && x.size(0) != 0 ? f->numel() / x.size(0) : 0; }  // of f, a sample
-
-  ImageArgs image_args(double* partial) const {
-    float* const pixel_map = map.dim() == 3 ? map.mutable_data_ptr<float>() : nullptr;
-    return {compared(x, x_hat, "x"), x.size(1), x.size(2) * x.size(3), channels_last, pixel_map, partial};
-  }
-
-  FeatureArgs feature_args(double* partial) const { return {compared(*f, *f_hat, "f"), elements(), partial}; }
-
-  std::tuple<Tensor, Tensor, Tensor> outputs() const { return {residual, feature, map}; }
-};
+  const Tensor residual = new_floats(x, {n}), feature = new_floats(x, {n});
+  const Tensor map = new_floats(x, needs_map ? std::vector<int64_t>{n, x.size(2), x.size(3)} : std::vector<int64_t>{0});
+  const int64_t elements = f && n != 0 ? f->numel() / n : 0;
+  const ImageArgs images{compared(x, x_hat, "x"), channels, pixels, channels_last, floats_of(map), nullptr};
+  FeatureArgs features{};
+  if (f) features = {compared(*f, *f_hat, "f"), elements, nullptr};
+  device.anomaly_score(n, images, f ? &features : nullptr, residual.mutable_data_ptr<float>(),
+                       feature.mutable_data_ptr<float>());
+  return {residual, feature, map};
+}
 }  // namespace raccgan

@@ -1,7 +1,7 @@
-// Helpers of all bindings. An op's bindings are where its kernels meet PyTorch: schema, checks and outputs.
+// Helpers of all bindings, where kernels meet PyTorch: checks and outputs. An op is a template here, by the device whose
+// kernels it runs: library_cpu.cpp and library_cuda.cpp. Gradients and shapes are registered from Python.
 //
-// LibTorch's stable ABI only, so that one library serves every PyTorch from 2.11 on and every Python. Gradients and
-// shape inference are registered from Python, in kernels/<family>/native.py.
+// LibTorch's stable ABI only, so that one library serves every PyTorch from 2.11 on and every Python.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -10,8 +10,6 @@
 #include <torch/headeronly/core/MemoryFormat.h>
 #include <torch/headeronly/util/Exception.h>
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -30,13 +28,6 @@ inline Dtype dtype_of(const Tensor& t, const char* what) {
     case ScalarType::Half: return Dtype::kFloat16;
     default: STD_TORCH_CHECK(false, what, " must be float32, bfloat16 or float16");
   }
-}
-
-// t, of a dtype that CPU kernels can write.
-inline const Tensor& float32_or_bfloat16(const Tensor& t, const char* what = "x") {
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::BFloat16, what,
-                  " must be float32 or bfloat16");
-  return t;
 }
 
 inline bool same_sizes(const Tensor& a, const Tensor& b) {
@@ -64,10 +55,11 @@ inline Tensor channels_last(const Tensor& t) {
   return is_channels_last(t) ? t : torch::stable::contiguous(t, torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
-// t, in the layout and of a dtype that CPU kernels read.
-inline Tensor image(const Tensor& t, const char* what) {
+// t, in the layout and of a dtype that the device's kernels read and write.
+template <class Device> Tensor image(const Tensor& t, const char* what) {
   STD_TORCH_CHECK(t.dim() == 4, what, " must be [N, C, H, W]");
-  return channels_last(float32_or_bfloat16(t, what));
+  Device::check_dtype(t, what);
+  return channels_last(t);
 }
 
 // Of all images together.
@@ -82,43 +74,17 @@ inline Tensor floats(const Tensor& t, int64_t count, const char* wrong) {
 inline const float* data_of(const Tensor& t) { return t.const_data_ptr<float>(); }
 inline const float* data_of(const Optional& t) { return t ? t->const_data_ptr<float>() : nullptr; }
 
+// Of an output: null where it has no elements, as one that is not needed.
+inline void* out_of(const Tensor& t) { return t.numel() != 0 ? t.mutable_data_ptr() : nullptr; }
+inline float* floats_of(const Tensor& t) { return static_cast<float*>(out_of(t)); }
+
 inline Tensor new_floats(const Tensor& like, const std::vector<int64_t>& sizes) {
   return torch::stable::new_empty(like, sizes, ScalarType::Float);
 }
 
-// [n, c, h, w] of the dtype and device of `like`.
-inline Tensor empty_channels_last(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
-  return torch::stable::empty({n, c, h, w}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              torch::headeronly::MemoryFormat::ChannelsLast);
-}
-
-// The same for as many samples as `like` has.
+// [N, c, h, w] of the dtype and device of `like`, N as there.
 inline Tensor empty_channels_last(const Tensor& like, int64_t c, int64_t h, int64_t w) {
-  return empty_channels_last(like, like.size(0), c, h, w);
-}
-
-constexpr std::align_val_t kAlignment{64};  // of the widest vectors, and of a line of the caches
-
-struct Free {
-  void operator()(float* memory) const { ::operator delete[](memory, kAlignment); }
-};
-using AlignedFloats = std::unique_ptr<float[], Free>;
-
-inline AlignedFloats aligned_floats(int64_t count) { return AlignedFloats(new (kAlignment) float[count]); }
-
-// Shares out `count` chunks of `elements` each. A thread pays from about as many elements on as PyTorch gives one in
-// its own pointwise operations (at::internal::GRAIN_SIZE).
-template <class Work> void share_out(int64_t count, int64_t elements, const Work& work) {
-  constexpr int64_t kElementsAThread = 32768;
-  torch::stable::parallel_for(0, count, std::max<int64_t>(1, kElementsAThread / std::max<int64_t>(1, elements)), work);
-}
-
-// to[i] = partial[0, i] + partial[1, i] + ..., in float64 and in that order.
-inline void add_up(const float* partial, int64_t count, int64_t size, float* to) {
-  std::vector<double> sum(size);
-  for (int64_t j = 0; j < count; ++j) {
-    for (int64_t i = 0; i < size; ++i) sum[i] += partial[j * size + i];
-  }
-  std::copy(sum.begin(), sum.end(), to);
+  return torch::stable::empty({like.size(0), c, h, w}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              torch::headeronly::MemoryFormat::ChannelsLast);
 }
 }  // namespace raccgan

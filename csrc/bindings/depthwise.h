@@ -1,4 +1,4 @@
-// The depthwise ops, but for how a CPU and a GPU run a pass: operands, checks and outputs.
+// The depthwise ops: operands, checks and outputs.
 #pragma once
 
 #include "../ops/depthwise.h"
@@ -86,67 +86,52 @@ struct DepthwiseCall {
   static Tensor as_float(const Tensor& t) { return dense(as_dtype(t, ScalarType::Float)); }
 };
 
-inline void* data_of(const Tensor& t, bool needed) { return needed ? t.mutable_data_ptr() : nullptr; }
-inline float* floats_of(const Tensor& t, bool needed) { return needed ? t.mutable_data_ptr<float>() : nullptr; }
-
-struct DepthwiseBackward {
-  Tensor g, grad_x, grad_w, grad_scale, grad_shift;
-  DepthwiseBackwardArgs args;
-
-  DepthwiseBackward(const DepthwiseCall& call, const Tensor& g_in, bool needs_x, bool needs_w, bool needs_affine)
-      : g(call.like_y(g_in, call.layer.c, "g")), grad_x(call.new_x(needs_x)), grad_w(call.new_weights(needs_w)),
-        grad_scale(call.new_parameter(needs_affine)), grad_shift(call.new_parameter(needs_affine)),
-        args({call.layer, g.const_data_ptr(), call.x.const_data_ptr(), data_of(grad_x, needs_x),
-              floats_of(grad_w, needs_w), floats_of(grad_scale, needs_affine), floats_of(grad_shift, needs_affine)}) {}
-};
-
-struct NeedsDouble {
-  bool g, x, w, scale;
-};
-
-struct DepthwiseDoubleBackward {
-  Tensor t, g, grad_g, grad_x, grad_w, grad_scale;
-  DepthwiseDoubleBackwardArgs args;
-
-  DepthwiseDoubleBackward(const DepthwiseCall& call, const Tensor& t_in, const Tensor& g_in, const NeedsDouble& needs)
-      : t(call.like_x(t_in, "t")), g(call.like_y(g_in, call.layer.c, "g")), grad_g(call.new_y(needs.g)),
-        grad_x(call.new_x(needs.x)), grad_w(call.new_weights(needs.w)), grad_scale(call.new_parameter(needs.scale)) {
-    const bool curved = needs.x && call.layer.normalise;
-    if (needs.x && !curved) torch::stable::zero_(grad_x);
-    args = DepthwiseDoubleBackwardArgs({call.layer, t.const_data_ptr(), g.const_data_ptr(), call.x.const_data_ptr(),
-                                        data_of(grad_g, needs.g), data_of(grad_x, curved), floats_of(grad_w, needs.w),
-                                        floats_of(grad_scale, needs.scale)});
-  }
-};
-
-// The ops. Call: a DepthwiseCall that runs a pass on its device; of gradients, with the tensor that takes that of w.
-template <class Call>
+template <class Device>
 Tensor depthwise(const Tensor& x, const Tensor& w, const Optional& scale, const Optional& shift, int64_t upsample,
                  int64_t pool, bool pre_relu, bool normalise, bool relu, double eps) {
-  const Call call(x, w, scale, shift, {upsample, pool, pre_relu, normalise, relu, eps});
+  const Device device(x);
+  Device::check_dtype(x, "x");
+  const DepthwiseCall call(x, w, scale, shift, {upsample, pool, pre_relu, normalise, relu, eps});
   const Tensor y = call.new_y(true);
-  if (y.numel() != 0) call.forward({call.layer, call.x.const_data_ptr(), y.mutable_data_ptr()});
+  if (y.numel() != 0) device.depthwise({call.layer, call.x.const_data_ptr(), y.mutable_data_ptr()});
   return y;
 }
 
-template <class Call>
-FourTensors depthwise_backward(const Tensor& g, const Tensor& x, const Tensor& w, const Optional& scale,
+template <class Device>
+FourTensors depthwise_backward(const Tensor& g_in, const Tensor& x, const Tensor& w, const Optional& scale,
                                const Optional& shift, int64_t upsample, int64_t pool, bool pre_relu, bool normalise,
                                bool relu, double eps, bool needs_x, bool needs_w, bool needs_affine) {
-  const Call call(x, w, scale, shift, {upsample, pool, pre_relu, normalise, relu, eps});
-  const DepthwiseBackward pass(call, g, needs_x, needs_w, needs_affine);
-  if (!call.empty()) call.backward(pass.args, pass.grad_w);
-  return {pass.grad_x, pass.grad_w, pass.grad_scale, pass.grad_shift};
+  const Device device(x);
+  Device::check_dtype(x, "x");
+  const DepthwiseCall call(x, w, scale, shift, {upsample, pool, pre_relu, normalise, relu, eps});
+  const Tensor g = call.like_y(g_in, call.layer.c, "g"), grad_x = call.new_x(needs_x);
+  const Tensor grad_w = call.new_weights(needs_w);
+  const Tensor grad_scale = call.new_parameter(needs_affine), grad_shift = call.new_parameter(needs_affine);
+  if (!call.empty()) {
+    device.depthwise_backward({call.layer, g.const_data_ptr(), call.x.const_data_ptr(), out_of(grad_x),
+                               floats_of(grad_w), floats_of(grad_scale), floats_of(grad_shift)});
+  }
+  return {grad_x, grad_w, grad_scale, grad_shift};
 }
 
-template <class Call>
-FourTensors depthwise_double_backward(const Tensor& t, const Tensor& g, const Tensor& x, const Tensor& w,
+template <class Device>
+FourTensors depthwise_double_backward(const Tensor& t_in, const Tensor& g_in, const Tensor& x, const Tensor& w,
                                       const Optional& scale, const Optional& shift, int64_t upsample, int64_t pool,
                                       bool pre_relu, bool normalise, bool relu, double eps, bool needs_g, bool needs_x,
                                       bool needs_w, bool needs_scale) {
-  const Call call(x, w, scale, shift, {upsample, pool, pre_relu, normalise, relu, eps});
-  const DepthwiseDoubleBackward pass(call, t, g, {needs_g, needs_x, needs_w, needs_scale});
-  if (!call.empty()) call.double_backward(pass.args, pass.grad_w);
-  return {pass.grad_g, pass.grad_x, pass.grad_w, pass.grad_scale};
+  const Device device(x);
+  Device::check_dtype(x, "x");
+  const DepthwiseCall call(x, w, scale, shift, {upsample, pool, pre_relu, normalise, relu, eps});
+  const Tensor t = call.like_x(t_in, "t"), g = call.like_y(g_in, call.layer.c, "g");
+  const Tensor grad_g = call.new_y(needs_g), grad_w = call.new_weights(needs_w);
+  const Tensor grad_scale = call.new_parameter(needs_scale);
+  Tensor grad_x = call.new_x(needs_x);
+  if (needs_x && !normalise) torch::stable::zero_(grad_x);
+  if (!call.empty()) {
+    device.depthwise_double_backward({call.layer, t.const_data_ptr(), g.const_data_ptr(), call.x.const_data_ptr(),
+                                      out_of(grad_g), normalise ? out_of(grad_x) : nullptr, floats_of(grad_w),
+                                      floats_of(grad_scale)});
+  }
+  return {grad_g, grad_x, grad_w, grad_scale};
 }
 }  // namespace raccgan

@@ -6,8 +6,9 @@
 // every target, and the compiler may not fuse multiplications into them (-ffp-contract=off), so that a threshold set on
 // one machine means the same on another. The channels of a pixel are added in their order in both memory layouts, and
 // the score comes from the per-pixel sums with the map and without: neither changes the score.
-#include "anomaly_score.h"
+#include "kernels.h"
 #include "simd/vector.h"
+#include "threads.h"
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
@@ -15,7 +16,7 @@ constexpr int kLanes = 32;  // sums side by side, in as many vectors as the targ
 constexpr int kVectors = kLanes / kWidth;
 constexpr int64_t kShort = 64;  // additions in a row in float32
 constexpr int64_t kBlock = kShort * kLanes;
-constexpr int64_t kSquares = kMaxChannelsLast;  // squares of a channels_last image held at a time, 16 KiB
+constexpr int64_t kSquares = kMostChannelsLast;  // squares of a channels_last image held at a time, 16 KiB
 static_assert(kImageChunk <= kBlock && kImageChunk % kLanes == 0 && kSquares % kLanes == 0);
 
 double sum_of_lanes(const Floats (&sums)[kVectors]) {
@@ -72,12 +73,14 @@ template <class T> double sum_of_block(const typename T::Stored* a, const typena
   return sum_of_lanes(sums);
 }
 
-template <class T> double sum_of_feature_chunk(const FeatureArgs& args, int64_t n, int64_t first, int64_t count) {
+// Of the chunk of sample n that begins at `first`.
+template <class T> double sum_of_chunk(const FeatureArgs& args, int64_t n, int64_t first) {
+  const int64_t count = least(kFeatureChunk, args.elements - first);
   const auto* a = static_cast<const typename T::Stored*>(args.features.a) + n * args.features.stride_a + first;
   const auto* b = static_cast<const typename T::Stored*>(args.features.b) + n * args.features.stride_b + first;
   double sum = 0;
   for (int64_t i = 0; i < count; i += kBlock) {
-    sum += sum_of_block<T>(a + i, b + i, count - i < kBlock ? count - i : kBlock);
+    sum += sum_of_block<T>(a + i, b + i, least(kBlock, count - i));
   }
   return sum;
 }
@@ -127,7 +130,7 @@ void sum_channels_last(const typename T::Stored* a, const typename T::Stored* b,
   alignas(64) float squares[kSquares + kWidth];
   const int64_t most = kSquares / channels;
   for (int64_t p = 0; p < count; p += most) {
-    const int64_t here = count - p < most ? count - p : most;
+    const int64_t here = least(most, count - p);
     for_squares<T>(a + p * channels, b + p * channels, here * channels, here * channels,
                    [&](int64_t i, Floats v) { store(squares + i, v); });
     const auto sum = channels == 3 ? sum_channels<3> : channels == 4 ? sum_channels<4> : sum_channels<0>;
@@ -135,7 +138,8 @@ void sum_channels_last(const typename T::Stored* a, const typename T::Stored* b,
   }
 }
 
-template <class T> double sum_of_image_chunk(const ImageArgs& args, int64_t n, int64_t first, int64_t count) {
+template <class T> double sum_of_chunk(const ImageArgs& args, int64_t n, int64_t first) {
+  const int64_t count = least(kImageChunk, args.pixels - first);
   alignas(64) float sums[kImageChunk];
   for (int64_t i = args.channels > 0 ? count : 0; i < kImageChunk; ++i) sums[i] = 0;
   const int64_t start = args.channels_last ? first * args.channels : first;
@@ -158,38 +162,37 @@ template <class T> double sum_of_image_chunk(const ImageArgs& args, int64_t n, i
   return sum_of_lanes(lanes);
 }
 
-// partial[i] = sum_of_chunk(sample, first element, number of elements) for begin <= i < end.
-template <class Sum>
-void for_chunks(int64_t size, int64_t chunk, int64_t begin, int64_t end, double* partial, const Sum& sum_of_chunk) {
+// means[i] = the mean of (a - b)^2 over sample i, by chunks of `chunk` pixels or elements, `size` of them a sample and each
+// of so many channels. Chunks are added in float64 and in their order.
+template <class T, class Args>
+void find_means_as(const Args& args, int64_t n, int64_t size, int64_t chunk, int64_t channels, float* means) {
   const int64_t a_sample = chunks(size, chunk);
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t first = i % a_sample * chunk;
-    partial[i] = sum_of_chunk(i / a_sample, first, size - first < chunk ? size - first : chunk);
+  const Memory<double> partial(n * a_sample);
+  share_out(n * a_sample, channels * least(size, chunk), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) partial[i] = sum_of_chunk<T>(args, i / a_sample, i % a_sample * chunk);
+  });
+  for (int64_t i = 0; i < n; ++i) {
+    double sum = 0;
+    for (int64_t p = i * a_sample; p < (i + 1) * a_sample; ++p) sum += partial[p];
+    means[i] = static_cast<float>(sum / static_cast<double>(channels * size));
   }
 }
 
-template <class T> void chunks_of(const ImageArgs& args, int64_t begin, int64_t end) {
-  for_chunks(args.pixels, kImageChunk, begin, end, args.partial,
-             [&](int64_t n, int64_t first, int64_t count) { return sum_of_image_chunk<T>(args, n, first, count); });
-}
-
-template <class T> void chunks_of(const FeatureArgs& args, int64_t begin, int64_t end) {
-  for_chunks(args.elements, kFeatureChunk, begin, end, args.partial,
-             [&](int64_t n, int64_t first, int64_t count) { return sum_of_feature_chunk<T>(args, n, first, count); });
-}
-
-template <class Args> void chunks_of(Dtype dtype, const Args& args, int64_t begin, int64_t end) {
+template <class Args, class... Others> void find_means(Dtype dtype, const Args& args, Others... others) {
   switch (dtype) {
-    case Dtype::kFloat32: return chunks_of<Float32>(args, begin, end);
-    case Dtype::kBFloat16: return chunks_of<BFloat16>(args, begin, end);
-    case Dtype::kFloat16: return chunks_of<Float16>(args, begin, end);
+    case Dtype::kFloat32: return find_means_as<Float32>(args, others...);
+    case Dtype::kBFloat16: return find_means_as<BFloat16>(args, others...);
+    case Dtype::kFloat16: return find_means_as<Float16>(args, others...);
   }
 }
 }  // namespace
 
-void image_chunks(const ImageArgs& args, int64_t begin, int64_t end) { chunks_of(args.images.dtype, args, begin, end); }
-
-void feature_chunks(const FeatureArgs& args, int64_t begin, int64_t end) {
-  chunks_of(args.features.dtype, args, begin, end);
+void anomaly_score(int64_t n, const ImageArgs& images, const FeatureArgs* features, float* residual, float* feature) {
+  find_means(images.images.dtype, images, n, images.pixels, kImageChunk, images.channels, residual);
+  if (features != nullptr) {
+    find_means(features->features.dtype, *features, n, features->elements, kFeatureChunk, int64_t{1}, feature);
+  } else {
+    memset(feature, 0, n * sizeof *feature);
+  }
 }
 }  // namespace raccgan::RACCGAN_TARGET

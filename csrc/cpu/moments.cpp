@@ -2,37 +2,48 @@
 //
 // Sums are of the distance from a center: a variance from sums of squares would cancel where the mean is large. A few
 // vectors go down the pixels of a chunk with their sums in registers.
-#include "moments.h"
-#include "simd/lanes.h"
+#include "kernels.h"
+#include "simd/runs.h"
+#include "threads.h"
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
 constexpr int64_t kTogether = 4;  // vectors whose sums are in registers at a time
 constexpr int64_t kShort = 32;    // pixels added up before they join the chunk's sum, which keeps rounding small
+constexpr int64_t kChunk = 1024;  // pixels: what float32 adds up before float64 does; never by threads
+constexpr int64_t kChannels = 64;  // of a task, so that threads share a small batch of many channels too
+static_assert(kChannels % (kTogether * kWidth) == 0);
 
-static_assert(kMomentsChannels % (kTogether * kWidth) == 0);
+int64_t parts(int64_t count, int64_t size) { return rounded_up(count, size) / size; }
 
-// kVectors vectors of channels from `channel` on; the last may have fewer than kWidth of them.
-template <class T, int kVectors>
-void moments_of_vectors(const MomentsArgs& args, const float* centers, int64_t channel, int64_t first, int64_t last,
-                        float* partial) {
+// Roughly the mean: of a few pixels far apart.
+template <class T> void find_center_as(const MomentsArgs& args, float* center) {
+  constexpr int64_t kPixels = 8;
+  const auto* const x = static_cast<const typename T::Stored*>(args.x);
+  for_lanes(args.channels, [&](auto lanes, int64_t c) RACCGAN_INLINE {
+    Floats sum{};
+    for (int64_t i = 0; i < kPixels; ++i) {
+      sum += lanes.template load<T>(x + (2 * i + 1) * args.pixels / (2 * kPixels) * args.channels + c);
+    }
+    lanes.store(center + c, sum / static_cast<float>(kPixels));
+  });
+}
+
+// The sums of d and d^2, d = x - center, over pixels first <= m < last of kVectors vectors of channels: to [2, C].
+template <class T, int kVectors, class Lanes>
+void sum_vectors(const MomentsArgs& args, const Lanes& lanes, int64_t channel, const float* centers, int64_t first,
+                 int64_t last, float* to) {
   const int64_t c = args.channels;
   const auto* const x = static_cast<const typename T::Stored*>(args.x) + channel;
-  const bool partly = channel + kVectors * kWidth > c;  // then kVectors is 1
-  const Lanes l{0, channel, 1, least(kWidth, c - channel)};
-  const auto read = [&](const typename T::Stored* from)
-                        RACCGAN_INLINE { return partly ? load_lanes<T>(from, l, 0) : T::load(from); };
   Floats center[kVectors], sum[kVectors] = {}, squares[kVectors] = {};
 #pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v) {
-    center[v] = partly ? load_lanes<Float32>(centers + channel, l, 0) : load(centers + channel + v * kWidth);
-  }
+  for (int v = 0; v < kVectors; ++v) center[v] = lanes.load(centers + channel + v * kWidth);
   for (int64_t from = first; from < last; from += kShort) {
     Floats short_sum[kVectors] = {}, short_squares[kVectors] = {};
     for (int64_t m = from; m < least(last, from + kShort); ++m) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        const Floats d = read(x + m * c + v * kWidth) - center[v];
+        const Floats d = lanes.template load<T>(x + m * c + v * kWidth) - center[v];
         short_sum[v] += d;
         short_squares[v] = multiply_add(d, d, short_squares[v]);
       }
@@ -44,70 +55,74 @@ void moments_of_vectors(const MomentsArgs& args, const float* centers, int64_t c
     }
   }
   for (int v = 0; v < kVectors; ++v) {
-    float lanes[2][kWidth];
-    store(lanes[0], sum[v]);
-    store(lanes[1], squares[v]);
-    for (int64_t i = 0; i < least(kWidth, c - channel - v * kWidth); ++i) {
-      partial[channel + v * kWidth + i] = lanes[0][i];
-      partial[c + channel + v * kWidth + i] = lanes[1][i];
-    }
+    lanes.store(to + channel + v * kWidth, sum[v]);
+    lanes.store(to + c + channel + v * kWidth, squares[v]);
   }
 }
 
+// partial [chunks, 2, C]
 template <class T>
-void moments_as(const MomentsArgs& args, const float* center, float* partials, int64_t begin, int64_t end) {
-  const int64_t across = moments_tasks(1, args.channels);
+void sum_moments_as(const MomentsArgs& args, const float* center, float* partial, int64_t begin, int64_t end) {
+  const int64_t across = parts(args.channels, kChannels);
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t chunk = task / across, first = chunk * kMomentsChunk;
-    const int64_t last = least(args.pixels, first + kMomentsChunk);
-    float* const partial = partials + chunk * 2 * args.channels;
-    int64_t channel = task % across * kMomentsChannels;
-    const int64_t end_channel = least(args.channels, channel + kMomentsChannels);
+    const int64_t first = task / across * kChunk, last = least(args.pixels, first + kChunk);
+    float* const to = partial + task / across * 2 * args.channels;
+    int64_t channel = task % across * kChannels;
+    const int64_t end_channel = least(args.channels, channel + kChannels);
     for (; channel + kTogether * kWidth <= end_channel; channel += kTogether * kWidth) {
-      moments_of_vectors<T, kTogether>(args, center, channel, first, last, partial);
+      sum_vectors<T, kTogether>(args, Whole{}, channel, center, first, last, to);
     }
-    for (; channel < end_channel; channel += kWidth) {
-      moments_of_vectors<T, 1>(args, center, channel, first, last, partial);
-    }
+    for_lanes(end_channel - channel,
+              [&](auto lanes, int64_t at) { sum_vectors<T, 1>(args, lanes, channel + at, center, first, last, to); });
   }
 }
+
+// grad[m, c] = slope[c] (x[m, c] - mean[c]) + constant[c]: nothing cancels where x is far from zero.
+struct AffineArgs : MomentsArgs {
+  const float *slope, *mean, *constant;
+  void* grad;
+};
 
 template <class T> void affine_as(const AffineArgs& args, int64_t begin, int64_t end) {
-  const int64_t c = args.of.channels, whole = c / kWidth * kWidth;
   for (int64_t m = begin; m < end; ++m) {
-    const auto* const x = static_cast<const typename T::Stored*>(args.of.x) + m * c;
-    auto* const grad = static_cast<typename T::Stored*>(args.grad) + m * c;
-    for (int64_t i = 0; i < whole; i += kWidth) {
-      const Floats d = T::load(x + i) - load(args.center + i);
-      T::store(grad + i, multiply_add(d, load(args.slope + i), load(args.constant + i)));
-    }
-    if (whole < c) {
-      const Lanes l{0, whole, 1, c - whole};
-      const Floats slope = load_lanes<Float32>(args.slope + whole, l, 0);
-      const Floats center = load_lanes<Float32>(args.center + whole, l, 0);
-      const Floats constant = load_lanes<Float32>(args.constant + whole, l, 0);
-      store_lanes<T>(grad + whole, multiply_add(load_lanes<T>(x + whole, l, 0) - center, slope, constant), l, 0);
-    }
-  }
-}
-
-template <class T> void find_center_as(const MomentsArgs& args, float* center) {
-  for (int64_t i = 0; i < args.channels; i += kWidth) {
-    const Lanes l{0, i, 1, least(kWidth, args.channels - i)};
-    store_lanes<Float32>(center + i, View<T>(args.x, 1, args.pixels, args.channels, l).center(1), l, 0);
+    const auto* const x = static_cast<const typename T::Stored*>(args.x) + m * args.channels;
+    auto* const grad = static_cast<typename T::Stored*>(args.grad) + m * args.channels;
+    for_lanes(args.channels, [&](auto lanes, int64_t c) RACCGAN_INLINE {
+      const Floats d = lanes.template load<T>(x + c) - lanes.load(args.mean + c);
+      lanes.template store<T>(grad + c, multiply_add(d, lanes.load(args.slope + c), lanes.load(args.constant + c)));
+    });
   }
 }
 }  // namespace
 
-void find_center(const MomentsArgs& args, float* center) {
-  args.dtype == Dtype::kFloat32 ? find_center_as<Float32>(args, center) : find_center_as<BFloat16>(args, center);
+void moments(const MomentsArgs& args, float* mean, float* var) {
+  const int64_t m = args.pixels, c = args.channels, chunks = parts(m, kChunk), tasks = chunks * parts(c, kChannels);
+  const Memory<> center(c), partial(chunks * 2 * c);
+  RACCGAN_OF_DTYPE(args.dtype, find_center_as)(args, center);
+  const auto sum_moments = RACCGAN_OF_DTYPE(args.dtype, sum_moments_as);
+  share_out(tasks, m * c / tasks, [&](int64_t begin, int64_t end) { sum_moments(args, center, partial, begin, end); });
+  for (int64_t i = 0; i < c; ++i) {
+    double sum = 0, squares = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      sum += partial[chunk * 2 * c + i];
+      squares += partial[(chunk * 2 + 1) * c + i];
+    }
+    const double distance = sum / m, spread = squares / m - distance * distance;
+    mean[i] = static_cast<float>(center[i] + distance);
+    var[i] = static_cast<float>(spread < 0 ? 0 : spread);  // NaN stays NaN
+  }
 }
 
-void moments(const MomentsArgs& args, const float* center, float* partial, int64_t begin, int64_t end) {
-  RACCGAN_OF_DTYPE(args.dtype, moments_as)(args, center, partial, begin, end);
-}
-
-void affine(const AffineArgs& args, int64_t begin, int64_t end) {
-  args.of.dtype == Dtype::kFloat32 ? affine_as<Float32>(args, begin, end) : affine_as<BFloat16>(args, begin, end);
+void moments_backward(const MomentsArgs& args, const float* grad_mean, const float* grad_var, const float* mean,
+                      void* grad) {
+  const int64_t m = args.pixels, c = args.channels;
+  const Memory<> slope(c), constant(c);
+  for (int64_t i = 0; i < c; ++i) {
+    slope[i] = static_cast<float>(2.0 * grad_var[i] / m);
+    constant[i] = static_cast<float>(grad_mean[i] / static_cast<double>(m));
+  }
+  const auto affine = RACCGAN_OF_DTYPE(args.dtype, affine_as);
+  const AffineArgs affine_args{args, slope, mean, constant, grad};
+  share_out(m, c, [&](int64_t begin, int64_t end) { affine(affine_args, begin, end); });
 }
 }  // namespace raccgan::RACCGAN_TARGET

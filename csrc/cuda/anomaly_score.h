@@ -4,10 +4,6 @@
 #include "../ops/anomaly_score.h"
 
 namespace raccgan::cuda {
-constexpr int64_t kImageChunk = 1024;  // pixels
-constexpr int64_t kFeatureChunk = 16384;  // elements
-constexpr int64_t kMaxChannelsLast = INT64_MAX;
-
 // Queues the score of n images on `stream` (a cudaStream_t) of `device`: residual [n] and feature [n], which are zero
 // without features, and the map of `images`. Returns null, or CUDA's message if a launch failed.
 const char* anomaly_score(int64_t n, const ImageArgs& images, const FeatureArgs* features, float* residual,

@@ -21,17 +21,22 @@ struct ImageArgs {
   int64_t pixels;
   bool channels_last;
   float* map;       // [N, pixels], or null when not needed
-  double* partial;  // [N, chunks], out: the sum of (a - b)^2 over each chunk of an image
+  double* partial;  // [N, chunks], out, on a GPU: the sum of (a - b)^2 over each chunk of an image
 };
 
 // Features [N, ...] with `elements` elements a sample.
 struct FeatureArgs {
   ComparedTensors features;
   int64_t elements;
-  double* partial;  // [N, chunks], out: the sum of (a - b)^2 over each chunk of a sample
+  double* partial;  // likewise
 };
 
-// Chunks of a sample. Their size depends on nothing but the device: not on batch or threads. A sample's sum is always
-// the same tree of additions.
-RACCGAN_HOST_DEVICE constexpr int64_t chunks(int64_t size, int64_t chunk) { return (size + chunk - 1) / chunk; }
+// Chunks of a sample. Their size depends neither on batch nor on threads: a sample's sum is always the same tree of
+// additions.
+constexpr int64_t kImageChunk = 1024;  // pixels: a chunk's sums (4 KiB of float32) stay in the first-level cache
+constexpr int64_t kFeatureChunk = 16384;  // elements
+
+// Channels of a channels_last image for the CPU kernels, whose buffer holds at least one pixel.
+constexpr int64_t kMostChannelsLast = 4096;
+RACCGAN_HOST_DEVICE static constexpr int64_t chunks(int64_t size, int64_t chunk) { return (size + chunk - 1) / chunk; }
 }  // namespace raccgan

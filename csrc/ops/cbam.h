@@ -52,6 +52,28 @@ struct CbamGradients {
   float *mean, *var;  // of given moments
 };
 
+struct CbamForwardArgs : CbamArgs {
+  const float *given_mean, *given_var;  // [1] each, for kFixed
+  const void* x;
+  void* y;            // out
+  float *mean, *var;  // the moments once more, out, where they were not given
+  bool x_planar;      // x is [N, C, P] in memory, which the CPU kernels read too
+};
+
+struct CbamBackwardArgs : CbamArgs {
+  const void *x, *grad_y;
+  const float *grad_mean, *grad_var;  // of the moments, or null
+  CbamGradients gradients;            // out
+  bool x_planar, grad_y_planar;
+};
+
+// Of <v, gradient of x>, for kInstance, on a CPU. No gradient is null, but for those of given moments.
+struct CbamDoubleBackwardArgs : CbamArgs {
+  const void *x, *grad_y, *v;
+  void* grad_grad_y;        // out
+  CbamGradients gradients;  // out
+};
+
 static constexpr int64_t pixels(const CbamShape& s) { return s.h * s.w; }
 static constexpr int64_t moments(const CbamShape& s, CbamNorm norm) { return norm == CbamNorm::kInstance ? s.n : 1; }
 

@@ -23,12 +23,12 @@ struct ProductArgs {
   void* out;
 };
 
-// partial[chunk, i, j] = sum over the chunk's m of a[m, i] b[m, j],   sums[chunk, i] = sum over them of a[m, i]
+// out[i, j] = sum over m of a[m, i] b[m, j],    sums[i] = sum over m of a[m, i]
 struct CorrelationArgs {
   int64_t m, i, j;
   Dtype dtype;  // float32 or bfloat16, of a and b
   const void *a, *b;
-  float* partial;
+  float* out;
   float* sums;  // or null
 };
 }  // namespace raccgan

@@ -1,19 +1,19 @@
 """The native backend of the anomaly score: C++ on a CPU, CUDA C++ on a GPU. It reads each tensor once.
 
-The forward pass is a kernel. The backward pass consists of PyTorch's differentiable operations (:mod:`.gradients`), so
-gradients of every order follow from it.
+The forward pass is a kernel. Gradients of every order are PyTorch's operations: :func:`.reference.gradients`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from raccgan.kernels import dispatch, library
-from raccgan.kernels.anomaly_score.gradients import ScoreGrads, gradients, output_shapes
-from raccgan.kernels.autograd import register
+from raccgan.kernels.anomaly_score.reference import Tensors, gradients, output_shapes
+from raccgan.kernels.autograd import inputs_of, register
 
 
 def supports(call: dispatch.Call) -> str | None:
@@ -23,7 +23,7 @@ def supports(call: dispatch.Call) -> str | None:
 def anomaly_score(
     x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None, want_map: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Residual [N], feature [N] (zeros without f) and map [N, H, W] ([0] unless wanted), all float32.
+    """As :func:`.reference.anomaly_score`, in float32.
 
     Images are read in place where each is dense and both are NCHW or both channels_last, features where both have the
     same dense strides; else copied. A sample's bits depend on the sample and the memory order of its features alone:
@@ -33,15 +33,9 @@ def anomaly_score(
     return outputs
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, x_hat, f, f_hat = ctx.saved_tensors
-    return *gradients(x, x_hat, f, f_hat, ScoreGrads(*grads), ctx.needs_input_grad[:4]), None
+def _backward(ctx: Any, needs: Sequence[bool], *grads: Tensor | None) -> Tensors:
+    return gradients(inputs_of(ctx)[:4], grads, needs)
 
 
 if library.load():
-    register("raccgan::anomaly_score_native", output_shapes, _backward, _save)
+    register("raccgan::anomaly_score_native", output_shapes, _backward)

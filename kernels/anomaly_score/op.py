@@ -53,9 +53,8 @@ def anomaly_score(
         Scores and map in float32 (float64 for float64 inputs), accumulated in that dtype. A sample's score does
         not depend on the batch it is in.
 
-    Gradients: any order, for all four tensors. The native backend differentiates by PyTorch's operations, the Triton
-        backend by a kernel and from the second order on by PyTorch's operations. By ``torch.func`` and in forward mode
-        where ``kernels`` is "reference" or "fused".
+    Gradients: any order, for all four tensors. By ``torch.func`` and in forward mode where ``kernels`` is "reference"
+        or "fused".
 
     Raises:
         ValueError: shapes, dtypes or devices that do not match.

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raccgan.kernels import autograd
-from raccgan.kernels.autograd import differentiate, needs_grad
+from raccgan.kernels.autograd import differentiate, inputs_of, register, save_inputs
 from raccgan.kernels.cbam import reference
 from raccgan.kernels.cbam.options import CbamNorm, CbamWeights
 
@@ -61,24 +60,12 @@ class CbamNeeds(NamedTuple):
         return (self.x, *4 * (self.mlp,), self.spatial_weight, *2 * (self.norm,), *2 * (self.moments,))
 
 
-class BackwardArguments(NamedTuple):
-    """The arguments of the backward op."""
-
-    grad_y: Tensor
-    grad_mean: Tensor | None
-    grad_var: Tensor | None
-    tensors: CbamTensors
-    batch: bool
-    eps: float
-    saved: Tensor
-    needs: CbamNeeds
-
-    @classmethod
-    def of(cls, arguments: Sequence[Any]) -> BackwardArguments:
-        """Of the op's arguments, one after the other."""
-        (grad_y, grad_mean, grad_var), tensors = arguments[:3], CbamTensors(*arguments[3 : 3 + TENSORS])
-        batch, eps, saved, *needs = arguments[3 + TENSORS :]
-        return cls(grad_y, grad_mean, grad_var, tensors, batch, eps, saved, CbamNeeds(*needs))
+def backward_arguments(
+    *inputs: Any,
+) -> tuple[Sequence[Tensor | None], CbamTensors, tuple[bool, float, Tensor], CbamNeeds]:
+    """The backward op's gradients, tensors, (batch, eps, saved) and needs."""
+    given = 3 + TENSORS
+    return inputs[:3], CbamTensors(*inputs[3:given]), inputs[given : given + 3], CbamNeeds(*inputs[given + 3 :])
 
 
 def forward_shapes(like: Callable[[Tensor], Tensor], saved: Callable[..., int], *inputs: Any) -> tuple[Tensor, ...]:
@@ -91,15 +78,15 @@ def forward_shapes(like: Callable[[Tensor], Tensor], saved: Callable[..., int], 
 
 def backward_shapes(like: Callable[[Tensor], Tensor], *inputs: Any) -> tuple[Tensor, ...]:
     """Empty outputs of the backward op, without elements where they are not needed; ``like`` makes a tensor like x."""
-    arguments = BackwardArguments.of(inputs)
-    tensors, x = arguments.tensors, arguments.tensors.x
+    _, tensors, _, needs = backward_arguments(*inputs)
+    x = tensors.x
 
     def empty(t: Tensor | None, needed: bool) -> Tensor:
         if t is None or not needed:
             return x.new_empty(0, dtype=torch.float32 if t is None or t is x else t.dtype)
         return like(t) if t is x else torch.empty(t.shape, dtype=t.dtype, device=t.device)
 
-    return tuple(empty(t, needed) for t, needed in zip(tensors, arguments.needs.by_tensor(), strict=True))
+    return tuple(empty(t, needed) for t, needed in zip(tensors, needs.by_tensor(), strict=True))
 
 
 def run(op: Callable[..., Any], x: Tensor, weights: CbamWeights, norm: CbamNorm) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,51 +101,36 @@ Second = Callable[[_Tensors, _Tensors, Tensor, bool, float], _Tensors | None]
 of its outputs x .. var, saved, batch, eps) the gradients of the former; None where no kernel does."""
 
 
-def register(
+def register_both(
     name: str, like: Callable[[Tensor], Tensor], saved: Callable[..., int], second: Second = lambda *_: None
 ) -> None:
     """Give raccgan::NAME and raccgan::NAME_backward their gradients and fakes, see :func:`forward_shapes`."""
 
-    def save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(output[-1])
-        ctx.save_for_backward(*inputs[:TENSORS], output[-1])
-        ctx.set_materialize_grads(False)
-        ctx.batch, ctx.eps = inputs[TENSORS:]
+        save_inputs(ctx, (*inputs, output[-1]))
 
     def of_forward(
-        ctx: Any, grad_y: Tensor | None, grad_mean: Tensor | None, grad_var: Tensor | None, _: None
-    ) -> tuple[Tensor | None, ...]:
-        *inputs, saved = ctx.saved_tensors
-        tensors = CbamTensors(*inputs)
-        if tensors.mean is not None:
-            grad_mean = grad_var = None  # of the empty tensors in the place of moments that were given
-        needed = [needs_grad(ctx, i, tensors) for i in range(TENSORS)]
-        if grad_y is None:
-            grad_y = torch.zeros_like(tensors.x)
-        found = getattr(torch.ops.raccgan, f"{name}_backward")(
-            grad_y, grad_mean, grad_var, *tensors, ctx.batch, ctx.eps, saved, *CbamNeeds.of(needed)
-        )
-        return *(grad if need else None for grad, need in zip(found, needed, strict=True)), None, None
+        ctx: Any, needs: Sequence[bool], grad_y: Tensor | None, *grads: Tensor | None
+    ) -> Sequence[Tensor | None]:
+        inputs = inputs_of(ctx)
+        tensors = CbamTensors(*inputs[:TENSORS])
+        grad_mean, grad_var, _ = grads if tensors.mean is None else (None, None, None)  # moments that were given: empty
+        grad_y = torch.zeros_like(tensors.x) if grad_y is None else grad_y
+        backward = getattr(torch.ops.raccgan, f"{name}_backward")
+        return backward(grad_y, grad_mean, grad_var, *inputs, *CbamNeeds.of(needs[:TENSORS]))
 
-    def save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        arguments = BackwardArguments.of(inputs)
-        ctx.save_for_backward(*inputs[: 3 + TENSORS], arguments.saved)
-        ctx.set_materialize_grads(False)
-        ctx.batch, ctx.eps, ctx.needs = arguments.batch, arguments.eps, arguments.needs
-
-    def of_backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        *inputs, saved = ctx.saved_tensors
+    def of_backward(ctx: Any, needs: Sequence[bool], *grad_grads: Tensor | None) -> _Tensors:
+        grads, tensors, (batch, eps, saved), computed = backward_arguments(*inputs_of(ctx))
+        given = (*grads, *tensors)
         # What was not needed is an output without elements, and nothing comes through it.
-        through = [grad if computed else None for grad, computed in zip(grad_grads, ctx.needs.by_tensor(), strict=True)]
-        needed = [needs_grad(ctx, i, inputs) for i in range(3 + TENSORS)]
-        found = second(inputs, through, saved, ctx.batch, ctx.eps)
-        if found is None:
-            found = _recomputed(inputs, through, needed, batch=ctx.batch, eps=ctx.eps)
-        rest = (None,) * (3 + len(CbamNeeds._fields))
-        return *(grad if need else None for grad, need in zip(found, needed, strict=True)), *rest
+        pairs = zip(grad_grads, computed.by_tensor(), strict=True)
+        through = [grad if there else None for grad, there in pairs]
+        found = second(given, through, saved, batch, eps)
+        return _recomputed(given, through, needs[: len(given)], batch=batch, eps=eps) if found is None else found
 
-    autograd.register(f"raccgan::{name}", partial(forward_shapes, like, saved), of_forward, save_forward)
-    autograd.register(f"raccgan::{name}_backward", partial(backward_shapes, like), of_backward, save_backward)
+    register(f"raccgan::{name}", partial(forward_shapes, like, saved), of_forward, save)
+    register(f"raccgan::{name}_backward", partial(backward_shapes, like), of_backward)
 
 
 def _recomputed(

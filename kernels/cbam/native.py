@@ -19,6 +19,7 @@ from raccgan.kernels import dispatch, library
 from raccgan.kernels.cbam import autograd
 from raccgan.kernels.cbam.autograd import CbamTensors
 from raccgan.kernels.cbam.options import CbamNorm, CbamWeights
+from raccgan.kernels.layout import empty_like_image
 
 _DOUBLE_BACKWARD_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -36,10 +37,6 @@ def cbam(x: Tensor, weights: CbamWeights, norm: CbamNorm) -> tuple[Tensor, Tenso
     The same bits whatever the number of threads, like all gradients; another processor may round differently.
     """
     return autograd.run(torch.ops.raccgan.cbam_native, x, weights, norm)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _saved(tensors: CbamTensors, groups: int) -> int:
@@ -66,9 +63,9 @@ def _double_backward(
 def _double_backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
     _, grad_y, x, *weights, _, _ = inputs
     alike = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in weights)
-    return _channels_last(grad_y), _channels_last(x), *alike
+    return empty_like_image(grad_y), empty_like_image(x), *alike
 
 
 if library.load():
-    autograd.register("cbam_native", _channels_last, _saved, _double_backward)
+    autograd.register_both("cbam_native", empty_like_image, _saved, _double_backward)
     torch.library.register_fake("raccgan::cbam_native_double_backward")(_double_backward_shapes)

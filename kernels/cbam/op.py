@@ -43,10 +43,9 @@ def cbam(x: Tensor, weights: CbamWeights, norm: CbamNorm = INSTANCE, *, kernels:
         y in x's dtype and memory format (channels_last by the native backend), and the moments used. The variance is
         the biased one: the mean of the squared deviations.
 
-    Gradients: any order, for every tensor. A tie in a max shares the gradient evenly. The native backend computes two
-        orders by kernels, the second on a CPU for norm "instance" and the gradient of x alone, as a gradient penalty
-        asks for it; the Triton backend one. All further gradients are the reference's operations in float32. By
-        ``torch.func`` and in forward mode where ``kernels`` is "reference" or "fused".
+    Gradients: any order, for every tensor. A tie in a max shares the gradient evenly. What the compiled kernels do not
+        compute are the reference's operations in float32. By ``torch.func`` and in forward mode where ``kernels`` is
+        "reference" or "fused".
 
     Raises:
         ValueError: shapes or options outside the above.

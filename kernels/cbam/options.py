@@ -1,8 +1,4 @@
-"""The arguments of CBAM beside its image, in two tuples.
-
-They are named tuples, not dataclasses, because PyTorch looks into tuples: ``torch.func``, ``torch.export`` and
-``torch.utils.checkpoint`` find the tensors inside.
-"""
+"""The arguments of CBAM beside its image, as named tuples: PyTorch finds the tensors inside of tuples."""
 
 from __future__ import annotations
 

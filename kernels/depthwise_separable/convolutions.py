@@ -6,8 +6,8 @@ Depthwise, with stride 1 and "same" padding:
     dD/dx . g        = D(g, flip(w))
     dD/dw . g        = C(x, g), the correlation of x and g over the batch
 
-For a gradient v of C, the gradients of C are D(g, flip(v)) in x and D(x, v) in g. So every order of derivative consists
-of D and C. Eager PyTorch differentiates its weight gradient with one small convolution per channel.
+For a gradient v of C, the gradients of C are D(g, flip(v)) in x and D(x, v) in g. Eager PyTorch differentiates its
+weight gradient with one small convolution per channel.
 
 The pointwise family is P(x, w), its transpose T(g, w), and the product of x and g over all pixels. Eager PyTorch
 differentiates that product by a convolution whose kernel is as large as the image.
@@ -21,12 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raccgan.kernels.autograd import needs_grad
+from raccgan.kernels.autograd import needed
 from raccgan.kernels.depthwise_separable.options import Weights
 from raccgan.kernels.layout import empty_image, images, in_autocast_dtype, rows
 
-FEW = 20_000_000
-WIDE = 64 * 128
+FEW, WIDE = 20_000_000, 64 * 128
 """See :func:`_as_matrices`."""
 
 
@@ -38,7 +37,7 @@ def depthwise(x: Tensor, w: Tensor) -> Tensor:
 
 def pointwise(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = None) -> Tensor:
     """P(x, w) + b + residual for x [N, C, H, W], w [D, C, 1, 1], b [D] or None. Any order of derivative."""
-    x, w, b = in_autocast_dtype(x), in_autocast_dtype(w), None if b is None else in_autocast_dtype(b)
+    x, w, b = in_autocast_dtype(x), in_autocast_dtype(w), b if b is None else in_autocast_dtype(b)
     # Of one small image, the detour through autograd took as long as the product.
     y: Tensor = Pointwise.apply(x, w, b) if torch.is_grad_enabled() else _pointwise(x, w, b)
     return y if residual is None else y + residual
@@ -68,11 +67,11 @@ class Depthwise(torch.autograd.Function):
         return F.conv2d(x, w, padding=w.shape[-1] // 2, groups=w.shape[0])
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, w = ctx.saved_tensors
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (x, w), (needs_x, needs_w) = ctx.saved_tensors, needed(ctx)
         return (
-            Depthwise.apply(g, w.flip(2, 3)) if needs_grad(ctx, 0) else None,
-            DepthwiseCorrelation.apply(x, g, w.shape[-1]) if needs_grad(ctx, 1) else None,
+            Depthwise.apply(g, w.flip(2, 3)) if needs_x else None,
+            DepthwiseCorrelation.apply(x, g, w.shape[-1]) if needs_w else None,
         )
 
 
@@ -86,11 +85,11 @@ class DepthwiseCorrelation(torch.autograd.Function):
         return _convolution_backward(g, x, w, (False, True, False), groups=x.shape[1])[1]
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, g = ctx.saved_tensors
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        (x, g), (needs_x, needs_g, _) = ctx.saved_tensors, needed(ctx)
         return (
-            Depthwise.apply(g, v.flip(2, 3)) if needs_grad(ctx, 0) else None,
-            Depthwise.apply(x, v) if needs_grad(ctx, 1) else None,
+            Depthwise.apply(g, v.flip(2, 3)) if needs_x else None,
+            Depthwise.apply(x, v) if needs_g else None,
             None,
         )
 
@@ -104,12 +103,12 @@ class Pointwise(torch.autograd.Function):
         return _pointwise(x, w, b)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, w = ctx.saved_tensors
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (x, w), (needs_x, needs_w, needs_b) = ctx.saved_tensors, needed(ctx)
         return (
-            PointwiseTransposed.apply(g, w) if needs_grad(ctx, 0) else None,
-            PointwiseProduct.apply(x, g) if needs_grad(ctx, 1) else None,
-            rows(g).sum(dim=0) if needs_grad(ctx, 2) else None,
+            PointwiseTransposed.apply(g, w) if needs_x else None,
+            PointwiseProduct.apply(x, g) if needs_w else None,
+            rows(g).sum(dim=0) if needs_b else None,
         )
 
 
@@ -127,11 +126,11 @@ class PointwiseTransposed(torch.autograd.Function):
         return grad if spread is g else images(rows(grad), g)
 
     @staticmethod
-    def backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        g, w = ctx.saved_tensors
+    def backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, ...]:
+        (g, w), (needs_g, needs_w) = ctx.saved_tensors, needed(ctx)
         return (
-            Pointwise.apply(t, w, None) if needs_grad(ctx, 0) else None,
-            PointwiseProduct.apply(t, g) if needs_grad(ctx, 1) else None,
+            Pointwise.apply(t, w, None) if needs_g else None,
+            PointwiseProduct.apply(t, g) if needs_w else None,
         )
 
 
@@ -150,11 +149,11 @@ class PointwiseProduct(torch.autograd.Function):
         return _convolution_backward(g, x, w, (False, True, False))[1]
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, g = ctx.saved_tensors
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        (x, g), (needs_x, needs_g) = ctx.saved_tensors, needed(ctx)
         return (
-            PointwiseTransposed.apply(g, v) if needs_grad(ctx, 0) else None,
-            Pointwise.apply(x, v, None) if needs_grad(ctx, 1) else None,
+            PointwiseTransposed.apply(g, v) if needs_x else None,
+            Pointwise.apply(x, v, None) if needs_g else None,
         )
 
 

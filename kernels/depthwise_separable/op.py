@@ -50,7 +50,7 @@ def depthwise_separable(
         prologue: what happens to x before the convolution; its tensors have x's dtype, as the weights.
         resize: nearest upsampling before the convolution, average pool after it.
         residual: added last, of the result's shape.
-        packed: ``weights.pointwise`` as :func:`packed` returned it. Whoever makes no use of it does not read it.
+        packed: ``weights.pointwise`` as :func:`packed` returned it.
         kernels: which backend, see :mod:`raccgan.kernels.dispatch`.
 
     Returns:
@@ -74,23 +74,9 @@ def depthwise_separable(
 def pointwise(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, kernels: str = "fused", packed: Tensor | None = None
 ) -> Tensor:
-    """The pointwise half alone, by the backends of the whole: a 1 x 1 convolution.
+    """The pointwise half alone, a 1 x 1 convolution: [N, D, H, W] for weight [D, C, 1, 1] and bias [D].
 
-    Args:
-        x: [N, C, H, W], NCHW or channels_last; float32, bfloat16, float16 or float64.
-        weight: [D, C, 1, 1] in x's dtype; in any dtype but float64 where autocast is on.
-        bias: [D] or None, likewise.
-        kernels: which backend, see :mod:`raccgan.kernels.dispatch`.
-        packed: weight as :func:`packed` returned it, or None.
-
-    Returns:
-        [N, D, H, W] in x's dtype (autocast's, where that is on); x's memory format or channels_last.
-
-    Gradients: as of :func:`depthwise_separable`.
-
-    Raises:
-        ValueError: shapes or dtypes other than the above.
-        raccgan.kernels.dispatch.KernelError: ``kernels`` names a backend that cannot serve this call.
+    Dtypes, memory formats, gradients, errors and the other arguments are those of :func:`depthwise_separable`.
     """
     if x.dim() != 4 or weight.dim() != 4 or weight.shape[1:] != (x.shape[1], 1, 1):
         raise ValueError(
@@ -114,13 +100,10 @@ def packed(pointwise_weight: Tensor, dtype: torch.dtype, *, kernels: str = "fuse
         kernels: which backend will be asked for.
 
     Returns:
-        What :func:`depthwise_separable` and :func:`pointwise` take as ``packed``, or None where no backend makes use of
-        it. It is a copy of the weight's values, for this processor's instructions.
-
-    Gradients: none.
+        A copy of the values for this processor's instructions, without a gradient; None where no backend uses it.
     """
     call = dispatch.Call(pointwise_weight.device, dtype)
-    if kernels not in ("fused", "native") or dispatch.refusal("pointwise", POINTWISE, "native", call) is not None:
+    if kernels not in ("fused", "native") or native.supports(call) is not None:
         return None
     return native.packed(pointwise_weight, dtype)
 
@@ -154,10 +137,9 @@ def _check_weights(c: int, weights: Weights, dtype: torch.dtype) -> None:
         raise _refused(f"weights.depthwise must be [{c}, 1, k, k] with odd k, got {list(taps)}")
     if matrix != (d, c, 1, 1):
         raise _refused(f"weights.pointwise must be [D, {c}, 1, 1], got {list(matrix)}")
-    if depthwise_bias is not None and depthwise_bias.shape != (c,):
-        raise _refused(f"weights.depthwise_bias must be [{c}], got {list(depthwise_bias.shape)}")
-    if pointwise_bias is not None and pointwise_bias.shape != (d,):
-        raise _refused(f"weights.pointwise_bias must be [{d}], got {list(pointwise_bias.shape)}")
+    for name, bias, size in (("depthwise_bias", depthwise_bias, c), ("pointwise_bias", pointwise_bias, d)):
+        if bias is not None and bias.shape != (size,):
+            raise _refused(f"weights.{name} must be [{size}], got {list(bias.shape)}")
     for name, t in zip(Weights._fields, weights, strict=True):
         if t is not None and t.dtype != dtype:
             _check_dtype("depthwise_separable", dtype, f"weights.{name}", t)

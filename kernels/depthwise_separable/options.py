@@ -1,7 +1,5 @@
-"""The arguments of a depthwise-separable convolution beside its image, in three tuples.
-
-They are named tuples, not dataclasses, because PyTorch looks into tuples: ``torch.func``, ``torch.export`` and
-``torch.utils.checkpoint`` find the tensors inside.
+"""The arguments of a depthwise-separable convolution beside its image, as named tuples: ``torch.func``,
+``torch.export`` and ``torch.utils.checkpoint`` find the tensors inside of tuples, and not of dataclasses.
 """
 
 from __future__ import annotations

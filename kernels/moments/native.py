@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels import dispatch, library
+from raccgan.kernels.layout import empty_like_image
 from raccgan.kernels.moments import autograd
 
 
@@ -23,4 +24,4 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 if library.load():
-    autograd.register("moments_native", lambda x: torch.empty_like(x, memory_format=torch.channels_last))
+    autograd.register_both("moments_native", empty_like_image)

@@ -1,7 +1,4 @@
-"""Options that are made from the settings, and one clear line for every error, for all commands.
-
-Importing this module imports no torch, so that ``--help`` answers at once.
-"""
+"""Options that are made from the settings, and one clear line for every error, for all commands; without torch."""
 
 from __future__ import annotations
 
@@ -15,12 +12,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from raccgan.cli.memory import keep_freed
-from raccgan.config import PRESETS, Config
+from raccgan.config import Config
 from raccgan.distributed import ranks
 from raccgan.errors import InputError
 from raccgan.outputs.terminal import one_line, say
-
-DATA_ROOT_VARIABLE = "RACCGAN_DATA"
 
 _METAVARS = {str: "NAME", int: "N", float: "X"}
 
@@ -28,10 +23,12 @@ _METAVARS = {str: "NAME", int: "N", float: "X"}
 class Parser(argparse.ArgumentParser):
     """argparse, with its errors in one line, examples left as they are written, and commands as the user types them."""
 
-    def __init__(self, description: str, examples: str, prog: str, usage: str = "") -> None:
+    def __init__(self, command: str, description: str, examples: str, arguments: str = "") -> None:
+        """``arguments`` stand before the options in the line on usage, such as ``RUN IMAGE ...``."""
+        prog = as_typed(f"python -m raccgan.{command}")
         super().__init__(
-            prog=as_typed(prog),
-            usage=as_typed(usage or f"{prog} [option ...]"),
+            prog=prog,
+            usage=" ".join(filter(None, (prog, arguments, "[option ...]"))),
             description=description,
             epilog=as_typed(f"examples:\n{examples}"),
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -53,11 +50,9 @@ def as_typed(text: str) -> str:
 
 
 def add_settings(parser: argparse.ArgumentParser, only: Iterable[str] | None = None) -> None:
-    """One option a setting of :class:`Config`, in groups; a setting that is not given is not in the parsed arguments.
+    """One option a setting of :class:`Config`; a setting that is not given is not in the parsed arguments.
 
-    Args:
-        parser: gets the options.
-        only: the names of the settings, which then are in no group; all of them by default.
+    The options are in groups, or those of the settings ``only`` in none.
     """
     groups: dict[str, Any] = {}
     for f in dataclasses.fields(Config):
@@ -86,9 +81,9 @@ def add_places(parser: argparse.ArgumentParser, *, data_root: bool = True, devic
         group.add_argument(
             "--data-root",
             type=Path,
-            default=Path(os.environ.get(DATA_ROOT_VARIABLE) or "data"),
+            default=Path(os.environ.get("RACCGAN_DATA") or "data"),
             metavar="FOLDER",
-            help=f"where data sets lie (default: the environment variable {DATA_ROOT_VARIABLE}, else ./data)",
+            help="where data sets lie (default: the environment variable RACCGAN_DATA, else ./data)",
         )
     if device:
         group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
@@ -128,15 +123,6 @@ def add_threshold(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_preset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--preset",
-        metavar="NAME",
-        help=f"settings to start from: {', '.join(PRESETS)}; all but digits, mnist-small and parts are sized for a GPU "
-        "(default: what suits the data). A preset replaces some of the defaults shown below",
-    )
-
-
 def settings_of(arguments: argparse.Namespace, but: Sequence[str] = ()) -> dict[str, Any]:
     """The settings that were given on the command line, ``but`` left out."""
     names = {f.name for f in dataclasses.fields(Config)} - set(but)
@@ -144,11 +130,7 @@ def settings_of(arguments: argparse.Namespace, but: Sequence[str] = ()) -> dict[
 
 
 def pick_device(name: str) -> Any:
-    """The torch device of that name; ``auto`` is a GPU where torch can use one. Each rank has its own GPU.
-
-    Raises:
-        InputError: no such device here.
-    """
+    """The torch device of that name; ``auto`` is a GPU where torch can use one. Each rank has its own GPU."""
     from raccgan.models import devices
 
     place = ranks.place_in()
@@ -172,40 +154,34 @@ def call(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
     The process of a rank ends here and does not return.
     """
     keep_freed()
-    status = _called(command, arguments)
-    ranks.end(status)
-    return status
-
-
-def _called(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     try:
         status = _left(command, arguments)
         print(end="", flush=True)  # what cannot be written is said here and not at the end of Python
-        return status
     except InputError as error:
-        return _error(error)
+        status = _error(error)
     except KeyboardInterrupt as stop:
         print("\n" + one_line(str(stop) or "interrupted"), file=sys.stderr)
-        return 130
+        status = 130
     except BrokenPipeError:
         # Whoever read our output has gone, as `| head` does; Python would complain of it once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        status = 141
     except OSError as error:
         if error.strerror is None:
             raise
         where = f"{error.filename}: " if isinstance(error.filename, str) else ""
-        return _error(f"{where}{error.strerror}")
+        status = _error(f"{where}{error.strerror}")
     except MemoryError:
-        return _error("the machine's memory is full; lower --batch-size or --score-batch")
+        status = _error("the machine's memory is full; lower --batch-size or --score-batch")
     except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError":
-            return _error("the GPU's memory is full; lower --batch-size or --score-batch")
-        raise
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        status = _error("the GPU's memory is full; lower --batch-size or --score-batch")
+    ranks.end(status)
+    return status
 
 
 def _left(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Run a command, and part from the other ranks with how it ended if it joined any."""
     try:
         status = command(arguments)
     except BaseException as error:
@@ -216,5 +192,5 @@ def _left(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> 
 
 
 def _error(reason: object) -> int:
-    say(f"error: {reason}")
+    say(as_typed(f"error: {reason}"))
     return 2

@@ -17,28 +17,14 @@ from raccgan.data.samples import Sample
 from raccgan.errors import InputError
 
 T = TypeVar("T")
-Problems = list[tuple[int, str]]
-"""The index of each sample that cannot be used, and a line that says why."""
-
-
-def _alone(found: Problems) -> list[Problems]:
-    return [found]
 
 
 class ImageDataset:
     """Decoded samples: ``images(indices)`` is float32 [n, C, size, size] in [-1, 1], ``labels[indices]`` int64 [n].
 
-    As many images as fit in ``cache_bytes`` are decoded once, on first use, and kept as float32. Pixels that are in
-    memory already are decoded together at the start.
-
-    Args:
-        samples: what to serve, in this order.
-        classes: class names; a sample's class index is its label's place here, -1 where it has none.
-        size, channels, fit, brightness: as in ``images.decode``.
-        cache_bytes: the most memory that decoded images may take.
-
-    Raises:
-        InputError: from :meth:`images`, where a file cannot be decoded.
+    A label is the place of the sample's class in ``classes``, -1 where it has none. ``size``, ``channels``, ``fit`` and
+    ``brightness`` are those of ``images.decode``. As many images as fit in ``cache_bytes`` are decoded once, on first
+    use, and kept as float32. Pixels that are in memory already are decoded together at the start.
     """
 
     def __init__(
@@ -62,93 +48,73 @@ class ImageDataset:
         self.labels = torch.tensor([place.get(sample.label, -1) for sample in self.samples], dtype=torch.int64)  # [N]
         kept = min(len(self.samples), cache_bytes // (4 * channels * size * size))
         self._cache = torch.empty(kept, channels, size, size)  # the first `kept` images
-        self._cached = np.zeros(kept, dtype=bool)
+        self._cached = np.zeros(len(self.samples), dtype=bool)
         self._preload()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def images(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """The images at ``indices`` (0..N-1, in any order, repeats allowed): float32 [n, C, size, size], a copy."""
+        """The images at ``indices`` (0..N-1, any order, repeats allowed): float32 [n, C, size, size], a copy.
+
+        A file that cannot be decoded is an InputError.
+        """
         wanted = indices if isinstance(indices, Tensor) else torch.tensor(list(indices), dtype=torch.int64)
         places = wanted.tolist()
         if places and not 0 <= min(places) <= max(places) < len(self):
             raise IndexError(f"images {min(places)} to {max(places)} of {len(self)}")
-        self._fill([index for index in places if self._is_missing(index)])
-        beyond = [(row, index) for row, index in enumerate(places) if index >= len(self._cache)]
-        if not beyond:
+        cached = torch.from_numpy(self._cached[places])
+        if cached.all():
             return self._cache[wanted]
         batch = torch.empty(len(wanted), self.channels, self.size, self.size)
-        within = wanted < len(self._cache)
-        batch[within] = self._cache[wanted[within]]
-        pixels = _in_threads(self._decode, [index for _, index in beyond])
-        for (row, _), image in zip(beyond, pixels, strict=True):
-            batch[row] = torch.from_numpy(image)
+        batch[cached] = self._cache[wanted[cached]]
+        rows = torch.nonzero(~cached).flatten().tolist()
+        for row, image in zip(rows, _in_threads(self._decoded, [places[row] for row in rows]), strict=True):
+            batch[row] = image
         return batch
 
-    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def problems(
+        self, progress: Callable[[int, int], None] | None = None, share: Sequence[int] | None = None
+    ) -> dict[int, str]:
         """Decode every image and mask once, in threads, so that a bad file is found before training starts.
 
-        Args:
-            progress: called with (done, total) after each image.
-
-        Raises:
-            InputError: names the first bad file in the order of the samples, and counts the others.
+        ``share`` holds the indices to decode here, where other processes decode the others; by default all.
+        ``progress`` is called with (done, total) after each. The result has the index of each bad sample, and a line
+        that says what is wrong.
         """
-        if bad := self.problems(progress):
-            raise self.refusal(bad)
+        share = range(len(self)) if share is None else share
+        bad = {}
+        for done, (index, problem) in enumerate(zip(share, _in_threads(self._problem, share), strict=True), start=1):
+            if problem is not None:
+                bad[index] = problem
+            if progress is not None:
+                progress(done, len(share))
+        return bad
 
     def refusal(self, bad: Mapping[int, str]) -> InputError:
-        """The error of :meth:`verify` for the :meth:`problems` of these samples."""
+        """The error for the :meth:`problems` of these samples: the first, and how many more."""
         first, *others = bad.values()
         more = f" ({len(others)} more of the {len(self)} images cannot be used either)" if others else ""
         return InputError(first + more)
 
-    def problems(
-        self,
-        progress: Callable[[int, int], None] | None = None,
-        share: Sequence[int] | None = None,
-        exchange: Callable[[Problems], list[Problems]] = _alone,
-    ) -> dict[int, str]:
-        """:meth:`verify` without the error: for the index of each bad sample, the line that says what is wrong.
-
-        Args:
-            progress: called with (done, total) after each image.
-            share: the indices to decode here, where other processes decode the others; all of them by default.
-            exchange: gives the problems that every process found for those that this one found.
-        """
-        share = range(len(self)) if share is None else share
-        bad: Problems = []
-        for done, (index, problem) in enumerate(zip(share, _in_threads(self._problem, share), strict=True), start=1):
-            if problem is not None:
-                bad.append((index, problem))
-            if progress is not None:
-                progress(done, len(share))
-        return dict(sorted(item for found in exchange(bad) for item in found))
-
     def _problem(self, index: int) -> str | None:
         sample = self.samples[index]
         try:
-            if self._is_missing(index):
-                self._fill([index])
-            elif index >= len(self._cache):
-                self._decode(index)
+            if not self._cached[index]:
+                self._decoded(index)
             if sample.mask is not None:
                 decode_mask(sample.mask, sample.image, size=self.size, fit=self.fit)
         except InputError as error:
             return str(error)
         return None
 
-    def _is_missing(self, index: int) -> bool:
-        return index < len(self._cache) and not self._cached[index]
-
-    def _fill(self, indices: Sequence[int]) -> None:
-        for index, image in zip(indices, _in_threads(self._decode, indices), strict=True):
-            self._cache[index] = torch.from_numpy(image)
+    def _decoded(self, index: int) -> Tensor:
+        """One image [C, size, size] from its file, which the cache keeps where it has room."""
+        image = torch.from_numpy(decode(self.samples[index].image, **self._decoded_to))
+        if index < len(self._cache):
+            self._cache[index] = image
             self._cached[index] = True
-
-    def _decode(self, index: int) -> np.ndarray:
-        return decode(self.samples[index].image, **self._decoded_to)
+        return image
 
     def _preload(self, chunk: int = 4096) -> None:
         """Decode the pixels in memory, a chunk of images of one shape and type at a time."""
@@ -160,8 +126,7 @@ class ImageDataset:
             for start in range(0, len(members), chunk):
                 part = members[start : start + chunk]
                 stack = np.stack([np.asarray(self.samples[index].image) for index in part])
-                decoded = decode_stack(stack, **self._decoded_to)
-                self._cache[part] = torch.from_numpy(decoded)
+                self._cache[part] = torch.from_numpy(decode_stack(stack, **self._decoded_to))
                 self._cached[part] = True
 
 
@@ -169,25 +134,18 @@ def _in_threads(function: Callable[[int], T], indices: Sequence[int], few: int =
     """``map`` in threads, results in order; Pillow decodes without the interpreter lock."""
     if len(indices) <= few:
         yield from map(function, indices)
-        return
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        yield from pool.map(function, indices)
+    else:
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+            yield from pool.map(function, indices)
 
 
 class StepBatches:
     """The batch of each training step as a pure function of (seed, step): what makes resuming exact.
 
-    Epoch e is a permutation of all indices, drawn from (seed, e). The permutations follow each other in one endless
-    sequence, and step s takes places s*batch_size to (s+1)*batch_size of it. So every batch is full; one that crosses
-    an epoch's end may hold an index twice, and a batch larger than the data holds every index at least once.
-
-    Args:
-        length: number of images, at least 1.
-        batch_size: indices a step.
-        seed: any integer.
-
-    Raises:
-        ValueError: ``length`` or ``batch_size`` is below 1.
+    Epoch e is a permutation of the indices of ``length`` images, drawn from (seed, e). The permutations follow each
+    other in one endless sequence, and step s takes places s*batch_size to (s+1)*batch_size of it. So every batch is
+    full; one that crosses an epoch's end may hold an index twice, and a batch larger than the data holds every index at
+    least once.
     """
 
     def __init__(self, length: int, batch_size: int, *, seed: int) -> None:
@@ -202,9 +160,8 @@ class StepBatches:
     def batch(self, step: int) -> list[int]:
         """The indices of one step."""
         batch: list[int] = []
-        place = step * self.batch_size
         while len(batch) < self.batch_size:
-            epoch, first = divmod(place + len(batch), self.length)
+            epoch, first = divmod(step * self.batch_size + len(batch), self.length)
             batch += self._permutation(epoch)[first : first + self.batch_size - len(batch)].tolist()
         return batch
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import has_magic
 from pathlib import Path
-from typing import NoReturn
 
 from raccgan.data.samples import natural_key, printable
 from raccgan.errors import InputError
@@ -17,12 +15,10 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".
 """Files with other endings are no images and are ignored; upper and lower case are one."""
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The images of a folder, and how many other files lie beside them."""
-
-    images: tuple[Path, ...]
-    ignored: int
+def visible(folder: Path) -> list[Path]:
+    """Everything in ``folder`` that is not hidden, in natural order; an InputError where it cannot be read."""
+    paths = [Path(entry.path) for entry in _entries(folder, None) if _is_visible(entry.name)]
+    return sorted(paths, key=lambda path: natural_key(path.name))
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -32,15 +28,11 @@ def subfolders(folder: Path) -> list[Path]:
     return [path for path in paths if not (path.is_symlink() and path.resolve() in above)]
 
 
-def list_images(folder: Path, problems: list[str] | None = None) -> Listing:
-    """The visible images in ``folder`` and the folders below it, natural order; linked folders are not entered.
+def list_images(folder: Path, problems: list[str] | None = None) -> list[Path]:
+    """The visible images in ``folder`` and all folders below it, in natural order; linked folders are not entered.
 
-    Args:
-        folder: however deep.
-        problems: where given, a folder below that cannot be read adds a line here, and the others go on.
-
-    Raises:
-        InputError: there is none, or a folder cannot be read.
+    A folder that cannot be read adds a line to ``problems``, or is an InputError without that list. No image at all is
+    an InputError.
     """
     images: list[Path] = []
     ignored = 0
@@ -61,19 +53,14 @@ def list_images(folder: Path, problems: list[str] | None = None) -> Listing:
         beside = f" ({ignored} other files are ignored)" if ignored else ""
         known = " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
         raise InputError(f"no image in {printable(folder)}{beside}: add some ({known}) or remove the folder")
-    images.sort(key=lambda path: natural_key(path.relative_to(folder).as_posix()))
-    return Listing(tuple(images), ignored)
+    return sorted(images, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
 
 
 def matching(pattern: str, problems: list[str]) -> list[Path]:
     """The visible files and folders that match a pattern, in natural order: ``*``, ``?`` and ``[...]`` within a name.
 
     ``**`` matches any number of folders. It does not follow links: two links to the folder that they lie in would lead
-    in a circle without end.
-
-    Args:
-        pattern: relative or absolute.
-        problems: a folder that cannot be read adds a line here.
+    in a circle without end. A folder that cannot be read adds a line to ``problems``.
     """
     parts = Path(pattern).parts
     first = next(place for place, part in enumerate(parts) if has_magic(part))
@@ -105,20 +92,6 @@ def matching(pattern: str, problems: list[str]) -> list[Path]:
     return sorted(found, key=lambda path: natural_key(str(path)))
 
 
-def has_images(folder: Path) -> bool:
-    """True where images lie directly in ``folder``."""
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in visible(folder))
-
-
-def visible(folder: Path) -> list[Path]:
-    """Everything in ``folder`` that is not hidden, natural order."""
-    try:
-        paths = [path for path in folder.iterdir() if _is_visible(path.name)]
-    except OSError as error:
-        _refuse(error)
-    return sorted(paths, key=lambda path: natural_key(path.name))
-
-
 def _is_visible(name: str) -> bool:
     # __MACOSX is what a zip from a Mac leaves beside the data: hidden files by another name.
     return not name.startswith(".") and name != "__MACOSX"
@@ -130,9 +103,9 @@ def _entries(folder: Path, problems: list[str] | None) -> Iterator[os.DirEntry[s
         with os.scandir(folder) as entries:
             yield from entries
     except OSError as error:
-        if problems is None:
-            _refuse(error)
         line = f"cannot read the folder {printable(folder)}: {error.strerror}"
+        if problems is None:
+            raise InputError(line) from None
         if line not in problems:
             problems.append(line)
 
@@ -142,7 +115,3 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link that leads in a circle
         return False
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise InputError(f"cannot read the folder {printable(error.filename)}: {error.strerror}") from None

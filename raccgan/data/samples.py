@@ -41,7 +41,6 @@ class Source:
     default_normal: tuple[str, ...]  # empty: the user has to say
     default_protocol: str
     official_split: bool = True  # False: the 60/40 split is ours
-    ignored_files: int = 0  # files beside the images that are no images
 
 
 def spread(samples: Sequence[Sample], most: int) -> list[Sample]:
@@ -62,9 +61,8 @@ def printable(path: Path | str) -> str:
     Bytes that are no UTF-8 show as ``\xff``, control characters and marks of direction as ``\x1b`` or ``\u202e``, and a
     backslash as two, so that no two paths look alike and :func:`path_of` finds the file again.
     """
-    return _TO_ESCAPE.sub(
-        lambda found: "\\\\" if found[0] == "\\" else escaped(found[0]), os.fsdecode(Path(path).as_posix())
-    )
+    name = os.fsdecode(Path(path).as_posix())
+    return _TO_ESCAPE.sub(lambda found: "\\\\" if found[0] == "\\" else escaped(found[0]), name)
 
 
 def path_of(name: str) -> Path:

@@ -1,14 +1,7 @@
 """Splits of a source: which samples train, which calibrate the threshold, and which are tested.
 
 Every protocol trains on normal images of the training part alone and tests on the test part, where every class that
-is not normal is anomalous. They differ in what they demand:
-
-- ``one-vs-rest``: the named class (or classes, for a class-conditional model) is normal, every other one anomalous.
-- ``leave-one-out``: all classes but one are normal.
-- ``folder``: the source's own layout says what is normal. Where the source has no official split, every anomalous
-  image is tested, because none is ever trained on; a test part without anomalies is allowed.
-
-The normal classes are named (``3 5``) or excluded (``!7`` means all but 7).
+is not normal is anomalous. The normal classes are named (``3 5``) or excluded (``!7`` means all but 7).
 """
 
 from __future__ import annotations
@@ -21,14 +14,11 @@ from dataclasses import dataclass, replace
 from raccgan.data.samples import Sample, Source
 from raccgan.errors import InputError
 
-PROTOCOLS = {
-    "one-vs-rest": "the named class or classes are normal, every other one is anomalous",
-    "leave-one-out": "all classes but one are normal, the one left out is anomalous",
-    "folder": "the source's own normal class, everything else in its test part is anomalous",
-}
+# One class (or several, for a class-conditional model) is normal; all but one are; or the source's layout says which.
+# Where a source has no official split, "folder" tests every anomalous image; a test part without anomalies is allowed.
+PROTOCOLS = ("one-vs-rest", "leave-one-out", "folder")
 
-TRAIN_SHARE = 0.6
-"""Share of each class that trains where a source brings no split of its own."""
+TRAIN_SHARE = 0.6  # share of each class that trains where a source brings no split of its own
 
 
 @dataclass(frozen=True)
@@ -49,18 +39,12 @@ class Split:
 def make_split(
     source: Source, protocol: str | None, normal: Sequence[str], *, held_out: float = 0.15, seed: int = 0
 ) -> Split:
-    """Split a source by a protocol.
+    """Split a source by a protocol; None is the source's own.
 
-    Args:
-        source: the samples.
-        protocol: a name in ``PROTOCOLS``, or None for the source's own.
-        normal: class names, or ``!name`` for all but that one; empty for the source's default.
-        held_out: share of the normal training images, per class, that is kept from training; at least one image is
-            held out and at least one trains.
-        seed: chooses the held-out images, and nothing else.
-
-    Raises:
-        InputError: unknown protocol or class, too few normal images, or a test part that could not be evaluated.
+    ``normal`` holds class names, or ``!name`` for all but that one; empty, it means the source's default. ``held_out``
+    is the share of the normal training images of each class that is kept from training: at least one image is held out
+    and at least one trains. ``seed`` chooses the held-out images, and nothing else. An InputError says that a protocol
+    or class is unknown, that normal images are too few, or that the test part could not be evaluated.
     """
     protocol = protocol or source.default_protocol
     if protocol not in PROTOCOLS:
@@ -72,8 +56,15 @@ def make_split(
     kept: list[Sample] = []
     for label in classes:
         members = [sample for sample in source.samples if sample.label == label and sample.split == "train"]
-        count = _held_out_count(source, label, members, held_out)
-        chosen = set(hash_order((sample.key for sample in members), salt=f"held out {seed}")[:count])
+        if not members:
+            raise InputError(f"{source.name} has no training image of the normal class {label!r}")
+        if len(members) == 1:
+            raise InputError(
+                f"{source.name} has only one training image of the normal class {label!r}; "
+                "at least two are needed, one to train on and one to calibrate the threshold"
+            )
+        order = hash_order((sample.key for sample in members), salt=f"held out {seed}")
+        chosen = set(order[: _share(held_out, len(members))])
         kept += [sample for sample in members if sample.key in chosen]
         training += [sample for sample in members if sample.key not in chosen]
     test = _test_samples(source, protocol, classes)
@@ -106,8 +97,7 @@ def split_by_class(samples: Sequence[Sample]) -> tuple[Sample, ...]:
         by_class.setdefault(sample.label, []).append(sample.key)
     training: set[str] = set()
     for keys in by_class.values():
-        count = max(1, min(round(TRAIN_SHARE * len(keys)), len(keys) - 1))
-        training.update(hash_order(keys, salt="split by class")[:count])
+        training.update(hash_order(keys, salt="split by class")[: _share(TRAIN_SHARE, len(keys))])
     return tuple(replace(sample, split="train" if sample.key in training else "test") for sample in samples)
 
 
@@ -144,11 +134,6 @@ def _normal_classes(source: Source, protocol: str, named: Sequence[str]) -> tupl
     classes = tuple(name for name in source.classes if (name not in excluded if excluded else name in named))
     if not classes:
         raise InputError(f"every class of {source.name} is excluded; at least one has to be normal")
-    _check_anomalous_classes(source, protocol, classes)
-    return classes
-
-
-def _check_anomalous_classes(source: Source, protocol: str, classes: tuple[str, ...]) -> None:
     left = len(source.classes) - len(classes)
     if protocol == "leave-one-out" and left != 1:
         raise InputError(
@@ -160,17 +145,12 @@ def _check_anomalous_classes(source: Source, protocol: str, classes: tuple[str, 
             f"all classes of {source.name} ({_listed(source.classes)}) are normal, so nothing is anomalous: "
             f"name fewer, for example --normal {source.classes[0]}"
         )
+    return classes
 
 
-def _held_out_count(source: Source, label: str, members: Sequence[Sample], share: float) -> int:
-    if not members:
-        raise InputError(f"{source.name} has no training image of the normal class {label!r}")
-    if len(members) == 1:
-        raise InputError(
-            f"{source.name} has only one training image of the normal class {label!r}; "
-            "at least two are needed, one to train on and one to calibrate the threshold"
-        )
-    return max(1, min(round(share * len(members)), len(members) - 1))
+def _share(share: float, count: int) -> int:
+    """A share of a class: at least one sample, and not the last one."""
+    return max(1, min(round(share * count), count - 1))
 
 
 def _test_samples(source: Source, protocol: str, classes: tuple[str, ...]) -> list[Sample]:

@@ -1,18 +1,10 @@
 """What the ranks of a job compute together: moments, gradients, losses, and answers of rank 0.
 
-One object, :class:`Collectives`, is handed to whatever couples ranks. Commands get the object of their job from
-:func:`raccgan.distributed.ranks.join`. :data:`SINGLE`, the object of a single process, is the default everywhere.
-Models and data sets know neither.
-
 Rules that make one process and many compute the same:
 
-- A batch, its random numbers included, is that of the whole job. Every rank draws the whole batch and takes its own
-  slice (:meth:`Collectives.own`, :meth:`Collectives.own_rows`).
+- A batch, its random numbers included, is that of the whole job. Every rank draws the whole batch and takes its slice.
 - A loss is a mean over the batch, so the job's loss is the mean of the ranks' losses; likewise its gradient.
-- The moments of a batch norm, which couple samples, are those of the whole batch, in both directions: a rank's gradient
-  reaches the samples of the other ranks.
-
-All ranks make the same calls in the same order.
+- The moments of a batch norm are those of the whole batch: a rank's gradient reaches the samples of the other ranks.
 """
 
 from __future__ import annotations
@@ -41,7 +33,8 @@ T = TypeVar("T")
 class Collectives:
     """Rank ``rank`` of ``world`` ranks, ``local_world`` of them on this machine. Rank 0 alone writes files.
 
-    In a process of its own (``world`` 1) each method returns what it was given, at no cost.
+    It is handed to whatever couples ranks. All ranks make the same calls in the same order. In a process of its own
+    (``world`` 1) each method returns what it was given, at no cost.
 
     Raises:
         raccgan.distributed.heartbeat.LostRankError: from every method, if another rank stopped or was lost.
@@ -61,14 +54,8 @@ class Collectives:
         """The same job: a network may be copied together with the object that it was handed."""
         return self
 
-    # ---- slices of a batch ------------------------------------------------------------------------------------------
-
     def require_divisible(self, batch: int) -> None:
-        """Refuse a batch that does not divide evenly: a mean over ranks would not be a mean over images.
-
-        Raises:
-            InputError: with the sizes that divide.
-        """
+        """Raise an InputError if ranks would not have equally many images: their mean would not be that of all."""
         if batch % self.world:
             below = batch - batch % self.world
             sizes = f"{below} or {below + self.world}" if below else str(self.world)
@@ -86,33 +73,20 @@ class Collectives:
         """This rank's slice of a tensor of one row a sample, [N, ...] to [N / world, ...]."""
         return batch.chunk(self.world)[self.rank]
 
-    # ---- tensors ----------------------------------------------------------------------------------------------------
-
-    def summed(self, t: Tensor) -> Tensor:
-        """The sum of every rank's ``t``, of one shape. Gradients: any order, through every rank's ``t``."""
-        if self.world == 1:
-            return t
-        total: Tensor = _Sum.apply(self, t)
-        return total
-
     def averaged(self, t: Tensor) -> Tensor:
         """The mean of every rank's ``t``, of one shape, without gradient."""
         return t if self.world == 1 else self._add_up(t.detach().clone()) / self.world
 
     def shared_moments(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance of all ranks' values together.
+        """Mean and biased variance of all ranks' values, from those of this rank's; every rank has equally many.
 
-        Sums are of float64, in which mean (x^2) - (mean x)^2 loses nothing of a float32 variance.
-
-        Args:
-            mean, var: of this rank's values; every rank has equally many. Of one shape.
-
-        Gradients: any order, through every rank's moments.
+        Sums are of float64, in which mean (x^2) - (mean x)^2 loses nothing of a float32 variance. Gradients: any order,
+        through every rank's moments.
         """
         if self.world == 1:
             return mean, var
         wide = mean.double()
-        both = self.summed(torch.stack([wide, var.double() + wide.square()])) / self.world
+        both = _Sum.apply(self, torch.stack([wide, var.double() + wide.square()])) / self.world
         return both[0].to(mean.dtype), (both[1] - both[0].square()).to(var.dtype)
 
     def anywhere(self, flag: bool) -> bool:
@@ -121,10 +95,10 @@ class Collectives:
         return flag if self.world == 1 else bool(self._add_up(torch.tensor(float(flag))))
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Make every ``grad`` the mean over ranks, in buckets of :data:`BUCKET` bytes.
+        """Make every ``grad`` the mean over ranks, after the backward pass.
 
-        The reduction follows the backward pass; hooks that reduce during the pass saved nothing. 32 px, two ranks on a
-        CPU: 173 to 193 ms a step with hooks, 171 to 199 ms without.
+        Hooks that reduce during the pass save nothing. 32 px, two ranks on a CPU: 173 to 193 ms a step with hooks, 171
+        to 199 ms without.
         """
         if self.world == 1:
             return
@@ -149,14 +123,8 @@ class Collectives:
             dist.all_reduce(t)
         return t
 
-    # ---- objects ----------------------------------------------------------------------------------------------------
-
     def on_first(self, function: Callable[[], T]) -> T:
-        """Call ``function`` on rank 0 alone; every rank waits and gets its result.
-
-        Raises:
-            InputError: ``function`` raised one; every rank raises the same.
-        """
+        """Call ``function`` on rank 0 alone; every rank waits and gets its result, or raises its InputError."""
         if self.world == 1:
             return function()
         found: list[Any] = [None, None]
@@ -197,14 +165,8 @@ class Collectives:
         return found
 
     def require_alike(self, what: str, value: Callable[[], object]) -> None:
-        """Refuse to go on if a rank's ``value`` differs from that of rank 0; a process of its own does not call it.
-
-        Raises:
-            InputError: names the first such rank.
-        """
-        if self.world == 1:
-            return
-        values = self.exchanged(value())
+        """Raise an InputError if a rank's ``value`` differs from that of rank 0; one process does not call it."""
+        values = self.exchanged(value()) if self.world > 1 else []
         for other, theirs in enumerate(values):
             if theirs != values[0]:
                 raise InputError(f"{what} of rank {other} differ from those of rank 0: every machine needs the same")
@@ -234,17 +196,17 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
-        job: Collectives = ctx.job
-        return None, job.summed(gradients[0])
+        return None, _Sum.apply(ctx.job, gradients[0])
 
 
-def _buckets(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    buckets: list[list[Tensor]] = []
-    filled = BUCKET
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    filled = 0
     for t in tensors:
-        if filled >= BUCKET:
-            buckets.append([])
-            filled = 0
-        buckets[-1].append(t)
+        bucket.append(t)
         filled += t.nbytes
-    return buckets
+        if filled >= BUCKET:
+            yield bucket
+            bucket, filled = [], 0
+    if bucket:
+        yield bucket

@@ -1,8 +1,7 @@
 """Heartbeats: if a rank stops or is lost, every other rank ends within seconds, with one line that says which it was.
 
-A thread of every rank writes its heartbeat to the job's store, and reads the heartbeats of the other ranks and the
-reason that the first rank to stop has left there. A collective that fails asks :meth:`Heartbeat.lost` for that reason.
-A rank that waits in a collective that does not even fail is ended by its thread.
+A thread of every rank writes its heartbeat to the job's store, and reads there the others' and why the first rank
+stopped. A collective that fails asks for that reason; a rank in one that does not even fail is ended by its thread.
 """
 
 from __future__ import annotations
@@ -45,7 +44,6 @@ class Heartbeat(threading.Thread):
 
     Args:
         store: the job's store (``torch.distributed.Store``), over a connection of this object's own.
-        rank, world: this rank, and how many there are.
         timeout: seconds without a heartbeat after which a rank is given up.
     """
 
@@ -53,8 +51,7 @@ class Heartbeat(threading.Thread):
         super().__init__(name="raccgan-heartbeat", daemon=True)
         self.store, self.rank, self.timeout = store, rank, timeout
         self._beats = [f"beat/{other}" for other in range(world)]
-        self._seen: list[tuple[bytes, float]] = [(b"", time.monotonic())] * world
-        """Of every rank, the last heartbeat and when it was new."""
+        self._seen = [(b"", time.monotonic())] * world  # of every rank, the last heartbeat and when it was new
         self._ended = threading.Event()
         self._speaking = threading.Lock()
         self._using = threading.Lock()
@@ -83,12 +80,12 @@ class Heartbeat(threading.Thread):
         return LostRankError(f"rank {self.rank}: {reason}")
 
     def report(self, error: BaseException) -> None:
-        """Tell the other ranks that this one ends, and why; a line that another rank has said is not said again.
+        """Tell the other ranks that this one ends, and why.
 
-        Raises:
-            InputError: instead of ``error``, with this rank's number.
-            SystemExit: instead of ``error``, if another rank has said the same line.
-            LostRankError: instead of a KeyboardInterrupt that torchrun sent because a rank was lost.
+        Raises, instead of ``error``:
+            InputError: the same line, with this rank's number.
+            SystemExit: another rank has said the line already.
+            LostRankError: it was a KeyboardInterrupt that torchrun sent because a rank was lost.
         """
         if isinstance(error, LostRankError | SystemExit):
             return
@@ -100,13 +97,15 @@ class Heartbeat(threading.Thread):
             if self.rank:
                 raise SystemExit(130) from None
             return
-        text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        line = (text.strip().splitlines() or [""])[0]
-        self._announce(f"rank {self.rank} stopped: {line}")
-        if isinstance(error, InputError):
-            if not self._is_first_to(f"said/{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"):
+        if not isinstance(error, InputError):
+            self._announce(f"rank {self.rank} stopped: {type(error).__name__}: {first_line(error)}")
+            return
+        self._announce(f"rank {self.rank} stopped: {first_line(error)}")
+        said = f"said/{hashlib.blake2b(str(error).encode(), digest_size=8).hexdigest()}"
+        with suppress(RuntimeError):  # the store is gone: the line is said
+            if self._ask(lambda: self.store.add(said, 1)) > 1:
                 raise SystemExit(2) from None
-            raise InputError(f"rank {self.rank}: {text}") from None
+        raise InputError(f"rank {self.rank}: {error}") from None
 
     def leave(self) -> None:
         """End the heartbeats; the other ranks may go on without this one."""
@@ -133,11 +132,7 @@ class Heartbeat(threading.Thread):
         return self.store.get("ended").decode() if self.store.check(["ended"]) else None
 
     def _ask(self, use: Callable[[], T]) -> T:
-        """Use the store, which a lost machine may have made silent.
-
-        Raises:
-            RuntimeError: the store does not answer.
-        """
+        """Use the store; a RuntimeError if it does not answer, as where its machine was lost."""
         if not self._using.acquire(timeout=GRACE):
             raise RuntimeError(_NO_STORE)
         try:
@@ -147,13 +142,10 @@ class Heartbeat(threading.Thread):
 
     def _silent(self, seconds: float) -> str:
         """The ranks without a heartbeat for so long, in words; empty if there is none."""
-        now = time.monotonic()
-        gone = [
-            f"rank {other}"
-            for other, (beat, since) in enumerate(self._seen)
-            if other != self.rank and beat != _LEFT and now - since > seconds
-        ]
-        return " and ".join(gone)
+        before = time.monotonic() - seconds
+        seen = enumerate(self._seen)
+        gone = (n for n, (beat, since) in seen if n != self.rank and beat != _LEFT and since < before)
+        return " and ".join(f"rank {n}" for n in gone)
 
     def _gone(self, patience: float) -> str | None:
         """Why another rank is gone, if that becomes known within ``patience`` seconds."""
@@ -173,9 +165,3 @@ class Heartbeat(threading.Thread):
     def _announce(self, reason: str) -> None:
         with suppress(RuntimeError):  # the store is gone, and with it everyone who could be told
             self._ask(lambda: self.store.compare_set("ended", "", reason))
-
-    def _is_first_to(self, key: str) -> bool:
-        try:
-            return self._ask(lambda: bool(self.store.add(key, 1) == 1))
-        except RuntimeError:
-            return True

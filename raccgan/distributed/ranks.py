@@ -1,9 +1,6 @@
 """The job of this process: one rank among several that ``torchrun`` started, or a process of its own.
 
-``torchrun ... -m raccgan.train`` starts one process a rank, each with its place in the environment. A command joins the
-job with :func:`join`, hands the :class:`~raccgan.distributed.collectives.Collectives` that it gets to what couples
-ranks, and parts with :func:`leave`.
-
+A command joins the job with :func:`join`, hands what it gets to whatever couples ranks, and parts with :func:`leave`.
 Importing this module imports no torch, so that ``--help`` answers at once.
 """
 
@@ -77,7 +74,7 @@ def torchrun_job() -> str | None:
 
 
 def join(device: torch.device, timeout: float) -> Collectives:
-    """Become a rank of the job that the environment names, if it names one; :func:`leave` is the end of it.
+    """Become a rank of the job that the environment names, if it names one, until :func:`leave`.
 
     Args:
         device: where this rank computes; NCCL serves a GPU, gloo a CPU.
@@ -92,6 +89,7 @@ def join(device: torch.device, timeout: float) -> Collectives:
         return job()
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     from raccgan.distributed.collectives import Collectives
@@ -101,19 +99,12 @@ def join(device: torch.device, timeout: float) -> Collectives:
     store: Any
     try:
         store, _, _ = next(rendezvous("env://", place.rank, place.world, timeout=wait))
-        store = dist.distributed_c10d.PrefixStore(_meet(store, place, timeout), store)
+        store = PrefixStore(_meet(store, place, timeout), store)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=store,
-            rank=place.rank,
-            world_size=place.world,
-            timeout=wait,
-        )
-        heartbeat = Heartbeat(
-            dist.distributed_c10d.PrefixStore("heartbeat", store.clone()), place.rank, place.world, timeout
-        )
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=wait)
+        heartbeat = Heartbeat(PrefixStore("heartbeat", store.clone()), place.rank, place.world, timeout)
     except RuntimeError as error:
         raise InputError(
             f"rank {place.rank} of {place.world} found no job at {os.environ.get('MASTER_ADDR')}:"
@@ -132,12 +123,9 @@ def join(device: torch.device, timeout: float) -> Collectives:
 def _meet(store: Any, place: Place, timeout: float) -> str:
     """A new name for this meeting of all ranks, under which their keys in the store are.
 
-    torchrun keeps the store, and the keys in it, when it restarts the ranks. Its restart count is no such name: after
-    a failure it differs between machines. So every rank asks under a random name, and rank 0 answers the last that
-    asked in the place of each rank.
-
-    Raises:
-        RuntimeError: some ranks have not come within ``timeout`` seconds.
+    torchrun keeps the store and its keys when it restarts the ranks, and its restart count differs between machines
+    after a failure. So every rank asks under a random name, and rank 0 answers the last that asked in each place. A
+    RuntimeError if some have not come within ``timeout`` seconds.
     """
     mine = secrets.token_hex(8)
     if place.rank:
@@ -162,8 +150,7 @@ def _meet(store: Any, place: Place, timeout: float) -> str:
 def leave(error: BaseException | None = None) -> None:
     """Part from the job, if there is one, and tell the others the ``error`` that ended this rank's work, if any.
 
-    Raises:
-        BaseException: in place of ``error``, if the other ranks' state explains it better or they have said it already.
+    Raises what :meth:`~raccgan.distributed.heartbeat.Heartbeat.report` raises in place of ``error``.
     """
     global _job
     if _job is None or _job.heartbeat is None:
@@ -188,9 +175,8 @@ def end(status: int) -> None:
     Python's own end destroys C++ objects while their threads may still run: it aborted one in 16 short jobs, their work
     done, on a machine with seven times its load.
     """
-    if not _was_rank:
-        return
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    if _was_rank:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

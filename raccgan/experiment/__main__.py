@@ -117,10 +117,10 @@ def _summarise(name: str, variants: Sequence[str], done: Mapping[Trial, Figures]
 
 def _parser() -> options.Parser:
     parser = options.Parser(
+        "experiment",
         "Train and test one model a row: every normal class, every seed, every variant of a table.",
         EXAMPLES,
-        prog="python -m raccgan.experiment",
-        usage="python -m raccgan.experiment TABLE [option ...]",
+        "TABLE",
     )
     parser.add_argument("table", metavar="TABLE", help=", ".join(BENCHMARKS))
     which = parser.add_argument_group("which rows")

@@ -34,13 +34,13 @@ def execute(row: Trial, folder: Path, device: torch.device, data_root: Path) -> 
 
     Raises:
         InputError: whatever is wrong with data, settings or folder, and numbers that are not finite.
-        raccgan.training.interrupts.Interrupted: Ctrl-C, after the step was finished and saved.
+        raccgan.training.loop.Interrupted: Ctrl-C, after the step was finished and saved.
     """
     run = prepare(row.config, data_root, device)
     stored = checkpoints.load(folder) if (folder / checkpoints.NAME).exists() else None
     if stored is not None:
         checkpoints.check_same_model(stored, run.config, run.classes, run.channels)
-    training = Training.of(run, run.dataset(run.split.train), folder / checkpoints.NAME, stored)
+    training = Training(run, run.dataset(run.split.train), folder / checkpoints.NAME, stored)
     for phase in PHASES:
         training.run(phase)
     fit_density(training.networks, training.data, batch=run.config.score_batch)

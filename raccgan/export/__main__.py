@@ -80,11 +80,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> options.Parser:
     parser = options.Parser(
+        "export",
         "Export a trained run as one graph, from a batch of images to score, nearest normal class, decision and map. "
         "It is compared with the checkpoint first; one that does not agree is not written.",
         EXAMPLES,
-        prog="python -m raccgan.export",
-        usage="python -m raccgan.export RUN [option ...]",
+        "RUN",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
     parser.add_argument(

@@ -151,7 +151,7 @@ def _load(config: Config, names: Sequence[str], against: str, data_root: Path) -
         return load_source(against, data_root, category=category or None).samples
     if len(names) > 1:
         raise InputError(f"{against} has no class folders: name the one class that its images are of with --class")
-    return split_by_class([Sample(printable(path), names[0], "train", path) for path in list_images(folder).images])
+    return split_by_class([Sample(printable(path), names[0], "train", path) for path in list_images(folder)])
 
 
 def _read(samples: Sequence[Sample], config: Config, channels: int) -> Tensor:

@@ -1,21 +1,23 @@
 """The layers and residual blocks of the three networks. The arithmetic of a layer is an op of :mod:`raccgan.kernels`.
 
-A norm here computes no normalised tensor: the convolution after it normalises while it loads its input. An instance
-norm is an option of that convolution; a conditional batch norm returns the scale and shift that the convolution
-applies.
+No norm computes a normalised tensor: the convolution after it normalises while it loads its input. An instance norm is
+an option of that convolution; a conditional batch norm returns the scale and shift that the convolution applies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
+from raccgan.config import Config
 from raccgan.kernels.cbam import CbamNorm, CbamWeights, cbam
 from raccgan.kernels.depthwise_separable import (
     NO_PROLOGUE,
@@ -31,18 +33,18 @@ from raccgan.kernels.depthwise_separable import (
 )
 from raccgan.kernels.moments import moments
 
-CONVOLUTIONS = ("depthwise-separable", "dense")
+EPS = 1e-5
+"""Added to the variance by which a batch norm divides."""
 
 Affine = tuple[Tensor, Tensor]
-"""Scale and shift of a norm, [N, C] each."""
+"""Scale and shift of a norm."""
 
 
 @dataclass(frozen=True)
 class Coupling:
-    """How a batch norm gets the moments of a batch of which this process has only a part, in training.
+    """How a norm gets the moments of a batch of which this process has one of ``parts`` parts of equal size.
 
-    ``combine`` turns mean and biased variance of this part into those of all ``parts`` parts, which have equally many
-    samples. It is differentiable, to any order.
+    ``combine`` turns the mean and the biased variance of this part into those of all, differentiable to any order.
     """
 
     parts: int
@@ -50,22 +52,26 @@ class Coupling:
 
 
 def couple(network: nn.Module, coupling: Coupling) -> None:
-    """Have every layer of a network that takes moments of a batch take those of all parts of the batch."""
+    """Have every norm over the batch in a network, when it trains, take the moments of all parts of the batch."""
     for module in network.modules():
-        if isinstance(module, ConditionalBatchNorm | BatchNorm | CBAM):
+        if isinstance(module, NormOverBatch):
             module.coupling = coupling
 
 
 class Pointwise(nn.Conv2d):
     """A 1 x 1 convolution."""
 
+    packed: Tensor | None
+    """The weight as the kernels read it, in networks for inference (:mod:`raccgan.models.inference`)."""
+
     def __init__(self, channels: int, out_channels: int, kernels: str) -> None:
         super().__init__(channels, out_channels, 1)
+        self.register_buffer("packed", None, persistent=False)
         self.kernels = kernels
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, D, H, W]."""
-        return pointwise(x, self.weight, self.bias, kernels=self.kernels)
+        return pointwise(x, self.weight, self.bias, kernels=self.kernels, packed=self.packed)
 
 
 class DepthwiseSeparable(nn.Module):
@@ -78,14 +84,11 @@ class DepthwiseSeparable(nn.Module):
         self.kernels = kernels
 
     def forward(
-        self,
-        x: Tensor,
-        prologue: Prologue = NO_PROLOGUE,
-        resize: Resize = SAME_SIZE,
-        residual: Tensor | None = None,
+        self, x: Tensor, prologue: Prologue = NO_PROLOGUE, resize: Resize = SAME_SIZE, residual: Tensor | None = None
     ) -> Tensor:
         """[N, C, H, W] to [N, D, H', W']; see :func:`raccgan.kernels.depthwise_separable.depthwise_separable`."""
-        return depthwise_separable(x, self.weights(), prologue, resize, residual=residual, kernels=self.kernels)
+        run = partial(depthwise_separable, packed=self.pointwise.packed, kernels=self.kernels)
+        return run(x, self.weights(), prologue, resize, residual=residual)
 
     def weights(self) -> Weights:
         return Weights(self.depthwise.weight, self.depthwise.bias, self.pointwise.weight, self.pointwise.bias)
@@ -99,11 +102,7 @@ class Dense(nn.Module):
         self.convolution = nn.Conv2d(channels, out_channels, kernel_size, padding=kernel_size // 2)
 
     def forward(
-        self,
-        x: Tensor,
-        prologue: Prologue = NO_PROLOGUE,
-        resize: Resize = SAME_SIZE,
-        residual: Tensor | None = None,
+        self, x: Tensor, prologue: Prologue = NO_PROLOGUE, resize: Resize = SAME_SIZE, residual: Tensor | None = None
     ) -> Tensor:
         """As :meth:`DepthwiseSeparable.forward`."""
         x = upsampled(apply_prologue(x, prologue), resize.upsample)
@@ -112,15 +111,8 @@ class Dense(nn.Module):
 
 
 def flattened(x: Tensor) -> Tensor:
-    """[N, C, H, W] to [N, C * H * W], with a gradient in channels_last. Gradients: any order.
-
-    The gradient of ``Tensor.flatten`` is in NCHW, and each op that reads it copies it or walks through two memory
-    formats.
-    """
-    if not torch.is_grad_enabled():
-        return x.flatten(1)
-    y: Tensor = _Flatten.apply(x)
-    return y
+    """[N, C, H, W] to [N, C * H * W]. Gradients: any order, in channels_last, as the ops before read them fastest."""
+    return cast(Tensor, _Flatten.apply(x)) if torch.is_grad_enabled() else x.flatten(1)
 
 
 class _Flatten(torch.autograd.Function):
@@ -134,148 +126,123 @@ class _Flatten(torch.autograd.Function):
         return g.reshape(ctx.shape).contiguous(memory_format=torch.channels_last)
 
 
-def convolution(
-    kind: str, channels: int, out_channels: int, kernel_size: int, kernels: str
-) -> DepthwiseSeparable | Dense:
-    """The convolution of a residual block, by its name in :data:`CONVOLUTIONS`. Dense ones are at most 3 x 3."""
-    if kind == "dense":
+def convolution(config: Config, channels: int, out_channels: int, kernel_size: int) -> DepthwiseSeparable | Dense:
+    """The convolution of a residual block. Dense ones are at most 3 x 3."""
+    if config.convolution == "dense":
         return Dense(channels, out_channels, min(kernel_size, 3))
-    return DepthwiseSeparable(channels, out_channels, kernel_size, kernels)
+    return DepthwiseSeparable(channels, out_channels, kernel_size, config.kernels)
 
 
-class ConditionalBatchNorm(nn.Module):
-    """Batch norm whose scale 1 + W y and shift V y come from a condition y (BigGAN, Brock et al., 2019).
-
-    W and V are spectrally normalised. Training normalises with the moments of the batch and updates the running
-    moments; evaluation normalises with the running moments.
+class NormOverBatch(nn.Module):
+    """What batch norms share. Training normalises with the moments of the batch and moves the running moments by them;
+    evaluation normalises with the running moments.
     """
 
     running_mean: Tensor
     running_var: Tensor
     coupling: Coupling | None = None
 
-    def __init__(self, channels: int, condition: int, kernels: str, momentum: float = 0.1, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, kernels: str, momentum: float = 0.1) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.scale = spectral_norm(nn.Linear(condition, channels, bias=False))
-        self.shift = spectral_norm(nn.Linear(condition, channels, bias=False))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
-        self.momentum = momentum
-        self.eps = eps
         self.kernels = kernels
+        self.momentum = momentum
 
-    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def affine(self, x: Tensor) -> Affine:
+        """Scale and shift, [C] each, that normalise x [N, C, H, W] and apply weight and bias."""
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            mean, var = moments(x, kernels=self.kernels)
+            if self.coupling is not None:
+                mean, var = self.coupling.combine(mean, var)
+            self.move_running(mean, var, x.numel() // x.shape[1])
+        scale = self.weight * torch.rsqrt(var + EPS)
+        return scale, self.bias - mean * scale
+
+    @torch.no_grad()
+    def move_running(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Move the running moments; ``var`` is biased and of the whole batch, ``count`` numbers are of this part."""
+        count *= self.coupling.parts if self.coupling is not None else 1
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_((var * (count / max(1, count - 1))).to(self.running_var.dtype), self.momentum)
+
+
+class ConditionalBatchNorm(NormOverBatch):
+    """Batch norm of scale 1 + W y and shift V y for a condition y, W and V spectrally normalised (BigGAN)."""
+
+    def __init__(self, channels: int, condition: int, kernels: str) -> None:
+        super().__init__(channels, kernels)
+        self.scale = spectral_norm(nn.Linear(condition, channels, bias=False))
+        self.shift = spectral_norm(nn.Linear(condition, channels, bias=False))
+
+    def forward(self, x: Tensor, y: Tensor) -> Affine:
         """Scale and shift, [N, C] each, for x [N, C, H, W] under the condition y [N, condition]."""
-        mean, var = _moments(self, x)
-        weight = self.weight * torch.rsqrt(var + self.eps)
-        bias = self.bias - mean * weight
+        weight, bias = self.affine(x)
         scale = 1 + self.scale(y)
         return weight * scale, bias * scale + self.shift(y)
 
 
-class BatchNorm(nn.BatchNorm2d):
+class BatchNorm(NormOverBatch):
     """Batch norm with weights and no condition, which can return its scale and shift."""
 
-    running_mean: Tensor
-    running_var: Tensor
     num_batches_tracked: Tensor
-    momentum: float
-    coupling: Coupling | None = None
 
     def __init__(self, channels: int, kernels: str) -> None:
-        super().__init__(channels)
-        self.kernels = kernels
+        super().__init__(channels, kernels)
+        self.register_buffer("num_batches_tracked", torch.tensor(0))  # as nn.BatchNorm2d has in checkpoints
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, C, H, W]."""
-        if not self.training or self.coupling is None:
-            return super().forward(x)
-        scale, shift = self.scale_and_shift(x)
-        return (x * scale[0, :, None, None] + shift[0, :, None, None]).to(x.dtype)
+        if self.training and self.coupling is not None:
+            scale, shift = self.scale_and_shift(x)
+            return (x * scale[0, :, None, None] + shift[0, :, None, None]).to(x.dtype)
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        moments = self.running_mean, self.running_var
+        return F.batch_norm(x, *moments, self.weight, self.bias, self.training, self.momentum, EPS)
 
     def scale_and_shift(self, x: Tensor) -> Affine:
         """The scale and shift, [N, C] each, that normalise x [N, C, H, W]."""
-        mean, var = _moments(self, x)
         if self.training:
             self.num_batches_tracked.add_(1)
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        shift = self.bias - mean * scale
+        scale, shift = self.affine(x)
         return scale.expand(len(x), -1), shift.expand(len(x), -1)
 
 
-def _moments(norm: ConditionalBatchNorm | BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance [C]: of the batch in training, which also updates the running ones; else the running ones."""
-    if not norm.training:
-        return norm.running_mean, norm.running_var
-    mean, var = moments(x, kernels=norm.kernels)
-    if norm.coupling is not None:
-        mean, var = norm.coupling.combine(mean, var)
-    _update_running(norm, mean, var, x.numel() // x.shape[1])
-    return mean, var
-
-
-def _update_running(norm: ConditionalBatchNorm | BatchNorm | CBAM, mean: Tensor, var: Tensor, count: int) -> None:
-    """Move the running moments by those of the whole batch; ``var`` is biased, ``count`` numbers are of this part."""
-    with torch.no_grad():
-        count *= norm.coupling.parts if norm.coupling is not None else 1
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-        norm.running_var.lerp_((var * (count / max(1, count - 1))).to(norm.running_var.dtype), norm.momentum)
-
-
-class CBAM(nn.Module):
+class CBAM(NormOverBatch):
     """Convolutional block attention (Woo et al., 2018): see :mod:`raccgan.kernels.cbam`.
 
     ``norm="batch"`` keeps running moments for evaluation. ``norm="instance"`` couples no samples, which a critic under
     a gradient penalty requires.
     """
 
-    running_mean: Tensor
-    running_var: Tensor
-    coupling: Coupling | None = None
-
-    def __init__(
-        self, channels: int, kernels: str, norm: str = "batch", reduction: int = 16, momentum: float = 0.01
-    ) -> None:
-        super().__init__()
-        reduced = max(1, channels // reduction)
+    def __init__(self, channels: int, kernels: str, norm: str = "batch") -> None:
+        super().__init__(1, kernels, momentum=0.01)
+        reduced = max(1, channels // 16)
         self.reduce = nn.Linear(channels, reduced)
         self.expand = nn.Linear(reduced, channels)
         self.spatial = nn.Conv2d(2, 1, 7, padding=3, bias=False)
-        self.weight = nn.Parameter(torch.ones(1))
-        self.bias = nn.Parameter(torch.zeros(1))
-        self.register_buffer("running_mean", torch.zeros(1))
-        self.register_buffer("running_var", torch.ones(1))
         self.norm = norm
-        self.momentum = momentum
-        self.kernels = kernels
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, C, H, W]."""
-        weights = CbamWeights(
-            self.reduce.weight,
-            self.reduce.bias,
-            self.expand.weight,
-            self.expand.bias,
-            self.spatial.weight,
-            self.weight,
-            self.bias,
-        )
+        mlp = (self.reduce.weight, self.reduce.bias, self.expand.weight, self.expand.bias)
+        run = partial(cbam, x, CbamWeights(*mlp, self.spatial.weight, self.weight, self.bias), kernels=self.kernels)
+        if self.norm == "batch" and not self.training:
+            return run(CbamNorm("fixed", self.running_mean, self.running_var)).y
+        result = run(CbamNorm(self.norm))
         if self.norm != "batch":
-            return cbam(x, weights, CbamNorm(self.norm), kernels=self.kernels).y
-        if not self.training:
-            norm = CbamNorm("fixed", self.running_mean, self.running_var)
-            return cbam(x, weights, norm, kernels=self.kernels).y
-        result = cbam(x, weights, CbamNorm("batch"), kernels=self.kernels)
+            return result.y
         if self.coupling is not None:
             # The moments are of a tensor inside the op. The first run computes those of this part of the batch, the
             # second normalises with those of all parts; both are differentiated. A step takes 1.04 (32 px) and 1.01
             # (128 px) of the time with one run; one run of PyTorch's own operations takes 1.20 and 1.06.
-            mean, var = self.coupling.combine(result.mean, result.var)
-            result = cbam(x, weights, CbamNorm("fixed", mean, var), kernels=self.kernels)
+            result = run(CbamNorm("fixed", *self.coupling.combine(result.mean, result.var)))
         # One score a pixel; as batch norm does, normalise by the biased variance and keep the unbiased one.
-        _update_running(self, result.mean, result.var, x.numel() // x.shape[1])
+        self.move_running(result.mean, result.var, x.numel() // x.shape[1])
         return result.y
 
 
@@ -289,23 +256,22 @@ class ResidualDown(nn.Module):
 
     def __init__(
         self,
+        config: Config,
         channels: int,
         out_channels: int,
         *,
         pre_relu: bool,
         down: bool,
-        kind: str,
-        kernels: str,
-        attention: bool = False,
+        attention: bool,
         condition: int = 0,
     ) -> None:
         super().__init__()
-        self.first = convolution(kind, channels, out_channels, 3, kernels)
-        self.second = convolution(kind, out_channels, out_channels, 3, kernels)
-        self.skip = convolution(kind, channels, out_channels, 1, kernels) if down or channels != out_channels else None
+        self.first = convolution(config, channels, out_channels, 3)
+        self.second = convolution(config, out_channels, out_channels, 3)
+        self.skip = convolution(config, channels, out_channels, 1) if down or channels != out_channels else None
         self.film_sizes = [channels, channels, out_channels, out_channels]
         self.film = nn.Linear(condition, sum(self.film_sizes)) if condition else None
-        self.attention = CBAM(out_channels, kernels, norm="instance") if attention else None
+        self.attention = CBAM(out_channels, config.kernels, norm="instance") if attention else None
         self.pre_relu = pre_relu
         self.resize = Resize(pool=2 if down else 1)
 
@@ -324,10 +290,7 @@ class ResidualDown(nn.Module):
 
 
 def initialise(network: nn.Module) -> None:
-    """Orthogonal weights and zero biases for every convolution, linear layer and embedding (BigGAN).
-
-    The network is in training mode, as a new one is.
-    """
+    """Orthogonal weights and zero biases for each convolution, linear layer and embedding of a new network (BigGAN)."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
             # Under spectral norm `weight` is computed from the parameter that is drawn here.

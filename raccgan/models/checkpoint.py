@@ -1,8 +1,8 @@
 """Checkpoints: written whole or not at all, and read without running any code that they hold.
 
 A checkpoint is one safetensors file (:mod:`raccgan.models.tensor_file`). Its tensors are the weights of the networks
-(``networks.generator.linear.weight``), the state of the optimisers (``optimisers.encoder.0.exp_avg``) and the scores of
-the held-out normal images (``held_out.score``). Its header is everything else: see :class:`Header`.
+(``networks.generator.linear.weight``), the state of the optimisers (``optimisers.encoder.0.exp_avg``) and the held-out
+scores (``held_out.score``). Its header is everything else: see :class:`Header`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ PICKLED_NAME = "checkpoint.pt"
 """The name that checkpoints had up to format 4, which was PyTorch's pickle; it is refused with a line of its own."""
 
 History = dict[str, list[tuple[int, float]]]
+"""Points (step, value) of each loss curve."""
 
 
 @dataclass
@@ -38,40 +39,29 @@ class Header:
     """What a checkpoint holds beside tensors. The annotations are the schema that a file's JSON is checked against."""
 
     config: dict[str, str | int | float]
-    classes: list[str]
-    """Names of the normal classes; the position is the condition's index."""
+    classes: list[str]  # names of the normal classes; the position is the condition's index
     channels: int
-    steps: dict[str, int] = field(default_factory=dict)
-    """Steps done, by phase: "gan" and "encoder"."""
+    steps: dict[str, int] = field(default_factory=dict)  # done, by phase: "gan" and "encoder"
     history: History = field(default_factory=dict)
-    """Points (step, value) of each loss curve."""
     threshold: float | None = None
-    seconds: float = 0.0
-    """Training time so far, over all sessions."""
-    held_out_policy: str = "minimum"
-    """The label policy that the held-out scores are under."""
+    seconds: float = 0.0  # of training so far, over all sessions
+    held_out_policy: str = "minimum"  # the label policy that the held-out scores are under
 
 
 @dataclass
 class Checkpoint(Header):
-    """The content of a checkpoint."""
-
     networks: dict[str, Tensors] = field(default_factory=dict)
     """The state dictionary of each network; the generator's average and the density are among them."""
     optimisers: dict[str, Tensors] = field(default_factory=dict)
     """Of each optimiser that has begun, as :func:`optimiser_state` gives it."""
     held_out: Tensors = field(default_factory=dict)
     """Of the held-out normal images, float32 [N] each: "score", and "peak", the maximum of the anomaly map. Empty
-    before calibration. Another threshold can be had from them after training."""
+    before calibration."""
 
     def calibrated(self, calibration: Calibration) -> Checkpoint:
         """The same with another threshold, and the scores that the threshold comes from."""
-        return dataclasses.replace(
-            self,
-            threshold=calibration.threshold,
-            held_out=calibration.held_out,
-            held_out_policy=calibration.policy,
-        )
+        threshold, scores, policy = calibration.threshold, calibration.held_out, calibration.policy
+        return dataclasses.replace(self, threshold=threshold, held_out=scores, held_out_policy=policy)
 
     def restore(self, networks: Networks) -> None:
         """Copy the weights into ``networks``.
@@ -114,31 +104,19 @@ class Calibration:
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> Tensors:
-    """The state that Adam keeps, by ``INDEX.NAME``, with the index of the weight among all that it is given.
-
-    Learning rates and other settings are not part of the state: they are the configuration's.
-    """
-    state = optimiser.state_dict()["state"]
-    return {f"{index}.{name}": value for index, of_weight in state.items() for name, value in of_weight.items()}
+    """The state that Adam keeps, by ``INDEX.NAME`` with the index of a weight; settings are the configuration's."""
+    return flat({str(index): of_weight for index, of_weight in optimiser.state_dict()["state"].items()})
 
 
 def recalibrate(path: Path, calibration: Calibration) -> None:
-    """Give the checkpoint at ``path`` another threshold; everything else in it stays, bit for bit.
-
-    Raises:
-        InputError: as :func:`load` and :func:`save`.
-    """
+    """Give the checkpoint at ``path`` another threshold; everything else in it stays, bit for bit."""
     save(path, load(path).calibrated(calibration))
 
 
 def existing(path: Path) -> Path:
-    """The checkpoint file that a path means: itself, or the one in a run's folder.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The checkpoint file that a path means: itself, or the one in a run's folder; an InputError if there is none."""
     file = path / NAME if path.is_dir() else path
-    if not file.is_file() and path.is_dir() and (path / PICKLED_NAME).is_file():
+    if not file.is_file() and (path / PICKLED_NAME).is_file():
         file = path / PICKLED_NAME
     if not file.is_file():
         raise InputError(f"no checkpoint at {file}; give a run's folder or its {NAME}")
@@ -152,10 +130,7 @@ def digest(checkpoint: Checkpoint) -> str:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write beside, then rename: an older checkpoint at ``path`` is replaced only by a whole new one.
-
-    When this returns, the new checkpoint survives a power cut: its bytes were on the disk before it took its name, and
-    the name is on the disk too.
+    """Replace the checkpoint at ``path`` by a whole new one, which survives a power cut when this returns.
 
     Raises:
         InputError: the disk is full or the folder cannot be written.
@@ -168,23 +143,13 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint file, or the one in a run's folder. Nothing in it is executed, whoever made it.
-
-    Reading takes no more memory than a few times the file's size.
+    """Read a checkpoint file, or the one in a run's folder, in a few times its size of memory. No code in it is run.
 
     Raises:
         InputError: the file is missing, truncated, damaged or not a checkpoint of ours.
     """
     path = existing(path)
-    try:
-        header, tensors = tensor_file.read(path)
-    except tensor_file.PickleError:
-        raise InputError(
-            f"{path} is a pickle, as raccgan's checkpoints were up to format 4; reading one could run code, so this "
-            "version reads safetensors alone: train anew, or use the version that wrote it"
-        ) from None
-    except tensor_file.DamagedError as error:
-        raise InputError(f"{path} is truncated or no checkpoint: {error}") from None
+    header, tensors = tensor_file.read(path)
     if header.pop("format", None) != FORMAT:
         raise InputError(f"{path} is no checkpoint of this version of raccgan, which reads format {FORMAT}")
     content, expected = header | _by_part(tensors), get_type_hints(Checkpoint)
@@ -194,25 +159,18 @@ def load(path: Path) -> Checkpoint:
         valid = name in content and matches(content[name], kind)
         if not valid or (name in _RULES and not _RULES[name](content[name])):
             raise InputError(f"{path} was refused: its {name} is not what a checkpoint of raccgan holds")
-    content["history"] = {
-        name: [(step, value) for step, value in points] for name, points in content["history"].items()
-    }
+    content["history"] = {name: [*map(tuple, points)] for name, points in content["history"].items()}
     return Checkpoint(**content)
 
 
 def config_of(checkpoint: Checkpoint, **overrides: Any) -> Config:
     """The configuration that a checkpoint was made with, with some settings of the run replaced."""
-    known = {f.name for f in dataclasses.fields(Config)}
-    stored = {name: value for name, value in checkpoint.config.items() if name in known}
-    return Config(**{**stored, **overrides})
+    known = Config.__dataclass_fields__.keys() & checkpoint.config.keys()
+    return Config(**{name: checkpoint.config[name] for name in known} | overrides)
 
 
 def networks_of(checkpoint: Checkpoint, config: Config, device: torch.device) -> Networks:
-    """Networks with a checkpoint's weights, on ``device``.
-
-    Raises:
-        InputError: the weights are not those of the configuration's networks.
-    """
+    """Networks with a checkpoint's weights, on ``device``; an InputError if these do not fit the configuration."""
     with _Undrawn(sum(value.numel() for value in flat(checkpoint.networks).values())):
         networks = build(config, channels=checkpoint.channels, classes=len(checkpoint.classes), device=device)
     checkpoint.restore(networks)
@@ -220,10 +178,10 @@ def networks_of(checkpoint: Checkpoint, config: Config, device: torch.device) ->
 
 
 class _Undrawn(TorchFunctionMode):
-    """Builds networks whose weights are replaced at once.
+    """Builds networks whose weights are replaced at once, and refuses networks of more than ``elements`` weights.
 
-    The networks are refused before they take more memory than ``elements`` weights do. Weights are not made orthogonal,
-    which is 1.7 of the 2.2 s of building at 128 px. (On PyTorch's meta device, building takes 3 s: it imports Dynamo.)
+    Weights are not made orthogonal, which is 1.7 of the 2.2 s of building at 128 px. (On PyTorch's meta device,
+    building takes 3 s: it imports Dynamo.)
     """
 
     def __init__(self, elements: int) -> None:
@@ -243,21 +201,11 @@ class _Undrawn(TorchFunctionMode):
 
 
 def check_same_model(checkpoint: Checkpoint, config: Config, classes: list[str], channels: int) -> None:
-    """Refuse to resume training on another model or other classes than the checkpoint's.
-
-    Raises:
-        InputError: naming each field that differs, with both values.
-    """
-    wanted = config.to_dict()
-    differ = [
-        f"{name} is {checkpoint.config.get(name)!r} there and {wanted[name]!r} here"
-        for name in MODEL_FIELDS
-        if checkpoint.config.get(name) != wanted[name]
-    ]
-    if checkpoint.classes != classes:
-        differ.append(f"normal classes are {','.join(checkpoint.classes)} there and {','.join(classes)} here")
-    if checkpoint.channels != channels:
-        differ.append(f"channels are {checkpoint.channels} there and {channels} here")
+    """Raise an InputError, with both values of each field that differs, if a checkpoint is of another model or data."""
+    both = {f"{name} is": (repr(checkpoint.config.get(name)), repr(getattr(config, name))) for name in MODEL_FIELDS}
+    both["normal classes are"] = (",".join(checkpoint.classes), ",".join(classes))
+    both["channels are"] = (str(checkpoint.channels), str(channels))
+    differ = [f"{what} {there} there and {here} here" for what, (there, here) in both.items() if there != here]
     if differ:
         raise InputError(f"the checkpoint is of another configuration: {'; '.join(differ)}; use another --out")
 
@@ -287,9 +235,10 @@ def _difference(stored: Tensors, wanted: Tensors) -> str | None:
 
 
 def _are_held_out(scores: Tensors) -> bool:
-    of_numbers = all(v.dtype == torch.float32 and v.dim() == 1 and bool(v.isfinite().all()) for v in scores.values())
-    lengths = {len(v) for v in scores.values() if v.dim()}
-    return not scores or (of_numbers and scores.keys() == {"score", "peak"} and len(lengths) == 1 and lengths != {0})
+    valid = all(v.dtype == torch.float32 and v.dim() == 1 and bool(v.isfinite().all()) for v in scores.values())
+    return valid and (
+        not scores or (scores.keys() == {"score", "peak"} and 0 < len(scores["score"]) == len(scores["peak"]))
+    )
 
 
 _RULES: dict[str, Callable[[Any], bool]] = {

@@ -1,16 +1,52 @@
-"""Calls torch.compile, and turns a failure to compile into one line."""
+"""PyTorch's tracer and its compiler, by API of which some is private. Tested with PyTorch 2.11 to 2.13."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from raccgan.errors import InputError
-from raccgan.models.torch_internals import compile_errors
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+Decompositions = Mapping[OpOverload, Callable[..., Any]]
+"""What stands in place of an op in a trace."""
+
+
+def traced(
+    function: Callable[..., Any], inputs: Sequence[Tensor], decompositions: Decompositions | None = None
+) -> GraphModule:
+    """The ops that ``function`` calls on tensors like ``inputs``, autograd's among them, without those nobody reads.
+
+    Nothing is computed: fake tensors, which have no data, go through the function, at no cost in kernels or memory.
+
+    Raises:
+        ValueError: the function decides by a tensor's value.
+    """
+    trace = make_fx(
+        lambda *tensors: function(*tensors),  # make_fx counts a method's arguments with self
+        decomposition_table=decompositions,
+        tracing_mode="fake",
+        _allow_non_fake_inputs=True,  # weights and buffers, which stay the networks' own
+    )
+    try:
+        graph = trace(*inputs)
+    except GuardOnDataDependentSymNode as error:
+        raise ValueError("what decides by a tensor's value cannot be traced: a replay would not decide anew") from error
+    graph.graph.eliminate_dead_code()
+    return graph
+
+
+def storage_address(t: Tensor) -> int:
+    """What identifies the memory of a tensor, also of a fake one, which has no data pointer."""
+    return t.untyped_storage()._cdata
 
 
 class CompileError(InputError):
@@ -36,7 +72,7 @@ def compiled(function: Function, what: str, **options: Any) -> Function:
     def run(*arguments: Any) -> Any:
         try:
             return generated(*arguments)
-        except compile_errors() as error:
+        except torch._dynamo.exc.TorchDynamoException as error:
             # A paragraph and not a line: the first line may only name the PyTorch backend that raised the second.
             raise CompileError(what, " ".join(str(error).strip().partition("\n\n")[0].split())) from None
 

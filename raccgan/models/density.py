@@ -3,19 +3,15 @@
 Three Gaussians are fitted to the normal training images of each class y. The squared Mahalanobis distance from each,
 over the number of coordinates, is a term of the score: about 1 for a normal image.
 
-- The **descriptor** h(x, y) is the latent beside the mean activation of every channel after each block of the encoder
-  (:meth:`raccgan.models.encoder.Encoder.describe`). Lee et al. (2018) score a classifier's features in this
-  way; here the networks saw normal images alone.
+- The **descriptor** h(x, y) is the latent beside the mean activation of every channel after each block of the encoder.
 - The **texture** t(x, y) is, for each of 4 x 4 regions, the logarithm of the mean squared error of the reconstruction
-  and that of the image's own contrast, which the instance norms of the encoder take out of the descriptor. Both are
-  needed: an error is large where there is much to reconstruct, and a lung behind haze, which leaves little to
-  reconstruct, is not normal either.
-- The **defects** w(x, y) are the same with the largest value of the smoothed error map in each region instead of the
-  mean error, which would bury a defect of a few pixels.
+  and that of the image's own contrast, which the encoder's instance norms take out of the descriptor.
+- The **defects** w(x, y) have the largest value of the smoothed error map in each region instead of the mean error,
+  which would bury a defect of a few pixels.
 
 Coordinates are standardised and their covariance shrunk towards the identity by the amount of Ledoit and Wolf (2004),
-so that a class may have fewer images than there are coordinates. Of the eigenvectors the ``RANK`` largest are kept, all
-others share one variance (probabilistic PCA, Tipping and Bishop, 1999).
+so that a class may have few images. Of the eigenvectors the ``RANK`` largest are kept, all others share one variance
+(probabilistic PCA, Tipping and Bishop, 1999).
 """
 
 from __future__ import annotations
@@ -32,17 +28,13 @@ from raccgan.models.maps import smoothed
 
 RANK = 256
 """Most eigenvectors that are kept: all of them for 16 px in the presets; at the published 128 px, 4.6 MB a class."""
-
 NARROWEST = 0.01
-"""Smallest deviation of a coordinate, in units of all coordinates' root mean square. Without this limit, a coordinate
-that never moved in training, such as a channel that is always 0, would decide alone."""
-
+"""Smallest deviation of a coordinate, in units of all coordinates' root mean square: else a coordinate that never moved
+in training, such as a channel that is always 0, would decide alone."""
 REGIONS = 4
 """Regions on each side of an image, as many as the smallest feature maps have pixels."""
-
 VISIBLE = 1e-4
 """Added to a squared difference, of images in [-1, 1], before its logarithm: about one grey level of 256, squared."""
-
 TEXTURE = 2 * REGIONS**2
 """Coordinates of the texture, and of the defects."""
 
@@ -60,12 +52,8 @@ class Vectors(NamedTuple):
         side = x.shape[-1] // REGIONS
         means = F.avg_pool2d(torch.stack([map, contrast(x)], dim=1), side)  # [N, 2, 4, 4]
         largest = F.max_pool2d(smoothed(map)[:, None], side)
-        return cls(h, _logarithm(means), _logarithm(torch.cat([largest, means[:, 1:]], dim=1)))
-
-
-def _logarithm(regions: Tensor) -> Tensor:
-    """[N, 2, 4, 4] -> [N, 32]"""
-    return torch.log(regions.flatten(1) + VISIBLE)
+        regions = (means, torch.cat([largest, means[:, 1:]], dim=1))
+        return cls(h, *(torch.log(each.flatten(1) + VISIBLE) for each in regions))
 
 
 def contrast(x: Tensor) -> Tensor:
@@ -115,11 +103,7 @@ class Density(nn.Module):
         return Distances(*(torch.stack(parts, dim=1) for parts in zip(*each, strict=True)))
 
     def fit(self, vectors: Vectors, y: Tensor) -> None:
-        """Fit to images of the classes y [N] (int64).
-
-        Raises:
-            ValueError: a class has no image.
-        """
+        """Fit to images of the classes y [N] (int64); a ValueError if a class has none."""
         for gaussian, v in zip(self._gaussians, vectors, strict=True):
             gaussian.fit(v, y)
 
@@ -159,11 +143,7 @@ class Gaussian(nn.Module):
 
     @torch.no_grad()
     def fit(self, v: Tensor, y: Tensor) -> None:
-        """Fit to vectors v [N, size] of the classes y [N] (int64).
-
-        Raises:
-            ValueError: a class has none.
-        """
+        """Fit to vectors v [N, size] of the classes y [N] (int64); a ValueError if a class has none."""
         for k in range(len(self.images)):
             members = v[y == k].double().cpu().numpy()
             if len(members) == 0:
@@ -173,10 +153,7 @@ class Gaussian(nn.Module):
                 buffer[k] = torch.as_tensor(value)
 
 
-Array = np.ndarray
-
-
-def _fitted(v: Array, rank: int) -> tuple[Array, Array, Array, Array, float]:
+def _fitted(v: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
     """Mean, deviation, directions, variances along and across them, of the rows of v [N, size]."""
     from scipy.linalg import eigh
     from sklearn.covariance import ledoit_wolf_shrinkage
@@ -192,4 +169,4 @@ def _fitted(v: Array, rank: int) -> tuple[Array, Array, Array, Array, float]:
     values, vectors = eigh(covariance, subset_by_index=(size - rank, size - 1))
     left = size - rank
     rest = (np.trace(covariance) - values.sum()) / left if left else 1.0
-    return mean, deviation, cast(Array, vectors.T), values, float(rest)
+    return mean, deviation, cast(np.ndarray, vectors.T), values, float(rest)

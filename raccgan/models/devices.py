@@ -9,15 +9,12 @@ from raccgan.kernels import dispatch
 
 
 def pick_device(name: str, local_rank: int | None = None, local_world: int = 1) -> torch.device:
-    """The torch device of that name; ``auto`` is a GPU where torch can use one.
+    """The torch device of that name; ``auto`` is a GPU where torch can use one. An InputError if there is none such.
 
     Args:
         name: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
         local_rank: the number of a rank among the ``local_world`` ranks of this machine, and of the GPU that it has;
             None in a process of its own.
-
-    Raises:
-        InputError: no such device here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,11 +37,7 @@ def pick_device(name: str, local_rank: int | None = None, local_world: int = 1) 
 
 
 def require_kernels(kernels: str, device: torch.device) -> None:
-    """Fail before a long run where the kernels asked for cannot serve every op on the device.
-
-    Raises:
-        InputError: with the reason and the way out.
-    """
+    """Raise an InputError, with the way out, if the kernels asked for cannot serve every op on the device."""
     try:
         dispatch.require(kernels, device)
     except dispatch.KernelError as error:

@@ -2,88 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raccgan.config import Config
 from raccgan.models.blocks import ResidualDown, flattened, initialise
-
-CONDITIONINGS = ("film", "scalar")
-LATENTS = ("linear", "tanh")
-
-
-@dataclass(frozen=True)
-class EncoderForm:
-    """How the class enters an encoder, and the latent leaves it.
-
-    Args:
-        conditioning: "film": an embedding scales and shifts every norm of the trunk, and adds a term of its own to each
-            coordinate of the latent. "scalar", the authors' form: <embedding(y), h>, one number, is added to all
-            coordinates.
-        output: "linear", as z is N(0, 1); or the authors' "tanh", whose latents stay in [-1, 1].
-        embedding: size of the class embedding of "film".
-
-    Raises:
-        ValueError: no such conditioning or output.
-    """
-
-    conditioning: str = "film"
-    output: str = "linear"
-    embedding: int = 128
-
-    def __post_init__(self) -> None:
-        if self.conditioning not in CONDITIONINGS:
-            raise ValueError(f"encoder conditioning {self.conditioning!r} is not one of {', '.join(CONDITIONINGS)}")
-        if self.output not in LATENTS:
-            raise ValueError(f"encoder latent {self.output!r} is not one of {', '.join(LATENTS)}")
 
 
 class Encoder(nn.Module):
     """E(x, y): a latent for an image as a member of a class. A stem 3x3, then blocks that all halve the image.
 
-    Args:
-        widths: channels of the stem and after each block.
-        classes, image_channels, latent: sizes.
-        form: how the class enters, and the latent leaves.
-        attention, kind, kernels: as in :class:`raccgan.models.generator.Generator`.
+    ``config.encoder_conditioning`` says how the class enters. "film": an embedding scales and shifts every norm of the
+    trunk, and adds a term of its own to each coordinate of the latent. "scalar", the authors' form: <embedding(y), h>,
+    one number, is added to all coordinates. ``config.encoder_latent`` is "linear", as z is N(0, 1); or the authors'
+    "tanh", whose latents stay in [-1, 1].
 
-    Raises:
-        ValueError: ``attention`` names no blocks.
+    Args:
+        config, channels, classes: as of :class:`raccgan.models.generator.Generator`, whose widths this mirrors.
     """
 
-    def __init__(
-        self,
-        *,
-        widths: Sequence[int],
-        classes: int,
-        image_channels: int,
-        latent: int,
-        form: EncoderForm = EncoderForm(),
-        attention: Collection[int] = (),
-        kind: str = "depthwise-separable",
-        kernels: str = "fused",
-    ) -> None:
+    def __init__(self, config: Config, channels: int, classes: int) -> None:
         super().__init__()
-        film, embedding = form.conditioning == "film", form.embedding
-        self.stem = nn.Conv2d(image_channels, widths[0], 3, padding=1)
+        widths, attended, latent = config.widths[::-1], config.attended("encoder"), config.latent_size
+        embedding = config.embedding if config.encoder_conditioning == "film" else 0
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList(
-            ResidualDown(
-                c, d, pre_relu=True, down=True, kind=kind, kernels=kernels,
-                attention=i in attention, condition=embedding if film else 0,
-            )
+            ResidualDown(config, c, d, pre_relu=True, down=True, attention=i in attended, condition=embedding)
             for i, (c, d) in enumerate(pairwise(widths))
-        )  # fmt: skip
+        )
         self.described = latent + sum(widths[1:])
         size = 16 * widths[-1]
         self.linear = nn.Linear(size, latent)
-        self.embedding = nn.Embedding(classes, embedding if film else size)
-        self.class_term = nn.Linear(embedding, latent, bias=False) if film else None
-        self.output = form.output
-        self.kernels = kernels
+        self.embedding = nn.Embedding(classes, embedding or size)
+        self.class_term = nn.Linear(embedding, latent, bias=False) if embedding else None
+        self.output = config.encoder_latent
+        self.kernels = config.kernels
         initialise(self)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:

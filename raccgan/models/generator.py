@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -11,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from raccgan.kernels.depthwise_separable import Prologue, Resize
+from raccgan.config import Config
+from raccgan.kernels.depthwise_separable import Prologue, Resize, Weights, depthwise_separable
 from raccgan.models.blocks import CBAM, BatchNorm, ConditionalBatchNorm, Pointwise, convolution, initialise
-from raccgan.models.few_channels import FewChannels
 
 
 class GeneratorBlock(nn.Module):
@@ -23,18 +22,17 @@ class GeneratorBlock(nn.Module):
     change: the two commute, and the convolution of fewer pixels is less work.
     """
 
-    def __init__(
-        self, channels: int, out_channels: int, condition: int, *, kind: str, kernels: str, attention: bool
-    ) -> None:
+    def __init__(self, config: Config, channels: int, out_channels: int, *, attention: bool) -> None:
         super().__init__()
-        self.norm1 = ConditionalBatchNorm(channels, condition, kernels)
-        self.first = convolution(kind, channels, out_channels, 7, kernels)
-        self.norm2 = ConditionalBatchNorm(out_channels, condition, kernels)
-        self.second = convolution(kind, out_channels, out_channels, 7, kernels)
+        condition = config.embedding + config.latent_size // len(config.widths)
+        self.norm1 = ConditionalBatchNorm(channels, condition, config.kernels)
+        self.first = convolution(config, channels, out_channels, 7)
+        self.norm2 = ConditionalBatchNorm(out_channels, condition, config.kernels)
+        self.second = convolution(config, out_channels, out_channels, 7)
         self.skip: nn.Module | None = None
         if channels != out_channels:
-            self.skip = spectral_norm(Pointwise(channels, out_channels, kernels))
-        self.attention = CBAM(out_channels, kernels) if attention else None
+            self.skip = spectral_norm(Pointwise(channels, out_channels, config.kernels))
+        self.attention = CBAM(out_channels, config.kernels) if attention else None
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """[N, C, H, W], under the condition y [N, condition], to [N, D, 2 H, 2 W]."""
@@ -51,49 +49,32 @@ class Generator(nn.Module):
     """G(z, y): images in [-1, 1] from latents and classes.
 
     z is split into equal chunks. A linear layer makes the first chunk 4 x 4 pixels; the condition of each block is one
-    more chunk, beside the class embedding that all blocks share.
+    more chunk, beside the class embedding that all blocks share. Each block doubles height and width.
 
     Args:
-        widths: channels at 4 x 4 and after each block; the image is 4 * 2^(len(widths) - 1) pixels high and wide.
-        classes, image_channels, latent, embedding: sizes.
-        attention: which blocks CBAM follows, as :func:`raccgan.config.attention_blocks` reads it.
-        kind: of the convolutions, one of :data:`raccgan.models.blocks.CONVOLUTIONS`.
-        kernels: the backend of the ops.
-
-    Raises:
-        ValueError: ``latent`` does not divide into len(widths) chunks, or ``attention`` names no blocks.
+        config: the sizes, which blocks CBAM follows, the kind of the convolutions, and the backend of the ops.
+        channels: of an image.
+        classes: how many there are.
     """
 
-    def __init__(
-        self,
-        *,
-        widths: Sequence[int],
-        classes: int,
-        image_channels: int,
-        latent: int,
-        embedding: int = 128,
-        attention: Collection[int] = (),
-        kind: str = "depthwise-separable",
-        kernels: str = "fused",
-    ) -> None:
+    sums: Tensor
+    here: Tensor
+    places: Tensor
+
+    def __init__(self, config: Config, channels: int, classes: int) -> None:
         super().__init__()
-        blocks = len(widths) - 1
-        if latent % (blocks + 1):
-            raise ValueError(f"latent {latent} does not divide into {blocks + 1} equal chunks")
-        self.chunk = latent // (blocks + 1)
-        self.latent = latent
-        self.widths = tuple(widths)
-        condition = embedding + self.chunk
-        self.embedding = nn.Embedding(classes, embedding)
-        self.linear = nn.Linear(self.chunk, 16 * widths[0])
+        self.widths, attended = config.widths, config.attended("generator")
+        self.chunk = config.latent_size // len(self.widths)
+        self.embedding = nn.Embedding(classes, config.embedding)
+        self.linear = nn.Linear(self.chunk, 16 * self.widths[0])
         self.blocks = nn.ModuleList(
-            GeneratorBlock(c, d, condition, kind=kind, kernels=kernels, attention=i in attention)
-            for i, (c, d) in enumerate(pairwise(widths))
+            GeneratorBlock(config, c, d, attention=i in attended) for i, (c, d) in enumerate(pairwise(self.widths))
         )
-        self.norm = BatchNorm(widths[-1], kernels)
-        self.head = cast(nn.Conv2d, spectral_norm(nn.Conv2d(widths[-1], image_channels, 3, padding=1)))
-        self.few_channels = FewChannels(widths[-1], image_channels, kernels)
-        self.kernels = kernels
+        self.norm = BatchNorm(self.widths[-1], config.kernels)
+        self.head = cast(nn.Conv2d, spectral_norm(nn.Conv2d(self.widths[-1], channels, 3, padding=1)))
+        for name, constant in _constants(self.widths[-1], channels).items():
+            self.register_buffer(name, constant, persistent=False)
+        self.kernels = config.kernels
         initialise(self)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
@@ -106,9 +87,35 @@ class Generator(nn.Module):
         return torch.tanh(self._image(h))
 
     def _image(self, h: Tensor) -> Tensor:
-        """The last norm, ReLU and convolution, before tanh: [N, C, H, W] to [N, image_channels, H, W]."""
+        """The last norm, ReLU and convolution, before tanh: [N, C, H, W] to [N, D, H, W].
+
+        The convolution 3 x 3 to few channels is depthwise-separable convolutions by constants. To one channel, a
+        depthwise convolution is summed over the channels. To more, one matrix product multiplies a pixel by all nine
+        taps, and a second convolution moves the 9 D results to their places and adds them up.
+
+        Measured on two cores of an AMD EPYC in November 2026, against PyTorch's norm, ReLU and convolution: 96 x 128 x
+        128 to 3 channels takes 0.4 to 0.6 of the time, and 0.86 to 0.99 with gradients; 64 x 32 x 32 to one channel 0.2
+        to 0.3, and 0.55 to 0.7 with gradients.
+        """
         if self.kernels == "reference" or h.device.type != "cpu":
-            image: Tensor = self.head(F.relu(self.norm(h)))
-            return image
+            return cast(Tensor, self.head(F.relu(self.norm(h))))
         scale, shift = self.norm.scale_and_shift(h)
-        return cast(Tensor, self.few_channels(h, scale, shift, self.head.weight, self.head.bias))
+        prologue = Prologue(scale=scale, shift=shift, relu=True)
+        weight, bias = self.head.weight, self.head.bias
+        if len(weight) == 1:
+            weights = Weights(weight.transpose(0, 1), None, self.sums, bias)
+            return depthwise_separable(h, weights, prologue, kernels=self.kernels)
+        taps = weight.permute(2, 3, 0, 1).reshape(-1, weight.shape[1], 1, 1)
+        of_taps = depthwise_separable(h, Weights(self.here, None, taps, None), prologue, kernels=self.kernels)
+        return depthwise_separable(of_taps, Weights(self.places, None, self.sums, bias), kernels=self.kernels)
+
+
+def _constants(channels: int, image_channels: int) -> dict[str, Tensor]:
+    """The weights of :meth:`Generator._image` that do not learn."""
+    if image_channels == 1:
+        return {"sums": torch.ones(1, channels, 1, 1)}
+    here = torch.zeros(channels, 1, 3, 3)
+    here[:, :, 1, 1] = 1
+    places = torch.eye(9).view(9, 1, 1, 3, 3).expand(-1, image_channels, -1, -1, -1).flatten(0, 1)
+    sums = torch.eye(image_channels).repeat(1, 9).view(image_channels, -1, 1, 1)
+    return {"here": here, "places": places.contiguous(), "sums": sums}

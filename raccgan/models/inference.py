@@ -2,8 +2,7 @@
 
 Spectrally normalised weights are computed once. A depthwise bias is folded into the pointwise bias, a 1 x 1 convolution
 into one matrix, a conditional norm into one product, an embedding of few classes into the weights that multiply it. The
-weights of pointwise convolutions, and of an encoder's features, are packed as the kernels read them. Other linear
-layers compute in float32, under autocast too.
+weights of pointwise convolutions, and of an encoder's features, are packed as the kernels read them.
 """
 
 from __future__ import annotations
@@ -16,26 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from raccgan.kernels.depthwise_separable import (
-    NO_PROLOGUE,
-    SAME_SIZE,
-    Prologue,
-    Resize,
-    Weights,
-    depthwise_separable,
-    packed,
-    pointwise,
-    pooled,
-)
-from raccgan.models.blocks import (
-    CBAM,
-    Affine,
-    BatchNorm,
-    ConditionalBatchNorm,
-    DepthwiseSeparable,
-    Pointwise,
-    ResidualDown,
-)
+from raccgan.kernels.depthwise_separable import SAME_SIZE, Resize, packed, pointwise, pooled
+from raccgan.models import blocks
+from raccgan.models.blocks import Affine, BatchNorm, ConditionalBatchNorm, DepthwiseSeparable, Pointwise
 from raccgan.models.encoder import Encoder
 from raccgan.models.generator import Generator
 
@@ -44,18 +26,16 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @torch.no_grad()
 def frozen(network: Network, dtype: torch.dtype = torch.float32) -> Network:
-    """A copy for inference, in eval mode and without gradients. Its weights must not be changed.
+    """A copy of a generator, discriminator, encoder or density, in eval mode, whose weights must not be changed.
 
     Args:
-        network: a generator, discriminator or encoder of :mod:`raccgan.models`, or a density. It stays as it is.
         dtype: that the copy computes in: float32, or bfloat16 under autocast, for which the weights of convolutions are
             rounded once.
     """
     copied = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(copied.modules()):
         if parametrize.is_parametrized(module):
-            # Not by remove_parametrizations: a copy shares its class with the original, and with it the property that
-            # the function deletes.
+            # Not by remove_parametrizations, which deletes a property of the class, and a copy shares that.
             weight = cast(Tensor, module.weight)
             del module.parametrizations
             module.__class__ = type(module).__bases__[0]
@@ -66,23 +46,34 @@ def frozen(network: Network, dtype: torch.dtype = torch.float32) -> Network:
 
 
 def _fix(module: nn.Module, dtype: torch.dtype) -> None:
-    """Replace the layers below the module by layers with constants folded."""
+    """Fold constants in the layers below the module, in place or into a layer that replaces them."""
     for name, child in list(module.named_children()):
         if isinstance(child, ConditionalBatchNorm):
             setattr(module, name, FixedConditionalNorm(child))
         elif isinstance(child, BatchNorm):
             setattr(module, name, FixedNorm(child))
         elif isinstance(child, DepthwiseSeparable):
-            kind = FixedSkip if child.depthwise.kernel_size == (1, 1) else FixedSeparable
-            setattr(module, name, kind(child, dtype))
+            setattr(module, name, _fixed_separable(child, dtype))
         elif isinstance(child, Pointwise):
-            setattr(module, name, FixedPointwise(child.weight, child.bias, child.kernels, dtype))
+            child.packed = packed(child.weight, dtype, kernels=child.kernels)
         elif isinstance(child, nn.Linear):
             setattr(module, name, _fixed_linear(child, module, dtype))
         elif isinstance(child, nn.Conv2d) and dtype == torch.bfloat16:  # as autocast does anew in every call
             child.to(dtype)
-        elif not isinstance(child, CBAM):  # whose weights its kernels take in float32
+        elif not isinstance(child, blocks.CBAM):  # whose weights its kernels take in float32
             _fix(child, dtype)
+
+
+def _fixed_separable(separable: DepthwiseSeparable, dtype: torch.dtype) -> nn.Module:
+    """The same with one bias; a 1 x 1 convolution as one matrix."""
+    weights, last = separable.weights(), separable.pointwise
+    skip = separable.depthwise.kernel_size == (1, 1)
+    if skip:
+        last.weight = nn.Parameter(weights.matrix(), requires_grad=False)
+    last.bias = nn.Parameter(cast(Tensor, weights.bias()), requires_grad=False)
+    last.packed = packed(last.weight, dtype, kernels=last.kernels)
+    separable.depthwise.bias = None
+    return FixedSkip(last) if skip else separable
 
 
 def _fixed_linear(linear: nn.Linear, module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -102,7 +93,7 @@ def _know_classes(network: nn.Module) -> None:
         norms = [module for module in network.modules() if isinstance(module, ConditionalBatchNorm)]
         users = [cast(nn.Linear, linear) for norm in norms for linear in (norm.scale, norm.shift)]
     elif isinstance(network, Encoder) and network.class_term is not None:
-        films = [block.film for block in network.blocks if isinstance(block, ResidualDown)]
+        films = [block.film for block in network.blocks if isinstance(block, blocks.ResidualDown)]
         users = [linear for linear in (*films, network.class_term) if isinstance(linear, nn.Linear)]
     else:
         return
@@ -116,73 +107,38 @@ def _know_classes(network: nn.Module) -> None:
     network.embedding = nn.Embedding.from_pretrained(torch.eye(classes, dtype=table.dtype, device=table.device))
 
 
-class FixedPointwise(nn.Module):
-    """A pointwise convolution, with its weights a second time as the kernels read them."""
-
-    weight: Tensor
-    bias: Tensor | None
-    packed: Tensor | None
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, kernels: str, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight.detach())
-        self.register_buffer("bias", None if bias is None else bias.detach())
-        self.register_buffer("packed", packed(weight, dtype, kernels=kernels), persistent=False)
-        self.kernels = kernels
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to [N, D, H, W]."""
-        return pointwise(x, self.weight, self.bias, kernels=self.kernels, packed=self.packed)
-
-
-class FixedFeatures(FixedPointwise):
-    """A linear layer of many features, as a pointwise convolution of one pixel.
-
-    It reads more weights than any other layer. From 24576 features it takes 0.4 to 0.6 of the time of PyTorch's linear
-    layer; in bfloat16, 0.3 of PyTorch's in float32 (AMD EPYC, November 2026).
-    """
-
-    def __init__(self, linear: nn.Linear, kernels: str, dtype: torch.dtype) -> None:
-        super().__init__(linear.weight[:, :, None, None], linear.bias, kernels, dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C] to [N, D]."""
-        return super().forward(x[:, :, None, None]).flatten(1)
-
-
-class FixedSkip(FixedPointwise):
+class FixedSkip(nn.Module):
     """A 1 x 1 depthwise-separable convolution: one matrix."""
 
-    def __init__(self, skip: DepthwiseSeparable, dtype: torch.dtype) -> None:
-        weights = skip.weights()
-        super().__init__(weights.matrix(), weights.bias(), skip.kernels, dtype)
+    def __init__(self, pointwise: Pointwise) -> None:
+        super().__init__()
+        self.pointwise = pointwise
 
     def forward(self, x: Tensor, resize: Resize = SAME_SIZE) -> Tensor:
         """[N, C, H, W] to [N, D, H // pool, W // pool]."""
-        return super().forward(pooled(x, resize.pool))
+        return cast(Tensor, self.pointwise(pooled(x, resize.pool)))
 
 
-class FixedSeparable(FixedPointwise):
-    """A depthwise-separable convolution with one bias."""
+class FixedFeatures(nn.Module):
+    """A linear layer of many features, as a pointwise convolution of one pixel.
 
-    depthwise: Tensor
+    From 24576 features it takes 0.4 to 0.6 of the time of PyTorch's linear layer; in bfloat16, 0.3 of PyTorch's in
+    float32 (AMD EPYC, November 2026).
+    """
 
-    def __init__(self, module: DepthwiseSeparable, dtype: torch.dtype) -> None:
-        super().__init__(module.pointwise.weight, module.weights().bias(), module.kernels, dtype)
-        self.register_buffer("depthwise", module.depthwise.weight.detach())
+    weight: Tensor
+    packed: Tensor | None
 
-    def forward(
-        self,
-        x: Tensor,
-        prologue: Prologue = NO_PROLOGUE,
-        resize: Resize = SAME_SIZE,
-        residual: Tensor | None = None,
-    ) -> Tensor:
-        """As :class:`DepthwiseSeparable`."""
-        weights = Weights(self.depthwise, None, self.weight, self.bias)
-        return depthwise_separable(
-            x, weights, prologue, resize, residual=residual, packed=self.packed, kernels=self.kernels
-        )
+    def __init__(self, linear: nn.Linear, kernels: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("weight", linear.weight.detach()[:, :, None, None])
+        self.register_buffer("packed", packed(self.weight, dtype, kernels=kernels), persistent=False)
+        self.bias, self.kernels = linear.bias, kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C] to [N, D]."""
+        x = x[:, :, None, None]
+        return pointwise(x, self.weight, self.bias, kernels=self.kernels, packed=self.packed).flatten(1)
 
 
 class FixedLinear(nn.Module):
@@ -192,13 +148,10 @@ class FixedLinear(nn.Module):
     and 2 to 10 us in float32.
     """
 
-    weight: Tensor
-    bias: Tensor | None
-
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        self.register_buffer("weight", weight.detach())
-        self.register_buffer("bias", None if bias is None else bias.detach())
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
@@ -216,14 +169,12 @@ class FixedNorm(nn.Module):
     def __init__(self, norm: BatchNorm) -> None:
         super().__init__()
         self.norm = norm
-        scale, shift = norm.scale_and_shift(norm.running_mean[None])
-        self.register_buffer("scale", scale)
-        self.register_buffer("shift", shift)
+        for name, constant in zip(("scale", "shift"), norm.scale_and_shift(norm.running_mean[None]), strict=True):
+            self.register_buffer(name, constant)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, C, H, W]."""
-        normalised: Tensor = self.norm(x)
-        return normalised
+        return cast(Tensor, self.norm(x))
 
     def scale_and_shift(self, x: Tensor) -> Affine:
         """[N, C] each, whatever x is."""
@@ -235,8 +186,7 @@ class FixedConditionalNorm(nn.Module):
 
     def __init__(self, norm: ConditionalBatchNorm) -> None:
         super().__init__()
-        weight = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        bias = norm.bias - norm.running_mean * weight
+        weight, bias = norm.affine(norm.running_mean)  # of the running moments, whatever is given
         scale, shift = (cast(Tensor, of.weight) for of in (norm.scale, norm.shift))
         both = torch.cat([weight[:, None] * scale, bias[:, None] * scale + shift])
         self.both = FixedLinear(both, torch.cat([weight, bias]), both.dtype)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import ItemsView
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +12,7 @@ from torch import nn
 from raccgan.config import Config
 from raccgan.models.density import Density
 from raccgan.models.discriminator import Discriminator
-from raccgan.models.encoder import Encoder, EncoderForm
+from raccgan.models.encoder import Encoder
 from raccgan.models.generator import Generator
 from raccgan.models.randomness import stream
 
@@ -28,10 +27,9 @@ class Networks:
     average: Generator
     density: Density
 
-    def items(self) -> Iterator[tuple[str, nn.Module]]:
+    def items(self) -> ItemsView[str, nn.Module]:
         """Each network with the name that it has in a checkpoint."""
-        for name in ("generator", "discriminator", "encoder", "average", "density"):
-            yield name, getattr(self, name)
+        return vars(self).items()
 
 
 def build(config: Config, *, channels: int, classes: int, device: torch.device) -> Networks:
@@ -41,28 +39,11 @@ def build(config: Config, *, channels: int, classes: int, device: torch.device) 
         channels: of an image.
         classes: how many there are.
     """
-    common: dict[str, Any] = {
-        "classes": classes,
-        "image_channels": channels,
-        "kind": config.convolution,
-        "kernels": config.kernels,
-    }
-    latent, embedding, widths = config.latent_size, config.embedding, config.widths
     with torch.random.fork_rng(devices=[]):  # drawn on the CPU: the same weights on every device
         torch.default_generator.manual_seed(stream(config.seed, "weights").initial_seed())
-        generator = Generator(
-            widths=widths, latent=latent, embedding=embedding, attention=config.attended("generator"), **common
-        )
-        discriminator = Discriminator(
-            widths=widths[::-1], head=config.head, attention=config.attended("discriminator"), **common
-        )
-        encoder = Encoder(
-            widths=widths[::-1],
-            latent=latent,
-            form=EncoderForm(config.encoder_conditioning, config.encoder_latent, embedding),
-            attention=config.attended("encoder"),
-            **common,
-        )
+        generator = Generator(config, channels, classes)
+        discriminator = Discriminator(config, channels, classes)
+        encoder = Encoder(config, channels, classes)
     density = Density(classes, encoder.described)
     networks = Networks(generator, discriminator, encoder, average=copy.deepcopy(generator), density=density)
     for _, network in networks.items():

@@ -5,12 +5,8 @@ through a Python method, and has a local variable for each of some thousand resu
 chunk of memory that Python keeps for frames, so each call from it maps and unmaps memory. The function made here uses a
 variable again once its tensor is dead, holds weights as globals, and calls ops as PyTorch's C++ has them.
 
-Measured on one core of an AMD EPYC (a shared machine, four variants interleaved in one process), 30 November 2026,
-PyTorch 2.13, median time over that of the function made here:
-
-- torch.fx's function: 1.16 for the score of one image at 8 px, 1.12 for a digits step of 32 images;
-- torch.fx's function with weights as arguments: 1.06 and 1.09;
-- the same, with names of dead variables used again: 1.06 and 1.09.
+One core of an AMD EPYC, 30 November 2026, PyTorch 2.13: torch.fx's function takes 1.16 of the median time for the score
+of one image at 8 px, and 1.12 for a digits step of 32 images; 1.06 and 1.09 with weights as arguments.
 """
 
 from __future__ import annotations
@@ -22,16 +18,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
-
-from raccgan.models.torch_internals import OpOverload, unwrapped
+from torch.fx.node import map_aggregate, map_arg
 
 
 def straight_line(trace: GraphModule, *, constant: bool = False) -> Callable[..., Any]:
     """The trace as a function of its inputs. A tensor is freed after the last op that reads it.
 
     Args:
-        trace: of :func:`raccgan.models.torch_internals.traced`.
+        trace: of :func:`raccgan.models.compiling.traced`.
         constant: the weights stay where they are, so that views of them are taken once, now.
     """
     nodes = list(trace.graph.nodes)
@@ -47,15 +43,17 @@ def straight_line(trace: GraphModule, *, constant: bool = False) -> Callable[...
             source.add_constant(node, operator.attrgetter(node.target)(trace))
         elif node.op == "output":
             source.add_return(node.args[0])
-        elif constant and _is_view(node) and source.are_constants(node.all_input_nodes):
-            source.add_constant(node, node.target(*source.values(node.args), **node.kwargs))
+        elif constant and isinstance(node.target, OpOverload) and node.target.is_view and source.knows_inputs(node):
+            source.add_constant(node, node.target(*map_arg(node.args, source.value), **node.kwargs))
         else:
             source.add_call(node, last_read_by[node])
     return source.function()
 
 
-def _is_view(node: Node) -> bool:
-    return isinstance(node.target, OpOverload) and node.target.is_view
+class _Name(str):
+    """A piece of source that stands for itself in the ``repr`` of a list or tuple."""
+
+    __repr__ = str.__str__
 
 
 class _Source:
@@ -77,12 +75,13 @@ class _Source:
     def add_constant(self, node: Node, value: Any) -> None:
         self._names[node] = self._global("constant", value)
 
-    def are_constants(self, nodes: Iterable[Node]) -> bool:
-        return all(self._names[node] in self._globals for node in nodes)
+    def knows_inputs(self, node: Node) -> bool:
+        """Whether all that the node reads are constants."""
+        return all(self._names[read] in self._globals for read in node.all_input_nodes)
 
-    def values(self, arguments: Iterable[Any]) -> list[Any]:
-        """The values of arguments that are constants or literals."""
-        return [self._globals[self._names[one]] if isinstance(one, Node) else one for one in arguments]
+    def value(self, node: Node) -> Any:
+        """The value of a constant."""
+        return self._globals[self._names[node]]
 
     def add_call(self, node: Node, last_read: Iterable[Node]) -> None:
         """Call the node's op, and free the variables that nothing reads after it."""
@@ -108,20 +107,18 @@ class _Source:
         if target is operator.getitem:
             return f"{arguments[0]}[{arguments[1]}]"
         keywords = [f"{name}={self._text(one)}" for name, one in node.kwargs.items()]
-        called = unwrapped(target) if isinstance(target, OpOverload) else target
+        called = target.op if isinstance(target, OpOverload) else target
         return f"{self._global(str(target), called)}({', '.join([*arguments, *keywords])})"
 
     def _text(self, value: Any) -> str:
+        return repr(map_aggregate(value, self._leaf))
+
+    def _leaf(self, value: Any) -> Any:
         if isinstance(value, Node):
-            return self._names[value]
-        if isinstance(value, dict):
-            return "{" + ", ".join(f"{key!r}: {self._text(one)}" for key, one in value.items()) + "}"
-        if isinstance(value, list | tuple):
-            inner = "".join(f"{self._text(one)}, " for one in value)
-            return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+            return _Name(self._names[value])
         if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
-            return repr(value)
-        return self._global("constant", value)
+            return value
+        return _Name(self._global("constant", value))
 
     def _variable(self) -> str:
         if self._free:

@@ -1,7 +1,7 @@
 """Files of named tensors with a JSON header and a checksum, in the safetensors format. Reading one runs no code.
 
-The format has text as metadata, and no checksum. The metadata of these files is one entry, ``raccgan``: a hash of the
-header's text and of every tensor, a space, and the header as a JSON object.
+The metadata of the format is one entry, ``raccgan``: a hash of the header's text and of every tensor, a space, and the
+header as a JSON object.
 """
 
 from __future__ import annotations
@@ -19,15 +19,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from raccgan.errors import InputError
+
 Tensors = dict[str, Tensor]
-
-
-class DamagedError(Exception):
-    """A file is not one of these, or not as it was written; the text says why in one line."""
-
-
-class PickleError(Exception):
-    """A file is a pickle, which runs code when it is read, or an archive such as those of ``torch.save``."""
 
 
 def packed(header: Mapping[str, Any], tensors: Tensors) -> bytes:
@@ -38,32 +32,35 @@ def packed(header: Mapping[str, Any], tensors: Tensors) -> bytes:
 
 
 def read(path: Path) -> tuple[dict[str, Any], Tensors]:
-    """The header and the tensors of a file, in no more memory than three times the size of the file.
+    """The header and the tensors of a file, in no more memory than three times its size.
 
     Raises:
-        PickleError: the file is a pickle.
-        DamagedError: the file is truncated, damaged or of another kind.
+        InputError: the file is a pickle, truncated, damaged or of another kind.
     """
     with path.open("rb") as file:
         start = file.read(9)
-        if start[8:] != b"{":  # so that a large file of another kind is not read
-            if start.startswith((b"PK", b"\x80")):
-                raise PickleError
-            raise DamagedError("it does not begin as a safetensors file does")
         file.seek(0)
-        content = file.read()
+        content = file.read() if start[8:] == b"{" else b""  # a large file of another kind is not read
+    if not content and start.startswith((b"PK", b"\x80")):
+        raise InputError(
+            f"{path} is a pickle, as raccgan's checkpoints were up to format 4; reading one could run code, so this "
+            "version reads safetensors alone: train anew, or use the version that wrote it"
+        )
     try:
+        if not content:
+            raise SafetensorError("it does not begin as a safetensors file does")
         tensors = safetensors.torch.load(content)  # which compares shapes and offsets with the size of the content
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         digest, _, text = metadata["raccgan"].partition(" ")
         header, whole = json.loads(text), digest == hash_of(text, tensors)
+        if isinstance(header, dict) and whole:
+            return header, tensors
+        reason = "its content is not as it was written"
     except SafetensorError as error:
-        raise DamagedError(str(error).splitlines()[0]) from None
+        reason = str(error).splitlines()[0]
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError):
-        raise DamagedError("its header is not one of raccgan's") from None
-    if not isinstance(header, dict) or not whole:
-        raise DamagedError("its content is not as it was written")
-    return header, tensors
+        reason = "its header is not one of raccgan's"
+    raise InputError(f"{path} is truncated or no checkpoint: {reason}")
 
 
 def hash_of(text: str, tensors: Tensors) -> str:

@@ -1,12 +1,9 @@
 """Trace a training step once into a flat list of ops; then replay the list, or compile it.
 
 Between its kernels a training step runs Python, and autograd, which builds a graph in each step and walks through it.
-torch.compile would avoid that, but does not differentiate twice, as a gradient penalty requires. So autograd runs first
-and the ops that it calls are traced: those of the forward pass, of its derivative, and of the derivative's derivative.
-Replayed, they give the same bits without autograd. The list is a function without derivatives, which torch.compile
-takes.
-
-A score has no derivatives, but it has Python between its kernels: a quarter of the time of a single small image.
+torch.compile does not differentiate twice, as a gradient penalty requires. So autograd runs first and the ops that it
+calls, those of both derivatives among them, are traced. Replayed, they give the same bits without autograd, and the
+list is a function that torch.compile takes. In a score, Python is a quarter of the time of a small image.
 """
 
 from __future__ import annotations
@@ -22,8 +19,8 @@ from torch import Tensor, nn
 
 from raccgan.errors import InputError
 from raccgan.models import compiling
+from raccgan.models.compiling import Decompositions, storage_address, traced
 from raccgan.models.straight_line import straight_line
-from raccgan.models.torch_internals import Decompositions, storage_address, traced
 
 Terms = dict[str, Tensor]
 """What is reported of a step: scalars without graph, by name."""
@@ -44,9 +41,7 @@ class TracedStep:
     """The terms and gradients of an objective, traced at the first call and replayed from then on.
 
     Python's control flow is frozen at the first call: backends, trainable weights, shapes, memory formats. The
-    objective must not decide by a tensor's value nor draw random numbers. Weights and buffers remain the networks' own,
-    and each call updates the buffers as the objective does.
-
+    objective must not decide by a tensor's value nor draw random numbers. Weights and buffers remain the networks' own.
     In float32 the replay gives the bits that autograd gives. In autocast the gradients of a weight that is used more
     than once are added in float32, since each use is a cast of its own.
 
@@ -55,10 +50,9 @@ class TracedStep:
         weights: whose gradients are computed.
         networks: all whose buffers the objective may update.
         compiled: torch.compile turns the list into C++, in one to two minutes: the same up to rounding.
-        rounded: the objective's arithmetic is bfloat16, in which the gradients of a new network are mostly rounding;
-            compiled ones are not compared with autograd's, as they are otherwise before they are used.
-        warn: is told, in one line, if the list does not compile; the list is then replayed. Without it the first call
-            raises.
+        rounded: the objective is of bfloat16, in which the gradients of a new network are mostly rounding: those of the
+            compiled list are not compared with autograd's, as they are otherwise.
+        warn: is told, in one line, if the list does not compile and is replayed; without it the first call raises.
     """
 
     def __init__(
@@ -81,8 +75,7 @@ class TracedStep:
         """Leave the gradients in the weights' ``grad``, as ``backward`` does if there are none, and return the terms.
 
         Raises:
-            ValueError: shapes or memory formats differ from those of the first call; or at the first call, the
-                objective decides by a tensor's value.
+            ValueError: shapes or memory formats differ from the first call's; or the objective decides by a value.
             CompileError: at the first call, the list does not compile here, and there is no ``warn``.
             InputError: at the first call, the compiled list computes something else.
         """
@@ -175,10 +168,8 @@ def _layout(t: Tensor) -> _Layout:
 def _as_by_backward(
     gradients: Sequence[Tensor | None], weights: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """Gradients as ``backward`` leaves them: each with memory of its own, in its weight's memory format.
-
-    A fused optimiser walks through weight and gradient together, and what scales gradients in place must not scale one
-    twice.
+    """Gradients as ``backward`` leaves them: in the memory format of the weight, since a fused optimiser walks through
+    both, and with memory of their own, since what scales gradients in place must not scale one twice.
     """
     taken = {storage_address(t) for t in (*weights, *inputs)}
     made: list[Tensor | None] = []
@@ -192,31 +183,29 @@ def _as_by_backward(
 
 
 def _require_alike(got: _Found, wanted: _Found, *, rounded: bool) -> None:
-    """Refuse a compiled step that is wrong: :func:`_embedding_gradient` mends one such fault of torch.compile.
-
-    Raises:
-        InputError: a term or the gradients differ from autograd's, where those are finite.
-    """
+    """Raise an InputError if a compiled step's terms or gradients differ from autograd's, where those are finite."""
     # Rounding alone moves a new network's penalty: in bfloat16, with four seeds at 32 px, eager PyTorch's was 0.9 to
     # 1.6 times float32's, and ours 0.7 to 1.5 times. Two that are right may be a factor of three apart.
     scale = 2.0 if rounded else 0.1
+    wrong = []
     for name, term in wanted[0].items():
         right, found = term.item(), got[0][name].item()
         if math.isfinite(right) and not abs(found - right) <= scale * max(1.0, min(abs(right), abs(found))):  # NaN: not
-            raise InputError(f"{_WRONG}: {name} {found:.4g}, not {right:.4g}; {_INSTEAD}")
+            wrong.append(f"{name} {found:.4g}, not {right:.4g}")
     ours, theirs = (torch.cat([g.flatten() for g in one[1] if g is not None]) for one in (got, wanted))
     if not rounded and theirs.isfinite().all() and not (ours - theirs).norm() <= scale * theirs.norm():
-        raise InputError(f"{_WRONG}: gradients are off by more than {scale:.0%}; {_INSTEAD}")
-
-
-_WRONG = "torch.compile computes something else than the training step"
-_INSTEAD = "train without compiling, or with another version of PyTorch"
+        wrong.append(f"gradients are off by more than {scale:.0%}")
+    if wrong:
+        raise InputError(
+            f"torch.compile computes something else than the training step: {wrong[0]}; train without compiling, or "
+            "with another version of PyTorch"
+        )
 
 
 def _embedding_gradient(gradient: Tensor, index: Tensor, count: int, padding: int, by_frequency: bool) -> Tensor:
     """The gradient of an embedding as a matrix product.
 
-    For two threads the C++ that torch.compile generates for the sum writes past the tensor's end, up to PyTorch 2.13:
+    torch.compile's C++ of the sum writes past the tensor's end with two threads, up to PyTorch 2.13:
     https://github.com/pytorch/pytorch/issues/191837.
     """
     chosen = torch.arange(count, device=index.device)[:, None] == index.flatten()

@@ -1,9 +1,7 @@
-"""Figures of a run: reconstructions with anomaly maps, losses, ROC and histogram, comparisons.
+"""Figures of a run: each function takes arrays and writes one PNG, whole or not at all.
 
-Each function takes arrays and writes one PNG, whole or not at all. Images are float [C, H, W] in [-1, 1] with 1 or 3
-channels. Words repeat what a colour says. Maps use inferno, which survives colour-blindness and grey printing.
-
-Every function raises InputError where the file cannot be written, and ValueError for an array of another shape.
+Images are float [1 or 3, H, W] in [-1, 1]. Words repeat what a colour says. Maps use inferno, which survives
+colour-blindness and grey printing. A file that cannot be written is an InputError, another shape a ValueError.
 """
 
 import math
@@ -16,7 +14,6 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -25,30 +22,22 @@ from matplotlib.ticker import LogFormatter, PercentFormatter
 from numpy.typing import ArrayLike
 
 from raccgan.outputs.files import write_atomically
-from raccgan.outputs.pictures import INK, Array, PathLike, plain, short, to_uint8
+from raccgan.outputs.overlays import to_uint8
+from raccgan.outputs.pictures import INK, Array, PathLike, plain, short
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0b6fb8", "#d9550b", "#0a7d55", "#8a4fa8", "#6b7280"
 RED, OUTLINE = "#c22f2f", "#06b6d4"
-STYLE = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
+STYLE: dict[str, Any] = {
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), GREY),
+    **dict.fromkeys(("axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor", "text.color"), INK),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    "grid.color": "#e5e7eb",
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
-    "axes.titlecolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e5e7eb",
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
     "font.size": 10,
-    "text.color": INK,
     "text.parse_math": False,  # a class may be called "$5" or "a_b$"
-    "legend.frameon": False,
 }
 LOSSES: tuple[tuple[str, Mapping[str, str]], ...] = (
     ("discriminator and generator", {"wasserstein": "Wasserstein estimate", "generator": "generator loss"}),
@@ -85,7 +74,7 @@ def reconstructions(path: PathLike, items: Sequence[Reconstruction]) -> None:
             caption, *axes = (figure.add_subplot(grid[row, column]) for column in range(4))
             _caption(caption, item)
             original = to_uint8(item.original)
-            below = original if original.ndim == 2 else original.mean(axis=-1)  # colours there would mix with the map's
+            below = original.mean(axis=-1)  # colours there would mix with the map's
             for ax, image in zip(axes, (original, to_uint8(item.reconstruction), below), strict=True):
                 ax.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
                 ax.axis("off")
@@ -108,17 +97,16 @@ def reconstructions(path: PathLike, items: Sequence[Reconstruction]) -> None:
 def loss_curves(path: PathLike, history: Mapping[str, Sequence[tuple[int, float]]]) -> None:
     """Losses over steps, faint as recorded and smoothed over a fiftieth of the points; a panel a kind.
 
-    Args:
-        history: (step, value) points by name: those of :data:`LOSSES`, others in a panel of their own. Values that
-            are not finite leave a gap.
+    ``history`` holds (step, value) points by name: those of :data:`LOSSES`, others in a panel of their own. Values that
+    are not finite leave a gap.
     """
     known = {name for _, labels in LOSSES for name in labels}
     others = {name: name.replace("_", " ") for name in history if name not in known}
     panels = [
-        (title, {name: label for name, label in labels.items() if history.get(name)})
+        (title, drawn)
         for title, labels in (*LOSSES, ("other", others))
+        if (drawn := {name: label for name, label in labels.items() if history.get(name)})
     ]
-    panels = [(title, labels) for title, labels in panels if labels]
     with _figure(path, max(4.4 * len(panels), 4.4), 3.6) as figure:
         for place, (title, labels) in enumerate(panels):
             ax = figure.add_subplot(1, len(panels), place + 1)
@@ -147,23 +135,21 @@ class RocCurve(NamedTuple):
 def roc_and_histogram(
     path: PathLike, scores: ArrayLike, anomalous: ArrayLike, threshold: float, curves: Mapping[str, RocCurve]
 ) -> None:
-    """Left the ROC of each kind of score, right the scores of normal and of anomalous images as a histogram.
+    """Left the ROC of each kind of score, the first one stands out; right a histogram of scores of either class.
 
-    Args:
-        path: the file.
-        scores: [N], higher = more anomalous.
-        anomalous: [N] bool, the truth; one class may be missing, then the ROC says so.
-        threshold: where score > threshold is predicted anomalous.
-        curves: by the name of the score; the first one stands out.
+    ``scores`` [N] are higher for anomalies, ``anomalous`` [N] is the truth; where one class is missing, the ROC says
+    so. Scores above ``threshold`` are predicted anomalous.
     """
     s, y = np.asarray(scores, dtype=np.float64), np.asarray(anomalous).astype(bool)
     with _figure(path, 10.4, 4.4) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
-        _roc(left, curves, undefined=bool(y.all() or not y.any()))
+        _roc(left, curves)
+        if y.all() or not y.any():
+            left.text(0.5, 0.6, "needs normal and\nanomalous images", ha="center", color=INK, backgroundcolor="white")
         _histogram(right, s, y, threshold)
 
 
-def _roc(ax: Axes, curves: Mapping[str, RocCurve], *, undefined: bool) -> None:
+def _roc(ax: Axes, curves: Mapping[str, RocCurve]) -> None:
     ax.plot((0, 1), (0, 1), color=GREY, linewidth=1, linestyle=":", label="chance, AUROC 0.500")
     colours = (BLUE, ORANGE, GREEN, PURPLE, GREY) * len(curves)
     for place, ((name, curve), colour) in enumerate(zip(curves.items(), colours, strict=False)):
@@ -175,8 +161,6 @@ def _roc(ax: Axes, curves: Mapping[str, RocCurve], *, undefined: bool) -> None:
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(PercentFormatter(1))
     ax.legend(loc="lower right", fontsize=9)
-    if undefined:
-        ax.text(0.5, 0.6, "needs normal and\nanomalous images", ha="center", color=INK, backgroundcolor="white")
 
 
 def _histogram(ax: Axes, s: Array, y: Array, threshold: float) -> None:
@@ -207,26 +191,22 @@ def comparison(
 ) -> None:
     """One dot with its deviation a variant of ours, and under them one diamond a figure to compare with.
 
-    Args:
-        ours: mean and deviation by name, at least one.
-        beside: other figures on the same scale, by name.
+    ``ours`` holds mean and deviation by name, at least one; ``beside`` other figures on the same scale.
     """
     names = [*ours, *beside]
     with _figure(path, 8, 1.2 + 0.32 * len(names)) as figure:
         ax = figure.subplots()
         for place, (value, deviation) in enumerate(ours.values()):
             ax.errorbar(value, place, xerr=deviation, fmt="o", color=BLUE, capsize=3, markersize=7)
-        others = range(len(ours), len(names))
-        ax.plot(list(beside.values()), list(others), "D", color=GREY, markersize=6, linestyle="none")
+        ax.plot(list(beside.values()), range(len(ours), len(names)), "D", color=GREY, markersize=6, linestyle="none")
         values = [value for value, _ in ours.values()] + list(beside.values())
         for place, value in enumerate(values):
             ax.annotate(f"{value:.3f}", (value, place), (8, 6), textcoords="offset points", fontsize=9)
-        best = max(value for value, _ in ours.values())
-        ax.axvline(best, color=BLUE, linewidth=1, linestyle="--")
+        ax.axvline(max(ours.values())[0], color=BLUE, linewidth=1, linestyle="--")
         ax.set_yticks(range(len(names)), [plain(short(name, 40)) for name in names])
         ax.set_ylim(len(names) - 0.4, -0.6)
-        low = min(values)
-        ax.set_xlim(low - 0.08 * max(1 - low, 0.05), 1 + 0.1 * max(1 - low, 0.05))
+        room = max(1 - min(values), 0.05)
+        ax.set_xlim(min(values) - 0.08 * room, 1 + 0.1 * room)
         ax.set(title=plain(title), xlabel="area under the ROC curve (dots: ours, with the deviation over seeds)")
 
 
@@ -238,14 +218,15 @@ def _caption(ax: Axes, item: Reconstruction) -> None:
         (False, False): "normal, passed",
     }[bool(item.predicted), bool(item.anomalous)]
     ax.axis("off")
-    lines: tuple[tuple[str, dict[str, Any]], ...] = (
-        (short(item.name, 25), {"weight": "bold"}),
-        (f"class {short(item.label, 21)}", {"color": GREY}),
-        (f"score {item.score:.4g}", {}),
-        (verdict, {"color": GREEN if item.predicted == item.anomalous else RED, "weight": "bold"}),
+    lines = (
+        (short(item.name, 25), INK, "bold"),
+        (f"class {short(item.label, 21)}", GREY, "normal"),
+        (f"score {item.score:.4g}", INK, "normal"),
+        (verdict, GREEN if item.predicted == item.anomalous else RED, "bold"),
     )
-    for place, (text, style) in enumerate(lines):
-        ax.text(0, 0.76 - 0.17 * place, plain(text), transform=ax.transAxes, va="center", fontsize=9, **style)
+    for place, (text, colour, weight) in enumerate(lines):
+        y, words = 0.76 - 0.17 * place, plain(text)
+        ax.text(0, y, words, transform=ax.transAxes, va="center", fontsize=9, color=colour, weight=weight)
 
 
 def _outline(ax: Axes, mask: Array | None) -> None:
@@ -283,6 +264,5 @@ def _figure(path: PathLike, width: float, height: float) -> Iterator[Figure]:
     """A figure in inches that is written to ``path`` at the end, in our style whatever the user's settings are."""
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(width, height), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
-        FigureCanvasAgg(figure)
         yield figure
         write_atomically(path, lambda file: figure.savefig(file, format="png"))

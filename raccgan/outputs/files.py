@@ -1,9 +1,7 @@
 """Atomic writes: every result is written beside its place and then renamed, so that a file is whole or absent.
 
-A run that is stopped, or a full disk, leaves the older file as it was. A run that is killed leaves its half-written
-file beside it, under a name that the next run into the folder removes. A folder has one run at a time.
-
-An error of the operating system (disk full, read-only folder, no such place) is an InputError of one line.
+A run that is killed leaves its half-written file beside it, under a name that the next run into the folder removes. An
+error of the operating system (disk full, read-only folder, no such place) is an InputError of one line.
 """
 
 import contextlib
@@ -28,19 +26,15 @@ LOCK = ".raccgan-lock"
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")
 
 # A spreadsheet runs a cell that starts with one of these as a formula; a class may be called anything. Some take the
-# wide forms of East Asian keyboards too, and all pass over what a leading ' hides.
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+# wide forms of East Asian keyboards too, and all pass over what a leading ' hides. A plain number is no formula.
+_FORMULA = re.compile(r"(?![+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z)'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
     """Make ``path`` hold what ``write`` puts into the binary file it is given, or leave everything as it was.
 
-    The bytes reach the disk (flush and fsync) before the file takes its name. A link is followed, not replaced.
-
-    Raises:
-        InputError: the machine refuses to write there (OSError, also as the reason of another exception), or ``path``
-            is a folder or a device.
+    The bytes reach the disk (flush and fsync) before the file takes its name. A link is followed, not replaced. An
+    OSError, also as the reason of another exception, becomes an InputError; a folder or a device is one too.
     """
     place = Path(os.path.realpath(path))
     if place.exists() and not place.is_file():
@@ -61,21 +55,12 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` as UTF-8 with the line ends it has; bytes of a file name that are no text become ``\\udcXX``.
-
-    Raises:
-        InputError: as :func:`write_atomically`.
-    """
+    """Write ``text`` as UTF-8 with the line ends it has; bytes of a file name that are no text become ``\\udcXX``."""
     write_atomically(path, lambda file: file.write(text.encode("utf-8", errors="backslashreplace")))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write ``value`` as indented JSON, keys in the order given; None becomes null.
-
-    Raises:
-        ValueError: a number is NaN or infinite, which JSON does not have: say None where there is no value.
-        InputError: as :func:`write_atomically`.
-    """
+    """Write ``value`` as indented JSON, keys in the order given, None as null; NaN or infinity is a ValueError."""
     encoder = json.JSONEncoder(indent=2, ensure_ascii=False, allow_nan=False)
 
     def write(file: BinaryIO) -> None:
@@ -91,11 +76,8 @@ def write_csv(path: str | os.PathLike[str], header: Sequence[str], rows: Iterabl
 
     Text that begins with ``= + - @`` (also in their wide forms), a tab or the end of a line gets a leading ``'``, so
     that no spreadsheet runs a name as a formula; so does text that would read as escaped, and :func:`cell_text` takes
-    it away again. Numbers, and text that reads as a plain number ("-0.5"), stay as they are.
-
-    Raises:
-        ValueError: a row is longer or shorter than the header.
-        InputError: as :func:`write_atomically`.
+    it away again. Numbers, and text that reads as a plain number ("-0.5"), stay as they are. A row that is longer or
+    shorter than the header is a ValueError.
     """
 
     def write(file: BinaryIO) -> None:
@@ -107,7 +89,7 @@ def write_csv(path: str | os.PathLike[str], header: Sequence[str], rows: Iterabl
             for number, row in enumerate(rows):
                 if len(row) != len(header):
                     raise ValueError(f"row {number} has {len(row)} cells, the header {len(header)}")
-                cells = [_without_formula(cell) for cell in row]
+                cells = [f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell for cell in row]
                 # A lone carriage return ends a line for every reader, and Python 3.11 writes it without quotes.
                 (quoting if any("\r" in cell for cell in cells if isinstance(cell, str)) else writer).writerow(cells)
         finally:
@@ -124,10 +106,8 @@ def cell_text(cell: str) -> str:
 def prepare_out(path: str | os.PathLike[str]) -> Path:
     """Create the folder of a run with its parents, prove that it takes a file, and return it.
 
-    Called before hours of work, not after. Files that are there already stay.
-
-    Raises:
-        InputError: the folder cannot be created or does not take a file.
+    Called before hours of work, not after. Files that are there already stay. A folder that cannot be created, or takes
+    no file, is an InputError.
     """
     folder = Path(path)
     probe = folder / _part_name()
@@ -146,15 +126,9 @@ def prepare_out(path: str | os.PathLike[str]) -> Path:
 def own_folder(path: str | os.PathLike[str], below: Sequence[str] = ()) -> Iterator[Path]:
     """:func:`prepare_out`, and the folder is this run's alone until it ends.
 
-    What a killed run was in the middle of writing is removed at the start; at the end, the folders that this made and
-    that hold nothing. The lock is the kernel's: it ends with the process, however that ends.
-
-    Args:
-        path: the folder.
-        below: names of folders in it that the run writes into too.
-
-    Raises:
-        InputError: as :func:`prepare_out`; or another run has the folder.
+    The folders in it that ``below`` names belong to the run too. What a killed run was in the middle of writing is
+    removed at the start; at the end, the folders that this made and that hold nothing. The lock is the kernel's: it
+    ends with the process, however that ends. Another run in the folder is an InputError.
     """
     made = [place for place in (Path(path), *Path(path).parents) if not place.exists()]
     folder = prepare_out(path)
@@ -215,14 +189,7 @@ def _locked(place: Path) -> int:
 
 
 def _part_name() -> str:
-    # As _PART has it.
-    return f".{secrets.token_hex(8)}.part"
-
-
-def _without_formula(cell: object) -> object:
-    if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
-        return "'" + cell
-    return cell
+    return f".{secrets.token_hex(8)}.part"  # as _PART has it
 
 
 def _refusal_behind(error: BaseException | None) -> OSError | None:

@@ -1,9 +1,7 @@
 """A journal keeps the rows of a long run as they come, so that a stopped run continues where it stopped.
 
-A journal is a text file of JSON lines. The first line names the run: the checkpoint and every setting that a row
-depends on. Each further line holds the rows of one batch. A line that was cut off in the middle counts as not written.
-The run that writes a journal has the folder to itself (:func:`raccgan.outputs.files.own_folder`), and removes the
-journal when the run is complete.
+The first of its JSON lines names the run: the checkpoint and every setting that a row depends on. Each further line
+holds the rows of one batch; one that was cut off in the middle counts as not written.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from raccgan.errors import InputError
@@ -21,16 +18,10 @@ Row = dict[str, Any]
 
 
 class Journal:
-    """Open, or continue, the journal at ``path``.
+    """Open, or continue, the journal at ``path``; ``restart`` throws away what is there.
 
-    Args:
-        path: the file; its folder is there.
-        run: what the rows depend on. A journal of another run is never continued.
-        restart: throw away what is there.
-
-    Raises:
-        InputError: the journal is of another run, which is named by what differs; or it is damaged, or the machine
-            refuses to write it.
+    ``run`` is what the rows depend on. A journal of another run is an InputError that names what differs; a damaged
+    one, or one that cannot be written, is an InputError too.
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any], *, restart: bool = False) -> None:
@@ -59,9 +50,7 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def _read(self, run: Row, restart: bool) -> None:
@@ -74,10 +63,14 @@ class Journal:
         try:
             there, *batches = map(json.loads, whole.split(b"\n"))
         except (ValueError, RecursionError):
-            raise self._damaged() from None
+            there, batches = None, []
         if not isinstance(there, dict) or not all(map(_is_batch, batches)):
-            raise self._damaged()
-        self._check(there, run)
+            raise InputError(f"{self.path} is damaged: add --restart to score anew")
+        if differ := differences(there, run):
+            raise InputError(
+                f"{self.path.parent} holds part of another run ({differ}): name another --out, repeat the command of "
+                "that run to finish it, or add --restart to throw it away"
+            )
         self.rows = [row for batch in batches for row in batch]
         self._file.truncate(len(whole) + 1)
 
@@ -88,16 +81,6 @@ class Journal:
                 left = left[self._file.write(left) :]
         except OSError as error:
             raise InputError(f"cannot write {self.path}: {said(error)}, then repeat the command to go on") from None
-
-    def _damaged(self) -> InputError:
-        return InputError(f"{self.path} is damaged: add --restart to score anew")
-
-    def _check(self, there: Row, here: Row) -> None:
-        if differ := differences(there, here):
-            raise InputError(
-                f"{self.path.parent} holds part of another run ({differ}): name another --out, repeat the command of "
-                "that run to finish it, or add --restart to throw it away"
-            )
 
 
 def _is_batch(rows: Any) -> bool:

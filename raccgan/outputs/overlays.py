@@ -1,7 +1,4 @@
-"""Anomaly maps as pictures: warm colours over the grey image, clear where the reconstruction is good.
-
-The colours mean the same on every image: they begin at what normal images reach, so that a normal image stays grey.
-"""
+"""Anomaly maps as pictures: warm colours over the grey image, above what normal images reach, which stay grey."""
 
 from __future__ import annotations
 
@@ -17,11 +14,8 @@ from torch import Tensor
 
 Float = NDArray[np.float32]
 
-OUTLINE = (6, 182, 212)
-"""The colour round what a mask marks, which no map has."""
-
-LONGEST = 1024
-"""Pixels of the longer side of an overlay; larger originals are made smaller."""
+OUTLINE = (6, 182, 212)  # the colour round what a mask marks, which no map has
+LONGEST = 1024  # pixels of the longer side of an overlay; larger originals are made smaller
 
 
 @dataclass(frozen=True)
@@ -37,11 +31,7 @@ class MapScale:
 
     @classmethod
     def of(cls, held_out: Mapping[str, Tensor]) -> MapScale:
-        """From the maxima of the held-out normal images' maps: half of the median to twice the highest decile.
-
-        Args:
-            held_out: as a checkpoint holds it; may be empty.
-        """
+        """From the maxima of the held-out normal images' maps: half of the median to twice the highest decile."""
         if not held_out:
             return cls()
         peaks = held_out["peak"]
@@ -73,8 +63,11 @@ def outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.
 
 
 def to_uint8(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """[C, H, W] in [-1, 1] -> [H, W, 3]."""
-    scaled = np.rint(image.clip(-1, 1) * 127.5 + 127.5).astype(np.uint8).transpose(1, 2, 0)
+    """[1 or 3, H, W] in [-1, 1] -> [H, W, 3]; an array of another shape is a ValueError."""
+    array = np.asarray(image, dtype=np.float32)
+    if array.ndim != 3 or array.shape[0] not in (1, 3):
+        raise ValueError(f"an image must be [1 or 3, H, W], not {array.shape}")
+    scaled = np.rint(np.nan_to_num(array).clip(-1, 1) * 127.5 + 127.5).astype(np.uint8).transpose(1, 2, 0)
     return np.broadcast_to(scaled, (*scaled.shape[:2], 3))
 
 

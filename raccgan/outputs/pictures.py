@@ -1,7 +1,6 @@
 """Images and grids of images as PNG files, written whole or not at all, and text that fits beside them.
 
-Images are float [C, H, W] in [-1, 1] with 1 or 3 channels. Every function that writes raises InputError where the file
-cannot be written, and ValueError for an array of another shape.
+Images are float [1 or 3, H, W] in [-1, 1]. A file that cannot be written is an InputError, another shape a ValueError.
 """
 
 import math
@@ -11,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.font_manager import get_font
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from raccgan.outputs.files import write_atomically
+from raccgan.outputs.overlays import to_uint8
 
 PathLike = str | os.PathLike[str]
 Array = NDArray[Any]
@@ -27,23 +26,20 @@ FONT, BOLD = (Path(matplotlib.get_data_path(), "fonts", "ttf", f"DejaVuSans{kind
 
 def write_image(path: PathLike, pixels: Array) -> None:
     """One image [C, H, W] in [-1, 1] as an 8-bit PNG of its own size, grey or RGB."""
-    picture = Image.fromarray(to_uint8(pixels))
+    picture = Image.fromarray(to_uint8(pixels) if len(pixels) == 3 else to_uint8(pixels)[..., 0])
     write_atomically(path, lambda file: picture.save(file, "PNG"))
 
 
-def sample_grid(path: PathLike, rows: Mapping[str, Array], *, title: str = "", upscale: int | None = None) -> None:
-    """One row of images a class, the class's name before it.
+def sample_grid(path: PathLike, rows: Mapping[str, Array], *, title: str = "") -> None:
+    """One row of images [K, C, H, W] in [-1, 1] a class, the class's name before it, under a title.
 
-    Args:
-        rows: images [K, C, H, W] in [-1, 1] by class name; all of one size.
-        title: a line above.
-        upscale: how many times to enlarge, bicubic: a person reads a small digit better without its squares.
-            Default: to at least 64 pixels.
+    All images are of one size. Small ones are enlarged to at least 64 pixels, bicubic: a person reads a small digit
+    better without its squares.
     """
     gap, margin = 4, 16
     pixels = {plain(name): [to_uint8(image) for image in images] for name, images in rows.items()}
     height, width = next((images[0].shape[:2] for images in pixels.values() if images), (64, 64))
-    times = upscale or math.ceil(64 / min(height, width))
+    times = math.ceil(64 / min(height, width))
     height, width = height * times, width * times
     size = max(15, height // 7)
     font, bold = ImageFont.truetype(FONT, size), ImageFont.truetype(BOLD, size)
@@ -53,14 +49,8 @@ def sample_grid(path: PathLike, rows: Mapping[str, Array], *, title: str = "", u
     step = max(height, size) + gap
     columns = max((len(images) for images in pixels.values()), default=0)
     title = plain(title)
-    canvas = Image.new(
-        "RGB",
-        (
-            max(left + columns * (width + gap) - gap, margin + math.ceil(bold.getlength(title))) + margin,
-            top + max(len(names), 1) * step - gap + margin,
-        ),
-        "white",
-    )
+    right = max(left + columns * (width + gap) - gap, margin + math.ceil(bold.getlength(title)))
+    canvas = Image.new("RGB", (right + margin, top + max(len(names), 1) * step - gap + margin), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((margin, margin), title, INK, bold)
     for row, (name, images) in enumerate(zip(names, pixels.values(), strict=True)):
@@ -70,15 +60,6 @@ def sample_grid(path: PathLike, rows: Mapping[str, Array], *, title: str = "", u
             tile = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
             canvas.paste(tile, (left + column * (width + gap), y))
     write_atomically(path, lambda file: canvas.save(file, "PNG"))
-
-
-def to_uint8(image: Array) -> Array:
-    """[C, H, W] in [-1, 1] -> uint8 [H, W] or [H, W, 3]."""
-    array = np.asarray(image, dtype=np.float32)
-    if array.ndim != 3 or array.shape[0] not in (1, 3):
-        raise ValueError(f"an image must be [1 or 3, H, W], not {array.shape}")
-    scaled = (np.nan_to_num(array).clip(-1, 1) * 127.5 + 127.5).round().astype(np.uint8)
-    return scaled[0] if len(scaled) == 1 else np.ascontiguousarray(scaled.transpose(1, 2, 0))
 
 
 def short(text: str, most: int) -> str:

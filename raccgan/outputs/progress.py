@@ -5,25 +5,20 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
 from raccgan.outputs.terminal import one_line, say
 
-LINE_EVERY = 15.0
-"""Seconds between plain lines."""
+LINE_EVERY = 15.0  # seconds between plain lines
 
 
 class Progress:
     """A counter from ``start`` to ``total`` on standard error; ``update`` takes live figures to show beside it.
 
-    Args:
-        title: stands before the counter.
-        total, start, unit: what is counted.
-        lines: show plain lines where standard error is no terminal; False for commands that scripts call.
-        shown: False counts in silence, for all ranks of a job but the first.
+    Without ``lines`` a standard error that is no terminal gets none, for commands that scripts call. Where not
+    ``shown`` it counts in silence, for all ranks of a job but the first.
     """
 
     def __init__(
@@ -62,9 +57,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.close()
 

@@ -66,7 +66,7 @@ def find(arguments: Sequence[str]) -> Found:
 def _meant(argument: str, problems: list[str]) -> Iterator[Path]:
     path = Path(argument)
     if path.is_dir():
-        yield from list_images(path, problems).images
+        yield from list_images(path, problems)
     elif os.path.lexists(path) or not glob.has_magic(argument):
         yield path  # a file that is not there is named when it is read
     else:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from raccgan.config import Config
 from raccgan.data.dataset import ImageDataset, StepBatches
-from raccgan.distributed.collectives import SINGLE, Collectives
 from raccgan.errors import InputError
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.checkpoint import Calibration, Checkpoint, History
-from raccgan.models.networks import Networks, build
+from raccgan.models.networks import build
 from raccgan.models.randomness import stream
 from raccgan.outputs.progress import Progress
 from raccgan.outputs.terminal import say
-from raccgan.training.interrupts import Interrupted, finish_step_on_interrupt
 from raccgan.training.run import Run
 from raccgan.training.steps import Steps, cannot_trace
 
@@ -40,13 +40,8 @@ def no_log(phase: str, step: int, losses: dict[str, float]) -> None:
     """Log nothing."""
 
 
-@dataclass(frozen=True)
-class CheckpointFile:
-    """Where checkpoints are written, and the normal classes and image channels that they name."""
-
-    path: Path
-    classes: list[str]
-    channels: int
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM: the step was finished and the checkpoint written; the message says how to go on."""
 
 
 class Training(Steps):
@@ -56,70 +51,43 @@ class Training(Steps):
     the uninterrupted one would have. With several ranks, rank 0 writes the checkpoints.
 
     Args:
-        config, networks, job: as of :class:`raccgan.training.steps.Steps`.
-        data: the images to train on.
-        file: where checkpoints go.
-        compiled: send the steps through torch.compile; a step that does not compile is replayed, with a line that
-            says why.
+        run, data: the configuration and the job of the ranks; the images to train on.
+        path: the file of the checkpoints.
+        resumed: the checkpoint to go on from; None for new networks.
         log: is given the losses, at most 400 times a phase.
+        compiled: send the steps through torch.compile; one that does not compile is replayed, and a line says why.
+
+    Raises:
+        InputError: the checkpoint does not fit the run's configuration, or ``generator_tuning`` became zero, or
+            positive, after the encoder's training began.
     """
 
     def __init__(
         self,
-        config: Config,
-        networks: Networks,
+        run: Run,
         data: ImageDataset,
-        file: CheckpointFile,
-        *,
-        job: Collectives = SINGLE,
-        compiled: bool = False,
+        path: Path,
+        resumed: Checkpoint | None = None,
         log: Log = no_log,
+        *,
+        compiled: bool = False,
     ) -> None:
-        super().__init__(config, networks, job)
-        self.data, self.file, self.compiled, self.log = data, file, compiled, log
+        if resumed is not None:
+            networks = checkpoints.networks_of(resumed, run.config, run.device)
+        else:
+            networks = build(run.config, channels=run.channels, classes=len(run.classes), device=run.device)
+        super().__init__(run.config, networks, run.job)
+        self.data, self.path, self.log, self.compiled = data, path, log, compiled
+        self.classes, self.channels = run.classes, run.channels
         self.steps = dict.fromkeys(PHASES, 0)
+        self.goals = {"gan": run.config.gan_steps, "encoder": run.config.encoder_steps}
         self.history: History = {}
         self.calibration: Calibration | None = None
         """The threshold and the scores that it comes from, for the next checkpoint; a step of training clears it."""
         self.seconds = 0.0
         self._saved_at = "none was written yet"
-
-    @classmethod
-    def of(
-        cls,
-        run: Run,
-        data: ImageDataset,
-        path: Path,
-        resumed: Checkpoint | None,
-        log: Log = no_log,
-        *,
-        job: Collectives = SINGLE,
-        compiled: bool = False,
-    ) -> Training:
-        """The training of a run on ``data``, from new networks or from a checkpoint; checkpoints go to ``path``.
-
-        Raises:
-            InputError: the checkpoint does not fit the run's configuration.
-        """
         if resumed is not None:
-            networks = checkpoints.networks_of(resumed, run.config, run.device)
-        else:
-            networks = build(run.config, channels=run.channels, classes=len(run.classes), device=run.device)
-        file = CheckpointFile(path, run.classes, run.channels)
-        training = cls(run.config, networks, data, file, job=job, compiled=compiled, log=log)
-        if resumed is not None:
-            training.resume(resumed)
-        return training
-
-    @property
-    def path(self) -> Path:
-        """The checkpoint's file."""
-        return self.file.path
-
-    @property
-    def goals(self) -> dict[str, int]:
-        """Steps of each phase when it is done."""
-        return {"gan": self.config.gan_steps, "encoder": self.config.encoder_steps}
+            self._resume(resumed)
 
     def run(self, phase: str) -> None:
         """Run one phase from where it stands to its goal.
@@ -145,7 +113,8 @@ class Training(Steps):
                 stop = self.job.anywhere(interrupted())
                 values = dict(zip(losses, means.tolist(), strict=True))
                 if not all(map(math.isfinite, values.values())):
-                    raise self._not_finite(phase, step, f"losses are {_readable(values)}")
+                    readable = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+                    raise self._not_finite(phase, step, f"losses are {readable}")
                 self.steps[phase] = step + 1
                 self.calibration = None  # the weights have changed since
                 self.seconds = before + time.monotonic() - begun
@@ -175,13 +144,13 @@ class Training(Steps):
 
         All steps of the phase count, done or not, so that a resumed run rounds as an uninterrupted one does.
         """
-        self.forget_traces()
+        self.traced = {}
         if self.compiled:
             say(f"{_TITLES[phase]}: compiling the step, which takes one to two minutes")
-            self.trace(compiled=True, fall_back=True)
-            return
-        possible = self.device.type == "cpu" and cannot_trace(self.config, self.job) is None
-        if possible and self.goals[phase] >= WORTH_TRACING:
+            self.trace(compiled=True, warn=cache(say))  # D's step and G's do not compile for one reason
+        elif (
+            self.goals[phase] >= WORTH_TRACING and self.device.type == "cpu" and not cannot_trace(self.config, self.job)
+        ):
             self.trace()
 
     def save(self, phase: str) -> None:
@@ -195,8 +164,8 @@ class Training(Steps):
                 raise self._not_finite(phase, self.steps[phase] - 1, f"a weight of the {name} is not finite")
         checkpoint = Checkpoint(
             config=self.config.to_dict(),
-            classes=self.file.classes,
-            channels=self.file.channels,
+            classes=self.classes,
+            channels=self.channels,
             networks={name: network.state_dict() for name, network in self.networks.items()},
             optimisers={name: checkpoints.optimiser_state(optimiser) for name, optimiser in self.optimisers.items()},
             steps=self.steps,
@@ -208,16 +177,9 @@ class Training(Steps):
         self.job.on_first(lambda: checkpoints.save(self.path, checkpoint))
         self._saved_at = f"{self.path} of {phase} step {self.steps[phase]}"
 
-    def resume(self, resumed: Checkpoint) -> None:
-        """Go on from a checkpoint: weights, optimisers, steps, history and calibration.
-
-        Raises:
-            InputError: the checkpoint does not fit the networks, or ``generator_tuning`` became zero, or positive,
-                after the encoder's training began.
-        """
-        resumed.restore(self.networks)
+    def _resume(self, resumed: Checkpoint) -> None:
         phase_of = {"generator": "gan", "discriminator": "gan", "encoder": "encoder"}
-        begun = {name for name, phase in phase_of.items() if resumed.steps.get(phase, 0)}
+        begun = {name for name, phase in phase_of.items() if resumed.steps[phase]}
         if "encoder" in begun:
             before, now = checkpoints.config_of(resumed).generator_tuning, self.config.generator_tuning
             if (before > 0) != (now > 0):
@@ -241,5 +203,26 @@ class Training(Steps):
         )
 
 
-def _readable(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+@contextmanager
+def finish_step_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a flag that is read between steps; the second interrupts at once.
+
+    Outside of the main thread, where Python sets no signal handlers, the flag stays False.
+    """
+    asked = False
+
+    def handler(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    previous: dict[signal.Signals, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with suppress(ValueError):  # not the main thread
+                previous[number] = signal.signal(number, handler)
+        yield lambda: asked
+    finally:
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)

@@ -2,47 +2,75 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raccgan.config import Config
 from raccgan.models.discriminator import Discriminator
 from raccgan.models.encoder import Encoder
 from raccgan.models.generator import Generator
+from raccgan.models.networks import Networks
+from raccgan.models.trace import Terms
 
 
-class CriticLoss(NamedTuple):
-    """``wasserstein`` is E[D(real)] - E[D(fake)], what D maximises; ``penalty`` is not weighted yet."""
+class Losses:
+    """The losses of D, of G and of E, each with the terms that are reported of it, in the configured precision.
 
-    wasserstein: Tensor
-    penalty: Tensor
+    A loss is the mean over the N samples that it is given: with several ranks, over this rank's slice of the batch.
+    """
+
+    def __init__(self, config: Config, networks: Networks) -> None:
+        self.config, self.networks = config, networks
+
+    def discriminator(self, real: Tensor, y: Tensor, z: Tensor, mix: Tensor) -> tuple[Tensor, Terms]:
+        """penalty * gradient penalty - (E[D(real)] - E[D(fake)]), whose gradients reach D's weights.
+
+        Args:
+            real: images [N, C, H, W] in [-1, 1].
+            y: their classes [N], and those of the images that G makes of ``z``.
+            z: latents [N, latent].
+            mix: where between real and fake each interpolate lies, [N, 1, 1, 1] in [0, 1].
+        """
+        g, d = self.networks.generator, self.networks.discriminator.requires_grad_(True)
+        with torch.no_grad(), self._precision(real):
+            fake = g(z, y).to(real.dtype)
+        with self._precision(real):
+            wasserstein, penalty = critic_loss(d, real, fake, y, mix)
+        loss = self.config.penalty * penalty - wasserstein
+        return loss, {"wasserstein": wasserstein.detach(), "penalty": penalty.detach()}
+
+    def generator(self, y: Tensor, z: Tensor) -> tuple[Tensor, Terms]:
+        """-E[D(G(z, y), y)], whose gradients reach G's weights, for classes y [N] and latents z [N, latent]."""
+        g, d = self.networks.generator, self.networks.discriminator.requires_grad_(False)
+        with self._precision(z):
+            loss = -d(g(z, y), y).mean()
+        return loss, {"generator": loss.detach()}
+
+    def encoder(self, x: Tensor, y: Tensor) -> tuple[Tensor, Terms]:
+        """The image term + kappa * the feature term, for images x [N, C, H, W] in [-1, 1] of classes y [N]."""
+        nets = self.networks
+        with self._precision(x):
+            image, feature = encoder_loss(nets.encoder, nets.average, nets.discriminator, x, y)
+        return image + self.config.kappa * feature, {"image": image.detach(), "feature": feature.detach()}
+
+    def _precision(self, t: Tensor) -> torch.autocast:
+        return torch.autocast(t.device.type, dtype=torch.bfloat16, enabled=self.config.precision != "float32")
 
 
-def critic_loss(critic: Discriminator, real: Tensor, fake: Tensor, y: Tensor, mix: Tensor) -> CriticLoss:
-    """The two terms of the discriminator's loss (WGAN-GP, Gulrajani et al., 2017), scalars.
+def critic_loss(critic: Discriminator, real: Tensor, fake: Tensor, y: Tensor, mix: Tensor) -> tuple[Tensor, Tensor]:
+    """E[D(real)] - E[D(fake)], which D maximises, and the gradient penalty between real and fake: scalars.
 
-    Args:
-        real, fake: [N, C, H, W] in [-1, 1]; ``fake`` without graph.
-        y: classes of both, [N] int64.
-        mix: where between real and fake each interpolate lies, [N, 1, 1, 1] in [0, 1].
-
-    Gradients: first order, for the critic's weights.
+    Arguments as of :meth:`Losses.discriminator`; ``fake`` is without graph. Gradients: first order, for the critic's
+    weights.
     """
     value_real, value_fake = critic(torch.cat([real, fake]), torch.cat([y, y])).chunk(2)
-    return CriticLoss(
-        wasserstein=value_real.mean() - value_fake.mean(),
-        penalty=gradient_penalty(critic, torch.lerp(real, fake, mix), y),
-    )
+    wasserstein = value_real.mean() - value_fake.mean()
+    return wasserstein, gradient_penalty(critic, torch.lerp(real, fake, mix), y)
 
 
 def gradient_penalty(critic: Discriminator, x: Tensor, y: Tensor) -> Tensor:
-    """The mean over samples of (|dD(x, y)/dx| - 1)^2, not weighted: a scalar of at least float32.
-
-    Args:
-        x: the points [N, C, H, W] at which the gradient is taken; gradients do not reach it.
-        y: their classes [N].
+    """The mean over samples x [N, C, H, W] of classes y [N] of (|dD(x, y)/dx| - 1)^2: a scalar of at least float32.
 
     Gradients: first order, for the critic's weights; they differentiate the critic twice.
     """
@@ -52,29 +80,15 @@ def gradient_penalty(critic: Discriminator, x: Tensor, y: Tensor) -> Tensor:
     return (wide.norm(dim=1) - 1).square().mean()
 
 
-def generator_loss(critic: Discriminator, fake: Tensor, y: Tensor) -> Tensor:
-    """-E[D(fake)], a scalar, for images [N, C, H, W] of classes y [N]. Gradients: any order, for all weights."""
-    return -critic(fake, y).mean()
-
-
-class EncoderLoss(NamedTuple):
-    """The two terms of izi_f, kappa not applied yet."""
-
-    image: Tensor
-    feature: Tensor
-
-
-def encoder_loss(encoder: Encoder, generator: Generator, critic: Discriminator, x: Tensor, y: Tensor) -> EncoderLoss:
+def encoder_loss(
+    encoder: Encoder, generator: Generator, critic: Discriminator, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
     """mean (x - x')^2 and mean (f(x) - f(x'))^2 with x' = G(E(x, y), y) (f-AnoGAN, Schlegl et al., 2019).
 
     The gradient of both terms reaches E, that of the second through f and G. G's weights are trained too if they
-    require gradients, which the caller decides; f's should not.
-
-    Args:
-        x: images [N, C, H, W] in [-1, 1].
-        y: their classes [N] int64.
+    require gradients, which the caller decides; f's should not. x is [N, C, H, W] in [-1, 1], y [N] (int64).
     """
     x_hat = generator(encoder(x, y), y)
     with torch.no_grad():
         f = critic.features(x)
-    return EncoderLoss(image=F.mse_loss(x_hat, x), feature=F.mse_loss(critic.features(x_hat), f))
+    return F.mse_loss(x_hat, x), F.mse_loss(critic.features(x_hat), f)

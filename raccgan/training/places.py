@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,10 @@ class Request:
     """What a command line says of the place."""
 
     out: Path | None
-    resume: str | None
-    """The folder or checkpoint to continue; "" for the run in ``out``, None for a new run."""
+    resume: str | None  # the folder or checkpoint to continue; "" for the run in ``out``, None for a new run
     preset: str | None
     dataset: str | None
-    torchrun_job: str | None
-    """The name of the job of torchrun that this process is a rank of, if any."""
+    torchrun_job: str | None  # the name of the job of torchrun that this process is a rank of, if any
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,9 @@ class Start:
     """Where a run goes, and what it goes on from."""
 
     out: Path
-    stamp: tuple[int, int, int] | None
-    """Of the checkpoint in ``out``, as it was when this was found out."""
+    stamp: tuple[int, int, int] | None  # of the checkpoint in ``out``, as it was when this was found out
     resumed: Checkpoint | None
-    settings: dict[str, Any]
-    """Of a run that was killed before its first checkpoint."""
+    settings: dict[str, Any]  # of a run that was killed before its first checkpoint
 
 
 def find(request: Request) -> Start:
@@ -54,8 +51,16 @@ def find(request: Request) -> Start:
     """
     out, source = _place(request)
     seen = stamp(out / NAME)
-    resumed, settings = _read(source) if source is not None else (None, {})
-    return Start(out, seen, resumed, settings)
+    if source is None:
+        return Start(out, seen, None, {})
+    file = source / SETTINGS
+    if any((source / name).exists() for name in (NAME, PICKLED_NAME)) or not file.is_file():
+        return Start(out, seen, load(source), {})
+    with suppress(ValueError, RecursionError):
+        settings = json.loads(file.read_bytes())
+        if isinstance(settings, dict):
+            return Start(out, seen, None, settings)
+    raise InputError(f"{file} is damaged, and there is no {NAME}: train anew without --resume")
 
 
 def begin(start: Start, config: Config, torchrun_job: str | None) -> None:
@@ -79,11 +84,9 @@ def end(out: Path) -> None:
 def _place(request: Request) -> tuple[Path, Path | None]:
     """The run's folder, and what to go on from."""
     begun = _begun(request)
-    if begun is not None and (begun / NAME).exists():
-        return begun, begun
+    if begun is not None and (request.resume is None or (begun / NAME).exists()):
+        return begun, begun if (begun / NAME).exists() else None
     if request.resume is None:
-        if begun is not None:
-            return begun, None
         if request.out is None:
             return next(place for place in _folders(request) if not place.exists()), None
         if (request.out / NAME).exists():
@@ -116,17 +119,3 @@ def _folders(request: Request) -> Iterator[Path]:
         return
     wanted = Path("runs") / Path(request.dataset or request.preset or "digits").name
     yield from (wanted if i == 1 else wanted.with_name(f"{wanted.name}-{i}") for i in range(1, 10_000))
-
-
-def _read(source: Path) -> tuple[Checkpoint | None, dict[str, Any]]:
-    """The checkpoint to go on from; or the settings of a run that was killed before its first checkpoint."""
-    file = source / SETTINGS
-    if any((source / name).exists() for name in (NAME, PICKLED_NAME)) or not file.is_file():
-        return load(source), {}
-    try:
-        settings = json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise InputError(f"{file} is damaged, and there is no {NAME}: train anew without --resume")
-    return None, settings

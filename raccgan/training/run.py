@@ -15,7 +15,7 @@ from raccgan.data.dataset import ImageDataset
 from raccgan.data.samples import Sample
 from raccgan.data.sources.registry import load_source
 from raccgan.data.splits import Split, make_split
-from raccgan.distributed import ranks
+from raccgan.distributed.collectives import SINGLE, Collectives
 from raccgan.errors import InputError
 from raccgan.outputs.progress import Progress
 from raccgan.outputs.terminal import say
@@ -32,6 +32,7 @@ class Run:
     split: Split
     channels: int
     device: torch.device
+    job: Collectives = SINGLE
 
     @property
     def classes(self) -> list[str]:
@@ -47,11 +48,11 @@ class Run:
             channels=self.channels,
             fit=self.config.fit,
             brightness=self.config.brightness,
-            cache_bytes=CACHE_BYTES // ranks.job().local_world,
+            cache_bytes=CACHE_BYTES // self.job.local_world,
         )
 
 
-def prepare(config: Config, data_root: Path, device: torch.device) -> Run:
+def prepare(config: Config, data_root: Path, device: torch.device, job: Collectives = SINGLE) -> Run:
     """Load the data set and split it, and set the number of threads.
 
     Raises:
@@ -61,34 +62,31 @@ def prepare(config: Config, data_root: Path, device: torch.device) -> Run:
         torch.set_num_threads(config.threads)
     problems: list[str] | None = [] if config.unreadable == "skip" else None
     source = load_source(config.dataset, data_root, category=config.category or None, problems=problems)
-    _say_skipped(problems or ())
+    _say_skipped(job, problems or ())
     normal = [name.strip() for name in config.normal.split(",") if name.strip()]
     split = make_split(source, config.protocol or None, normal, held_out=config.held_out, seed=config.seed)
-    ranks.job().require_alike(f"the images of {config.dataset}", lambda: _digest(split))
+    job.require_alike(f"the images of {config.dataset}", lambda: _digest(split))
     resolved = replace(
         config, protocol=config.protocol or source.default_protocol, normal=",".join(split.normal_classes)
     )
-    return Run(resolved, split, config.channels or source.channels, device)
+    return Run(resolved, split, config.channels or source.channels, device, job)
 
 
 def readable(run: Run) -> tuple[Run, ImageDataset]:
-    """Read every image of the split once, so that a broken one is named before training starts.
+    """The run without broken images, or an InputError that names the first; and the images to train on.
 
-    Returns:
-        The run, without the broken ones where its configuration skips them; and the images to train on.
-
-    Raises:
-        InputError: the first broken file, where it refuses them; or none is left of a part.
+    Every image is read once, before training starts. ``config.unreadable`` says whether broken ones are refused.
     """
-    training: ImageDataset | None = None
+    read: list[ImageDataset] = []
     for part in ("train", "held_out", "test"):
         data = run.dataset(getattr(run.split, part))
-        share = range(ranks.job().rank, len(data), ranks.job().world)  # each rank reads its own
-        with Progress("reading images", len(share), unit="image", shown=ranks.job().first) as progress:
-            bad = data.problems(lambda done, total: progress.update(), share, ranks.job().exchanged)
+        share = range(run.job.rank, len(data), run.job.world)  # each rank reads its own
+        with Progress("reading images", len(share), unit="image", shown=run.job.first) as progress:
+            found = data.problems(lambda done, total: progress.update(), share)
+            bad = dict(sorted(item for one in run.job.exchanged(found) for item in one.items()))
         if bad and run.config.unreadable == "refuse":
             raise data.refusal(bad)
-        _say_skipped(bad.values())
+        _say_skipped(run.job, bad.values())
         if bad:
             kept = tuple(sample for index, sample in enumerate(data.samples) if index not in bad)
             if not kept:
@@ -96,19 +94,17 @@ def readable(run: Run) -> tuple[Run, ImageDataset]:
             less: dict[str, Any] = {part: kept}
             run = replace(run, split=replace(run.split, **less))
             data = run.dataset(kept)
-        training = data if training is None else training
-    assert training is not None
-    return run, training
+        read.append(data)
+    return run, read[0]
 
 
-def _say_skipped(problems: Iterable[str]) -> None:
-    if ranks.job().first:
+def _say_skipped(job: Collectives, problems: Iterable[str]) -> None:
+    if job.first:
         for problem in problems:
             say(f"skipped: {problem}")
 
 
 def _digest(split: Split) -> str:
     """Which images are for what, in their order."""
-    parts = (split.train, split.held_out, split.test)
-    names = [[(sample.key, sample.label) for sample in part] for part in parts]
+    names = [[(sample.key, sample.label) for sample in part] for part in (split.train, split.held_out, split.test)]
     return hashlib.blake2b(repr(names).encode(errors="surrogatepass"), digest_size=16).hexdigest()

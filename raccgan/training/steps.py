@@ -1,13 +1,9 @@
-"""One step of each phase of training, from a batch to the optimisers.
-
-A step draws its random numbers and makes one optimiser step for each loss: :meth:`Steps.differentiate` leaves the
-gradients of a loss of :mod:`raccgan.training.objectives` in the weights, the ranks average them, and the optimiser
-steps.
-"""
+"""One step of each phase of training: random draws, then for each loss its gradients, their mean over ranks, Adam."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,30 +15,32 @@ from raccgan.distributed.collectives import SINGLE, Collectives
 from raccgan.models.blocks import Coupling, couple
 from raccgan.models.networks import Networks, update_average
 from raccgan.models.randomness import stream
-from raccgan.models.trace import Terms, TracedStep
-from raccgan.outputs.terminal import say
-from raccgan.training.objectives import Objectives
+from raccgan.models.trace import Objective, Terms, TracedStep
+from raccgan.training.losses import Losses
 
 
 class Steps:
-    """The networks of a configuration, their optimisers, and one step of each phase.
+    """The networks of a configuration, which are trained in place, their optimisers, and one step of each phase.
 
-    The random draws of a step are functions of (seed, phase, step) alone. With several ranks
-    (:mod:`raccgan.distributed.collectives`) each computes its slice of the batch, all have the same weights after every
-    step, and rank 0 alone keeps the generator's average.
-
-    Args:
-        networks: are trained in place, on the device that they are on.
-        job: couples the ranks.
+    The random draws of a step are functions of (seed, phase, step) alone. With several ranks each computes its slice of
+    the batch, all have the same weights after every step, and rank 0 alone keeps the generator's average.
     """
 
     def __init__(self, config: Config, networks: Networks, job: Collectives = SINGLE) -> None:
         self.config, self.networks, self.job = config, networks, job
         self.device = next(networks.generator.parameters()).device
-        self.objectives = Objectives(config, networks)
+        # f-AnoGAN freezes the G that E is trained against; its reconstructions are then as blurred as its samples.
+        tuned = [networks.average] if config.generator_tuning > 0 else []
+        self._reconstructing: list[nn.Module] = [networks.encoder, *tuned]
+        losses = Losses(config, networks)
+        self.objectives: dict[str, Objective] = {
+            "discriminator": losses.discriminator,
+            "generator": losses.generator,
+            "encoder": losses.encoder,
+        }
         self.optimisers = self._new_optimisers()
-        self._traced: dict[str, TracedStep] = {}
-        self._warnings: set[str] = set()
+        self.traced: dict[str, TracedStep] = {}
+        """By the name of the network, what takes the place of its objective and autograd."""
         if job.world > 1:
             for _, network in networks.items():
                 couple(network, Coupling(job.world, job.shared_moments))
@@ -61,9 +59,10 @@ class Steps:
         draw = stream(self.config.seed, "gan", step)
         n = self.config.batch_size // self.job.world
         for real, label in zip(x.split(n), y.split(n), strict=True):
-            z, mix = self._normal(draw), self._uniform(draw)
+            z = self._latents(draw)
+            mix = self._own(torch.rand(self.config.batch_size, 1, 1, 1, generator=draw))
             terms = self._descend("discriminator", real, label, z, mix)
-        terms = terms | self._descend("generator", y[-n:], self._normal(draw))
+        terms = terms | self._descend("generator", y[-n:], self._latents(draw))
         if self.job.first:
             # The average has a short memory at first: it would otherwise hold on to the random weights of the start.
             decay = min(self.config.ema, (1 + step) / (10 + step))
@@ -87,54 +86,34 @@ class Steps:
 
     def differentiate(self, name: str, *inputs: Tensor) -> Terms:
         """Leave the gradients of a network's loss in its weights, which have none yet, and return the loss's terms."""
-        if name in self._traced:
-            return self._traced[name](*inputs)
-        loss, terms = self.objectives.of(name)(*inputs)
+        if name in self.traced:
+            return self.traced[name](*inputs)
+        loss, terms = self.objectives[name](*inputs)
         loss.backward()
         return terms
 
-    def _normal(self, draw: torch.Generator) -> Tensor:
-        z = torch.randn(self.config.batch_size, self.config.latent_size, generator=draw)
-        return self.job.own_rows(z).to(self.device)
+    def _latents(self, draw: torch.Generator) -> Tensor:
+        return self._own(torch.randn(self.config.batch_size, self.config.latent_size, generator=draw))
 
-    def _uniform(self, draw: torch.Generator) -> Tensor:
-        return self.job.own_rows(torch.rand(self.config.batch_size, 1, 1, 1, generator=draw)).to(self.device)
+    def _own(self, batch: Tensor) -> Tensor:
+        return self.job.own_rows(batch).to(self.device)
 
-    def trace(self, *, compiled: bool = False, fall_back: bool = False) -> None:
+    def trace(self, *, compiled: bool = False, warn: Callable[[str], None] | None = None) -> None:
         """Have the next step trace its losses and gradients, and the steps after it replay, or run compiled, the trace.
 
-        See :mod:`raccgan.models.trace`; :func:`cannot_trace` says where that is not possible.
-
-        Args:
-            compiled: send the traces through torch.compile.
-            fall_back: replay a trace that does not compile, with a line on standard error, instead of raising
-                :class:`raccgan.models.compiling.CompileError` in the first step.
+        :class:`raccgan.models.trace.TracedStep` has the arguments. :func:`cannot_trace` says where that is impossible.
         """
         networks = [network for _, network in self.networks.items()]
-        self._traced = {
+        rounded = self.config.precision != "float32"
+        self.traced = {
             name: TracedStep(
-                self.objectives.of(name),
-                self._weights(name),
-                networks,
-                compiled=compiled,
-                rounded=self.config.precision != "float32",
-                warn=self._warn_once if fall_back else None,
+                self.objectives[name], self._weights(name), networks, compiled=compiled, rounded=rounded, warn=warn
             )
             for name in self.optimisers
         }
 
-    def forget_traces(self) -> None:
-        """Have the next steps go through autograd."""
-        self._traced, self._warnings = {}, set()
-
-    def _warn_once(self, line: str) -> None:
-        if line not in self._warnings:  # D's step and G's do not compile for one reason
-            self._warnings.add(line)
-            say(line)
-
     def _new_optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        # fused: one call for all weights took a quarter of the time of the default's loop over them on a CPU, 1.5 of a
-        # digits step's 25 ms.
+        # fused: a quarter of the time of the default's loop over weights on a CPU, 1.5 of a digits step's 25 ms.
         adam = partial(torch.optim.Adam, fused=True)
         adversary: dict[str, Any] = {"betas": (0.0, 0.999), "eps": 1e-6}
         config, networks = self.config, self.networks
@@ -146,16 +125,6 @@ class Steps:
 
     def _weights(self, name: str) -> list[nn.Parameter]:
         return [weight for group in self.optimisers[name].param_groups for weight in group["params"]]
-
-    @property
-    def _reconstructing(self) -> list[nn.Module]:
-        """What the encoder's phase trains: E, and with ``generator_tuning`` > 0 the G that it is trained against.
-
-        f-AnoGAN freezes G, whose reconstructions are then as blurred as its samples. A tuned G starts from what the
-        adversary taught it, and draws a screw's thread (docs/results.md).
-        """
-        tuned = [self.networks.average] if self.config.generator_tuning > 0 else []
-        return [self.networks.encoder, *tuned]
 
 
 def cannot_trace(config: Config, job: Collectives = SINGLE) -> str | None:

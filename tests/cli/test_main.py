@@ -17,6 +17,7 @@ from raccgan.__main__ import COMMANDS, main
 from raccgan.cli import options
 from raccgan.distributed import ranks
 from raccgan.distributed.collectives import Collectives
+from raccgan.errors import InputError
 from raccgan.kernels import library
 from tests.conftest import TINY_OPTIONS
 
@@ -49,6 +50,18 @@ def test_the_help_of_a_command_shows_it_as_it_was_typed(
         assert said.startswith(f"usage: {form}{command} ")
         assert f"\n  {form}{command}" in said.split("examples:")[1]
         assert "python -m raccgan." not in said
+
+
+def test_an_error_names_commands_as_they_were_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def untrained(arguments: object) -> int:
+        raise InputError("not trained: python -m raccgan.train --resume RUN")
+
+    for program, form in {"/some/bin/raccgan": "raccgan train", "/some/train.py": "python -m raccgan.train"}.items():
+        monkeypatch.setattr(sys, "argv", [program])
+        assert options.call(untrained, []) == 2
+        assert capsys.readouterr().err == f"error: not trained: {form} --resume RUN\n"
 
 
 def test_words_that_are_no_command(capsys: pytest.CaptureFixture[str]) -> None:

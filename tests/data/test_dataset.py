@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +71,7 @@ def test_each_file_is_decoded_once(samples: list[Sample], monkeypatch: pytest.Mo
     monkeypatch.setattr(dataset_module, "decode", counting)
     dataset = ImageDataset(samples, classes=["a", "b"], size=SIZE, channels=1)
     assert not opened
-    dataset.verify()
+    assert not dataset.problems()
     for _ in range(3):
         dataset.images(range(7))
     assert opened == {f"{index}.png": 1 for index in range(5)}
@@ -78,33 +79,37 @@ def test_each_file_is_decoded_once(samples: list[Sample], monkeypatch: pytest.Mo
 
 def test_an_empty_dataset() -> None:
     dataset = ImageDataset([], classes=["a"], size=SIZE, channels=1)
-    dataset.verify()
+    assert not dataset.problems()
     assert len(dataset) == 0
     assert dataset.images([]).shape == (0, 1, SIZE, SIZE)
 
 
 @pytest.mark.parametrize("cache", [0, 2 << 30])
-def test_verify_names_the_first_bad_file_and_counts_the_others(
+def test_the_first_bad_file_is_named_and_the_others_are_counted(
     samples: list[Sample], tmp_path: Path, cache: int
 ) -> None:
     steps: list[tuple[int, int]] = []
     dataset = ImageDataset(samples, classes=["a", "b"], size=SIZE, channels=1, cache_bytes=cache)
-    dataset.verify(lambda done, total: steps.append((done, total)))
+    assert not dataset.problems(lambda done, total: steps.append((done, total)))
     assert steps == [(done, 7) for done in range(1, 8)]
 
     (tmp_path / "3.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"3.png is no image of a kind that is read here .*$"):
-        ImageDataset(samples, classes=["a", "b"], size=SIZE, channels=1, cache_bytes=cache).verify()
+    dataset = ImageDataset(samples, classes=["a", "b"], size=SIZE, channels=1, cache_bytes=cache)
+    assert re.search(r"3.png is no image of a kind that is read here [^;]*$", str(dataset.refusal(dataset.problems())))
     (tmp_path / "1.png").write_bytes(b"")
     (tmp_path / "4.png").unlink()
-    with pytest.raises(InputError, match=r"1.png is empty .* \(2 more of the 7 images cannot be used either\)"):
-        ImageDataset(samples, classes=["a", "b"], size=SIZE, channels=1, cache_bytes=cache).verify()
+    dataset = ImageDataset(samples, classes=["a", "b"], size=SIZE, channels=1, cache_bytes=cache)
+    bad = dataset.problems()
+    assert list(bad) == [1, 3, 4]
+    said = str(dataset.refusal(bad))
+    assert re.search(r"1.png is empty .* \(2 more of the 7 images cannot be used either\)", said)
+    assert list(dataset.problems(share=[0, 2, 4, 6])) == [4]
 
 
-def test_verify_reads_the_masks_too(draw: Draw, tmp_path: Path) -> None:
+def test_masks_are_read_too(draw: Draw, tmp_path: Path) -> None:
     sample = Sample("a", "a", "test", draw("a.png"), mask=tmp_path / "a_mask.png")
-    with pytest.raises(InputError, match=r"a_mask.png"):
-        ImageDataset([sample], classes=["b"], size=SIZE, channels=1).verify()
+    bad = ImageDataset([sample], classes=["b"], size=SIZE, channels=1).problems()
+    assert "a_mask.png" in bad[0]
 
 
 def test_training_meets_a_bad_file_as_an_input_error(tmp_path: Path) -> None:

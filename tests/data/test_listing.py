@@ -64,7 +64,7 @@ def test_an_unreadable_folder_is_refused_or_noted(tree: Path, monkeypatch: pytes
     with pytest.raises(InputError, match=r"cannot read the folder .*a/b: Permission denied"):
         list_images(tree)
     problems: list[str] = []
-    assert len(list_images(tree, problems).images) == 12
+    assert len(list_images(tree, problems)) == 12
     assert len(matching("**/*.png", problems)) == 9
     assert problems == [
         f"cannot read the folder {tree}/a/b: Permission denied",

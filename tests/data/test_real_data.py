@@ -42,7 +42,7 @@ def test_screw(real_data: Path) -> None:
     for sample in anomalous[::30]:
         assert sample.mask is not None
         assert 0 < decode_mask(sample.mask, sample.image, size=64).mean() < 0.2
-    ImageDataset(split.test[::10], classes=split.normal_classes, size=64, channels=3).verify()
+    assert not ImageDataset(split.test[::10], classes=split.normal_classes, size=64, channels=3).problems()
 
 
 def test_chest_xray(real_data: Path) -> None:
@@ -53,4 +53,4 @@ def test_chest_xray(real_data: Path) -> None:
     assert len(split.train) + len(split.held_out) == 1340
     assert len(split.test) == 618
     assert sum(split.is_anomalous(sample) for sample in split.test) == 387
-    ImageDataset(split.train[::50], classes=split.normal_classes, size=64, channels=1).verify()
+    assert not ImageDataset(split.train[::50], classes=split.normal_classes, size=64, channels=1).problems()

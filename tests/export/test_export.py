@@ -65,7 +65,7 @@ def trained(place: Path, channels: int, normal: str, *options: str) -> Trained:
     model = ["--image-size", 32, "--channels", channels, "--quantile", 0.5, "--attention-encoder", "last-1"]
     assert run(train, *where, *TINY_OPTIONS, *model, *options, "--phase", "gan") == 0
     assert run(train, "--resume", place / "run", "--phase", "encoder") == 0
-    files = list_images(place / "data").images
+    files = list_images(place / "data")
     return Trained(place / "run", torch.stack([torch.from_numpy(decode(f, size=32, channels=channels)) for f in files]))
 
 

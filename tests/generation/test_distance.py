@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from raccgan.data.dataset import ImageDataset
-from raccgan.data.sources.digits import load_digits_source
+from raccgan.data.sources.digits import load_digits
 from raccgan.generation.distance import compare, features, kernel_distance
 from tests.kernels.compare import assert_each_close
 
 
 def digits(label: str, split: str) -> Tensor:
-    source = load_digits_source(None)  # type: ignore[arg-type]  # it reads no folder
+    source = load_digits(None)  # type: ignore[arg-type]  # it reads no folder
     chosen = [sample for sample in source.samples if sample.label == label and sample.split == split]
     return ImageDataset(chosen, classes=(), size=8, channels=1).images(range(len(chosen)))
 

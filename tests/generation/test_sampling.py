@@ -9,6 +9,7 @@ import torch
 
 from raccgan.generation.sampling import between_classes, between_latents, images, latents
 from raccgan.models.generator import Generator
+from tests.conftest import config_of
 from tests.kernels.compare import assert_each_close
 
 
@@ -16,7 +17,7 @@ from tests.kernels.compare import assert_each_close
 def generator() -> Generator:
     """A generator as a checkpoint has it: some training behind it, so that norms and classes differ, and in eval."""
     torch.manual_seed(0)
-    g = Generator(widths=(8, 8, 8), classes=3, image_channels=1, latent=12, embedding=4, attention=range(2))
+    g = Generator(config_of((8, 8, 8), latent=12, embedding=4, attention_generator="all"), channels=1, classes=3)
     torch.nn.init.normal_(g.embedding.weight)
     for _ in range(5):
         g(torch.randn(16, 12), torch.randint(0, 3, (16,)))

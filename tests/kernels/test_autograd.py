@@ -55,3 +55,23 @@ def test_only_what_is_asked_for_is_computed(order: str) -> None:
     (calls,) = [given for op, given in own.calls if op is backward[0]]
     asked = dict(zip((argument.name for argument in backward[0]._schema.arguments), calls, strict=True))
     assert [asked[name] for name in asked if name.startswith("needs")] == [True, order == "whole", False]
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_third_order_through_the_gradient_of_the_image_alone(relu: bool) -> None:
+    """A gradient penalty's own gradients, differentiated once more: the second order is one kernel of its own."""
+
+    def third(kernels: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        draw = torch.Generator().manual_seed(0)
+        shapes = [(2, 4, 6, 6), (4, 1, 3, 3), (2, 4), (2, 4)]
+        x, w, scale, shift = (torch.randn(s, generator=draw).to(dtype).requires_grad_() for s in shapes)
+        prologue = Prologue(relu, "instance", scale=scale, shift=shift, relu=relu)
+        one = torch.eye(4, dtype=dtype)[:, :, None, None]
+        y = depthwise_separable(x, Weights(w, None, one, None), prologue, kernels=kernels)
+        (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        second = torch.autograd.grad(first.square().sum(), [x, w, scale], create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in second), [x, w, scale, shift], materialize_grads=True)
+
+    wanted, beside = third("reference", torch.float64), third("reference", torch.float32)
+    for got, plain, right in zip(third("fused", torch.float32), beside, wanted, strict=True):
+        assert_close(got, right, allowed_beside(plain, right, factor=10, least=1e-6))

@@ -18,7 +18,7 @@ import pytest
 
 from tests.kernels.test_cuda_compiles import SOURCES, compiled_by_the_build, demangled
 
-ARCHITECTURES = ("sm_80", "sm_90a")
+ARCHITECTURES = ("sm_80", "sm_90")
 
 Code = dict[str, Counter[str]]
 """By kernel how often each of its instructions stands there, such as ``LDG.E.128``."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raccgan.config import make_config
 from raccgan.kernels import dispatch
-from raccgan.models.blocks import CBAM, ConditionalBatchNorm
+from raccgan.models.blocks import NormOverBatch
 from raccgan.models.density import TEXTURE, Vectors
 from raccgan.models.networks import Networks, build
 from raccgan.scoring.scorer import Scorer
@@ -98,7 +98,7 @@ def scoring_pass(kernels: str, x: Tensor, y: Tensor) -> Callable[[], list[Tensor
     config = make_config("digits", TINY | {"kernels": kernels})
     networks: Networks = build(config, channels=1, classes=3, device=x.device)
     for module in networks.average.modules():
-        if isinstance(module, ConditionalBatchNorm | CBAM | torch.nn.BatchNorm2d):
+        if isinstance(module, NormOverBatch):
             module.momentum = 1.0  # else every pixel that a new generator makes is 1 or -1
     with torch.no_grad():
         networks.average.train()(networks.encoder(x, y), y)

@@ -18,7 +18,7 @@ from raccgan.kernels.depthwise_separable import Prologue, apply_prologue, pooled
 from raccgan.kernels.depthwise_separable.convolutions import Depthwise
 from raccgan.kernels.depthwise_separable.triton import fused as fusing
 from raccgan.kernels.depthwise_separable.triton import norm, ops
-from raccgan.kernels.depthwise_separable.triton.arguments import (
+from raccgan.kernels.depthwise_separable.triton.launch import (
     NO_AFFINE,
     NO_TERM,
     PLAIN,
@@ -221,7 +221,7 @@ def test_offsets_beyond_two_to_the_31() -> None:
         lambda t: ops.correlation(near, t, 3, PLAIN),
         lambda t: norm.moments(t, False)[1],
         lambda t: ops.jvp(Term(t), NO_TERM, None, t, Affine(relu=True)),
-        lambda t: fusing.fused(fusing.Fused(t, convolution, ones(3, 3).half(), None, t, NO_AFFINE, (5, 4))),
+        lambda t: fusing.fused(t, convolution, ones(3, 3).half(), None, t, NO_AFFINE, (5, 4)),
     ):
         assert_close(run(x), run(near), 1e-3)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.depthwise_separable import depthwise_separable
 from raccgan.kernels.depthwise_separable.triton import fused as fusing
-from raccgan.kernels.depthwise_separable.triton import launch, op
-from raccgan.kernels.depthwise_separable.triton.arguments import PLAIN, Affine, Convolution, Stride
+from raccgan.kernels.depthwise_separable.triton import op
+from raccgan.kernels.depthwise_separable.triton.launch import PLAIN, Affine, Convolution, Stride
 from tests.kernels.compare import allowed_beside, assert_all_close, assert_close, assert_finite
 from tests.kernels.grid import FAMILIES, Inputs
 from tests.kernels.test_depthwise_separable_triton import DEVICE, REASON, STRIDES, UP, normal, ones
@@ -79,9 +79,7 @@ def test_one_kernel_gives_what_two_do(case: str, order: Callable[..., Any], monk
 
 def fused(x: Tensor, w: Tensor, pointwise: Tensor, bias: Tensor, residual: Tensor, stride: Stride) -> Tensor:
     height, width = residual.shape[2:]
-    return fusing.fused(
-        fusing.Fused(x, Convolution(w, stride), pointwise, bias, residual, Affine(relu=True), (height, width))
-    )
+    return fusing.fused(x, Convolution(w, stride), pointwise, bias, residual, Affine(relu=True), (height, width))
 
 
 def composed(x: Tensor, w: Tensor, pointwise: Tensor, bias: Tensor, residual: Tensor, stride: Stride) -> Tensor:
@@ -202,7 +200,7 @@ def test_who_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fuses(torch.float32, 3, 64, PLAIN)
     with torch.no_grad():
         assert fuses(half, 3, 64, PLAIN, learns=True)
-        monkeypatch.setattr(launch, "precision", lambda: "tf32")
+        monkeypatch.setattr(fusing, "precision", lambda: "tf32")
         assert fuses(torch.float32, 3, 64, PLAIN)
 
 
@@ -212,7 +210,7 @@ def test_tf32_where_the_flags_allow_it() -> None:
     try:
         for said, wanted in (("ieee", "ieee"), ("tf32", "tf32")):
             matmul.fp32_precision = said
-            assert launch.precision() == wanted
+            assert fusing.precision() == wanted
     finally:
         matmul.fp32_precision = before
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from raccgan.models.compiling import traced
 from raccgan.models.straight_line import straight_line
-from raccgan.models.torch_internals import traced
 
 
 def every_kind(x: Tensor, index: Tensor) -> dict[str, Any]:

@@ -22,8 +22,7 @@ from raccgan.models import compiling, trace
 from raccgan.models.networks import build
 from raccgan.models.trace import Replayed, Terms, TracedStep
 from raccgan.training import loop
-from raccgan.training.interrupts import Interrupted
-from raccgan.training.loop import Training
+from raccgan.training.loop import Interrupted, Training
 from raccgan.training.run import Run
 from raccgan.training.steps import Steps
 from tests.cli.test_commands import refused

@@ -13,8 +13,7 @@ import torch
 from raccgan.errors import InputError
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.networks import update_average
-from raccgan.training.interrupts import Interrupted
-from raccgan.training.loop import Training
+from raccgan.training.loop import Interrupted, Training
 from raccgan.training.run import Run
 from tests.kernels.compare import assert_each_close
 

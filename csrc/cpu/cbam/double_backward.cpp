@@ -23,21 +23,33 @@
 //     of a weight: the derivative of its first gradient
 //
 // For norm "instance", which couples no samples: a thread takes a sample through all stages, four sweeps over it.
-#include "double_backward_sample.h"
+#include "planes.h"
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
-// The stages that read x, of element type T.
-template <class T> class SampleOf : Sample {
- public:
-  SampleOf(const CbamDoubleBackwardArgs& args, float* memory, int64_t n) : Sample(args, memory, n) {}
+struct Pass : CbamDoubleBackwardArgs {
+  const int64_t n = shape.n, taps = 2 * shape.k * shape.k;
+  const Memory<> v_average{n * shape.c}, v_maximum{n * shape.c};  // the derivatives of average and maximum
+  const Memory<> hidden{n * shape.r};  // the derivative of the sum of both hidden layers
+  const Memory<> grad_logits{2 * n * shape.c};  // [N, 2, C], to the argument of the channel gate's sigmoid; derivative
+  const Memory<> grad_hidden{4 * n * shape.r};  // [N, 4, R], to the arguments of both hidden layers' ReLU; derivatives
+  const Memory<> grad_spatial{n * taps}, grad_norm{2 * n};  // by sample, the latter of norm_weight and norm_bias
 
-  void run() {
+  explicit Pass(const CbamDoubleBackwardArgs& args) : CbamDoubleBackwardArgs(args) {}
+};
+
+// Takes samples, of element type T, through all stages, one after the other in the same memory.
+template <class T> class Sample {
+ public:
+  explicit Sample(const Pass& pass) : args_(pass) {}
+
+  void run(int64_t n) {
+    n_ = n;
     pool();
     gate();
     gather();
     normalise();
-    convolve_back();
+    convolve_back_to_planes();
     apply();
     gate_back();
     apply_back();
@@ -46,20 +58,19 @@ template <class T> class SampleOf : Sample {
  private:
   using Stored = typename T::Stored;
 
-  const Stored* of(const void* tensor) const { return static_cast<const Stored*>(tensor) + n_ * size_ * s_.c; }
-  Stored* of(void* tensor) const { return static_cast<Stored*>(tensor) + n_ * size_ * s_.c; }
+  // The sample's part of a tensor like x, and of [N, count] numbers.
+  Stored* of(const void* tensor) const { return static_cast<Stored*>(const_cast<void*>(tensor)) + n_ * size_ * s_.c; }
+  float* row(float* of_all, int64_t count) const { return of_all + n_ * count; }
 
-  // sums_[k, c] = the sum over the pixels of what use(lanes, p, c, pixels, sums) adds to sums[k] for pixels.count
-  // of them.
+  // sums_[k, c] = the sum over the pixels of what use(lanes, p, c, pixels, sums) adds to sums[k] for some of them.
   template <int kSums, class Use> void sum_by_channel(const Use& use) {
     for (int64_t i = 0; i < kSums * s_.c; ++i) sums_[i] = 0;
-    for (int64_t first = 0; first < size_; first += kCbamChunk) {
-      for_pixels(first, least(size_, first + kCbamChunk), [&](int64_t p, auto pixels) RACCGAN_INLINE {
-        for_lanes(s_.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
-          Floats sums[kSums] = {};
-          use(lanes, p, c, pixels, sums);
-          for (int k = 0; k < kSums; ++k) add_to(lanes, chunk_ + k * s_.c + c, p - first, sums[k]);
-        });
+    for (int64_t first = 0; first < size_; first += kMostPixels) {
+      for_values(first, least(size_, first + kMostPixels), s_.c,
+                 [&](auto lanes, int64_t p, int64_t c, auto pixels) RACCGAN_INLINE {
+        Floats sums[kSums] = {};
+        use(lanes, p, c, pixels, sums);
+        for (int k = 0; k < kSums; ++k) add_to(lanes, chunk_ + k * s_.c + c, p - first, sums[k]);
       });
       for (int64_t i = 0; i < kSums * s_.c; ++i) sums_[i] += chunk_[i];
     }
@@ -96,8 +107,7 @@ template <class T> class SampleOf : Sample {
       for_pixels(0, least(kWidth, size_ - block), [&](int64_t p, auto pixels) RACCGAN_INLINE {
         Floats sums[kSums][pixels.count] = {};
         for_lanes(s_.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
-          const Floats channel = lanes.load(gate + c);
-          const Floats channel_dot = lanes.load(gate_dot_ + c);
+          const Floats channel = lanes.load(gate + c), channel_dot = lanes.load(gate_dot_ + c);
 #pragma GCC unroll 4
           for (int i = 0; i < pixels.count; ++i) {
             const int64_t at = (block + p + i) * s_.c + c;
@@ -119,11 +129,119 @@ template <class T> class SampleOf : Sample {
       const Floats ties = pixel_lanes.keep(sums_of(found[kTies]), all(1.0f));
       pixel_lanes.store(ties_ + block, ties);
       pixel_lanes.store(planes_dot_ + block, sums_of(found[kMax]) / ties);
-      const Floats mean = sums_of(found[kMean]) / static_cast<float>(s_.c);
-      pixel_lanes.store(planes_dot_ + size_ + block, mean);
+      pixel_lanes.store(planes_dot_ + size_ + block, sums_of(found[kMean]) / static_cast<float>(s_.c));
       pixel_lanes.store(flow_ + block, sums_of(found[kFlow]));
       pixel_lanes.store(flow_dot_ + block, sums_of(found[kFlowDot]));
     });
+  }
+
+  void gate() {
+    const float* const before = row(args_.saved.hidden, 3 * s_.r);
+    float* const hidden = row(args_.hidden, s_.r);
+    const float* const pooled[2] = {row(args_.v_average, s_.c), row(args_.v_maximum, s_.c)};
+    for (int i = 0; i < 2; ++i) {
+      matrix_product(args_.weights.reduce_weight, pooled[i], s_.r, s_.c, [&](auto lanes, int64_t r, Floats sum) {
+        const Words passes = (Words)(lanes.load(before + i * s_.r + r) > 0);
+        const Floats other = i == 0 ? Floats{} : lanes.load(hidden + r);
+        lanes.store(hidden + r, other + select(passes, sum, Floats{}));
+      });
+    }
+    const float* const gate = row(args_.saved.gate, s_.c);
+    matrix_product(args_.weights.expand_weight, hidden, s_.c, s_.r, [&](auto lanes, int64_t c, Floats sum) {
+      const Floats g = lanes.load(gate + c);
+      lanes.store(gate_dot_ + c, g * (1.0f - g) * sum);
+    });
+  }
+
+  // The mean over the pixels of what use(lanes, p) returns.
+  template <class Use> float mean(const Use& use) const {
+    Doubles sum{};
+    for_lanes(size_,
+              [&](auto lanes, int64_t p) RACCGAN_INLINE { sum += widened(lanes.keep(use(lanes, p), Floats{})); });
+    return static_cast<float>(sum_of_lanes(sum) / static_cast<double>(size_));
+  }
+
+  // From what flows to the spatial gate to what flows to the scores, through the norm.
+  void normalise() {
+    float* const score_dot = normal_dot_;
+    const Memory<> scratch(tile_floats(s_));
+    for (int64_t i = 0; i < tiles(s_); ++i) {
+      const Tile tile(s_, n_ * tiles(s_) + i);
+      copy_planes(s_, tile, planes_dot_, scratch);
+      convolve(s_, tile, 2, scratch, args_.weights.spatial_weight, score_dot + tile.first * s_.w);
+    }
+    const float *const scores = row(args_.saved.scores, size_), *const moments = row(args_.saved.moments, 2);
+    const float rho = 1.0f / __builtin_sqrtf(moments[1] + args_.weights.eps), weight = *args_.weights.norm_weight;
+    const CbamSpatialGate gate = spatial_gate(args_, n_);
+    const auto at = [](const float* plane, auto lanes, int64_t p) RACCGAN_INLINE { return lanes.load(plane + p); };
+    const auto normal = [&](auto lanes, int64_t p) RACCGAN_INLINE { return (at(scores, lanes, p) - moments[0]) * rho; };
+
+    const float mean_dot = mean([&](auto lanes, int64_t p) { return at(score_dot, lanes, p); });
+    const float c =
+        mean([&](auto lanes, int64_t p) { return (at(score_dot, lanes, p) - mean_dot) * normal(lanes, p); });
+    for_lanes(size_, [&](auto lanes, int64_t p) RACCGAN_INLINE {
+      const Floats n_dot = (at(score_dot, lanes, p) - mean_dot - normal(lanes, p) * c) * rho;
+      const Floats spatial = gated(gate, at(scores, lanes, p)), open = spatial * (1.0f - spatial);
+      const Floats spatial_dot = open * n_dot * weight, e = at(flow_, lanes, p);
+      lanes.store(normal_dot_ + p, n_dot);
+      lanes.store(spatial_ + p, spatial);
+      lanes.store(spatial_dot_ + p, spatial_dot);
+      lanes.store(flow_ + p, open * e);
+      lanes.store(flow_dot_ + p,
+                  multiply_add((1.0f - 2.0f * spatial) * spatial_dot, e, open * at(flow_dot_, lanes, p)));
+    });
+
+    const float flow = mean([&](auto lanes, int64_t p) { return at(flow_, lanes, p); });
+    const float flow_dot = mean([&](auto lanes, int64_t p) { return at(flow_dot_, lanes, p); });
+    const float product = mean([&](auto lanes, int64_t p) { return at(flow_, lanes, p) * normal(lanes, p); });
+    const float product_dot = mean([&](auto lanes, int64_t p) {
+      return at(flow_dot_, lanes, p) * normal(lanes, p) + at(flow_, lanes, p) * at(normal_dot_, lanes, p);
+    });
+    for_lanes(size_, [&](auto lanes, int64_t p) RACCGAN_INLINE {
+      const Floats n = normal(lanes, p), n_dot = at(normal_dot_, lanes, p);
+      const Floats centered = at(flow_, lanes, p) - flow - n * product;
+      const Floats centered_dot = at(flow_dot_, lanes, p) - flow_dot - n * product_dot - n_dot * product;
+      lanes.store(flow_ + p, centered * (rho * weight));
+      lanes.store(flow_dot_ + p, (centered_dot - centered * (rho * c)) * (rho * weight));
+    });
+    float* const of_norm = row(args_.grad_norm, 2);
+    of_norm[0] = product_dot * static_cast<float>(size_);
+    of_norm[1] = flow_dot * static_cast<float>(size_);
+  }
+
+  // From what flows to the scores to what flows to the planes, and to the convolution's weights.
+  void convolve_back_to_planes() {
+    const Memory<> scratch(tile_floats(s_));
+    float *const flipped = scratch, *const part = scratch + args_.taps, *const d = part + args_.taps;
+    float* const weights = row(args_.grad_spatial, args_.taps);
+    flip(args_.weights.spatial_weight, s_.k, flipped);
+    memset(weights, 0, args_.taps * sizeof *weights);
+    for (int64_t i = 0; i < tiles(s_); ++i) {
+      const Tile tile(s_, n_ * tiles(s_) + i);
+      // d s' meets the planes, and d s the planes'.
+      const auto back = [&](const float* flow, const float* other_planes, float* e) {
+        copy_plane(s_, tile, flow, d);
+        convolve_back(s_, tile, d, flipped, ties_, e);
+        correlate_planes(s_, tile, d, other_planes, d + tile.size, part);
+        for (int64_t i = 0; i < args_.taps; ++i) weights[i] += part[i];
+      };
+      back(flow_dot_, row(args_.saved.planes, 2 * size_), e_dot_);
+      back(flow_, planes_dot_, e_);
+    }
+  }
+
+  void gate_back() {
+    const float* const gate = row(args_.saved.gate, s_.c);
+    float *const logits = row(args_.grad_logits, 2 * s_.c), *const hidden = row(args_.grad_hidden, 4 * s_.r);
+    for_lanes(s_.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
+      const auto at = [&](const float* row) RACCGAN_INLINE { return lanes.load(row + c); };
+      const Floats g = at(gate), open = g * (1.0f - g), d = at(sums_);
+      lanes.store(logits + c, d * open);
+      lanes.store(logits + s_.c + c, multiply_add((1.0f - 2.0f * g) * at(gate_dot_), d, at(sums_ + s_.c) * open));
+    });
+    for (int i = 0; i < 2; ++i)
+      hidden_back(args_, n_, logits + i * s_.c, hidden + 2 * i * s_.r);  // d, then its derivative
+    pooled_back(args_, hidden + 2 * s_.r, grad_average_, grad_maximum_);
   }
 
   void apply() {
@@ -131,8 +249,7 @@ template <class T> class SampleOf : Sample {
     Stored* const y_dot = of(args_.grad_grad_y);
     const float *const gate = row(args_.saved.gate, s_.c), *const largest = row(args_.saved.planes, 2 * size_);
     sum_by_channel<2>([&](auto lanes, int64_t p, int64_t c, auto pixels, Floats* sums) RACCGAN_INLINE {
-      const Floats channel = lanes.load(gate + c);
-      const Floats channel_dot = lanes.load(gate_dot_ + c);
+      const Floats channel = lanes.load(gate + c), channel_dot = lanes.load(gate_dot_ + c);
 #pragma GCC unroll 4
       for (int i = 0; i < pixels.count; ++i) {
         const int64_t at = (p + i) * s_.c + c;
@@ -158,66 +275,76 @@ template <class T> class SampleOf : Sample {
     Stored* const grad_x = of(args_.gradients.x);
     const float *const gate = row(args_.saved.gate, s_.c), *const largest = row(args_.saved.planes, 2 * size_);
     const float* const maximum = row(args_.saved.maximum, s_.c);
-    const float* const grad_average = row(args_.grad_average, s_.c);
-    const float* const grad_maximum = row(args_.grad_maximum, s_.c);
     const float over = 1.0f / static_cast<float>(size_);
-    for_pixels(0, size_, [&](int64_t p, auto pixels) RACCGAN_INLINE {
-      for_lanes(s_.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
-        const Floats channel = lanes.load(gate + c);
-        const Floats max = lanes.load(maximum + c);
-        const Floats channel_dot = lanes.load(gate_dot_ + c);
-        const Floats from_average = lanes.load(grad_average + c) * over;
-        const Floats ties = lanes.keep(lanes.load(tied_ + c), all(1.0f));
-        const Floats from_max = lanes.load(grad_maximum + c) / ties;
+    for_values(0, size_, s_.c, [&](auto lanes, int64_t p, int64_t c, auto pixels) RACCGAN_INLINE {
+      const Floats channel = lanes.load(gate + c), channel_dot = lanes.load(gate_dot_ + c);
+      const Floats max = lanes.load(maximum + c);
+      const Floats from_average = lanes.load(grad_average_ + c) * over;
+      const Floats ties = lanes.keep(lanes.load(tied_ + c), all(1.0f));
+      const Floats from_max = lanes.load(grad_maximum_ + c) / ties;
 #pragma GCC unroll 4
-        for (int i = 0; i < pixels.count; ++i) {
-          const int64_t at = (p + i) * s_.c + c;
-          const Floats value = lanes.template load<T>(x + at), g = lanes.template load<T>(grad_y + at);
-          const Words is_max = (Words)(value * channel == all(largest[p + i]));
-          const Floats d = to_gated(g, is_max, spatial_, e_, p + i);
-          const Floats d_dot = to_gated(g, is_max, spatial_dot_, e_dot_, p + i);
-          const Floats through = multiply_add(channel, d_dot, channel_dot * d);
-          lanes.template store<T>(grad_x + at,
-                                  through + from_average + select((Words)(value == max), from_max, Floats{}));
-        }
-      });
+      for (int i = 0; i < pixels.count; ++i) {
+        const int64_t at = (p + i) * s_.c + c;
+        const Floats value = lanes.template load<T>(x + at), g = lanes.template load<T>(grad_y + at);
+        const Words is_max = (Words)(value * channel == all(largest[p + i]));
+        const Floats d = to_gated(g, is_max, spatial_, e_, p + i);
+        const Floats d_dot = to_gated(g, is_max, spatial_dot_, e_dot_, p + i);
+        const Floats through = multiply_add(channel, d_dot, channel_dot * d);
+        lanes.template store<T>(grad_x + at,
+                                through + from_average + select((Words)(value == max), from_max, Floats{}));
+      }
     });
   }
+
+  const Pass& args_;
+  const CbamShape& s_ = args_.shape;
+  const int64_t size_ = pixels(s_);
+  int64_t n_ = 0;
+  // By channel. sums_: of pool(), v, v where x is the max, and where it is; of apply(), d gate and d gate'.
+  const Memory<> sums_{3 * s_.c}, chunk_{3 * s_.c}, gate_dot_{s_.c}, grad_average_{s_.c}, grad_maximum_{s_.c};
+  float* const tied_ = sums_ + 2 * s_.c;
+  // By pixel. e: e_max, e_mean.
+  const Memory<> ties_{size_}, planes_dot_{2 * size_}, normal_dot_{size_}, spatial_{size_}, spatial_dot_{size_};
+  const Memory<> flow_{size_}, flow_dot_{size_}, e_{2 * size_}, e_dot_{2 * size_};
 };
-
-template <class T>
-void double_backward_as(const CbamDoubleBackwardArgs& args, float* scratch, int64_t begin, int64_t end) {
-  for (int64_t n = begin; n < end; ++n) SampleOf<T>(args, scratch, n).run();
-}
-}  // namespace
-
-void cbam_double_backward(const CbamDoubleBackwardArgs& args, float* scratch, int64_t begin, int64_t end) {
-  RACCGAN_OF_DTYPE(args.shape.dtype, double_backward_as)(args, scratch, begin, end);
-}
 
 // A weight's first gradient is a sum of products of what flows to a layer's output with its input. The derivative of
 // each has two terms.
-void cbam_weights_double_back(const CbamDoubleBackwardArgs& args, int64_t begin, int64_t end) {
+void weights_back(const Pass& args, int64_t row) {
   const CbamShape& s = args.shape;
-  for (int64_t row = begin; row < end; ++row) {
-    if (row < s.r) {
-      float* const to = args.gradients.reduce_weight + row * s.c;
-      const float* const flow = args.grad_hidden + row;
-      const float* const flow_dot = flow + 2 * s.r;
-      outer_sum(flow_dot, 4 * s.r, args.saved.average, s.c, s.n, s.c, false, to);
-      outer_sum(flow_dot + s.r, 4 * s.r, args.saved.maximum, s.c, s.n, s.c, true, to);
-      outer_sum(flow, 4 * s.r, args.v_average, s.c, s.n, s.c, true, to);
-      outer_sum(flow + s.r, 4 * s.r, args.v_maximum, s.c, s.n, s.c, true, to);
-      args.gradients.reduce_bias[row] = strided_sum(flow_dot, 4 * s.r, s.n) + strided_sum(flow_dot + s.r, 4 * s.r, s.n);
-    } else {
-      const int64_t c = row - s.r;
-      float* const to = args.gradients.expand_weight + c * s.r;
-      const float* const flow = args.grad_logits + c;
-      const float* const flow_dot = flow + s.c;
-      outer_sum(flow_dot, 2 * s.c, args.saved.hidden + 2 * s.r, 3 * s.r, s.n, s.r, false, to);
-      outer_sum(flow, 2 * s.c, args.hidden, s.r, s.n, s.r, true, to);
-      args.gradients.expand_bias[c] = 2 * strided_sum(flow_dot, 2 * s.c, s.n);
-    }
+  if (row < s.r) {
+    float* const to = args.gradients.reduce_weight + row * s.c;
+    const float *const flow = args.grad_hidden + row, *const flow_dot = flow + 2 * s.r;
+    outer_sum(flow_dot, 4 * s.r, args.saved.average, s.c, s.n, s.c, false, to);
+    outer_sum(flow_dot + s.r, 4 * s.r, args.saved.maximum, s.c, s.n, s.c, true, to);
+    outer_sum(flow, 4 * s.r, args.v_average, s.c, s.n, s.c, true, to);
+    outer_sum(flow + s.r, 4 * s.r, args.v_maximum, s.c, s.n, s.c, true, to);
+    args.gradients.reduce_bias[row] = strided_sum(flow_dot, 4 * s.r, s.n) + strided_sum(flow_dot + s.r, 4 * s.r, s.n);
+  } else {
+    const int64_t c = row - s.r;
+    float* const to = args.gradients.expand_weight + c * s.r;
+    const float *const flow = args.grad_logits + c, *const flow_dot = flow + s.c;
+    outer_sum(flow_dot, 2 * s.c, args.saved.hidden + 2 * s.r, 3 * s.r, s.n, s.r, false, to);
+    outer_sum(flow, 2 * s.c, args.hidden, s.r, s.n, s.r, true, to);
+    args.gradients.expand_bias[c] = 2 * strided_sum(flow_dot, 2 * s.c, s.n);
   }
+}
+
+template <class T> void double_backward(const CbamDoubleBackwardArgs& args) {
+  const CbamShape& s = args.shape;
+  const Pass pass(args);
+  share_out(s.n, s.c * pixels(s), [&](int64_t begin, int64_t end) {
+    Sample<T> sample(pass);
+    for (int64_t n = begin; n < end; ++n) sample.run(n);
+  });
+  for_rows(s, [&](int64_t row) { weights_back(pass, row); });
+  add_up(pass.grad_spatial, s.n, pass.taps, args.gradients.spatial_weight);
+  *args.gradients.norm_weight = strided_sum(pass.grad_norm, 2, s.n);
+  *args.gradients.norm_bias = strided_sum(pass.grad_norm + 1, 2, s.n);
+}
+}  // namespace
+
+void cbam_double_backward(const CbamDoubleBackwardArgs& args) {
+  RACCGAN_OF_DTYPE(args.shape.dtype, double_backward)(args);
 }
 }  // namespace raccgan::RACCGAN_TARGET

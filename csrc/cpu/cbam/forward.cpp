@@ -11,32 +11,6 @@
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
-template <class T>
-void to_channels_last_as(const CbamShape& s, const void* from_tensor, void* to_tensor, int64_t to_first, int64_t begin,
-                         int64_t end) {
-  const int64_t pixels = s.h * s.w;
-  for (int64_t task = begin; task < end; ++task) {
-    const Chunk chunk(s, task);
-    const auto* const from =
-        static_cast<const typename T::Stored*>(from_tensor) + chunk.sample * pixels * s.c + chunk.first;
-    auto* const to = static_cast<typename T::Stored*>(to_tensor) + chunk.in_tensor(s) - to_first * pixels * s.c;
-    for_lanes(s.c, [&](auto rows, int64_t c) RACCGAN_INLINE {
-      for_lanes(chunk.count(), [&](auto columns, int64_t p) RACCGAN_INLINE {
-        Floats block[kWidth];
-        const int64_t channels = least(kWidth, s.c - c), here = least(kWidth, chunk.count() - p);
-#pragma GCC unroll 16
-        for (int64_t i = 0; i < kWidth; ++i) {
-          const auto* const row = from + (c + least(i, channels - 1)) * pixels + p;
-          __builtin_prefetch(row + kAhead / kCbamLanes);
-          block[i] = columns.template load<T>(row);
-        }
-        transpose(block);
-        for (int64_t i = 0; i < here; ++i) rows.template store<T>(to + (p + i) * s.c + c, block[i]);
-      });
-    });
-  }
-}
-
 constexpr int kPooled = kManyRegisters ? 8 : 4;  // vectors whose sums and maxima stay in registers
 
 // Sums and maxima over `count` pixels of kCount vectors of channels. Pixel after pixel, as they lie in memory.
@@ -71,27 +45,22 @@ void pool_whole(int64_t vectors, const typename T::Stored* x, int64_t c, int64_t
   }
 }
 
-template <class T> void pool_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
-  const CbamShape& s = args.shape;
-  for (int64_t task = begin; task < end; ++task) {
-    const Chunk chunk(s, task);
-    const auto* const x = chunk.of<T>(s, args.x);
-    float* const sums = args.pooled + task * 2 * s.c;
-    float* const maxima = sums + s.c;
-    const int64_t whole = s.c / kWidth, rest = whole * kWidth;
-    for (int64_t v = 0; v < whole; v += kPooled) {
-      const int64_t at = v * kWidth;
-      pool_whole<T>(least(kPooled, whole - v), x + at, s.c, chunk.count(), sums + at, maxima + at);
-    }
-    if (rest < s.c) pool_vectors<T, 1>(Rest{s.c - rest}, x + rest, s.c, chunk.count(), sums + rest, maxima + rest);
+// The sum and the max over a chunk's pixels, to [2, C].
+template <class T> void pool(const CbamShape& s, const Samples& samples, const Chunk& chunk, float* sums) {
+  const auto* const x = chunk.of<T>(s, samples);
+  float* const maxima = sums + s.c;
+  const int64_t whole = s.c / kWidth, rest = whole * kWidth;
+  for (int64_t v = 0; v < whole; v += kPooled) {
+    const int64_t at = v * kWidth;
+    pool_whole<T>(least(kPooled, whole - v), x + at, s.c, chunk.count(), sums + at, maxima + at);
   }
+  if (rest < s.c) pool_vectors<T, 1>(Rest{s.c - rest}, x + rest, s.c, chunk.count(), sums + rest, maxima + rest);
 }
 
-// The average and the max of a sample from those of its chunks.
-void add_chunks(const CbamForwardArgs& args, int64_t n) {
+// The average and the max of a sample from those of its chunks, [chunks, 2, C].
+void add_chunks(const CbamArgs& args, int64_t n, const float* pooled) {
   const CbamShape& s = args.shape;
-  const float* const pooled = args.pooled + n * chunks(s) * 2 * s.c;
-  const double over = 1 / static_cast<double>(s.h * s.w);
+  const double over = 1 / static_cast<double>(pixels(s));
   for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
     Doubles sum{};
     Floats max = lanes.load(pooled + s.c + c);
@@ -105,7 +74,7 @@ void add_chunks(const CbamForwardArgs& args, int64_t n) {
   });
 }
 
-void find_gate(const CbamForwardArgs& args, int64_t n) {
+void find_gate(const CbamArgs& args, int64_t n) {
   const CbamShape& s = args.shape;
   const CbamWeights& w = args.weights;
   float* const hidden = args.saved.hidden + n * 3 * s.r;
@@ -124,43 +93,43 @@ void find_gate(const CbamForwardArgs& args, int64_t n) {
   });
 }
 
-template <class T> void gather_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
+template <class T> void gather(const CbamArgs& args, const Samples& samples, const Chunk& chunk) {
   const CbamShape& s = args.shape;
-  const int64_t size = s.h * s.w;
   const float over = 1.0f / static_cast<float>(s.c);
-  // From the end: the caller's first sweep has left its last chunks in the nearest cache.
-  for (int64_t task = end - 1; task >= begin; --task) {
-    const Chunk chunk(s, task);
-    const auto* const x = chunk.of<T>(s, args.x);
-    const float* const gate = args.saved.gate + chunk.sample * s.c;
-    float* const plane = args.saved.planes + chunk.in_planes(s);
-    for_lanes(chunk.count(), [&](auto pixel_lanes, int64_t block) RACCGAN_INLINE {
-      Floats maxima[kWidth] = {}, sums[kWidth] = {};
-      for_pixels(0, least(kWidth, chunk.count() - block), [&](int64_t p, auto pixels) RACCGAN_INLINE {
-        Floats max[pixels.count], sum[pixels.count];
+  const auto* const x = chunk.of<T>(s, samples);
+  const float* const gate = args.saved.gate + chunk.sample * s.c;
+  float* const plane = args.saved.planes + chunk.in_planes(s);
+  for_lanes(chunk.count(), [&](auto pixel_lanes, int64_t block) RACCGAN_INLINE {
+    Floats maxima[kWidth] = {}, sums[kWidth] = {};
+    for_pixels(0, least(kWidth, chunk.count() - block), [&](int64_t p, auto pixels) RACCGAN_INLINE {
+      Floats max[pixels.count], sum[pixels.count];
 #pragma GCC unroll 4
-        for (int i = 0; i < pixels.count; ++i) max[i] = all(-__builtin_inff()), sum[i] = Floats{};
-        for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
-          const Floats g = lanes.load(gate + c);
+      for (int i = 0; i < pixels.count; ++i) max[i] = all(-__builtin_inff()), sum[i] = Floats{};
+      for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
+        const Floats g = lanes.load(gate + c);
 #pragma GCC unroll 4
-          for (int i = 0; i < pixels.count; ++i) {
-            const auto* const from = x + (block + p + i) * s.c + c;
-            __builtin_prefetch(from + kAhead);
-            const Floats u = lanes.template load<T>(from) * g;
-            max[i] = larger(max[i], lanes.keep(u, all(-__builtin_inff())));
-            sum[i] += u;
-          }
-        });
-#pragma GCC unroll 4
-        for (int i = 0; i < pixels.count; ++i) maxima[p + i] = max[i], sums[p + i] = sum[i];
+        for (int i = 0; i < pixels.count; ++i) {
+          const auto* const from = x + (block + p + i) * s.c + c;
+          __builtin_prefetch(from + kAhead);
+          const Floats u = lanes.template load<T>(from) * g;
+          max[i] = larger(max[i], lanes.keep(u, all(-__builtin_inff())));
+          sum[i] += u;
+        }
       });
-      pixel_lanes.store(plane + block, maxima_of(maxima));
-      pixel_lanes.store(plane + size + block, sums_of(sums) * over);
+#pragma GCC unroll 4
+      for (int i = 0; i < pixels.count; ++i) maxima[p + i] = max[i], sums[p + i] = sum[i];
     });
-  }
+    pixel_lanes.store(plane + block, maxima_of(maxima));
+    pixel_lanes.store(plane + pixels(s) + block, sums_of(sums) * over);
+  });
 }
 
-CbamMoments moments_of(const float* v, int64_t count) {
+// Mean and sum of squared deviations of a tile of scores.
+struct Moments {
+  double mean, squares;
+};
+
+Moments moments_of(const float* v, int64_t count) {
   const auto sum_over = [&](float mean, bool squared) {
     Floats sum{};
     for_lanes(count, [&](auto lanes, int64_t i) RACCGAN_INLINE {
@@ -175,63 +144,84 @@ CbamMoments moments_of(const float* v, int64_t count) {
   return {near + rest, sum_over(near, true) - over * rest * rest};
 }
 
-template <class T> void apply_as(const CbamForwardArgs& args, int64_t begin, int64_t end) {
+Moments find_scores(const CbamArgs& args, const Tile& tile) {
   const CbamShape& s = args.shape;
-  for (int64_t task = begin; task < end; ++task) {
-    const Chunk chunk(s, task);
-    const auto* const x = chunk.of<T>(s, args.x);
-    auto* const y = static_cast<typename T::Stored*>(args.y) + chunk.in_tensor(s);
-    const float* const gate = args.saved.gate + chunk.sample * s.c;
-    float spatial[kCbamChunk];
-    find_gates(spatial_gate(args, chunk.sample), args.saved.scores + chunk.in_plane(s), chunk.count(), spatial);
-    for (int64_t p = 0; p < chunk.count(); ++p) {
-      const Floats here = all(spatial[p]);
-      for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
-        const int64_t at = p * s.c + c;
-        __builtin_prefetch(x + at + kAhead);
-        __builtin_prefetch(y + at + kAhead, 1);
-        const Floats g = lanes.load(gate + c);
-        lanes.template store<T>(y + at, lanes.template load<T>(x + at) * g * here);
-      });
-    }
+  const Memory<> scratch(tile_floats(s));
+  copy_planes(s, tile, args.saved.planes + tile.sample * 2 * pixels(s), scratch);
+  float* const scores = args.saved.scores + tile.in_plane(s);
+  convolve(s, tile, 2, scratch, args.weights.spatial_weight, scores);
+  return moments_of(scores, tile.count(s));
+}
+
+// saved.moments from the tiles of the samples first <= n < last, which share them.
+void join_moments(const CbamArgs& args, const Moments* by_tile, int64_t first, int64_t last) {
+  const CbamShape& s = args.shape;
+  double sum = 0, squares = 0;
+  const auto pixels = [&](int64_t tile) { return static_cast<double>(Tile(s, tile).count(s)); };
+  for (int64_t i = first * tiles(s); i < last * tiles(s); ++i) sum += pixels(i) * by_tile[i].mean;
+  const double count = static_cast<double>((last - first) * s.h * s.w), mean = sum / count;
+  for (int64_t i = first * tiles(s); i < last * tiles(s); ++i) {
+    const double away = by_tile[i].mean - mean;
+    squares += by_tile[i].squares + pixels(i) * away * away;
+  }
+  float* const to = args.saved.moments + 2 * first;
+  to[0] = static_cast<float>(mean);
+  to[1] = static_cast<float>(squares / count);
+}
+
+template <class T> void apply(const CbamForwardArgs& args, const Samples& samples, const Chunk& chunk) {
+  const CbamShape& s = args.shape;
+  const auto* const x = chunk.of<T>(s, samples);
+  auto* const y = static_cast<typename T::Stored*>(args.y) + chunk.in_tensor(s);
+  const float* const gate = args.saved.gate + chunk.sample * s.c;
+  float spatial[kMostPixels];
+  find_gates(args, chunk, spatial);
+  for (int64_t p = 0; p < chunk.count(); ++p) {
+    const Floats here = all(spatial[p]);
+    for_lanes(s.c, [&](auto lanes, int64_t c) RACCGAN_INLINE {
+      const int64_t at = p * s.c + c;
+      __builtin_prefetch(x + at + kAhead);
+      __builtin_prefetch(y + at + kAhead, 1);
+      const Floats g = lanes.load(gate + c);
+      lanes.template store<T>(y + at, lanes.template load<T>(x + at) * g * here);
+    });
+  }
+}
+
+template <class T> void forward(const CbamForwardArgs& args) {
+  const CbamShape& s = args.shape;
+  const bool coupled = args.norm == CbamNorm::kBatch, fixed = args.norm == CbamNorm::kFixed;
+  const Memory<> pooled(s.n * chunks(s) * 2 * s.c);
+  const Memory<Moments> by_tile(s.n * tiles(s));
+  float* const found = args.saved.moments;
+  if (fixed) found[0] = *args.given_mean, found[1] = *args.given_var;
+  const Image images[] = {{args.x, args.x_planar}};
+  const auto apply_all = [&](const Samples* x, int64_t first, int64_t last) {
+    for_tasks<Chunk>(s, first, last, [&](const Chunk& chunk) { apply<T>(args, *x, chunk); });
+  };
+  for_groups<T>(s, images, [&](const Samples* x, int64_t first, int64_t last) {
+    for_tasks<Chunk>(s, first, last, [&](const Chunk& chunk) { pool<T>(s, *x, chunk, pooled + chunk.task * 2 * s.c); });
+    for_samples(s, first, last, [&](int64_t n) {
+      add_chunks(args, n, pooled + n * chunks(s) * 2 * s.c);
+      find_gate(args, n);
+    });
+    // From the end: the first sweep has left its last chunks in the nearest cache.
+    for_tasks<Chunk>(s, first, last, [&](const Chunk& chunk) { gather<T>(args, *x, chunk); }, true);
+    for_tasks<Tile>(s, first, last, [&](const Tile& tile) { by_tile[tile.task] = find_scores(args, tile); });
+    if (coupled) return;
+    for (int64_t n = first; n < last && !fixed; ++n) join_moments(args, by_tile, n, n + 1);
+    apply_all(x, first, last);
+  });
+  if (coupled) {
+    join_moments(args, by_tile, 0, s.n);
+    for_groups<T>(s, images, apply_all);
+  }
+  for (int64_t i = 0; i < moments(s, args.norm) && !fixed; ++i) {
+    args.mean[i] = found[2 * i];
+    args.var[i] = found[2 * i + 1];
   }
 }
 }  // namespace
 
-void cbam_to_channels_last(const CbamShape& shape, const void* from, void* to, int64_t to_first, int64_t begin,
-                           int64_t end) {
-  RACCGAN_OF_DTYPE(shape.dtype, to_channels_last_as)(shape, from, to, to_first, begin, end);
-}
-
-void cbam_pool(const CbamForwardArgs& args, int64_t begin, int64_t end) {
-  RACCGAN_OF_DTYPE(args.shape.dtype, pool_as)(args, begin, end);
-}
-
-void cbam_gate(const CbamForwardArgs& args, int64_t begin, int64_t end) {
-  for (int64_t n = begin; n < end; ++n) {
-    add_chunks(args, n);
-    find_gate(args, n);
-  }
-}
-
-void cbam_gather(const CbamForwardArgs& args, int64_t begin, int64_t end) {
-  RACCGAN_OF_DTYPE(args.shape.dtype, gather_as)(args, begin, end);
-}
-
-void cbam_convolve(const CbamForwardArgs& args, float* scratch, int64_t begin, int64_t end) {
-  const CbamShape& s = args.shape;
-  for (int64_t task = begin; task < end; ++task) {
-    const Tile tile(s, task);
-    const float* const planes = args.saved.planes + tile.sample * 2 * s.h * s.w;
-    copy_plane(s, tile, planes, scratch);
-    copy_plane(s, tile, planes + s.h * s.w, scratch + tile.size);
-    float* const scores = args.saved.scores + tile.in_plane(s);
-    convolve(s, tile, 2, scratch, args.weights.spatial_weight, scores);
-    args.moments[task] = moments_of(scores, (tile.last - tile.first) * s.w);
-  }
-}
-
-void cbam_apply(const CbamForwardArgs& args, int64_t begin, int64_t end) {
-  RACCGAN_OF_DTYPE(args.shape.dtype, apply_as)(args, begin, end);
-}
+void cbam_forward(const CbamForwardArgs& args) { RACCGAN_OF_DTYPE(args.shape.dtype, forward)(args); }
 }  // namespace raccgan::RACCGAN_TARGET

@@ -1,12 +1,10 @@
-// Vectors of channels and of pixels: what the forward and the backward kernels of CBAM share.
+// Vectors of channels and of pixels, and the products of the MLP, for all passes of CBAM.
 #pragma once
 
+#include "../../ops/cbam.h"
 #include "../simd/runs.h"
-#include "kernels.h"
 
 namespace raccgan { namespace {
-static_assert(kWidth <= kCbamLanes);
-
 constexpr int kPixels = 4;  // at a time: they share what is loaded by channel, and their sums need not wait
 static_assert(kWidth % kPixels == 0);
 
@@ -32,21 +30,25 @@ template <class Use> inline RACCGAN_INLINE void for_pixels(int64_t first, int64_
   for (; p < last; ++p) use(p, Count<1>{});
 }
 
+// use(lanes, p, c, pixels) for all channels of these pixels: pixel after pixel, a vector of channels at a time.
+template <class Use>
+inline RACCGAN_INLINE void for_values(int64_t first, int64_t last, int64_t channels, const Use& use) {
+  for_pixels(first, last, [&](int64_t p, auto pixels) RACCGAN_INLINE {
+    for_lanes(channels, [&](auto lanes, int64_t c) RACCGAN_INLINE { use(lanes, p, c, pixels); });
+  });
+}
+
+inline Floats reaches(Floats u, Floats max) { return select((Words)(u == max), all(1.0f), Floats{}); }
+
+// sums[c] += v, or = v at the first pixel.
+template <class L> inline RACCGAN_INLINE void add_to(const L& lanes, float* sums, int64_t p, Floats v) {
+  lanes.store(sums, p == 0 ? v : v + lanes.load(sums));
+}
+
 inline Floats sums_of(Floats* v) {
   return joined(v, [](Floats a, Floats b) RACCGAN_INLINE { return a + b; });
 }
 inline Floats maxima_of(Floats* v) { return joined(v, larger); }
-
-typedef double Doubles __attribute__((vector_size(2 * kBytes)));
-
-inline Doubles widened(Floats v) { return __builtin_convertvector(v, Doubles); }
-inline Floats narrowed(Doubles v) { return __builtin_convertvector(v, Floats); }
-
-inline double sum_of_lanes(Floats v) {
-  double sum = 0;
-  for (int i = 0; i < kWidth; ++i) sum += v[i];
-  return sum;
-}
 
 // e^x by 2^n e^r with |r| <= log(2) / 2 and a polynomial for e^r, to about one unit in the last place.
 inline Floats exponential(Floats x) {
@@ -71,12 +73,6 @@ inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + select((Words)(x == x), 
 
 inline Floats gated(const CbamSpatialGate& gate, Floats scores) { return sigmoid(scores * gate.scale + gate.shift); }
 
-// The gates of `count` scores, into memory that may be written up to a whole vector.
-inline void find_gates(const CbamSpatialGate& gate, const float* scores, int64_t count, float* gates) {
-  for_lanes(count, [&](auto lanes, int64_t at)
-                       RACCGAN_INLINE { lanes.store(gates + at, gated(gate, lanes.load(scores + at))); });
-}
-
 // use(lanes, at, result) with result[i] = sum over j of matrix[at + i, j] vector[j], for `rows` rows.
 template <class Use>
 void matrix_product(const float* matrix, const float* vector, int64_t rows, int64_t columns, const Use& use) {
@@ -94,20 +90,51 @@ void matrix_product(const float* matrix, const float* vector, int64_t rows, int6
   });
 }
 
-struct Chunk {
-  int64_t sample, first, last;  // pixels
+// to[j] = the sum over i of matrix[i, j] vector[i].
+inline void transposed_product(const float* matrix, const float* vector, int64_t rows, int64_t columns, float* to) {
+  for_lanes(columns, [&](auto lanes, int64_t j) RACCGAN_INLINE {
+    Floats sum{};
+    for (int64_t i = 0; i < rows; ++i) {
+      sum = multiply_add(lanes.load(matrix + i * columns + j), all(vector[i]), sum);
+    }
+    lanes.store(to + j, sum);
+  });
+}
 
-  Chunk(const CbamShape& s, int64_t task)
-      : sample(task / chunks(s)), first(task % chunks(s) * pixels_per_chunk(s)),
-        last(least(s.h * s.w, first + pixels_per_chunk(s))) {}
+// to[j] = the sum over n of a[n] b[n, j], rows of a and b `a_stride` and `b_stride` apart.
+inline void outer_sum(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t n, int64_t columns,
+                      bool add, float* to) {
+  for_lanes(columns, [&](auto lanes, int64_t j) RACCGAN_INLINE {
+    Floats sum = add ? lanes.load(to + j) : Floats{};
+    for (int64_t i = 0; i < n; ++i) {
+      sum = multiply_add(all(a[i * a_stride]), lanes.load(b + i * b_stride + j), sum);
+    }
+    lanes.store(to + j, sum);
+  });
+}
 
-  int64_t count() const { return last - first; }
-  template <class T> const typename T::Stored* of(const CbamShape& s, const CbamSamples& samples) const {
-    return static_cast<const typename T::Stored*>(samples.data) + in_tensor(s) - samples.first * s.h * s.w * s.c;
+inline float strided_sum(const float* v, int64_t stride, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += v[i * stride];
+  return static_cast<float>(sum);
+}
+
+// From logits [C], what flows to the argument of sample n's channel gate, to both hidden layers before their ReLU.
+inline void hidden_back(const CbamArgs& args, int64_t n, const float* logits, float* to) {
+  const int64_t r = args.shape.r;
+  const float* const hidden = args.saved.hidden + n * 3 * r;
+  transposed_product(args.weights.expand_weight, logits, args.shape.c, r, to);
+  for (int64_t i = 0; i < r; ++i) {
+    const float g = to[i];
+    to[i] = hidden[i] > 0 ? g : 0;
+    to[r + i] = hidden[r + i] > 0 ? g : 0;
   }
-  // Where the chunk begins in a tensor [N, P, C], in one [N, P], and in the first plane of one [N, 2, P].
-  int64_t in_tensor(const CbamShape& s) const { return in_plane(s) * s.c; }
-  int64_t in_plane(const CbamShape& s) const { return sample * s.h * s.w + first; }
-  int64_t in_planes(const CbamShape& s) const { return sample * 2 * s.h * s.w + first; }
-};
+}
+
+// From there to the average and the max over the pixels.
+inline void pooled_back(const CbamArgs& args, const float* hidden, float* average, float* maximum) {
+  const int64_t r = args.shape.r, c = args.shape.c;
+  transposed_product(args.weights.reduce_weight, hidden, r, c, average);
+  transposed_product(args.weights.reduce_weight, hidden + r, r, c, maximum);
+}
 }}  // namespace raccgan

@@ -1,26 +1,10 @@
-// Convolution of planes: a tile of rows in scratch memory, with zeros around the image, a vector of columns at a time;
-// and what the kernels of CBAM's first and second gradients share.
+// Convolution of planes and the way back: a tile of rows in scratch memory, with zeros around the image, a vector of
+// columns at a time.
 #pragma once
 
-#include "lanes.h"
+#include "tasks.h"
 
 namespace raccgan { namespace {
-constexpr int kRows = 4;  // of output at a time
-
-// A tile of a plane's rows, and where the rows around it lie in scratch memory.
-struct Tile {
-  int64_t sample, first, last;  // rows
-  int64_t stride;               // of a row in scratch memory
-  int64_t size;                 // of a plane there
-
-  Tile(const CbamShape& s, int64_t task)
-      : sample(task / tiles(s)), first(task % tiles(s) * rows_per_tile(s)), last(least(s.h, first + rows_per_tile(s))),
-        stride(rounded_up(s.w, (s.w > kWidth ? 2 : 1) * kWidth) + s.k - 1),
-        size((rounded_up(last - first, kRows) + s.k - 1) * stride) {}
-
-  int64_t in_plane(const CbamShape& s) const { return (sample * s.h + first) * s.w; }
-};
-
 // Fills the scratch memory with the tile and k / 2 rows and columns around it: zeros outside of the image, and inside
 // write(row, to) writes a row.
 template <class Write> void fill(const CbamShape& s, const Tile& tile, float* scratch, const Write& write) {
@@ -31,8 +15,13 @@ template <class Write> void fill(const CbamShape& s, const Tile& tile, float* sc
   }
 }
 
-void copy_plane(const CbamShape& s, const Tile& tile, const float* plane, float* scratch) {
+inline void copy_plane(const CbamShape& s, const Tile& tile, const float* plane, float* scratch) {
   fill(s, tile, scratch, [&](int64_t row, float* to) { memcpy(to, plane + row * s.w, s.w * sizeof *to); });
+}
+
+// Both planes [2, P].
+inline void copy_planes(const CbamShape& s, const Tile& tile, const float* planes, float* scratch) {
+  for (int i = 0; i < 2; ++i) copy_plane(s, tile, planes + i * pixels(s), scratch + i * tile.size);
 }
 
 // kRows rows of kVectors vectors, from `in`, planes of the tile in scratch memory.
@@ -63,15 +52,9 @@ void convolve_as(const CbamShape& s, const Tile& tile, int64_t in_planes, const 
       Floats sums[kRows][kVectors] = {};
       convolve_tile(tile, s.k, in_planes, in + row * tile.stride + column, weights, sums);
       for (int64_t i = 0; i < kRows && row + i < tile.last - tile.first; ++i) {
-        for (int64_t v = 0; v < kVectors && column + v * kWidth < s.w; ++v) {
-          const int64_t at = column + v * kWidth;
-          float* const to = out + (row + i) * s.w + at;
-          if (at + kWidth <= s.w) {
-            store(to, sums[i][v]);
-          } else {
-            Rest{s.w - at}.store(to, sums[i][v]);
-          }
-        }
+        float* const to = out + (row + i) * s.w + column;
+        for_vectors<kVectors>(s.w - column,
+                              [&](auto lanes, int v) RACCGAN_INLINE { lanes.store(to + v * kWidth, sums[i][v]); });
       }
     }
   }
@@ -83,13 +66,6 @@ void convolve(const CbamShape& s, const Tile& tile, int64_t in_planes, const flo
               float* out) {
   const auto run = s.w > kWidth ? convolve_as<2> : convolve_as<1>;
   run(s, tile, in_planes, in, weights, out);
-}
-
-inline Floats reaches(Floats u, Floats max) { return select((Words)(u == max), all(1.0f), Floats{}); }
-
-// sums[c] += v, or = v at the first pixel.
-template <class L> inline RACCGAN_INLINE void add_to(const L& lanes, float* sums, int64_t p, Floats v) {
-  lanes.store(sums, p == 0 ? v : v + lanes.load(sums));
 }
 
 // sums[j] = the sum over the tile of d[row, column] in[row + i - k/2, column + j - k/2] for kTaps columns j.
@@ -107,12 +83,15 @@ template <int kTaps> void correlate(const CbamShape& s, const Tile& tile, const 
   for (int j = 0; j < kTaps; ++j) to[j] = static_cast<float>(sum_of_lanes(sums[j]));
 }
 
-// to[plane, i, j] over one tile, from the tile in scratch memory: of both planes, and of d with zeros around it.
-inline void correlate_planes(const CbamShape& s, const Tile& tile, const float* d, const float* planes, float* to) {
+// to[plane, i, j] over one tile: of both planes [2, P], and of d in scratch memory with zeros around it. scratch: two
+// planes of the tile.
+inline void correlate_planes(const CbamShape& s, const Tile& tile, const float* d, const float* planes, float* scratch,
+                             float* to) {
+  copy_planes(s, tile, planes, scratch);
   d += s.k / 2 * (tile.stride + 1);
   for (int plane = 0; plane < 2; ++plane) {
     for (int64_t i = 0; i < s.k; ++i, to += s.k) {
-      const float* const in = planes + plane * tile.size + i * tile.stride;
+      const float* const in = scratch + plane * tile.size + i * tile.stride;
       if (s.k == 7) {
         correlate<7>(s, tile, d, in, to);
       } else if (s.k == 3) {
@@ -130,32 +109,14 @@ inline void flip(const float* weights, int64_t k, float* to) {
   for (int64_t i = 0; i < 2 * taps; ++i) to[i] = weights[i / taps * taps + (taps - 1 - i % taps)];
 }
 
-// to[j] = the sum over i of matrix[i, j] vector[i].
-inline void transposed_product(const float* matrix, const float* vector, int64_t rows, int64_t columns, float* to) {
-  for_lanes(columns, [&](auto lanes, int64_t j) RACCGAN_INLINE {
-    Floats sum{};
-    for (int64_t i = 0; i < rows; ++i) {
-      sum = multiply_add(lanes.load(matrix + i * columns + j), all(vector[i]), sum);
-    }
-    lanes.store(to + j, sum);
-  });
-}
-
-// to[j] = the sum over n of a[n] b[n, j], rows of a and b `a_stride` and `b_stride` apart.
-inline void outer_sum(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t n, int64_t columns,
-                      bool add, float* to) {
-  for_lanes(columns, [&](auto lanes, int64_t j) RACCGAN_INLINE {
-    Floats sum = add ? lanes.load(to + j) : Floats{};
-    for (int64_t i = 0; i < n; ++i) {
-      sum = multiply_add(all(a[i * a_stride]), lanes.load(b + i * b_stride + j), sum);
-    }
-    lanes.store(to + j, sum);
-  });
-}
-
-inline float strided_sum(const float* v, int64_t stride, int64_t count) {
-  double sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += v[i * stride];
-  return static_cast<float>(sum);
+// From d, what flows to a tile of scores, in scratch memory with zeros around it, to e [2, P]: what flows to each channel
+// that reaches a pixel's max, one of ties [P], and to each channel through the mean. flipped: the weights by `flip`.
+inline void convolve_back(const CbamShape& s, const Tile& tile, const float* d, const float* flipped, const float* ties,
+                          float* e) {
+  const int64_t from = tile.first * s.w, size = pixels(s);
+  for (int plane = 0; plane < 2; ++plane) convolve(s, tile, 1, d, flipped + plane * s.k * s.k, e + plane * size + from);
+  for (int64_t i = from; i < from + tile.count(s); ++i) {
+    e[i] /= ties[i], e[size + i] /= static_cast<float>(s.c);
+  }
 }
 }}  // namespace raccgan

@@ -186,11 +186,9 @@ Convolution convolution_of(const DepthwiseLayer& s) {
   return s.k == 3 ? by_resize<3>(s.resize) : s.k == 5 ? by_resize<5>(s.resize) : by_resize<7>(s.resize);
 }
 
-int64_t packed_floats(const DepthwiseLayer& layer) { return channel_blocks(layer.c) * packed_block(layer); }
-
-void pack_weights(const DepthwiseLayer& layer, const float* w, float* packed) {
-  for (int64_t block = 0; block < channel_blocks(layer.c); ++block, packed += packed_block(layer)) {
-    pack_block(layer, w, lanes_of(layer.c, block, 0, samples_a_vector(layer.c)), packed);
+void pack_weights(const DepthwiseLayer& s, float* packed) {
+  for (int64_t block = 0; block < channel_blocks(s.c); ++block, packed += packed_block(s)) {
+    pack_block(s, s.weight, lanes_of(s.c, block, 0, samples_a_vector(s.c)), packed);
   }
 }
 
@@ -206,7 +204,7 @@ void unpack_totals(const DepthwiseLayer& s, const float* totals, int64_t block, 
     for (int64_t c = 0; c < l.channels; ++c) {
       float over_samples = 0;
       for (int64_t sample = 0; sample < l.samples; ++sample) over_samples += lanes[sample * l.channels + c];
-      to[i * s.c + l.channel + c] = over_samples;
+      to[(l.channel + c) * s.k * s.k + i] = over_samples;
     }
   }
 }

@@ -7,8 +7,6 @@
 #include "convolution.h"
 
 namespace raccgan::RACCGAN_TARGET { namespace {
-inline Floats broadcast(float v) { return Floats{} + v; }
-
 // PyTorch's ReLU: NaN stays NaN.
 inline Floats rectified(Floats v) { return Floats{} > v ? Floats{} : v; }
 
@@ -51,7 +49,7 @@ struct Task {
 
 inline Norm norm_of(const Task& a, Floats mean, Floats root) {
   const DepthwiseLayer& s = a.s;
-  const Floats scale = s.scale ? load_parameter(s.scale, a.l, s.c) : broadcast(1);
+  const Floats scale = s.scale ? load_parameter(s.scale, a.l, s.c) : all(1);
   const Floats shift = s.shift ? load_parameter(s.shift, a.l, s.c) : Floats{};
   return {mean, root, scale, root * scale, shift};
 }
@@ -75,7 +73,7 @@ template <class T> Norm read_normalised(const Task& a, const void* x, const Plan
     sum += row_sum;
     squares += row_squares;
   }
-  if (!a.s.normalise) return norm_of(a, Floats{}, broadcast(1));
+  if (!a.s.normalise) return norm_of(a, Floats{}, all(1));
   const Floats mean = sum / a.pixels();
   const Floats var = rectified(squares / a.pixels() - mean * mean);
   return norm_of(a, center + mean, inverse_root(var + a.s.eps));
@@ -133,8 +131,6 @@ inline void correlate_planes(const Task& a, const Plane& in, const Plane& out, f
   a.s.resize == Resize::kUp ? a.convolution.correlate(out, in, totals) : a.convolution.correlate(in, out, totals);
 }
 
-inline int64_t totals_floats(const DepthwiseLayer& s) { return taps(s) * taps(s) * kWidth; }
-
 // One row of the widest tensor, and the end of its last tile.
 inline int64_t row_floats(const DepthwiseLayer& s) { return 2 * (most(s.w, s.out(s.w)) + 2 * kTile) * kWidth; }
 
@@ -143,37 +139,59 @@ inline int64_t scratch_floats(const DepthwiseLayer& s, int64_t planes, int64_t r
   return row_floats(s) + planes * plane_floats(rows, s.w) + 2 * kBorder * kWidth;
 }
 
-// The same with a plane like y, and totals.
-inline int64_t gradient_scratch_floats(const DepthwiseLayer& s, int64_t planes) {
-  return totals_floats(s) + scratch_floats(s, planes, s.h) + plane_floats(s.out(s.h), s.out(s.w));
+// Chunks are samples, by the shape alone, never by threads or hardware, so that a sum over chunks is always the same
+// sum.
+inline int64_t samples_a_chunk(const DepthwiseLayer& s) {
+  return most(1024 / most(1, s.h * s.w), s.c < kMostLanes ? kMostLanes : 1);
+}
+inline int64_t sample_chunks(const DepthwiseLayer& s) {
+  return rounded_up(s.n, samples_a_chunk(s)) / samples_a_chunk(s);
 }
 
-// each(task) for every vector of the tasks begin <= i < end; then done(chunk, block) for each of these.
-template <class Each, class Done>
-void run(const DepthwiseLayer& s, float* scratch, int64_t begin, int64_t end, const Each& each, const Done& done) {
-  const int64_t blocks = channel_blocks(s.c);
-  const Convolution convolution = convolution_of(s);
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t block = task % blocks, chunk = task / blocks, first = chunk * samples_a_chunk(s);
-    const int64_t last = least(s.n, first + samples_a_chunk(s));
-    for (int64_t n = first; n < last; n += samples_a_vector(s.c)) {
-      const Lanes l = lanes_of(s.c, block, n, last);
-      each(Task{s, convolution, l, s.weight + block * packed_block(s), scratch});
-    }
-    done(chunk, block);
+// each(task) for every vector of a chunk's block of channels. scratch is zero.
+template <class Each>
+void for_samples(const DepthwiseLayer& s, int64_t chunk, int64_t block, float* scratch, const Each& each) {
+  const int64_t first = chunk * samples_a_chunk(s), last = least(s.n, first + samples_a_chunk(s));
+  for (int64_t n = first; n < last; n += samples_a_vector(s.c)) {
+    const Lanes l = lanes_of(s.c, block, n, last);
+    each(Task{s, convolution_of(s), l, s.weight + block * packed_block(s), scratch});
   }
 }
 
-// The same for gradients, where each(task, totals) adds to the gradient of the packed weights. grad_w may be null.
-template <class Each>
-void run_gradients(const DepthwiseLayer& s, float* grad_w, float* scratch, int64_t begin, int64_t end,
-                   const Each& each) {
-  float* const totals = scratch;
-  run(s, scratch + totals_floats(s), begin, end, [&](const Task& a) { each(a, totals); },
-      [&](int64_t chunk, int64_t block) {
-    if (grad_w == nullptr) return;
-    unpack_totals(s, totals, block, grad_w + chunk * s.k * s.k * s.c);
-    memset(totals, 0, totals_floats(s) * sizeof(float));
+// use(chunk, block, scratch) for all chunks and blocks of channels; `floats` of scratch memory are zero at first.
+template <class Use> void for_blocks(const DepthwiseLayer& s, int64_t floats, const Use& use) {
+  const int64_t blocks = channel_blocks(s.c), count = sample_chunks(s) * blocks;
+  share_out(count, s.n * s.c * s.h * s.w / count * s.k, [&](int64_t begin, int64_t end) {
+    const Memory<> scratch(floats);
+    memset(scratch, 0, floats * sizeof(float));
+    for (int64_t i = begin; i < end; ++i) use(i / blocks, i % blocks, scratch);
   });
+}
+
+struct PackedLayer : DepthwiseLayer {
+  const Memory<> packed;
+
+  explicit PackedLayer(const DepthwiseLayer& layer)
+      : DepthwiseLayer(layer), packed(channel_blocks(c) * packed_block(layer)) {
+    pack_weights(layer, packed);
+    weight = packed;
+  }
+};
+
+// A pass over gradients, with scratch memory for `planes` planes like x's and one like y's. each(args, task, totals) adds
+// to totals [taps, taps] the task's part of the gradient of the packed weights.
+template <class Args>
+void run_gradients(const Args& args, int64_t planes, void (*each)(const Args&, const Task&, float* totals)) {
+  const PackedLayer s(args.layer);
+  const int64_t size = s.k * s.k * s.c, totals_floats = taps(s) * taps(s) * kWidth;
+  const int64_t floats = totals_floats + scratch_floats(s, planes, s.h) + plane_floats(s.out(s.h), s.out(s.w));
+  const Memory<> partial(args.grad_w != nullptr ? sample_chunks(s) * size : 0);
+  for_blocks(s, floats, [&](int64_t chunk, int64_t block, float* totals) {
+    for_samples(s, chunk, block, totals + totals_floats, [&](const Task& a) { each(args, a, totals); });
+    if (args.grad_w == nullptr) return;
+    unpack_totals(s, totals, block, partial + chunk * size);
+    memset(totals, 0, totals_floats * sizeof *totals);
+  });
+  if (args.grad_w != nullptr) add_up(partial, sample_chunks(s), size, args.grad_w);
 }
 }}  // namespace raccgan::RACCGAN_TARGET

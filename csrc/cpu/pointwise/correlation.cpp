@@ -1,9 +1,12 @@
 // The gradient of a pointwise convolution's weight: few rows and columns, and all pixels to add up.
-#include "pointwise.h"
+#include "../kernels.h"
+#include "../threads.h"
 #include "tiles.h"
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
+// Pixels whose sum is float32, by the shape alone, never by threads or hardware: the sum over chunks is always the same.
+constexpr int64_t kChunk = 4096;
 constexpr int64_t kBlock = 256;  // pixels whose panel stays in the first-level cache
 
 // a of a block of pixels: in place, or packed into words.
@@ -71,8 +74,8 @@ void correlation_panel(const CorrelationArgs& args, const LeftOperand<T>& a, int
     add_products<T>(a.at + i * a.row, a.row, a.step, packed, rounded_up(pixels, T::kTogether), sums);
 #pragma GCC unroll 8
     for (int r = 0; r < rows.count; ++r) {
-      for_vectors(columns,
-                  [&](auto lanes, int v) RACCGAN_INLINE { out.add(i + r, column + v * kWidth, lanes, sums[r][v]); });
+      for_vectors<kVectors>(columns, [&](auto lanes, int v)
+                                         RACCGAN_INLINE { out.add(i + r, column + v * kWidth, lanes, sums[r][v]); });
     }
   });
 }
@@ -100,7 +103,7 @@ void correlate_chunk(const CorrelationArgs& given, int64_t chunk, int64_t first_
   const CorrelationArgs args = few_as_rows(given);
   const auto *const a = static_cast<const Stored*>(args.a), *const b = static_cast<const Stored*>(args.b);
   float* const packed = scratch + left_floats<T>(args.i);
-  float* const data = args.partial + chunk * args.i * args.j;
+  float* const data = args.out + chunk * args.i * args.j;
   const Output out = few(given.j) ? Output{data, 1, given.j} : Output{data, args.j, 1};
   const int64_t first_column = first_panel * kPanel, last_column = least(args.j, (first_panel + count) * kPanel);
   for (int64_t i = 0; i < args.i; ++i) {
@@ -108,8 +111,8 @@ void correlate_chunk(const CorrelationArgs& given, int64_t chunk, int64_t first_
   }
   float* const sums = args.sums != nullptr && first_panel == 0 ? args.sums + chunk * given.i : nullptr;
   if (sums != nullptr) memset(sums, 0, given.i * sizeof *sums);
-  const int64_t last = least(args.m, (chunk + 1) * kCorrelationChunk);
-  for (int64_t m = chunk * kCorrelationChunk; m < last; m += kBlock) {
+  const int64_t last = least(args.m, (chunk + 1) * kChunk);
+  for (int64_t m = chunk * kChunk; m < last; m += kBlock) {
     const int64_t pixels = least(kBlock, last - m);
     if (sums != nullptr) add_up_pixels<T>(static_cast<const Stored*>(given.a) + m * given.i, pixels, given.i, sums);
     const LeftOperand<T> left(a + m * args.i, pixels, args.i, scratch);
@@ -128,20 +131,27 @@ template <class T> void correlation_as(const CorrelationArgs& args, float* scrat
     correlate_chunk<T>(args, begin / across, begin % across, count, scratch);
   }
 }
+void correlate(const CorrelationArgs& args, int64_t chunks) {
+  const int64_t tasks = chunks * panels(few_as_rows(args).j), i = few_as_rows(args).i;
+  if (tasks == 0) return;
+  const bool pairs = args.dtype == Dtype::kBFloat16;
+  const auto run = pairs ? correlation_as<BFloat16Pair> : correlation_as<Float32Word>;
+  const int64_t scratch = pairs ? left_floats<BFloat16Pair>(i) + kBlock / 2 * kPanel : kBlock * kPanel;
+  share_out(tasks, args.m * args.i * args.j / tasks / kMultiplyAddsAnElement,
+            [&](int64_t begin, int64_t end) { run(args, Memory<>(scratch), begin, end); });
+}
 }  // namespace
 
-int64_t correlation_tasks(const CorrelationArgs& args) {
-  return correlation_chunks(args.m) * panels(few_as_rows(args).j);
-}
-
-int64_t correlation_scratch(const CorrelationArgs& given) {
-  const CorrelationArgs args = few_as_rows(given);
-  return args.dtype == Dtype::kFloat32 ? left_floats<Float32Word>(args.i) + kBlock * kPanel
-                                       : left_floats<BFloat16Pair>(args.i) + kBlock / 2 * kPanel;
-}
-
-void correlation(const CorrelationArgs& args, float* scratch, int64_t begin, int64_t end) {
-  const auto run = args.dtype == Dtype::kFloat32 ? correlation_as<Float32Word> : correlation_as<BFloat16Pair>;
-  run(args, scratch, begin, end);
+void correlation(const CorrelationArgs& args) {
+  const int64_t chunks = rounded_up(args.m, kChunk) / kChunk, size = args.i * args.j;
+  if (chunks == 1) return correlate(args, 1);
+  const bool sums = args.sums != nullptr;
+  const Memory<> products(chunks * size), partial_sums(sums ? chunks * args.i : 0);
+  CorrelationArgs partial = args;
+  partial.out = products;
+  if (sums) partial.sums = partial_sums;
+  correlate(partial, chunks);
+  add_up(products, chunks, size, args.out);
+  if (sums) add_up(partial_sums, chunks, args.i, args.sums);
 }
 }  // namespace raccgan::RACCGAN_TARGET

@@ -1,9 +1,12 @@
 // The products of a pointwise convolution and of its gradient in x: many rows, few columns, few numbers to add up.
-#include "pointwise.h"
+#include "product.h"
 #include "tiles.h"
 
 namespace raccgan::RACCGAN_TARGET {
 namespace {
+// Few rows are split by columns instead: a thread with some of the rows would pack all of b.
+bool by_columns(const ProductArgs& args) { return args.m < 8 * kRowsATask; }
+
 // Rows, in whole tiles and of `bytes` each, that stay in the second-level cache from panel to panel.
 int64_t rows_that_stay(int64_t bytes) {
   constexpr int64_t kNear = 1 << 18;
@@ -29,8 +32,8 @@ void product_panel(const ProductArgs& args, int64_t first, int64_t last, int64_t
   const int64_t column = panel * kPanel, columns = least(kPanel, args.n - column);
   Floats bias[kVectors] = {};
   if (args.bias != nullptr) {
-    for_vectors(columns,
-                [&](auto lanes, int v) RACCGAN_INLINE { bias[v] = lanes.load(args.bias + column + v * kWidth); });
+    for_vectors<kVectors>(columns, [&](auto lanes, int v)
+                                       RACCGAN_INLINE { bias[v] = lanes.load(args.bias + column + v * kWidth); });
   }
   for_rows(first, last, [&](int64_t m, auto rows) RACCGAN_INLINE {
     const Stored* const a = static_cast<const Stored*>(args.a) + m * args.k;
@@ -46,7 +49,7 @@ void product_panel(const ProductArgs& args, int64_t first, int64_t last, int64_t
     add_products<T>(a, args.k, T::kTogether, packed, args.k, sums);
 #pragma GCC unroll 8
     for (int r = 0; r < rows.count; ++r) {
-      for_vectors(columns, [&](auto lanes, int v) RACCGAN_INLINE {
+      for_vectors<kVectors>(columns, [&](auto lanes, int v) RACCGAN_INLINE {
         const int64_t i = r * args.n + v * kWidth;
         const Floats sum = sums[r][v] + bias[v];
         lanes.template store<T>(out + i, residual ? sum + lanes.template load<T>(residual + i) : sum);
@@ -200,6 +203,13 @@ template <class T> void product_as(const ProductArgs& args, float* scratch, int6
   if (transposes(args)) return product_by_rows_of_b<T>(args, scratch, begin, end);
   product_by_columns<T>(args, scratch, begin, end);
 }
+int64_t tasks(const ProductArgs& args) {
+  return by_columns(args) && !few(args.n) ? panels(args.n) : rounded_up(args.m, kRowsATask) / kRowsATask;
+}
+
+void run(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
+  (args.dtype == Dtype::kFloat32 ? product_as<Float32Word> : product_as<BFloat16Pair>)(args, scratch, begin, end);
+}
 }  // namespace
 
 int64_t packed_factor(const ProductArgs& args) { return few(args.n) ? 0 : panels(args.n) * floats_a_panel(args); }
@@ -207,10 +217,6 @@ int64_t packed_factor(const ProductArgs& args) { return few(args.n) ? 0 : panels
 void pack_factor(const ProductArgs& args, float* packed) {
   const auto pack = args.dtype == Dtype::kFloat32 ? pack_panel<Float32Word> : pack_panel<BFloat16Pair>;
   for (int64_t panel = 0; panel < panels(args.n); ++panel, packed += floats_a_panel(args)) pack(args, panel, packed);
-}
-
-int64_t product_tasks(const ProductArgs& args) {
-  return by_columns(args) && !few(args.n) ? panels(args.n) : rounded_up(args.m, kRowsATask) / kRowsATask;
 }
 
 int64_t product_scratch(const ProductArgs& args) {
@@ -221,8 +227,19 @@ int64_t product_scratch(const ProductArgs& args) {
   return transposes(args) ? panels(args.m) * panel + (rows_of_b(args) * args.k + 1) / 2 : panel;
 }
 
-void product(const ProductArgs& args, float* scratch, int64_t begin, int64_t end) {
-  const auto run = args.dtype == Dtype::kFloat32 ? product_as<Float32Word> : product_as<BFloat16Pair>;
-  run(args, scratch, begin, end);
+void product(const ProductArgs& args) {
+  const int64_t count = tasks(args), scratch = product_scratch(args);
+  if (count == 0) return;
+  share_out(count, args.m * args.k * args.n / count / kMultiplyAddsAnElement,
+            [&](int64_t begin, int64_t end) { run(args, Memory<>(scratch), begin, end); });
+}
+
+void product_of_rows(const ProductArgs& args, int64_t first, int64_t count, const void* a, float* scratch) {
+  const int64_t offset = first * args.n * size_of(args.dtype);
+  ProductArgs some = args;
+  some.m = count, some.a = a;
+  some.out = static_cast<char*>(args.out) + offset;
+  if (args.residual != nullptr) some.residual = static_cast<const char*>(args.residual) + offset;
+  run(some, scratch, 0, tasks(some));
 }
 }  // namespace raccgan::RACCGAN_TARGET

@@ -12,6 +12,8 @@ constexpr int kRows = kManyRegisters ? 8 : 4;
 constexpr int kVectors = 2;
 constexpr int64_t kPanel = kVectors * kWidth;  // columns
 
+constexpr int64_t kMultiplyAddsAnElement = 32;  // that take as long as an element of share_out
+
 constexpr int64_t kFew = 4;  // an image's channels at most: as columns they would leave a panel nearly empty
 
 bool few(int64_t columns) { return columns <= kFew; }
@@ -65,19 +67,6 @@ inline RACCGAN_INLINE void for_rows(int64_t row, int64_t last, const Use& use) {
   if constexpr (kCount > 1) for_rows<kCount / 2>(row, last, use);
 }
 
-// use(lanes, vector) for the vectors of a panel that has `columns` columns.
-template <class Use> inline RACCGAN_INLINE void for_vectors(int64_t columns, const Use& use) {
-#pragma GCC unroll 2
-  for (int v = 0; v < kVectors; ++v) {
-    const int64_t left = columns - v * kWidth;
-    if (left >= kWidth) {
-      use(Whole{}, v);
-    } else if (left > 0) {
-      use(Rest{left}, v);
-    }
-  }
-}
-
 // sums[r, .] += word(a + r * row) b[.], for a packed row b.
 template <class T, int kCount, int kAcross, class Word>
 inline RACCGAN_INLINE void add_word(const typename T::Stored* a, int64_t row, const float* b, const Word& word,
@@ -113,7 +102,7 @@ void pack(const typename Stored::Stored* b, int64_t row, int64_t count, int64_t 
   for (int64_t k = 0; k < count; k += T::kTogether, b += T::kTogether * row, to += kPanel) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) store(to + v * kWidth, Floats{});
-    for_vectors(columns, [&](auto lanes, int v) RACCGAN_INLINE {
+    for_vectors<kVectors>(columns, [&](auto lanes, int v) RACCGAN_INLINE {
       Floats numbers[2] = {};
       for (int64_t i = 0; i < least(T::kTogether, count - k); ++i) {
         numbers[i] = lanes.template load<Stored>(b + i * row + v * kWidth);

@@ -78,6 +78,39 @@ template <class Use> inline RACCGAN_INLINE void for_lanes(int64_t count, const U
   if (at < count) use(Rest{count - at}, at);
 }
 
+// use(lanes, vector) for the vectors that `count` elements fill or begin, kVectors at most.
+template <int kVectors, class Use> inline RACCGAN_INLINE void for_vectors(int64_t count, const Use& use) {
+#pragma GCC unroll 2
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t left = count - v * kWidth;
+    if (left >= kWidth) {
+      use(Whole{}, v);
+    } else if (left > 0) {
+      use(Rest{left}, v);
+    }
+  }
+}
+
+typedef double Doubles __attribute__((vector_size(2 * kBytes)));
+
+inline Doubles widened(Floats v) { return __builtin_convertvector(v, Doubles); }
+inline Floats narrowed(Doubles v) { return __builtin_convertvector(v, Floats); }
+
+template <class Vector> double sum_of_lanes(Vector v) {
+  double sum = 0;
+  for (int i = 0; i < kWidth; ++i) sum += v[i];
+  return sum;
+}
+
+// to[i] = partial[0, i] + partial[1, i] + ..., in float64 and in that order.
+inline void add_up(const float* partial, int64_t count, int64_t size, float* to) {
+  for_lanes(size, [&](auto lanes, int64_t i) RACCGAN_INLINE {
+    Doubles sum{};
+    for (int64_t j = 0; j < count; ++j) sum += widened(lanes.load(partial + j * size + i));
+    lanes.store(to + i, narrowed(sum));
+  });
+}
+
 template <int... I> struct Indices {};
 template <int N, int... I> struct MakeIndices : MakeIndices<N - 1, N - 1, I...> {};
 template <int... I> struct MakeIndices<0, I...> {

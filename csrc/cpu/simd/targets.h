@@ -26,7 +26,7 @@ Target chosen_target();
 const char* name_of(Target target);
 }  // namespace raccgan
 
-// The chosen target's function of that name, as in RACCGAN_SELECT(image_pieces)(args, begin, end).
+// The chosen target's function of that name, as in RACCGAN_SELECT(cbam_forward)(args).
 #define RACCGAN_CASE(target, function) \
   case ::raccgan::Target::target: return &::raccgan::target::function;
 #define RACCGAN_SELECT(function)                                                            \

@@ -17,6 +17,7 @@ constexpr int kBytes = 32;
 constexpr int kBytes = 16;
 #endif
 constexpr int kWidth = kBytes / 4;  // float32 in a vector
+constexpr int64_t kMostLanes = 16;  // of any target's vectors: what must not depend on the target
 constexpr bool kManyRegisters = kBytes == 64;  // 32 of them, otherwise 16
 
 typedef float Floats __attribute__((vector_size(kBytes)));

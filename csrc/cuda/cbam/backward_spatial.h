@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads) sum_norm(Arguments args, Range range
 }
 
 // The gradient of the norm's argument, for the samples of a block that share moments; the formula is that of join_norm
-// in bindings/cbam/backward.cpp.
+// in cpu/cbam/backward.cpp.
 __global__ void __launch_bounds__(kThreads) join_norm(Arguments args, Range range, int64_t samples) {
   __shared__ double shared[kThreads];
   const CbamBackwardArgs& pass = args.pass;

@@ -4,19 +4,6 @@
 #include "../../ops/cbam.h"
 
 namespace raccgan::cuda {
-struct CbamForwardArgs : CbamArgs {
-  const float *given_mean, *given_var;  // [1] each, for norm "fixed"
-  const void* x;
-  void* y;  // out
-  float *mean, *var;  // the moments once more, out, where they were not given
-};
-
-struct CbamBackwardArgs : CbamArgs {
-  const void *x, *grad_y;
-  const float *grad_mean, *grad_var;  // of the moments, or null
-  CbamGradients gradients;  // out
-};
-
 // Each queues one pass on `stream` (a cudaStream_t) of `device`, with so many float32 numbers of scratch memory as
 // its _floats says, and returns null, or CUDA's message if a launch failed.
 int64_t cbam_forward_floats(const CbamForwardArgs& args);

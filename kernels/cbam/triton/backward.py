@@ -1,4 +1,4 @@
-"""CBAM's backward kernels in Triton; :mod:`.launch` launches them in the order in which they stand here.
+"""CBAM's backward kernels in Triton; :mod:`.op` launches them in the order in which they stand here.
 
 From g = dL/dy, with u = x gate and s' the normalised scores:
 
@@ -15,8 +15,8 @@ also sums x g spatial over the pixels, by ``gather`` (x alone), and by ``apply_b
 
 from __future__ import annotations
 
-from raccgan.kernels.cbam.triton.forward import pixels_of, spatial_gate, tile_of
-from raccgan.kernels.triton_runtime import jit, tl
+from raccgan.kernels.cbam.triton.forward import gated_tile, spatial_gate
+from raccgan.kernels.triton_runtime import jit, pixels_of, tl
 
 
 @jit
@@ -39,10 +39,11 @@ def find_flow(
     dot = tl.zeros([PIXEL_TILE], tl.float32)
     tied = tl.zeros([PIXEL_TILE], tl.float32)
     for first in range(0, CHANNELS, CHANNEL_TILE):
-        channel, in_channels, inside, at = tile_of(sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE)
-        value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        channel, in_channels, inside, at, value, own = gated_tile(
+            x, gate, sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE
+        )
         grad = tl.load(grad_y + at, mask=inside, other=0.0).to(tl.float32)
-        gated = value * tl.load(gate + sample * CHANNELS + channel, mask=in_channels, other=0.0)[None, :]
+        gated = value * own
         dot += tl.sum(grad * gated, axis=1)
         tied += tl.sum(tl.where(inside & (gated == largest[:, None]), 1.0, 0.0), axis=1)
         of_gate = tl.sum(grad * value * spatial[:, None], axis=0)
@@ -174,9 +175,10 @@ def gather(
     e_max = tl.load(grad_planes + sample * 2 * pixels + pixel, mask=in_image, other=0.0)
     e_mean = tl.load(grad_planes + (sample * 2 + 1) * pixels + pixel, mask=in_image, other=0.0)
     for first in range(0, CHANNELS, CHANNEL_TILE):
-        channel, in_channels, inside, at = tile_of(sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE)
-        value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-        gated = value * tl.load(gate + sample * CHANNELS + channel, mask=in_channels, other=0.0)[None, :]
+        channel, in_channels, inside, _, value, own = gated_tile(
+            x, gate, sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE
+        )
+        gated = value * own
         maximum = tl.load(pooled + sample * 2 * CHANNELS + CHANNELS + channel, mask=in_channels, other=0.0)
         e = e_mean[:, None] + tl.where(gated == largest[:, None], e_max[:, None], 0.0)
         tied = tl.where(inside & (value == maximum[None, :]), 1.0, 0.0)
@@ -247,15 +249,17 @@ def apply_back(
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
-    spatial, _ = spatial_gate(scores, mean, var, norm_weight, norm_bias, sample, pixel, in_image, pixels, eps, GROUPED)
+    spatial, _normalised = spatial_gate(
+        scores, mean, var, norm_weight, norm_bias, sample, pixel, in_image, pixels, eps, GROUPED
+    )
     largest = tl.load(planes + sample * 2 * pixels + pixel, mask=in_image, other=0.0)
     e_max = tl.load(grad_planes + sample * 2 * pixels + pixel, mask=in_image, other=0.0)
     e_mean = tl.load(grad_planes + (sample * 2 + 1) * pixels + pixel, mask=in_image, other=0.0)
     for first in range(0, CHANNELS, CHANNEL_TILE):
-        channel, in_channels, inside, at = tile_of(sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE)
-        value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        channel, in_channels, inside, at, value, own = gated_tile(
+            x, gate, sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE
+        )
         grad = tl.load(grad_y + at, mask=inside, other=0.0).to(tl.float32)
-        own = tl.load(gate + sample * CHANNELS + channel, mask=in_channels, other=0.0)[None, :]
         to_gated = grad * spatial[:, None] + e_mean[:, None]
         to_gated += tl.where(value * own == largest[:, None], e_max[:, None], 0.0)
         to_x = own * to_gated

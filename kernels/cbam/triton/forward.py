@@ -1,4 +1,4 @@
-"""CBAM's forward kernels in Triton; :mod:`.launch` launches them in the order in which they stand here.
+"""CBAM's forward kernels in Triton; :mod:`.op` launches them in the order in which they stand here.
 
 A program of a sweep over x takes one tile, some pixels of one sample, and goes through all its channels. x is
 [N, C, P], or [N, P, C] where CHANNELS_LAST, P = H * W pixels. All other results are float32. Three sweeps:
@@ -13,25 +13,19 @@ A program of a sweep over x takes one tile, some pixels of one sample, and goes 
 
 from __future__ import annotations
 
-from raccgan.kernels.triton_runtime import jit, offsets, tl
+from raccgan.kernels.triton_runtime import jit, pixels_of, tile_of, tl
 
 
 @jit
-def pixels_of(program, tiles, pixels, PIXEL_TILE: tl.constexpr):
-    """Of a sample's tile: the sample, its pixels, and which of them there are."""
-    sample, pixel = program // tiles, program % tiles * PIXEL_TILE + tl.arange(0, PIXEL_TILE)
-    return sample, pixel, pixel < pixels
-
-
-@jit
-def tile_of(
-    sample, pixel, first, pixels, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, CHANNEL_TILE: tl.constexpr
-):
-    """Channels from ``first`` on, and which of them there are; which of the tile's values there are, and offsets."""
-    channel = first + tl.arange(0, CHANNEL_TILE)
-    in_channels = channel < CHANNELS
-    inside = (pixel < pixels)[:, None] & in_channels[None, :]
-    return channel, in_channels, inside, offsets(sample, pixel, channel, pixels, CHANNELS, CHANNELS_LAST)
+def gated_tile(
+    x, gate, sample, pixel, first, pixels,
+    CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, CHANNEL_TILE: tl.constexpr,
+):  # fmt: skip
+    """:func:`tile_of`, the tile's values, and the gate of its channels."""
+    channel, in_channels, inside, at = tile_of(sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE)
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    own = tl.load(gate + sample * CHANNELS + channel, mask=in_channels, other=0.0)[None, :]
+    return channel, in_channels, inside, at, value, own
 
 
 @jit
@@ -42,12 +36,9 @@ def pool(
     CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, PIXEL_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
-    sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
+    sample, pixel, _ = pixels_of(program, tiles, pixels, PIXEL_TILE)
     for first in range(0, CHANNELS, CHANNEL_TILE):
-        channel = first + tl.arange(0, CHANNEL_TILE)
-        in_channels = channel < CHANNELS
-        inside = in_image[:, None] & in_channels[None, :]
-        at = offsets(sample, pixel, channel, pixels, CHANNELS, CHANNELS_LAST)
+        channel, in_channels, inside, at = tile_of(sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE)
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         tl.store(sums + program * 2 * CHANNELS + channel, tl.sum(value, axis=0), mask=in_channels)
         largest = tl.max(tl.where(inside, value, -float("inf")), axis=0)
@@ -117,9 +108,10 @@ def find_planes(
     largest = tl.full([PIXEL_TILE], -float("inf"), tl.float32)
     total = tl.zeros([PIXEL_TILE], tl.float32)
     for first in range(0, CHANNELS, CHANNEL_TILE):
-        channel, in_channels, inside, at = tile_of(sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE)
-        value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-        gated = value * tl.load(gate + sample * CHANNELS + channel, mask=in_channels, other=0.0)[None, :]
+        _, _, inside, _, value, own = gated_tile(
+            x, gate, sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE
+        )
+        gated = value * own
         largest = tl.maximum(largest, tl.max(tl.where(inside, gated, -float("inf")), axis=1))
         total += tl.sum(gated, axis=1)
     tl.store(planes + sample * 2 * pixels + pixel, largest, mask=in_image)
@@ -136,9 +128,7 @@ def find_scores(
 ):  # fmt: skip
     """The convolution of the two planes, with zeros around the image; a program takes a tile of a sample."""
     program = tl.program_id(0).to(tl.int64)
-    sample, first = program // tiles, program % tiles * PIXEL_TILE
-    pixel = first + tl.arange(0, PIXEL_TILE)
-    in_image = pixel < pixels
+    sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
     row, column = pixel // width, pixel % width
     value = tl.zeros([PIXEL_TILE], tl.float32)
     for i in range(KERNEL_SIZE):
@@ -153,46 +143,11 @@ def find_scores(
             value += tl.load(tap).to(tl.float32) * tl.load(of_mean, mask=inside, other=0.0)
     tl.store(scores + sample * pixels + pixel, value, mask=in_image)
     if partial is not None:
-        mean = tl.sum(tl.where(in_image, value, 0.0), axis=0) / tl.minimum(PIXEL_TILE, pixels - first)
+        count = tl.minimum(PIXEL_TILE, pixels - program % tiles * PIXEL_TILE)
+        mean = tl.sum(tl.where(in_image, value, 0.0), axis=0) / count
         deviation = tl.where(in_image, value - mean, 0.0)
         tl.store(partial + program * 2, mean)
         tl.store(partial + program * 2 + 1, tl.sum(deviation * deviation, axis=0))
-
-
-@jit
-def join_moments(
-    partial,  # as find_scores leaves it
-    mean, var,  # [groups] each
-    kept,  # [2, groups]: the same again
-    pixels, tiles, items,  # items: tiles of a group
-    count: float,  # scores of a group
-    PIXEL_TILE: tl.constexpr, ITEMS: tl.constexpr,
-):  # fmt: skip
-    """Moments of a group of scores, a sample's or the batch's, from those of its tiles (Chan et al., 1983)."""
-    group = tl.program_id(0).to(tl.int64)
-    at = partial + group * items * 2
-    sums = tl.zeros([ITEMS], tl.float32)
-    first = 0
-    while first < items:
-        i = first + tl.arange(0, ITEMS)
-        size = tl.minimum(PIXEL_TILE, pixels - i % tiles * PIXEL_TILE)
-        sums += tl.load(at + 2 * i, mask=i < items, other=0.0) * size
-        first += ITEMS
-    of_all = tl.sum(sums, axis=0) / count
-    squares = tl.zeros([ITEMS], tl.float32)
-    first = 0
-    while first < items:
-        i = first + tl.arange(0, ITEMS)
-        size = tl.minimum(PIXEL_TILE, pixels - i % tiles * PIXEL_TILE)
-        away = tl.load(at + 2 * i, mask=i < items, other=0.0) - of_all
-        own = tl.load(at + 2 * i + 1, mask=i < items, other=0.0)
-        squares += tl.where(i < items, own + away * away * size, 0.0)
-        first += ITEMS
-    of_squares = tl.sum(squares, axis=0) / count
-    tl.store(mean + group, of_all)
-    tl.store(var + group, of_squares)
-    tl.store(kept + group, of_all)
-    tl.store(kept + tl.num_programs(0) + group, of_squares)
 
 
 @jit
@@ -218,9 +173,11 @@ def apply(
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
-    spatial, _ = spatial_gate(scores, mean, var, norm_weight, norm_bias, sample, pixel, in_image, pixels, eps, GROUPED)
+    spatial, _normalised = spatial_gate(
+        scores, mean, var, norm_weight, norm_bias, sample, pixel, in_image, pixels, eps, GROUPED
+    )
     for first in range(0, CHANNELS, CHANNEL_TILE):
-        channel, in_channels, inside, at = tile_of(sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE)
-        gated = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-        gated *= tl.load(gate + sample * CHANNELS + channel, mask=in_channels, other=0.0)[None, :]
-        tl.store(y + at, (gated * spatial[:, None]).to(y.dtype.element_ty), mask=inside)
+        _, _, inside, at, value, own = gated_tile(
+            x, gate, sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE
+        )
+        tl.store(y + at, (value * own * spatial[:, None]).to(y.dtype.element_ty), mask=inside)

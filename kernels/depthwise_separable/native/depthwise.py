@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels import library
-from raccgan.kernels.autograd import differentiate, needs_grad, register
+from raccgan.kernels.autograd import differentiate, inputs_of, register
 from raccgan.kernels.depthwise_separable.around import apply_prologue, pooled, upsampled
 from raccgan.kernels.depthwise_separable.convolutions import Depthwise
 from raccgan.kernels.depthwise_separable.options import NO_PROLOGUE, SAME_SIZE, Prologue, Resize
-from raccgan.kernels.layout import empty_image
+from raccgan.kernels.layout import empty_image, empty_like_image
 
 _Tensors = Sequence[Tensor | None]
+_TENSORS = 4  # x, w, scale and shift
 
 
 class Options(NamedTuple):
@@ -54,30 +55,17 @@ def depthwise(x: Tensor, w: Tensor, prologue: Prologue = NO_PROLOGUE, resize: Re
     return y
 
 
-def _composed(options: Options, x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+def _composed(options: Options, x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor]:
     """What depthwise_native computes, of operations that any order of derivative goes through."""
     scale, shift = (None if t is None else t.to(x.dtype) for t in (scale, shift))
     norm = "instance" if options.normalise else "none"
     x = apply_prologue(x, Prologue(options.pre_relu, norm, options.eps, scale, shift, options.relu))
-    return pooled(Depthwise.apply(upsampled(x, options.upsample), w.to(x.dtype)), options.pool)
+    return (pooled(Depthwise.apply(upsampled(x, options.upsample), w.to(x.dtype)), options.pool),)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    tensors = sum(1 for value in inputs if value is None or isinstance(value, Tensor))
-    ctx.save_for_backward(*inputs[:tensors])
-    behind = tensors + len(Options._fields)
-    ctx.options, ctx.flags = Options(*inputs[tensors:behind]), inputs[behind:]
-    ctx.set_materialize_grads(False)
-
-
-def _and_nothing(ctx: Any, grads: _Tensors) -> tuple[Tensor | None, ...]:
-    return (*grads, *[None] * (len(ctx.options) + len(ctx.flags)))
-
-
-def _in_dtypes(grads: _Tensors, tensors: _Tensors, needs: Sequence[bool]) -> list[Tensor | None]:
-    """The gradients that are needed, in the dtypes of the tensors."""
-    found = zip(grads, tensors, needs, strict=True)
-    return [grad.to(t.dtype) if need and grad is not None and t is not None else None for grad, t, need in found]
+def _gradients(options: Options, needs: Sequence[bool], grad_y: Tensor, *inputs: Tensor | None) -> _Tensors:
+    """What depthwise_native_backward computes, differentiable."""
+    return differentiate(partial(_composed, options), inputs, (grad_y,), (*needs, needs[-1]))
 
 
 def _forward_shape(x: Tensor, w: Tensor, scale: Any, shift: Any, upsample: int, pool: int, *options: Any) -> Tensor:
@@ -85,71 +73,57 @@ def _forward_shape(x: Tensor, w: Tensor, scale: Any, shift: Any, upsample: int, 
     return empty_image(x, x.shape[1], resize.size(x.shape[2]), resize.size(x.shape[3]))
 
 
-def _forward_backward(ctx: Any, grad_y: Tensor | None) -> tuple[Any, ...]:
-    if grad_y is None:
-        return _and_nothing(ctx, [None] * 4)
-    tensors, affine = ctx.saved_tensors, needs_grad(ctx, 2) or needs_grad(ctx, 3)
-    needs = needs_grad(ctx, 0), needs_grad(ctx, 1), affine
-    found = torch.ops.raccgan.depthwise_native_backward(grad_y, *tensors, *ctx.options, *needs)
-    return _and_nothing(ctx, _in_dtypes(found, tensors, (*needs, affine)))
+def _forward_backward(ctx: Any, needs: Sequence[bool], grad_y: Tensor) -> _Tensors:
+    needs_x, needs_w, *needs_affine = needs[:_TENSORS]
+    return torch.ops.raccgan.depthwise_native_backward(grad_y, *inputs_of(ctx), needs_x, needs_w, any(needs_affine))
 
 
-def _backward_shape(
-    grad_y: Tensor, x: Tensor, w: Tensor, scale: Any, shift: Any, *options: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward_shape(grad_y: Tensor, x: Tensor, w: Tensor, scale: Any, shift: Any, *options: Any) -> tuple[Tensor, ...]:
     needs_x, needs_w, needs_affine = options[len(Options._fields) :]
     of_scale, of_shift = (_float(x, x.shape[:2], needs_affine) for _ in range(2))
     return _like(x, needs_x), _float(x, w.shape, needs_w), of_scale, of_shift
 
 
-def _backward_backward(ctx: Any, grad_grad_x: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
+def _backward_backward(ctx: Any, needs: Sequence[bool], grad_grad_x: Tensor | None, *others: Tensor | None) -> _Tensors:
     """The gradients of grad_y, x, w, scale and shift, of the gradient of x and those of the others."""
-    needed = [needs_grad(ctx, i) for i in range(5)]
+    tensors, options, flags = _divided(inputs_of(ctx), 1 + _TENSORS)
     if any(other is not None for other in others):
-        run = partial(_gradients, ctx.options, ctx.flags)
-        return _and_nothing(ctx, differentiate(run, ctx.saved_tensors, (grad_grad_x, *others), needed))
-    if grad_grad_x is None:
-        return _and_nothing(ctx, [None] * 5)
-    tensors = ctx.saved_tensors
-    needs = (needed[0], needed[1] and ctx.options.normalise, needed[2], needed[3] and tensors[3] is not None)
-    found = torch.ops.raccgan.depthwise_native_double_backward(grad_grad_x, *tensors, *ctx.options, *needs)
-    return _and_nothing(ctx, (*_in_dtypes(found, tensors[:4], needs), None))
-
-
-def _gradients(options: Options, needs: Sequence[bool], *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """What depthwise_native_backward computes for (grad_y, x, w, scale, shift), differentiable."""
-    grad_y, *inputs = tensors
-    leaves = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in inputs]
-    y = _composed(options, *leaves)  # type: ignore[arg-type]  # x and w are there
-    found = torch.autograd.grad(
-        y, [t for t in leaves if t is not None], grad_y, create_graph=True, allow_unused=True, materialize_grads=True
+        run = partial(_gradients, options, flags)
+        return differentiate(run, tensors, (grad_grad_x, *others), needs[: len(tensors)])
+    needs_y, needs_x, needs_w, needs_scale, _ = needs[: len(tensors)]
+    needs_x = needs_x and options.normalise  # all else is piecewise linear in x
+    of_y, of_x, of_w, of_scale = torch.ops.raccgan.depthwise_native_double_backward(
+        grad_grad_x, *tensors, *options, needs_y, needs_x, needs_w, needs_scale
     )
-    by_input = iter(found)
-    gradients = [None if t is None else next(by_input) for t in leaves]
-    asked = (needs[0], needs[1], needs[2], needs[2])
-    return tuple(gradient if one else None for gradient, one in zip(gradients, asked, strict=True))
+    return of_y, of_x if needs_x else None, of_w, of_scale
 
 
 def _double_backward_shape(
     grad_grad_x: Tensor, grad_y: Tensor, x: Tensor, w: Tensor, scale: Any, shift: Any, *options: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     needs_y, needs_x, needs_w, needs_scale = options[len(Options._fields) :]
     return _like(grad_y, needs_y), _like(x, needs_x), _float(x, w.shape, needs_w), _float(x, x.shape[:2], needs_scale)
 
 
-def _double_backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+def _double_backward_backward(ctx: Any, needs: Sequence[bool], *grads: Tensor | None) -> _Tensors:
     """Third order, by PyTorch's operations."""
-    needed = [needs_grad(ctx, i) for i in range(6)]
+    (grad_grad_x, *tensors), options, flags = _divided(inputs_of(ctx), 2 + _TENSORS)
 
-    def run(grad_grad_x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-        (grad_x, *_) = _gradients(ctx.options, (True, False, False), *tensors)
-        return tuple(differentiate(lambda *_: (grad_x,), tensors, (grad_grad_x,), (*ctx.flags, False))[:4])
+    def run(grad_grad_x: Tensor, *tensors: Tensor | None) -> _Tensors:
+        grad_x = partial(_gradients, options, (True, False, False))
+        return differentiate(grad_x, tensors, (grad_grad_x, None, None, None), (*flags, False))[:-1]
 
-    return _and_nothing(ctx, differentiate(run, ctx.saved_tensors, grads, needed))
+    return differentiate(run, (grad_grad_x, *tensors), grads, needs[: 2 + _TENSORS])
+
+
+def _divided(inputs: list[Any], tensors: int) -> tuple[list[Any], Options, list[Any]]:
+    """An op's inputs: tensors, options, and what follows."""
+    behind = tensors + len(Options._fields)
+    return inputs[:tensors], Options(*inputs[tensors:behind]), inputs[behind:]
 
 
 def _like(t: Tensor, needed: bool) -> Tensor:
-    return torch.empty_like(t, memory_format=torch.channels_last) if needed else t.new_empty(0)
+    return empty_like_image(t) if needed else t.new_empty(0)
 
 
 def _float(t: Tensor, shape: Sequence[int], needed: bool) -> Tensor:
@@ -157,6 +131,6 @@ def _float(t: Tensor, shape: Sequence[int], needed: bool) -> Tensor:
 
 
 if library.load():
-    register("raccgan::depthwise_native", _forward_shape, _forward_backward, _save)
-    register("raccgan::depthwise_native_backward", _backward_shape, _backward_backward, _save)
-    register("raccgan::depthwise_native_double_backward", _double_backward_shape, _double_backward_backward, _save)
+    register("raccgan::depthwise_native", _forward_shape, _forward_backward)
+    register("raccgan::depthwise_native_backward", _backward_shape, _backward_backward)
+    register("raccgan::depthwise_native_double_backward", _double_backward_shape, _double_backward_backward)

@@ -6,13 +6,14 @@ convolution (:mod:`convolutions`), so every order follows. The kernel has not ru
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from raccgan.kernels import library, torch_internals
-from raccgan.kernels.autograd import needs_grad, register
+from raccgan.kernels.autograd import inputs_of, register
 from raccgan.kernels.depthwise_separable.convolutions import PointwiseProduct, PointwiseTransposed
 from raccgan.kernels.depthwise_separable.native.depthwise import Options
 from raccgan.kernels.depthwise_separable.options import NO_PROLOGUE, SAME_SIZE, Prologue, Resize, Weights
@@ -53,16 +54,6 @@ def fuses(x: Tensor, weights: Weights, resize: Resize) -> bool:
     return again <= 1 and again * taps * taps <= 2 * x.element_size() * _MULTIPLY_ADDS_A_BYTE
 
 
-def depthwise_separable(
-    x: Tensor, weights: Weights, prologue: Prologue, resize: Resize, residual: Tensor | None
-) -> Tensor:
-    """Shapes as in :func:`raccgan.kernels.depthwise_separable.depthwise_separable`, where :func:`fuses`."""
-    inside = residual if residual is not None and residual.dtype == x.dtype else None
-    matrix, bias = weights.pointwise.flatten(1).to(x.dtype), weights.float().bias()
-    y = fused(x, weights.depthwise, matrix, bias, inside, prologue, resize)
-    return y if residual is None or inside is not None else y + residual
-
-
 def fused(
     x: Tensor,
     w: Tensor,
@@ -99,38 +90,21 @@ def _shape(x: Tensor, w: Tensor, pointwise: Tensor, *others: Any) -> Tensor:
     return empty_image(x, pointwise.shape[0], resize.size(x.shape[2]), resize.size(x.shape[3]))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:_TENSORS])
-    ctx.options = Options(*inputs[_TENSORS:-1])
-
-
-def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
-    inputs = ctx.saved_tensors
-    x, w, pointwise, _, scale, shift, _ = inputs
-    needs_x, needs_w, needs_matrix, needs_bias, needs_scale, needs_shift, needs_residual = (
-        needs_grad(ctx, i, inputs) for i in range(_TENSORS)
-    )
-    needs_affine = needs_scale or needs_shift
+def _backward(ctx: Any, needs: Sequence[bool], grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    x, w, pointwise, _, scale, shift, _, *options, _ = inputs_of(ctx)
+    needs_x, needs_w, needs_matrix, needs_bias, *needs_affine = needs[: _TENSORS - 1]
     grad_x = grad_w = grad_scale = grad_shift = grad_matrix = None
-    if needs_x or needs_w or needs_affine:
+    if needs_x or needs_w or any(needs_affine):
         through = PointwiseTransposed.apply(grad_y, pointwise[:, :, None, None])
         grad_x, grad_w, grad_scale, grad_shift = torch.ops.raccgan.depthwise_native_backward(
-            through, x, w, scale, shift, *ctx.options, needs_x, needs_w, needs_affine
+            through, x, w, scale, shift, *options, needs_x, needs_w, any(needs_affine)
         )
     if needs_matrix:
-        u = torch.ops.raccgan.depthwise_native(x, w, scale, shift, *ctx.options)
+        u = torch.ops.raccgan.depthwise_native(x, w, scale, shift, *options)
         grad_matrix = PointwiseProduct.apply(u, grad_y).flatten(1)
-    return (
-        grad_x if needs_x else None,
-        grad_w.to(w.dtype) if grad_w is not None and needs_w else None,
-        grad_matrix,
-        grad_y.sum(dim=(0, 2, 3), dtype=torch.float32) if needs_bias else None,
-        grad_scale.to(scale.dtype) if grad_scale is not None and needs_scale else None,
-        grad_shift.to(shift.dtype) if grad_shift is not None and needs_shift else None,
-        grad_y if needs_residual else None,
-        *[None] * (len(ctx.options) + 1),
-    )
+    grad_bias = grad_y.sum(dim=(0, 2, 3), dtype=torch.float32) if needs_bias else None
+    return grad_x, grad_w, grad_matrix, grad_bias, grad_scale, grad_shift, grad_y
 
 
 if library.load():
-    register(_OP, _shape, _backward, _save)
+    register(_OP, _shape, _backward)

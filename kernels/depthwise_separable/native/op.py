@@ -6,8 +6,7 @@
 On a CPU, where no gradient is recorded, one op does both and adds the depthwise bias as it writes u. Each thread takes
 chunks of the batch through both, so that the product reads a tile of u from the cache. Measured within one run on two
 cores of an AMD EPYC: scores of 16 images took 0.91 (32 px) and 0.94 (128 px) of the time, in bfloat16 0.95 and 0.95,
-and the score of one image 0.97 to 0.98. Training keeps u for the gradient of the pointwise weights and gains nothing:
-with chunks of samples, the same layers took 0.98 to 1.02 of the time.
+and the score of one image 0.97 to 0.98. Training keeps u for the gradient of the pointwise weights and gains nothing.
 
 On a GPU, one kernel computes y from x where :func:`fused.fuses`; elsewhere the library computes the product. A 1 x 1
 convolution is one matrix product after the prologue, which PyTorch's operations compute.
@@ -57,24 +56,27 @@ def depthwise_separable(
 ) -> Tensor:
     """As :func:`raccgan.kernels.depthwise_separable.depthwise_separable`.
 
-    The result is channels_last wherever the compiled kernels run, for any x: that is how PyTorch's own convolutions
-    answer channels_last weights too, and going back to NCHW would slow down every layer after this one.
+    The result is channels_last wherever the compiled kernels run, as PyTorch's own convolutions answer channels_last
+    weights: NCHW would slow down every layer after this one.
     """
     x = in_autocast_dtype(x)
     if weights.kernel_size == 1:
         u = pooled(upsampled(apply_prologue(x, prologue), resize.upsample), resize.pool)
         return product(*convolutions.operands(u, weights), residual)
     if fused.fuses(x, weights, resize):
-        return fused.depthwise_separable(x, weights, prologue, resize, residual)
+        matrix, bias = weights.pointwise.flatten(1).to(x.dtype), weights.float().bias()
+        inside = residual if residual is not None and residual.dtype == x.dtype else None
+        y: Tensor = fused.fused(x, weights.depthwise, matrix, bias, inside, prologue, resize)
+        return y if residual is None or inside is not None else y + residual
     if _in_one_call(x, weights, prologue, resize, residual):
         scale, shift = prologue.scale, prologue.shift
-        y: Tensor = torch.ops.raccgan.depthwise_separable_native(
+        y = torch.ops.raccgan.depthwise_separable_native(
             x, *weights.float(), scale, shift, residual, packed, *Options.of(prologue, resize)
         )
         return y
-    inside = resize.pool if resize.upsample == 1 else 1  # the kernels resize one way or the other
-    u = depthwise(x, weights.depthwise, prologue, Resize(resize.upsample, inside))
-    return product(*convolutions.operands(pooled(u, resize.pool // inside), weights), residual)
+    pool = resize.pool if resize.upsample == 1 else 1  # the kernels resize one way or the other
+    u = depthwise(x, weights.depthwise, prologue, Resize(resize.upsample, pool))
+    return product(*convolutions.operands(pooled(u, resize.pool // pool), weights), residual)
 
 
 def _in_one_call(x: Tensor, weights: Weights, prologue: Prologue, resize: Resize, residual: Tensor | None) -> bool:

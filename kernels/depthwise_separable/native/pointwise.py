@@ -15,13 +15,15 @@ of :data:`LIBRARY`. ``python -m raccgan.doctor`` prints these with the reason.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from raccgan.kernels import library, torch_internals
-from raccgan.kernels.autograd import needs_grad, register
+from raccgan.kernels.autograd import inputs_of, register, save_inputs
 from raccgan.kernels.depthwise_separable import convolutions
 from raccgan.kernels.layout import empty_image, in_autocast_dtype
 
@@ -50,9 +52,8 @@ def product(
 ) -> Tensor:
     """P(x, w) + b + residual, channels_last; by PyTorch where x is on no CPU, or its dtype not in :data:`DTYPES`.
 
-    x is read in place where it is channels_last, copied otherwise. A residual of another dtype is added as PyTorch adds
-    unlike tensors. The same bits whatever the number of threads, like all gradients; another processor may round
-    differently.
+    x is read in place where it is channels_last, copied otherwise. The same bits whatever the number of threads, like
+    all gradients; another processor may round differently.
     """
     x = in_autocast_dtype(x)
     if x.device.type != "cpu" or x.dtype not in DTYPES:
@@ -69,8 +70,7 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | N
 def packed(w: Tensor, dtype: torch.dtype) -> Tensor | None:
     """w [D, C, 1, 1] in the order in which :func:`product` multiplies images of ``dtype`` by it, or None.
 
-    Numbers in one row behind a label, which says what they were made of, for which dtype and which instructions. Where
-    the label says anything else than a call needs, the call reads w.
+    Behind a label, which says what the numbers are made of and for. A call that needs others reads w.
     """
     if w.device.type != "cpu" or dtype not in DTYPES:
         return None
@@ -78,70 +78,50 @@ def packed(w: Tensor, dtype: torch.dtype) -> Tensor | None:
     return found
 
 
-def _shape(x: Tensor, w: Tensor, *others: Any) -> Tensor:
-    return empty_image(x, w.shape[0], *x.shape[2:])
+def _backward(ctx: Any, needs: Sequence[bool], g: Tensor) -> tuple[Tensor | None, ...]:
+    x, w = inputs_of(ctx)
+    of_x = torch.ops.raccgan.pointwise_native_transposed(g, w) if needs[0] else None
+    of_w = of_b = None
+    if needs[1] or needs[2]:
+        of_w, of_b = torch.ops.raccgan.pointwise_native_product(x, g, needs[2])
+    return of_x, of_w, of_b, g
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.others = [other if isinstance(other, bool) else other is not None for other in inputs[2:]]
-
-
-def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    x, w = ctx.saved_tensors
-    grad_w, sums = _product(x, g, needs_grad(ctx, 1), needs_grad(ctx, 2))
+def _transposed_backward(ctx: Any, needs: Sequence[bool], t: Tensor) -> tuple[Tensor | None, ...]:
+    g, w = inputs_of(ctx)
     return (
-        torch.ops.raccgan.pointwise_native_transposed(g, w) if needs_grad(ctx, 0) else None,
-        grad_w,
-        sums,
-        g if needs_grad(ctx, 3, (x, w, *(x if there else None for there in ctx.others))) else None,
-        None,
-    )
-
-
-def _product(x: Tensor, g: Tensor, needs_w: bool, needs_sums: bool) -> tuple[Tensor | None, Tensor | None]:
-    if not needs_w and not needs_sums:
-        return None, None
-    w, sums = torch.ops.raccgan.pointwise_native_product(x, g, needs_sums)
-    return w if needs_w else None, sums if needs_sums else None
-
-
-def _transposed_shape(g: Tensor, w: Tensor) -> Tensor:
-    return empty_image(g, w.shape[1], *g.shape[2:])
-
-
-def _transposed_backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    g, w = ctx.saved_tensors
-    return (
-        torch.ops.raccgan.pointwise_native(t, w, None, None) if needs_grad(ctx, 0) else None,
-        _product(t, g, needs_grad(ctx, 1), False)[0],
+        torch.ops.raccgan.pointwise_native(t, w, None, None) if needs[0] else None,
+        torch.ops.raccgan.pointwise_native_product(t, g, False)[0] if needs[1] else None,
     )
 
 
 def _product_shape(x: Tensor, g: Tensor, needs_sums: bool) -> tuple[Tensor, Tensor]:
-    c, d = x.shape[1], g.shape[1]
-    shapes = (d, c, 1, 1), (d if needs_sums else 0,)
-    w, sums = (x.new_empty(shape, dtype=torch.float32) for shape in shapes)
-    return w, sums
+    w = x.new_empty((g.shape[1], x.shape[1], 1, 1), dtype=torch.float32)
+    return w, w.new_empty(g.shape[1] if needs_sums else 0)
 
 
-def _packed_shape(w: Tensor, halves: bool) -> Tensor:
-    """How many numbers is the processor's affair."""
-    return w.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.float32)
-
-
-def _product_backward(ctx: Any, v: Tensor, s: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-    x, g = ctx.saved_tensors
-    (needs_sums,) = ctx.others
+def _product_backward(ctx: Any, needs: Sequence[bool], v: Tensor, s: Tensor) -> tuple[Tensor | None, ...]:
+    x, g, needs_sums = inputs_of(ctx)
     return (
-        torch.ops.raccgan.pointwise_native_transposed(g, v) if needs_grad(ctx, 0) else None,
-        torch.ops.raccgan.pointwise_native(x, v, s if needs_sums else None, None) if needs_grad(ctx, 1) else None,
-        None,
+        torch.ops.raccgan.pointwise_native_transposed(g, v) if needs[0] else None,
+        torch.ops.raccgan.pointwise_native(x, v, s if needs_sums else None, None) if needs[1] else None,
     )
 
 
 if library.load():
-    register("raccgan::pointwise_native", _shape, _backward, _save)
-    register("raccgan::pointwise_native_transposed", _transposed_shape, _transposed_backward, _save)
-    register("raccgan::pointwise_native_product", _product_shape, _product_backward, _save)
-    torch.library.register_fake("raccgan::pointwise_native_packed")(_packed_shape)  # of weights without gradients
+    register(
+        "raccgan::pointwise_native",
+        lambda x, w, *_: empty_image(x, w.shape[0], *x.shape[2:]),
+        _backward,
+        lambda ctx, inputs, output: save_inputs(ctx, inputs[:2]),
+    )
+    register(
+        "raccgan::pointwise_native_transposed",
+        lambda g, w: empty_image(g, w.shape[1], *g.shape[2:]),
+        _transposed_backward,
+    )
+    save_product = partial(save_inputs, materialize=True)
+    register("raccgan::pointwise_native_product", _product_shape, _product_backward, save_product)
+    torch.library.register_fake("raccgan::pointwise_native_packed")(  # of weights without gradients
+        lambda w, _: w.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.float32)
+    )

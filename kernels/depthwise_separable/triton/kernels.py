@@ -38,23 +38,21 @@ def _prologue(value, inside, scale, shift, center, PRE_RELU: tl.constexpr, AFFIN
 
 
 @jit
-def _affine(scale, shift, n, c, channels, AFFINE: tl.constexpr):
-    """scale and shift [1, channels] of sample n, for :func:`_prologue`."""
-    a, b = 1.0, 0.0
-    if AFFINE:
-        at = n.to(tl.int64) * channels + c
-        a = tl.load(scale + at, mask=c < channels, other=0.0)[None, :]
-        b = tl.load(shift + at, mask=c < channels, other=0.0)[None, :]
-    return a, b
+def _of_sample(values, n, c, channels, OTHERWISE: tl.constexpr):
+    """Of values [N, C] those of sample n, [1, channels]; OTHERWISE without values."""
+    found = OTHERWISE
+    if values is not None:
+        found = tl.load(values + n.to(tl.int64) * channels + c, mask=c < channels, other=0.0)[None, :]
+    return found
 
 
 @jit
-def _center(center, n, c, channels, CENTERED: tl.constexpr):
-    """What sample n is measured from, [1, channels]."""
-    m = 0.0
-    if CENTERED:
-        m = tl.load(center + n.to(tl.int64) * channels + c, mask=c < channels, other=0.0)[None, :]
-    return m
+def _affine(scale, shift, center, n, c, channels):
+    return (
+        _of_sample(scale, n, c, channels, 1.0),
+        _of_sample(shift, n, c, channels, 0.0),
+        _of_sample(center, n, c, channels, 0.0),
+    )
 
 
 @jit
@@ -91,16 +89,17 @@ def _strip(
 
 @jit
 def _convolved(
-    x, taps, scale, shift, center, row, column, phase_row, phase_column, c, height, width, channels, stride_c, stride_w,
-    KERNEL_SIZE: tl.constexpr, STRIDE: tl.constexpr, UP: tl.constexpr, TILE_ROWS: tl.constexpr,
-    TILE_COLUMNS: tl.constexpr, TILE_CHANNELS: tl.constexpr, PRE_RELU: tl.constexpr, AFFINE: tl.constexpr,
-    RELU: tl.constexpr,
+    x, taps, scale, shift, center, n, row, column, phase_row, phase_column, c, height, width, channels, stride_n,
+    stride_c, stride_w, KERNEL_SIZE: tl.constexpr, STRIDE: tl.constexpr, UP: tl.constexpr, TILE_ROWS: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr, TILE_CHANNELS: tl.constexpr, PRE_RELU: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    """A tile for each row of a strip of the convolution of one sample, at ``row`` and on, ``column`` and on.
+    """A tile for each row of a strip of the convolution of sample n, at ``row`` and on, ``column`` and on.
 
     UP = 2 computes one of the four phases of the transposed convolution of stride 2: every other one of the taps,
-    beginning where the phase begins.
+    beginning where the phase begins. Without taps the tiles are x itself, of KERNEL_SIZE 1.
     """
+    x += n.to(tl.int64) * stride_n
+    a, b, m = _affine(scale, shift, center, n, c, channels)
     PADDING: tl.constexpr = (KERNEL_SIZE - 1) // 2
     TAPS: tl.constexpr = KERNEL_SIZE // UP  # taps a side that one result uses
     first_row = row * STRIDE - PADDING
@@ -117,15 +116,17 @@ def _convolved(
         column_of_taps = ()
         for t in tl.static_range(TAPS):
             tap = (tap_row + UP * t) * KERNEL_SIZE + tap_column + UP * s
-            of_tap = tl.load(taps + tap * channels + c, mask=c < channels, other=0.0)
-            column_of_taps = column_of_taps + (of_tap[None, :],)
+            if taps is not None:
+                of_tap = tl.load(taps + tap * channels + c, mask=c < channels, other=0.0)[None, :]
+            else:
+                of_tap = 1.0
+            column_of_taps = column_of_taps + (of_tap,)
         at, there = _columns(columns + s, width, c, channels, stride_c, stride_w)
         for r in tl.static_range(STRIDE * (TILE_ROWS - 1) + TAPS):
             row_of_x = first_row + r
             inside = there & (row_of_x >= 0) & (row_of_x < height)
             value = tl.load(x + row_of_x.to(tl.int64) * width * stride_w + at, mask=inside, other=0.0).to(tl.float32)
-            if PRE_RELU or AFFINE or RELU:
-                value = _prologue(value, inside, scale, shift, center, PRE_RELU, AFFINE, RELU)
+            value = _prologue(value, inside, a, b, m, PRE_RELU, scale is not None, RELU)
             added = ()
             for o in tl.static_range(TILE_ROWS):
                 if r - STRIDE * o >= 0 and r - STRIDE * o < TAPS:
@@ -140,19 +141,16 @@ def _convolved(
 def depthwise_kernel(
     x, taps, scale, shift, center, y, height, width, channels, out_height, out_width, stride_n, stride_c, stride_w,
     KERNEL_SIZE: tl.constexpr, STRIDE: tl.constexpr, UP: tl.constexpr, TILE_ROWS: tl.constexpr,
-    TILE_COLUMNS: tl.constexpr, TILE_CHANNELS: tl.constexpr, PRE_RELU: tl.constexpr, AFFINE: tl.constexpr,
-    RELU: tl.constexpr, CENTERED: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr, TILE_CHANNELS: tl.constexpr, PRE_RELU: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    """y, channels_last, from x; taps [K * K, C]; scale, shift, center [N, C] float32."""
+    """y, channels_last, from x; taps [K * K, C]; scale, shift, center [N, C] float32 or None."""
     n, phase_row, phase_column, row, column, channel = _strip(
         tl.program_id(0), channels, out_height, out_width, UP, TILE_ROWS, TILE_COLUMNS, TILE_CHANNELS
     )
     c = channel + tl.arange(0, TILE_CHANNELS)
-    a, b = _affine(scale, shift, n, c, channels, AFFINE)
-    m = _center(center, n, c, channels, CENTERED)
     tiles = _convolved(
-        x + n.to(tl.int64) * stride_n, taps, a, b, m, row, column, phase_row, phase_column, c, height, width, channels,
-        stride_c, stride_w, KERNEL_SIZE, STRIDE, UP, TILE_ROWS, TILE_COLUMNS, TILE_CHANNELS, PRE_RELU, AFFINE, RELU,
+        x, taps, scale, shift, center, n, row, column, phase_row, phase_column, c, height, width, channels, stride_n,
+        stride_c, stride_w, KERNEL_SIZE, STRIDE, UP, TILE_ROWS, TILE_COLUMNS, TILE_CHANNELS, PRE_RELU, RELU,
     )  # fmt: skip
     columns = (column + tl.arange(0, TILE_COLUMNS)) * UP + phase_column
     for o in tl.static_range(TILE_ROWS):
@@ -187,30 +185,31 @@ def _from_center(value, first, center, CENTERED: tl.constexpr):
 
 
 @jit
-def adjoint_kernel(
+def vjp_kernel(
     grad, taps, other, factor, x, scale, shift, center, out, partial, height, width, channels, out_height, out_width,
     grad_stride_n, grad_stride_c, grad_stride_w, other_stride_n, other_stride_c, other_stride_w, x_stride_n, x_stride_c,
     x_stride_w, KERNEL_SIZE: tl.constexpr, STRIDE: tl.constexpr, UP: tl.constexpr, TILE_ROWS: tl.constexpr,
-    TILE_COLUMNS: tl.constexpr, TILE_CHANNELS: tl.constexpr, PRE_RELU: tl.constexpr, AFFINE: tl.constexpr,
-    RELU: tl.constexpr, CENTERED: tl.constexpr, FACTOR: tl.constexpr, IMAGE: tl.constexpr, SUMS: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr, TILE_CHANNELS: tl.constexpr, PRE_RELU: tl.constexpr, RELU: tl.constexpr,
     OTHER_CENTERED: tl.constexpr,
 ):  # fmt: skip
-    """:func:`vjp_kernel` of what :func:`depthwise_kernel` makes of grad, which stays in registers.
+    """out = m m0 g factor, channels_last, unless out is None; unless partial is None, over the pixels of a strip the
+    sums of m g (m0 other - center) and of m g.
 
-    other, x and out have the size of the result; factor [N, C]; partial [2, N, strips of a sample, C] float32.
+    g is what :func:`depthwise_kernel` makes of grad, or grad itself without taps; it stays in registers. m0 and m are
+    where the prologue of x lets gradients through. other, x and out have the size of g; factor [N, C];
+    partial [2, N, strips of a sample, C] float32.
     """
     n, phase_row, phase_column, row, column, channel = _strip(
         tl.program_id(0), channels, out_height, out_width, UP, TILE_ROWS, TILE_COLUMNS, TILE_CHANNELS
     )
     c = channel + tl.arange(0, TILE_CHANNELS)
     tiles = _convolved(
-        grad + n.to(tl.int64) * grad_stride_n, taps, 1.0, 0.0, 0.0, row, column, phase_row, phase_column, c, height,
-        width, channels, grad_stride_c, grad_stride_w, KERNEL_SIZE, STRIDE, UP, TILE_ROWS, TILE_COLUMNS, TILE_CHANNELS,
-        False, False, False,
+        grad, taps, None, None, None, n, row, column, phase_row, phase_column, c, height, width, channels,
+        grad_stride_n, grad_stride_c, grad_stride_w, KERNEL_SIZE, STRIDE, UP, TILE_ROWS, TILE_COLUMNS, TILE_CHANNELS,
+        False, False,
     )  # fmt: skip
-    factors, _ = _affine(factor, factor, n, c, channels, FACTOR)
-    of_scale, of_shift = _affine(scale, shift, n, c, channels, AFFINE)
-    centers = _center(center, n, c, channels, CENTERED)
+    factors = _of_sample(factor, n, c, channels, 1.0)
+    a, b, m = _affine(scale, shift, center, n, c, channels)
     columns = (column + tl.arange(0, TILE_COLUMNS)) * UP + phase_column
     at_x, there = _columns(columns, out_width, c, channels, x_stride_c, x_stride_w)
     at_other, _ = _columns(columns, out_width, c, channels, other_stride_c, other_stride_w)
@@ -222,18 +221,18 @@ def adjoint_kernel(
         inside = there & (to < out_height)
         pixel = to.to(tl.int64) * out_width
         value = tl.load(x + n.to(tl.int64) * x_stride_n + pixel * x_stride_w + at_x, mask=inside, other=0.0)
-        first, second = _open(value.to(tl.float32), inside, of_scale, of_shift, centers, PRE_RELU, AFFINE, RELU)
+        first, second = _open(value.to(tl.float32), inside, a, b, m, PRE_RELU, scale is not None, RELU)
         upper = tl.where(second, tiles[o], 0.0)
         lower = tl.where(first, upper, 0.0)
-        if IMAGE:
+        if out is not None:
             at = (n.to(tl.int64) * out_height * out_width + pixel) * channels + at_out
             tl.store(out + at, (lower * factors).to(out.dtype.element_ty), mask=inside)
-        if SUMS:
+        if other is not None:
             at = n.to(tl.int64) * other_stride_n + pixel * other_stride_w + at_other
             measured = tl.load(other + at, mask=inside, other=0.0)
-            with_other += upper * _from_center(measured.to(tl.float32), first, centers, OTHER_CENTERED)
-            alone += upper
-    if SUMS:
+            with_other += upper * _from_center(measured.to(tl.float32), first, m, OTHER_CENTERED)
+        alone += upper
+    if partial is not None:
         strips = UP * UP * tl.cdiv(tl.cdiv(out_width, UP), TILE_COLUMNS) * tl.cdiv(tl.cdiv(out_height, UP), TILE_ROWS)
         samples = tl.num_programs(0) // (strips * tl.cdiv(channels, TILE_CHANNELS))
         at = (n.to(tl.int64) * strips + tl.program_id(0) % strips) * channels + c
@@ -246,13 +245,12 @@ def correlation_kernel(
     x, grad, scale, shift, center, partial, strips, height, width, channels, out_height, out_width, x_stride_n,
     x_stride_c, x_stride_w, grad_stride_n, grad_stride_c, grad_stride_w, KERNEL_SIZE: tl.constexpr,
     STRIDE: tl.constexpr, STRIPS: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
-    TILE_CHANNELS: tl.constexpr, PRE_RELU: tl.constexpr, AFFINE: tl.constexpr, RELU: tl.constexpr,
-    CENTERED: tl.constexpr, ON_GRAD: tl.constexpr,
+    TILE_CHANNELS: tl.constexpr, PRE_RELU: tl.constexpr, RELU: tl.constexpr, ON_GRAD: tl.constexpr,
 ):  # fmt: skip
     """partial [programs, K * K, C] float32: over a program's STRIPS strips, sums of grad times what it meets of x.
 
-    The prologue is x's, or grad's where ON_GRAD. A column of the window is a sweep over the
-    strips, which the first one leaves in the cache.
+    The prologue is x's, or grad's where ON_GRAD. A column of the window is a sweep over the strips, which the first one
+    leaves in the cache.
     """
     PADDING: tl.constexpr = (KERNEL_SIZE - 1) // 2
     blocks = tl.cdiv(channels, TILE_CHANNELS)
@@ -268,8 +266,7 @@ def correlation_kernel(
             there = tl.where(strip < strips, out_width, 0)  # columns of a strip; none beyond the last one
             row = strip // across % down * TILE_ROWS
             columns = strip % across * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)
-            a, b = _affine(scale, shift, n, c, channels, AFFINE)
-            m = _center(center, n, c, channels, CENTERED)
+            a, b, m = _affine(scale, shift, center, n, c, channels)
             grad_of_n = grad + n.to(tl.int64) * grad_stride_n
             x_of_n = x + n.to(tl.int64) * x_stride_n
             at, of_grad = _columns(columns, there, c, channels, grad_stride_c, grad_stride_w)
@@ -279,7 +276,7 @@ def correlation_kernel(
                 pixel = (row + o).to(tl.int64) * out_width * grad_stride_w
                 value = tl.load(grad_of_n + pixel + at, mask=inside, other=0.0).to(tl.float32)
                 if ON_GRAD:
-                    value = _prologue(value, inside, a, b, m, PRE_RELU, AFFINE, RELU)
+                    value = _prologue(value, inside, a, b, m, PRE_RELU, scale is not None, RELU)
                 ours = ours + (value,)
             at, of_x = _columns(columns * STRIDE - PADDING + s, width, c, channels, x_stride_c, x_stride_w)
             for r in tl.static_range(STRIDE * (TILE_ROWS - 1) + KERNEL_SIZE):
@@ -288,7 +285,7 @@ def correlation_kernel(
                 pixel = row_of_x.to(tl.int64) * width * x_stride_w
                 value = tl.load(x_of_n + pixel + at, mask=inside, other=0.0).to(tl.float32)
                 if not ON_GRAD:
-                    value = _prologue(value, inside, a, b, m, PRE_RELU, AFFINE, RELU)
+                    value = _prologue(value, inside, a, b, m, PRE_RELU, scale is not None, RELU)
                 added = ()
                 for t in tl.static_range(KERNEL_SIZE):
                     if r - t >= 0 and r - t <= STRIDE * (TILE_ROWS - 1) and (r - t) % STRIDE == 0:
@@ -299,3 +296,39 @@ def correlation_kernel(
         for t in tl.static_range(KERNEL_SIZE):
             at = (program.to(tl.int64) * KERNEL_SIZE * KERNEL_SIZE + t * KERNEL_SIZE + s) * channels + c
             tl.store(partial + at, tl.sum(sums[t], axis=0), mask=c < channels)
+
+
+@jit
+def _at(n, p, c, stride_n, stride_c, stride_p):
+    return n.to(tl.int64) * stride_n + (p.to(tl.int64) * stride_p)[:, None] + (c.to(tl.int64) * stride_c)[None, :]
+
+
+@jit
+def jvp_kernel(
+    image, factor, added, other, other_factor, x, scale, shift, center, out, pixels, channels, image_stride_n,
+    image_stride_c, image_stride_p, other_stride_n, other_stride_c, other_stride_p, x_stride_n, x_stride_c, x_stride_p,
+    TILE_PIXELS: tl.constexpr, TILE_CHANNELS: tl.constexpr, PRE_RELU: tl.constexpr, RELU: tl.constexpr,
+    OTHER_CENTERED: tl.constexpr,
+):  # fmt: skip
+    """out = m (m0 image factor + (m0 other - center) other_factor + added), without what is None."""
+    blocks, pieces = tl.cdiv(channels, TILE_CHANNELS), tl.cdiv(pixels, TILE_PIXELS)
+    n = tl.program_id(0) // (blocks * pieces)
+    p = tl.program_id(0) // blocks % pieces * TILE_PIXELS + tl.arange(0, TILE_PIXELS)
+    c = tl.program_id(0) % blocks * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)
+    inside = (p < pixels)[:, None] & (c < channels)[None, :]
+    a, b, m = _affine(scale, shift, center, n, c, channels)
+    first, second = inside, inside
+    if PRE_RELU or RELU:
+        value = tl.load(x + _at(n, p, c, x_stride_n, x_stride_c, x_stride_p), mask=inside, other=0.0).to(tl.float32)
+        first, second = _open(value, inside, a, b, m, PRE_RELU, scale is not None, RELU)
+    total = tl.zeros([TILE_PIXELS, TILE_CHANNELS], tl.float32)
+    if image is not None:
+        value = tl.load(image + _at(n, p, c, image_stride_n, image_stride_c, image_stride_p), mask=inside, other=0.0)
+        total += tl.where(first, value.to(tl.float32) * _of_sample(factor, n, c, channels, 1.0), 0.0)
+    if other is not None:
+        value = tl.load(other + _at(n, p, c, other_stride_n, other_stride_c, other_stride_p), mask=inside, other=0.0)
+        value = _from_center(value.to(tl.float32), first, m, OTHER_CENTERED)
+        total += value * _of_sample(other_factor, n, c, channels, 1.0)
+    total = tl.where(second, total + _of_sample(added, n, c, channels, 0.0), 0.0)
+    pixel = n.to(tl.int64) * pixels + p
+    tl.store(out + pixel[:, None] * channels + c[None, :], total.to(out.dtype.element_ty), mask=inside)

@@ -8,16 +8,18 @@ beside its deviation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from raccgan.kernels.autograd import define, needs_grad
+from raccgan.kernels.autograd import define, inputs_of, save_inputs
 from raccgan.kernels.depthwise_separable.triton import launch
-from raccgan.kernels.depthwise_separable.triton.arguments import NO_TERM, Affine, Convolution, Stride, Term
+from raccgan.kernels.depthwise_separable.triton.launch import NO_TERM, Affine, Convolution, Stride, Term
 from raccgan.kernels.depthwise_separable.triton.ops import correlation, depthwise_vjp, jvp
 from raccgan.kernels.layout import empty_image
+from raccgan.kernels.triton_moments import fill_moments
 
 
 def folded(mean: Tensor, inverse: Tensor, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -41,71 +43,52 @@ def _moments_shapes(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[:2], dtype=torch.float32), x.new_empty(x.shape[:2], dtype=torch.float32)
 
 
-def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(inputs[0], output[0])
-    ctx.pre_relu = inputs[1]
-
-
-def _moments_backward(ctx: Any, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor, None]:
-    x, mean = ctx.saved_tensors
+def _moments_backward(ctx: Any, needs: Sequence[bool], grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor]:
+    x, pre_relu, mean = inputs_of(ctx)
     pixels = x.shape[2] * x.shape[3]
     factor, center = grad_var * 2 / pixels, mean.detach()
     added = grad_mean / pixels - factor * (mean - center)
     # The ReLU's mask lies over both terms, as a last one does.
-    affine = Affine(relu=ctx.pre_relu, center=center)
-    return jvp(NO_TERM, Term(x, factor, centered=True), added, x, affine), None
+    return (jvp(NO_TERM, Term(x, factor, centered=True), added, x, Affine(relu=pre_relu, center=center)),)
 
 
 @define(
     "depthwise_triton_moments(Tensor x, bool pre_relu) -> (Tensor, Tensor)",
     _moments_shapes,
     _moments_backward,
-    _save_moments,
+    partial(save_inputs, results=slice(1), materialize=True),
 )
 def moments(x: Tensor, pre_relu: bool) -> tuple[Tensor, Tensor]:
     """Mean and biased variance [N, C], float32, of x [N, C, H, W] or of its ReLU. Any order of gradient."""
-    return launch.moments(x, pre_relu)
+    mean, var = _moments_shapes(x)
+    fill_moments(x, mean, var, pre_relu=pre_relu)
+    return mean, var
 
 
-class _Normalised(NamedTuple):
-    x: Tensor
-    convolution: Convolution
-    affine: Affine  # after the norm, without a center
-    size: tuple[int, int]
-    eps: float
-
-    @classmethod
-    def of(cls, inputs: Sequence[Any]) -> _Normalised:
-        x, w, scale, shift, pre_relu, relu, down, up, height, width, eps = inputs
-        affine = Affine(scale, shift, None, pre_relu, relu)
-        return cls(x, Convolution(w, Stride(down, up)), affine, (height, width), eps)
+def _arguments(*inputs: Any) -> tuple[Tensor, Convolution, Affine]:
+    """The affine is what follows the norm, without a center."""
+    x, w, scale, shift, pre_relu, relu, down, up, *_ = inputs
+    return x, Convolution(w, Stride(down, up)), Affine(scale, shift, None, pre_relu, relu)
 
 
-def _normalised_shapes(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, _, _, size, _ = _Normalised.of(inputs)
-    return empty_image(x, x.shape[1], *size), *_moments_shapes(x)
-
-
-def _save_normalised(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:4], *output[1:])
-    ctx.options = inputs[4:]
-    ctx.set_materialize_grads(False)
+def _normalised_shapes(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return empty_image(x, x.shape[1], *others[-3:-1]), *_moments_shapes(x)
 
 
 def _normalised_backward(
-    ctx: Any, grad_y: Tensor | None, grad_mean: Tensor | None, grad_inverse: Tensor | None
-) -> tuple[Any, ...]:
-    *tensors, mean, inverse = ctx.saved_tensors
-    x, convolution, affine, _, _ = _Normalised.of((*tensors, *ctx.options))
+    ctx: Any, needs: Sequence[bool], grad_y: Tensor | None, grad_mean: Tensor | None, grad_inverse: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    *inputs, mean, inverse = inputs_of(ctx)
+    x, convolution, affine = _arguments(*inputs)
     center = mean.detach()
     mean = mean - center  # zero, with the mean's gradient
     scale, shift = folded(mean, inverse, affine.scale, affine.shift)
     folded_affine = affine._replace(scale=scale, shift=shift, center=center)
-    needs_x, needs_w, needs_scale, needs_shift = (needs_grad(ctx, i, tensors) for i in range(4))
+    needs_x, needs_w, *needs_affine = needs[:4]
     grad_x = grad_w = grad_scale = grad_shift = None
     if grad_y is not None and needs_w:
         grad_w = correlation(x, grad_y, convolution.kernel_size, convolution.stride, folded_affine)
-    if grad_y is not None and (needs_x or needs_scale or needs_shift):
+    if grad_y is not None and (needs_x or any(needs_affine)):
         grad_x, of_scale, grad_shift = depthwise_vjp(grad_y, x, convolution, folded_affine, (needs_x, True, True))
         assert of_scale is not None
         assert grad_shift is not None
@@ -119,7 +102,7 @@ def _normalised_backward(
         added = -factor * mean if grad_mean is None else grad_mean / pixels - factor * mean
         masks = Affine(relu=affine.pre_relu, center=center)
         grad_x = jvp(Term(grad_x), Term(x, factor, centered=True), added, x, masks)
-    return grad_x, grad_w, grad_scale if needs_scale else None, grad_shift if needs_shift else None, *[None] * 7
+    return grad_x, grad_w, grad_scale, grad_shift
 
 
 def _sum(a: Tensor | None, b: Tensor) -> Tensor:
@@ -131,13 +114,13 @@ def _sum(a: Tensor | None, b: Tensor) -> Tensor:
     "int down, int up, SymInt height, SymInt width, float eps) -> (Tensor, Tensor, Tensor)",
     _normalised_shapes,
     _normalised_backward,
-    _save_normalised,
+    partial(save_inputs, results=slice(1, 3)),
 )
 def _normalised(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, convolution, affine, size, eps = _Normalised.of(inputs)
-    mean, var = launch.moments(x, affine.pre_relu)
+    (x, convolution, affine), eps = _arguments(*inputs), inputs[-1]
+    y, mean, var = _normalised_shapes(*inputs)
+    fill_moments(x, mean, var, pre_relu=affine.pre_relu)
     inverse = torch.rsqrt(var + eps)
-    y = empty_image(x, x.shape[1], *size)
     scale, shift = folded(torch.zeros_like(mean), inverse, affine.scale, affine.shift)
     launch.depthwise(x, convolution, affine._replace(scale=scale, shift=shift, center=mean), y)
     return y, mean, inverse

@@ -27,15 +27,17 @@ channels_last, and the same bits every time. A registered op takes the tuples of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from raccgan.kernels.autograd import define, inputs_of, needs_grad, save_few
+from raccgan.kernels.autograd import define, inputs_of
 from raccgan.kernels.depthwise_separable.triton import launch
-from raccgan.kernels.depthwise_separable.triton.arguments import NO_AFFINE, SCHEMA, Affine, Convolution, Stride, Term
-from raccgan.kernels.layout import empty_image
+from raccgan.kernels.depthwise_separable.triton.launch import NO_AFFINE, SCHEMA, Affine, Convolution, Stride, Term
+from raccgan.kernels.layout import empty_image, empty_like_image
+
+_Tensors = tuple[Tensor | None, ...]
 
 
 def resized(w: Tensor, stride: Stride) -> Convolution:
@@ -47,36 +49,26 @@ def resized(w: Tensor, stride: Stride) -> Convolution:
     return Convolution(torch.nn.functional.avg_pool2d(w, 2, stride=1, padding=1, divisor_override=divisor), stride)
 
 
-class _Depthwise(NamedTuple):
-    x: Tensor
-    convolution: Convolution
-    affine: Affine
-    size: tuple[int, int]
-
-    @classmethod
-    def of(cls, inputs: Sequence[Any]) -> _Depthwise:
-        x, w, *affine, down, up, height, width = inputs
-        return cls(x, Convolution(w, Stride(down, up)), Affine(*affine), (height, width))
+def _depthwise_arguments(*inputs: Any) -> tuple[Tensor, Convolution, Affine, Sequence[int]]:
+    x, w, *affine, down, up, height, width = inputs
+    return x, Convolution(w, Stride(down, up)), Affine(*affine), (height, width)
 
 
-def _depthwise_shape(*inputs: Any) -> Tensor:
-    x, _, _, size = _Depthwise.of(inputs)
-    return empty_image(x, x.shape[1], *size)
+def _depthwise_shape(x: Tensor, *others: Any) -> Tensor:
+    return empty_image(x, x.shape[1], *others[-2:])
 
 
-def _depthwise_backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
-    inputs = inputs_of(ctx)
-    x, convolution, affine, _ = _Depthwise.of(inputs)
-    needs_x, needs_w, needs_scale, needs_shift = (needs_grad(ctx, i, inputs) for i in range(4))
+def _depthwise_backward(ctx: Any, needs: Sequence[bool], grad_y: Tensor) -> _Tensors:
+    x, convolution, affine, _ = _depthwise_arguments(*inputs_of(ctx))
+    needs_x, needs_w, *needs_affine = needs[:4]
     grad_w = correlation(x, grad_y, convolution.kernel_size, convolution.stride, affine) if needs_w else None
-    needs = needs_x, needs_scale, needs_shift
-    grad_x, grad_scale, grad_shift = depthwise_vjp(grad_y, x, convolution, affine, needs)
-    return grad_x, grad_w, grad_scale, grad_shift, *[None] * 7
+    grad_x, *of_affine = depthwise_vjp(grad_y, x, convolution, affine, (needs_x, *needs_affine))
+    return grad_x, grad_w, *of_affine
 
 
 def depthwise_vjp(
     grad_y: Tensor, x: Tensor, convolution: Convolution, affine: Affine, needs: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> _Tensors:
     """The gradients of x, scale and shift of D(phi(x), w)."""
     if not any(needs):
         return None, None, None
@@ -92,9 +84,8 @@ def depthwise_vjp(
     _depthwise_backward,
 )
 def _depthwise(*inputs: Any) -> Tensor:
-    x, convolution, affine, _ = _Depthwise.of(inputs)
     y = _depthwise_shape(*inputs)
-    launch.depthwise(x, convolution, affine, y)
+    launch.depthwise(*_depthwise_arguments(*inputs)[:3], y)
     return y
 
 
@@ -115,16 +106,13 @@ def _correlation_shape(x: Tensor, grad: Tensor, *others: Any) -> Tensor:
     return x.new_empty((x.shape[1], 1, kernel_size, kernel_size), dtype=torch.float32)
 
 
-def _correlation_backward(ctx: Any, grad_w: Tensor) -> tuple[Any, ...]:
-    inputs = inputs_of(ctx)
-    x, grad, *values, _, down, up = inputs
+def _correlation_backward(ctx: Any, needs: Sequence[bool], grad_w: Tensor) -> _Tensors:
+    x, grad, *values, _, down, up = inputs_of(ctx)
     convolution, affine = Convolution(grad_w, Stride(down, up)), Affine(*values)
-    needs_x, needs_grad_y, needs_scale, needs_shift = (needs_grad(ctx, i, inputs) for i in range(4))
-    _, _, height, width = grad.shape
-    grad_grad = depthwise(x, convolution, height, width, affine).to(grad.dtype) if needs_grad_y else None
-    needs = needs_x, needs_scale, needs_shift
-    grad_x, grad_scale, grad_shift = depthwise_vjp(grad, x, convolution, affine, needs)
-    return grad_x, grad_grad, grad_scale, grad_shift, *[None] * 6
+    needs_x, needs_grad, *needs_affine = needs[:4]
+    grad_grad = depthwise(x, convolution, grad.shape[2], grad.shape[3], affine) if needs_grad else None
+    grad_x, *of_affine = depthwise_vjp(grad, x, convolution, affine, (needs_x, *needs_affine))
+    return grad_x, grad_grad, *of_affine
 
 
 @define(
@@ -143,46 +131,34 @@ def correlation(x: Tensor, grad: Tensor, kernel_size: int, stride: Stride, affin
     return w
 
 
-class _Vjp(NamedTuple):
-    grad: Tensor
-    convolution: Convolution | None
-    term: Term
-    x: Tensor
-    affine: Affine
-    needs_image: bool
-    needs_sums: bool
-
-    @classmethod
-    def of(cls, inputs: Sequence[Any]) -> _Vjp:
-        grad, w, image, factor, x, *affine, down, up, centered, needs_image, needs_sums = inputs
-        convolution = None if w is None else Convolution(w, Stride(down, up))
-        return cls(grad, convolution, Term(image, factor, centered), x, Affine(*affine), needs_image, needs_sums)
+def _vjp_arguments(*inputs: Any) -> tuple[Tensor, Convolution, Term, Tensor, Affine]:
+    grad, w, image, factor, x, *affine, down, up, centered, _, _ = inputs
+    return grad, Convolution(w, Stride(down, up)), Term(image, factor, centered), x, Affine(*affine)
 
 
 def _vjp_shapes(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *_, x, _, needs_image, needs_sums = _Vjp.of(inputs)
-    image = empty_image(x, *x.shape[1:]) if needs_image else x.new_empty(0)
+    x, needs_image, needs_sums = inputs[4], *inputs[-2:]
+    image = empty_like_image(x) if needs_image else x.new_empty(0)
     sums = x.shape[:2] if needs_sums else (0,)
     return image, x.new_empty(sums, dtype=torch.float32), x.new_empty(sums, dtype=torch.float32)
 
 
-def _vjp_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    inputs = inputs_of(ctx)
-    grad, convolution, term, x, affine, *_ = _Vjp.of(inputs)
-    needs_y, needs_w, needs_image, needs_factor = (needs_grad(ctx, i, inputs) for i in range(4))
+def _vjp_backward(ctx: Any, needs: Sequence[bool], *grads: Tensor | None) -> _Tensors:
+    grad, convolution, term, x, affine = _vjp_arguments(*inputs_of(ctx))
+    needs_y, needs_w, needs_image, needs_factor = needs[:4]
     # Results that were not needed are empty, and so are their gradients.
     of_image, of_scale, of_shift = (None if g is None or g.numel() == 0 else g for g in grads)
     grad_grad = grad_w = grad_image = grad_factor = None
     if needs_y or needs_w:
         second = Term() if of_scale is None else Term(term.image, of_scale, term.centered)
         inner = grad_grad = jvp(Term(of_image, term.factor), second, of_shift, x, affine)
-        if convolution is not None:
+        if convolution.w is not None:
             grad_grad = depthwise(inner, convolution.transposed(), *grad.shape[2:]) if needs_y else None
             grad_w = correlation(grad, inner, convolution.kernel_size, convolution.stride) if needs_w else None
     needs = (needs_image and of_scale is not None, needs_factor and of_image is not None, False)
     if any(needs):
         grad_image, grad_factor, _ = vjp(grad, convolution, Term(of_image, of_scale), x, affine, needs)
-    return grad_grad, grad_w, grad_image, grad_factor, *[None] * 11
+    return grad_grad, grad_w, grad_image, grad_factor
 
 
 @define(
@@ -190,59 +166,45 @@ def _vjp_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     "int down, int up, bool centered, bool needs_image, bool needs_sums) -> (Tensor, Tensor, Tensor)",
     _vjp_shapes,
     _vjp_backward,
-    save_few,
 )
 def _vjp(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    grad, convolution, term, x, affine, _, needs_sums = _Vjp.of(inputs)
     image, *_ = _vjp_shapes(*inputs)
-    return image, *launch.vjp(grad, convolution, term, x, affine, image, needs_sums)
+    return image, *launch.vjp(*_vjp_arguments(*inputs), image, inputs[-1])
 
 
 def vjp(
-    grad: Tensor, convolution: Convolution | None, term: Term, x: Tensor, affine: Affine, needs: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    grad: Tensor, convolution: Convolution, term: Term, x: Tensor, affine: Affine, needs: Sequence[bool]
+) -> _Tensors:
     """m m0 g s [N, C, H, W], and the sums over the pixels of m g (m0 a - center) and of m g [N, C], in one kernel.
 
-    g is grad, or D(grad, w) where there is a convolution; ``term`` is a and s. x and affine say where m0 and m are 1,
-    and have no gradient here. None in the place of what is not needed.
+    g is D(grad, w), or grad without weights; ``term`` is a and s. x and affine say where m0 and m are 1, and have no
+    gradient here. None in the place of what is not needed.
 
     Gradients: any order, for grad, w, a and s.
     """
-    w, stride = (None, Stride()) if convolution is None else convolution
     flags = (term.centered, needs[0], needs[1] or needs[2])
-    image, of_scale, of_shift = _vjp(grad, w, term.image, term.factor, x, *affine, *stride, *flags)
-    return image if needs[0] else None, of_scale if needs[1] else None, of_shift if needs[2] else None
+    found = _vjp(grad, convolution.w, term.image, term.factor, x, *affine, *convolution.stride, *flags)
+    return tuple(one if need else None for one, need in zip(found, needs, strict=True))
 
 
-class _Jvp(NamedTuple):
-    first: Term
-    second: Term
-    added: Tensor | None
-    x: Tensor
-    affine: Affine
-
-    @classmethod
-    def of(cls, inputs: Sequence[Any]) -> _Jvp:
-        image, factor, added, other, other_factor, x, *affine, centered = inputs
-        return cls(Term(image, factor), Term(other, other_factor, centered), added, x, Affine(*affine))
+def _jvp_arguments(*inputs: Any) -> tuple[Term, Term, Tensor | None, Tensor, Affine]:
+    image, factor, added, other, other_factor, x, *affine, centered = inputs
+    return Term(image, factor), Term(other, other_factor, centered), added, x, Affine(*affine)
 
 
 def _jvp_shape(*inputs: Any) -> Tensor:
-    x = _Jvp.of(inputs).x
-    return empty_image(x, *x.shape[1:])
+    return empty_like_image(inputs[5])
 
 
-def _jvp_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    inputs = inputs_of(ctx)
-    first, second, _, x, affine = _Jvp.of(inputs)
-    needs = [needs_grad(ctx, i, inputs) for i in range(5)]
-    of_first: tuple[Tensor | None, ...] = (None, None, None)
-    of_second: tuple[Tensor | None, ...] = (None, None, None)
+def _jvp_backward(ctx: Any, needs: Sequence[bool], grad: Tensor) -> _Tensors:
+    first, second, _, x, affine = _jvp_arguments(*inputs_of(ctx))
+    of_first: _Tensors = (None, None, None)
+    of_second: _Tensors = (None, None, None)
     if any(needs[:3]):
-        of_first = vjp(grad, None, first, x, affine, needs[:3])
-    if any(needs[3:]):
-        of_second = vjp(grad, None, second, x, affine, (*needs[3:], False))
-    return *of_first, *of_second[:2], *[None] * 7
+        of_first = vjp(grad, Convolution(), first, x, affine, needs[:3])
+    if any(needs[3:5]):
+        of_second = vjp(grad, Convolution(), second, x, affine, (*needs[3:5], False))
+    return *of_first, *of_second[:2]
 
 
 @define(
@@ -253,7 +215,7 @@ def _jvp_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 )
 def _jvp(*inputs: Any) -> Tensor:
     out = _jvp_shape(*inputs)
-    launch.jvp(*_Jvp.of(inputs), out)
+    launch.jvp(*_jvp_arguments(*inputs), out)
     return out
 
 

@@ -1,20 +1,9 @@
 """Decodes files and arrays to pixels in [-1, 1], and mask files to booleans, with one geometry for both.
 
-Intensities keep the depth that they were stored with: pixels are float32 as soon as they are read, and resizing is
-bilinear with antialiasing, in float32. ``geometry`` says where the image lands in the square. The value of white
-depends on the stored type alone, never on the image:
-
-========================================  ==========================================================
-stored as                                 scaled by
-========================================  ==========================================================
-1-bit, 8-bit, palette, CMYK, YCbCr, HSV   255 (colour spaces are converted to RGB first)
-16-bit grey (PNG, TIFF, PGM)              65535; 32-bit integer files too, and values past it are refused
-float (TIFF mode F, arrays)               1: values outside [0, 1], NaN and infinity are refused
-16-bit colour                             Pillow reads it as 8-bit
-========================================  ==========================================================
-
-Alpha is composited over black. The first frame of an animation or a multi-page file counts. The EXIF orientation is
-applied. Grey becomes colour by repetition, colour becomes grey by luminance (0.299, 0.587, 0.114).
+Pixels are float32 as soon as they are read. The stored type alone says what is white: 255 for all 8-bit and palette
+kinds, whose colour space becomes RGB first; 65535 for 16-bit grey and 32-bit integers; 1 for floats. Values past that,
+NaN and infinity are refused. Pillow reads 16-bit colour as 8-bit. Alpha is composited over black, the first frame
+counts, and the EXIF orientation is applied. Grey becomes colour by repetition, colour grey by its luminance.
 """
 
 from __future__ import annotations
@@ -33,28 +22,16 @@ from raccgan.data.images.opening import FORMATS, open_image, room
 from raccgan.data.samples import Pixels, Sample, printable
 from raccgan.errors import InputError
 
-SPREAD = 4.0
-"""How many deviations from its mean a levelled image reaches at -1 and 1."""
-FLAT = 2e-3
-"""The least deviation, of intensities in [-1, 1], that levelling divides by: noise of a blank image stays small."""
+SPREAD = 4.0  # how many deviations from its mean a levelled image reaches at -1 and 1
+FLAT = 2e-3  # the least deviation that levelling divides by: noise of a blank image stays small
 
 
 def decode(image: Path | Pixels, *, size: int, channels: int, fit: str = "stretch", brightness: str = "keep") -> Float:
-    """Read one image.
+    """Read one image, a file or pixels H x W or H x W x C (C 1 to 4), as float32 [channels, size, size] in [-1, 1].
 
-    Args:
-        image: a file, or pixels H x W or H x W x C (C 1 to 4) as uint8, uint16, bool or float in [0, 1].
-        size: height and width of the result.
-        channels: 1 (grey) or 3 (RGB).
-        fit: one of ``geometry.FITS``.
-        brightness: ``keep``, or ``level`` for mean 0 and deviation 1/``SPREAD`` in every image, black bars included,
-            cut at -1 and 1; an image of one value becomes 0.
-
-    Returns:
-        float32 [channels, size, size] in [-1, 1].
-
-    Raises:
-        InputError: the file cannot be read as an image, or its values have no defined scale; names file and reason.
+    ``channels`` is 1 (grey) or 3 (RGB), ``fit`` one of ``geometry.FITS``. ``brightness`` is ``keep``, or ``level`` for
+    mean 0 and deviation 1/``SPREAD`` in every image, black bars included, cut at -1 and 1; an image of one value
+    becomes 0. A file that is no image, or values without a defined scale, are an InputError with file and reason.
     """
     return decode_placed(image, size=size, channels=channels, fit=fit, brightness=brightness).pixels
 
@@ -71,34 +48,25 @@ def decode_placed(
 ) -> Decoded:
     """``decode`` that also says where in the original the square lies; the same arguments and errors."""
     with ExitStack() as held:
-        unit = _read_unit(image, held) if isinstance(image, Path) else _unit(image, "the array")
+        unit = _read_unit(image, held)
         place = place_in_square(unit, size, fit)
         return Decoded(_finish(place.take(_planes(unit))[None], channels, brightness)[0], place)
 
 
 def decode_stack(images: Pixels, *, size: int, channels: int, fit: str = "stretch", brightness: str = "keep") -> Float:
-    """``decode`` for images of one shape, [N, H, W] or [N, H, W, C] -> float32 [N, channels, size, size].
-
-    The result equals that of ``decode`` bit for bit.
-    """
-    per_image = images if images.ndim == 4 else images[..., None]
-    unit = _unit(per_image, "the array")
+    """``decode``, bit for bit, for images of one shape: [N, H, W] or [N, H, W, C] -> [N, channels, size, size]."""
+    unit = _unit(images if images.ndim == 4 else images[..., None], "the array")
     if len(unit) == 0:
         return np.empty((0, channels, size, size), dtype=np.float32)
     if fit == "align":  # each has a place of its own
         placed = np.stack([place_in_square(image, size, fit).take(_planes(image)) for image in unit])
     else:
-        planes = _planes(unit)
-        placed = place_in_square(unit[0], size, fit).take(planes.reshape(-1, *planes.shape[2:]))
+        placed = place_in_square(unit[0], size, fit).take(_planes(unit).reshape(-1, *unit.shape[1:3]))
     return _finish(placed.reshape(len(unit), -1, size, size), channels, brightness)
 
 
 def read_upright(path: Path, longest: int) -> NDArray[np.uint8]:
-    """The pixels of a file for the eye: uint8 H x W x 3, upright, made smaller where a side is longer than ``longest``.
-
-    Raises:
-        InputError: as :func:`decode`.
-    """
+    """The pixels of a file for the eye: uint8 H x W x 3, upright, the longer side ``longest`` at most."""
     with ExitStack() as held:
         unit = _read_unit(path, held)
         unit *= 255
@@ -113,20 +81,14 @@ def read_upright(path: Path, longest: int) -> NDArray[np.uint8]:
 def decode_mask(path: Path, image: Path | Pixels, *, size: int, fit: str = "stretch") -> NDArray[np.bool_]:
     """Read a ground-truth mask: bool [size, size], True where any channel is not zero; nearest neighbour.
 
-    It goes through the geometry of ``decode``, so that mask and image stay aligned.
-
-    Args:
-        path: the mask's file.
-        image: what it marks, which alone says how ``align`` turns the two; looked at for nothing else.
-
-    Raises:
-        InputError: as :func:`decode`, or ``align`` and the two are not of one size.
+    The mask goes through the geometry of ``decode``, so that it stays aligned with the image that it marks. ``align``
+    looks at that image, and demands one of the mask's size.
     """
     with ExitStack() as held:
         anomalous: NDArray[np.bool_] = np.any(_read_unit(path, held) > 0, axis=-1)
         if fit != "align":
             return place_in_square(anomalous[..., None], size, fit).take_mask(anomalous)
-        marked = _read_unit(image, held) if isinstance(image, Path) else _unit(image, "the array")
+        marked = _read_unit(image, held)
         if marked.shape[:2] != anomalous.shape:
             raise InputError(
                 f"{printable(path)} is {anomalous.shape[1]} x {anomalous.shape[0]} pixels, its image "
@@ -138,7 +100,7 @@ def decode_mask(path: Path, image: Path | Pixels, *, size: int, fit: str = "stre
 def count_channels(samples: Sequence[Sample], most: int = 200) -> int:
     """3 where any sample is in colour, else 1. Reads headers only, of at most ``most`` files spread over the samples.
 
-    A file that cannot be opened is passed over here; ``ImageDataset.verify`` names it.
+    A file that cannot be opened is passed over here; ``ImageDataset.problems`` names it.
     """
     step = max(1, -(-len(samples) // most))
     return 3 if any(_is_colour(sample.image) for sample in samples[::step]) else 1
@@ -188,43 +150,35 @@ def levelled(images: Float) -> Float:
 
 def _unit(pixels: Pixels, what: str) -> Float:
     """[..., H, W, C] or H x W pixels of any supported type -> float32 [..., H, W, 1 or 3] in [0, 1]."""
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim < 3 or not 1 <= pixels.shape[-1] <= 4 or 0 in pixels.shape[-3:-1]:
         raise InputError(f"{what} has shape {pixels.shape}; an image is H x W or H x W x C with 1 to 4 channels")
-    if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2:
-        unit = pixels.astype(np.float32)
-        unit /= np.iinfo(pixels.dtype).max
-    elif pixels.dtype.kind == "b":
-        unit = pixels.astype(np.float32)
-    elif pixels.dtype.kind == "f":
-        # The comparison is false for NaN too.
-        if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 1):
-            raise InputError(
-                f"{what} has float pixels from {pixels.min():g} to {pixels.max():g}; they have to lie in [0, 1], "
-                "without NaN or infinity: rescale and save again"
-            )
-        unit = pixels.astype(np.float32)
-    else:
+    kind = pixels.dtype.kind
+    if kind not in "ubf" or (kind == "u" and pixels.dtype.itemsize > 2):
         raise InputError(f"{what} has {pixels.dtype} pixels; use uint8, uint16, or float in [0, 1]")
+    # The comparison is false for NaN too.
+    if kind == "f" and pixels.size and not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise InputError(
+            f"{what} has float pixels from {pixels.min():g} to {pixels.max():g}; they have to lie in [0, 1], "
+            "without NaN or infinity: rescale and save again"
+        )
+    unit = pixels.astype(np.float32)
+    if kind == "u":
+        unit /= np.iinfo(pixels.dtype).max
     if unit.shape[-1] in (2, 4):
-        alpha = unit[..., -1:]
-        unit = unit[..., :-1]
+        unit, alpha = unit[..., :-1], unit[..., -1:]
         unit *= alpha
     return unit
 
 
-def _read_unit(path: Path, held: ExitStack) -> Float:
-    return _unit(_read(path, held), printable(path))
+def _read_unit(image: Path | Pixels, held: ExitStack) -> Float:
+    """The pixels of :func:`_unit`; ``held`` keeps the room that a file takes, until its pixels are needed no more."""
+    if not isinstance(image, Path):
+        return _unit(image, "the array")
+    return _unit(_read(image, held), printable(image))
 
 
 def _read(path: Path, held: ExitStack) -> Pixels:
-    """The pixels of a file as the decoder gives them, upright: H x W or H x W x C.
-
-    Args:
-        path: the file.
-        held: keeps the room that the image takes, until its pixels are needed no more.
-    """
     try:
         with open_image(path) as opened:
             held.enter_context(room(opened.width * opened.height))
@@ -239,38 +193,26 @@ def _read(path: Path, held: ExitStack) -> Pixels:
 
 
 def pixels_of(opened: Image.Image, what: str = "the image") -> Pixels:
-    """The pixels of a Pillow image, upright: H x W or H x W x C.
+    """The pixels of a Pillow image, upright: H x W or H x W x C, as uint8, uint16, bool or float.
 
-    Raises:
-        InputError: integer pixels past 65535; damaged bytes behind a lazily loaded one raise what Pillow raises.
+    Integer pixels past 65535 are an InputError; damaged bytes behind a lazily loaded image raise what Pillow raises.
     """
     opened.load()
-    upright = _UPRIGHT.get(opened.getexif().get(0x0112, 1))
-    pixels = _pixels(opened, what)
-    return upright(pixels) if upright else pixels
-
-
-def _pixels(opened: Image.Image, what: str) -> Pixels:
-    """The pixels of a loaded image: uint8, uint16, bool or float."""
+    turn = _UPRIGHT.get(opened.getexif().get(0x0112, 1))
     mode = opened.mode
-    if mode == "I":
-        wide = np.asarray(opened)
-        if wide.min() < 0 or wide.max() > 65535:
-            raise InputError(
-                f"{what} has integer pixels from {wide.min()} to {wide.max()}; they have to lie in 0..65535: "
-                "save it as 16-bit, or as float in [0, 1]"
-            )
-        return wide.astype(np.uint16)
-    if mode.startswith("I;16"):
-        return np.asarray(opened).astype(np.uint16)  # native byte order
-    if mode == "F":
-        return np.asarray(opened)
-    if opened.has_transparency_data:
+    if opened.has_transparency_data and mode[:1] not in "IF":
         wanted = "LA" if mode in ("L", "LA") else "RGBA"
-        return np.asarray(opened if mode == wanted else opened.convert(wanted))
-    if mode in ("1", "L", "RGB"):
-        return np.asarray(opened)
-    return np.asarray(opened.convert("RGB"))
+    else:
+        wanted = mode if mode in ("1", "L", "RGB", "F") or mode[:1] == "I" else "RGB"
+    pixels = np.asarray(opened if mode == wanted else opened.convert(wanted))
+    if mode == "I" and (pixels.min() < 0 or pixels.max() > 65535):
+        raise InputError(
+            f"{what} has integer pixels from {pixels.min()} to {pixels.max()}; they have to lie in 0..65535: "
+            "save it as 16-bit, or as float in [0, 1]"
+        )
+    if mode[:1] == "I":
+        pixels = pixels.astype(np.uint16)  # native byte order
+    return turn(pixels) if turn else pixels
 
 
 # How to turn each EXIF orientation upright. On arrays, because Pillow does not turn every 16-bit mode.

@@ -14,12 +14,7 @@ from PIL import Image
 from raccgan.data.images.pose import Pose, find_pose
 from raccgan.errors import InputError
 
-FITS = {
-    "stretch": "resize to a square, aspect not kept",
-    "crop": "the central square",
-    "pad": "the whole image, black bars make it square",
-    "align": "the one object on a plain ground, turned upright, its narrower end below, and stretched to the square",
-}
+FITS = ("stretch", "crop", "pad", "align")
 
 FINEST = 2
 """Samples along each side of a pixel of the square, at least, where an image is turned: they smooth jagged edges."""
@@ -56,16 +51,16 @@ class Placement(ABC):
 
 
 def place_in_square(image: NDArray[Any], size: int, fit: str) -> Placement:
-    """Where an image [H, W, C] comes to lie in a square of ``size``. Only ``align`` looks at its pixels.
+    """Where an image [H, W, C] comes to lie in a square of ``size``.
 
-    Raises:
-        InputError: no such ``fit``.
+    ``stretch`` does not keep the aspect, ``crop`` takes the central square, and ``pad`` adds black bars. ``align``,
+    which alone looks at pixels, turns the one object on a plain ground upright, its narrower end below.
     """
     height, width = image.shape[:2]
-    if fit == "align":
-        return Turned(height, width, size, find_pose(image))
     box = (0.0, 0.0, float(width), float(height))
     rows, columns = size, size
+    if fit == "align":
+        return Turned(height, width, size, find_pose(image))
     if fit == "crop":
         side = min(height, width)
         left, top = (width - side) / 2, (height - side) / 2
@@ -104,8 +99,8 @@ class Boxed(Placement):
 
     def take_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         result = np.zeros((self.size, self.size), dtype=bool)
-        source = Image.fromarray(mask.astype(np.uint8))
-        result[self.rows, self.columns] = np.asarray(source.resize(self.resized, Image.Resampling.NEAREST, self.box))
+        resized = Image.fromarray(mask.astype(np.uint8)).resize(self.resized, Image.Resampling.NEAREST, self.box)
+        result[self.rows, self.columns] = np.asarray(resized)
         return result
 
     def original(self, row: int, column: int) -> tuple[int, int]:
@@ -164,9 +159,7 @@ class Turned(Placement):
         )
         return laid
 
-    def _sampled(
-        self, plane: NDArray[np.float32 | np.uint8], size: int, order: int, block: int = 1
-    ) -> NDArray[np.float32 | np.uint8]:
+    def _sampled(self, plane: NDArray[Any], size: int, order: int, block: int = 1) -> NDArray[Any]:
         """[size, size] of the image's pixels, or of the means of its blocks of ``block`` x ``block``."""
         from scipy import ndimage  # as in pose
 

@@ -1,8 +1,7 @@
 """Opens image files, with limits on their size and on the pixels that all threads decode at a time.
 
-A header may claim any size, and a small file may hold a huge image. A file of more than ``MOST_BYTES``, or with more
-than ``MOST_PIXELS`` in its header, is refused before anything is decoded. All threads together decode at most
-``MOST_PIXELS`` at a time; decoding took at most 28 bytes a pixel (colour with alpha; 8 bytes for 8-bit grey).
+A header may claim any size, and a small file may hold a huge image: both limits hold before anything is decoded.
+Decoding took at most 28 bytes a pixel (colour with alpha; 8 bytes for 8-bit grey).
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -21,20 +20,15 @@ from raccgan.errors import InputError
 # Named, because some of Pillow's other readers start programs (EPS) or are rarely used and as rarely looked after.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 
-MOST_PIXELS = 1 << 27
-"""Of one image, 11585 x 11585 for instance."""
-
-MOST_BYTES = 1 << 29
-"""Of one file; some of Pillow's readers go through all of a damaged one."""
+MOST_PIXELS = 1 << 27  # of one image, 11585 x 11585 for instance, and of all that threads decode at a time
+MOST_BYTES = 1 << 29  # of one file; some of Pillow's readers go through all of a damaged one
 
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
     """The image with its header read and nothing decoded.
 
-    Raises:
-        InputError: it is empty, or too large to be decoded.
-        Whatever Pillow raises.
+    An empty file, or one that is too large to be decoded, is an InputError; else this raises what Pillow raises.
     """
     size = path.stat().st_size
     if size == 0:
@@ -72,7 +66,7 @@ def room(pixels: int) -> Iterator[None]:
 
 _quiet_lock = threading.Lock()
 _quiet_users = 0
-_quiet_filters: warnings.catch_warnings[None] | None = None
+_quiet_filters = ExitStack()
 
 
 @contextmanager
@@ -82,17 +76,15 @@ def _quiet() -> Iterator[None]:
     ``warnings.catch_warnings`` alone is not safe in threads: overlapping ones restore each other's filters. Here the
     first thread in changes the filters and the last one out restores them.
     """
-    global _quiet_users, _quiet_filters
+    global _quiet_users
     with _quiet_lock:
+        if _quiet_users == 0:
+            _quiet_filters.enter_context(warnings.catch_warnings(action="ignore"))
         _quiet_users += 1
-        if _quiet_filters is None:
-            _quiet_filters = warnings.catch_warnings(action="ignore")
-            _quiet_filters.__enter__()
     try:
         yield
     finally:
         with _quiet_lock:
             _quiet_users -= 1
-            if _quiet_users == 0 and _quiet_filters is not None:
-                _quiet_filters.__exit__(None, None, None)
-                _quiet_filters = None
+            if _quiet_users == 0:
+                _quiet_filters.close()

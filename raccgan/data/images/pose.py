@@ -1,8 +1,7 @@
 """Position and rotation of the one object on a plain ground, for parts that are photographed as they fall.
 
-The ground is what the image's border mostly shows. The object is the largest connected region that stands out from the
-ground (Otsu, 1979). The axis of the object is that of its largest second moment. The third moment tells the narrower
-end, which is turned below.
+The ground is what the image's border mostly shows, the object the largest connected region that stands out (Otsu,
+1979). Its axis is that of its largest second moment. The third moment tells the narrower end, which is turned below.
 """
 
 from __future__ import annotations
@@ -13,20 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-LONGEST = 256
-"""Pixels of the longer side at which an object is looked for; what is smaller than such a pixel is not seen."""
-
-MARGIN = 1 / 16
-"""Ground round the object on each side, as a share of its own length and breadth."""
-
-FAINTEST = 2 / 255
-"""An object differs from the ground by this much somewhere, of intensities in [0, 1]."""
-
-ROUND = 1.1
-"""An object whose longer axis is not this much longer than the shorter (as ratio of second moments) is not turned."""
-
-EVEN = 0.05
-"""An object of less skewness along its axis has no narrower end: it is turned by less than half a turn."""
+LONGEST = 256  # pixels of the longer side at which an object is looked for; smaller things are not seen
+MARGIN = 1 / 16  # ground round the object on each side, as a share of its own length and breadth
+FAINTEST = 2 / 255  # an object differs from the ground by this much somewhere, of intensities in [0, 1]
+ROUND = 1.1  # a longer axis is this much longer than the shorter, as ratio of second moments, or nothing is turned
+EVEN = 0.05  # an object of less skewness along its axis has no narrower end: it is turned by less than half a turn
 
 Vector = NDArray[np.float64]
 """y and x, in pixels; pixel i of an image lies from i to i + 1."""
@@ -66,8 +56,8 @@ def _shrunk(image: NDArray[np.float32]) -> NDArray[np.float32]:
     if share >= 1:
         return image
     size = (max(1, round(width * share)), max(1, round(height * share)))
-    planes = (np.ascontiguousarray(image[..., c]) for c in range(image.shape[2]))
-    return np.stack([np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BOX)) for plane in planes], axis=2)
+    planes = (Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(image, 2, 0))
+    return np.stack([np.asarray(plane.resize(size, Image.Resampling.BOX)) for plane in planes], axis=2)
 
 
 def _object(image: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -1,8 +1,7 @@
 """A CSV list of images: columns ``path``, ``label``, ``split`` (train or test) and, where there are any, ``mask``.
 
 Paths are relative to the list, other columns are ignored, and the encoding is UTF-8. A cell may be as our own tables
-write it: with a leading ``'`` before what a spreadsheet would run, and with the odd characters of a file's name
-escaped.
+write it: a ``'`` before what a spreadsheet would run, odd characters of a file's name escaped.
 """
 
 from __future__ import annotations
@@ -13,29 +12,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from raccgan.data.samples import Sample, Source, SplitName, path_of, printable
-from raccgan.data.sources.folder import describe
+from raccgan.data.samples import Sample, Source, path_of, printable
+from raccgan.data.sources.folder import SPLITS, describe
 from raccgan.errors import InputError
 from raccgan.outputs.files import cell_text
 from raccgan.outputs.terminal import one_line
 
 COLUMNS = ("path", "label", "split")
 
-LONGEST_LINE = 1 << 18
-"""Characters; a file without line ends would otherwise be read whole."""
+LONGEST_LINE = 1 << 18  # characters; a file without line ends would otherwise be read whole
 
 
 def load_csv(root: Path, problems: list[str] | None = None) -> Source:
     """Load a list, or the only one in the folder ``root``.
 
-    Args:
-        root: the list, or the folder.
-        problems: where given, a line that cannot be used adds a line here, and the others go on.
-
-    Raises:
-        InputError: no such list, a missing column, or a line that cannot be used; names the line.
+    A line that cannot be used adds a line to ``problems``, and the others go on; without ``problems`` it is an
+    InputError, as a list without lines, without a column, or that is not there.
     """
-    path = _only_list(root) if root.is_dir() else root
+    lists = sorted(root.glob("*.csv")) if root.is_dir() else [root]
+    if len(lists) != 1:
+        found = ", ".join(printable(path.name) for path in lists) or "none"
+        raise InputError(f"{printable(root)} should hold one .csv file, and holds {found}: name the file itself")
+    path = lists[0]
     if not path.is_file():
         raise InputError(f"no file {printable(path)}: name a .csv file with the columns {', '.join(COLUMNS)}")
     samples: list[Sample] = []
@@ -53,19 +51,10 @@ def load_csv(root: Path, problems: list[str] | None = None) -> Source:
             problems.append(str(error))
         else:
             samples.append(sample)
-    if not samples and problems:
-        raise InputError(f"{printable(path)} has no line that can be used: {problems[0]}")
     if not samples:
-        raise InputError(f"{printable(path)} has a header but no images: add lines")
+        why = f"no line that can be used: {problems[0]}" if problems else "a header but no images: add lines"
+        raise InputError(f"{printable(path)} has {why}")
     return describe(printable(path.name), samples)
-
-
-def _only_list(folder: Path) -> Path:
-    lists = sorted(folder.glob("*.csv"))
-    if len(lists) != 1:
-        found = ", ".join(printable(path.name) for path in lists) or "none"
-        raise InputError(f"{printable(folder)} should hold one .csv file, and holds {found}: name the file itself")
-    return lists[0]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -75,8 +64,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         with path.open(encoding="utf-8-sig", newline="") as opened:
             reader = csv.reader(_lines(path, opened))
             header = [name.strip().lower() for name in next(reader, [])]
-            missing = [name for name in COLUMNS if name not in header]
-            if missing:
+            if missing := [name for name in COLUMNS if name not in header]:
                 raise InputError(
                     f"{printable(path)} line 1: no column {', '.join(missing)}; the first line has to name the "
                     f"columns {', '.join(COLUMNS)}, with commas between them"
@@ -94,9 +82,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _lines(path: Path, opened: TextIO) -> Iterator[str]:
-    number = 0
-    while line := opened.readline(LONGEST_LINE):
-        number += 1
+    for number, line in enumerate(iter(lambda: opened.readline(LONGEST_LINE), ""), 1):
         if len(line) == LONGEST_LINE:
             raise InputError(f"{printable(path)} line {number}: longer than {LONGEST_LINE} characters")
         yield line
@@ -107,8 +93,7 @@ def _sample(path: Path, line: int, row: dict[str, str]) -> Sample:
     for name in COLUMNS:
         if not row[name]:
             raise InputError(f"{where}: no {name}; every line needs {', '.join(COLUMNS)}")
-    splits: dict[str, SplitName] = {"train": "train", "test": "test"}
-    split = splits.get(row["split"].lower())
+    split = next((split for split in SPLITS if split == row["split"].lower()), None)
     if split is None:
         raise InputError(f"{where}: the split is {row['split']!r}; it has to be train or test")
     label = cell_text(row["label"])

@@ -8,32 +8,17 @@ import numpy as np
 
 from raccgan.data.samples import Sample, Source
 from raccgan.data.splits import split_by_class
-from raccgan.errors import InputError
 
 
-def load_digits_source(root: Path) -> Source:
-    """Load the digits; ``root`` is not read.
+def load_digits(root: Path) -> Source:
+    """Load the digits; ``root`` is not read. Pixels are float32 in [0, 1]: the 17 grey levels 0..16, divided by 16."""
+    from sklearn import datasets
 
-    Pixels are float32 in [0, 1]: the set's 17 grey levels 0..16, divided by 16.
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise InputError(
-            "the digits come with scikit-learn, which is not installed: pip install scikit-learn"
-        ) from None
-    bunch = load_digits()
+    bunch = datasets.load_digits()
     pixels = (np.asarray(bunch.images) / 16).astype(np.float32)
     samples = [
-        Sample(key=f"digits/{i}", label=str(label), split="train", image=image)
+        Sample(f"digits/{i}", str(label), "train", image)
         for i, (image, label) in enumerate(zip(pixels, bunch.target, strict=True))
     ]
-    return Source(
-        name="digits",
-        samples=split_by_class(samples),
-        classes=tuple(str(digit) for digit in range(10)),
-        channels=1,
-        default_normal=("0", "1", "2", "3", "4"),
-        default_protocol="one-vs-rest",
-        official_split=False,
-    )
+    classes = tuple("0123456789")
+    return Source("digits", split_by_class(samples), classes, 1, classes[:5], "one-vs-rest", official_split=False)

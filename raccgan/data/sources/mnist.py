@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from raccgan.data.samples import Sample, Source, SplitName, printable
+from raccgan.data.samples import Sample, Source, printable
+from raccgan.data.sources.folder import SPLITS
 from raccgan.errors import InputError
 
-DIGITS = tuple(str(digit) for digit in range(10))
+DIGITS = tuple("0123456789")
 GARMENTS = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 
 MIRRORS = {
@@ -50,8 +51,7 @@ def load_fashion_mnist(root: Path) -> Source:
 def _load(raw: Path, name: str, kind: str, classes: tuple[str, ...]) -> Source:
     _download_absent(raw, kind)
     samples: list[Sample] = []
-    parts: tuple[tuple[SplitName, str], ...] = (("train", "train"), ("test", "t10k"))
-    for split, prefix in parts:
+    for split, prefix in zip(SPLITS, ("train", "t10k"), strict=True):
         images, labels = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
         try:
             pixels, targets = _read_idx(raw / images, 3), _read_idx(raw / labels, 1)
@@ -67,19 +67,15 @@ def _load(raw: Path, name: str, kind: str, classes: tuple[str, ...]) -> Source:
 
 def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """The array in an IDX file of bytes, compressed or not."""
-    content = path.read_bytes() if path.is_file() else gzip.decompress(_compressed(path).read_bytes())
+    content = path.read_bytes() if path.is_file() else gzip.decompress(Path(f"{path}.gz").read_bytes())
     magic, *shape = struct.unpack_from(f">{1 + dimensions}I", content)
     if magic != 0x800 + dimensions:
         raise ValueError(f"{path.name} is no IDX file of {dimensions} dimensions")
     return np.frombuffer(content, np.uint8, offset=4 * (1 + dimensions)).reshape(shape)
 
 
-def _compressed(path: Path) -> Path:
-    return path.with_name(f"{path.name}.gz")
-
-
 def _download_absent(raw: Path, kind: str) -> None:
-    absent = [raw / name for name in MD5[kind] if not ((raw / name).is_file() or _compressed(raw / name).is_file())]
+    absent = [raw / name for name in MD5[kind] if not any((raw / file).is_file() for file in (name, f"{name}.gz"))]
     try:
         for path in absent:
             with urllib.request.urlopen(f"{MIRRORS[kind]}{path.name}.gz", timeout=60) as answer:

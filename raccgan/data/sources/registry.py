@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raccgan.data.samples import Source, printable
-from raccgan.data.sources.chest_xray import load_chest_xray
 from raccgan.data.sources.csv_list import load_csv
-from raccgan.data.sources.digits import load_digits_source
+from raccgan.data.sources.digits import load_digits
 from raccgan.data.sources.folder import load_folder
 from raccgan.data.sources.mnist import load_fashion_mnist, load_mnist
-from raccgan.data.sources.mvtec import load_mvtec
+from raccgan.data.sources.published import load_chest_xray, load_mvtec
 from raccgan.data.splits import closest
 from raccgan.errors import InputError
 
@@ -37,38 +36,22 @@ def without_categories(load: Callable[[Path], Source]) -> Callable[[Path, str | 
 
 
 SOURCES: dict[str, Entry] = {
-    "digits": Entry(
-        without_categories(load_digits_source), "8x8 digits that come with scikit-learn; nothing to download"
-    ),
+    "digits": Entry(without_categories(load_digits), "8x8 digits that come with scikit-learn; nothing to download"),
     "mnist": Entry(without_categories(load_mnist), "MNIST in ROOT/MNIST/raw, downloaded where absent"),
-    "fashion-mnist": Entry(
-        without_categories(load_fashion_mnist), "Fashion-MNIST in ROOT/FashionMNIST/raw, downloaded where absent"
-    ),
+    "fashion-mnist": Entry(without_categories(load_fashion_mnist), "the same in ROOT/FashionMNIST/raw"),
     "mvtec": Entry(load_mvtec, "MVTec AD in ROOT/mvtec/<category>; needs a category where there are several"),
-    "chest-xray": Entry(
-        without_categories(load_chest_xray), "Kermany chest X-rays in ROOT/chest_xray/{train,test}/<class>"
-    ),
-    "folder": Entry(
-        load_folder, "ROOT itself: {train,test}/<class>, or one folder a class, such as normal and abnormal"
-    ),
-    "csv": Entry(
-        without_categories(load_csv), "ROOT is a .csv file with columns path, label, split and, optional, mask"
-    ),
+    "chest-xray": Entry(without_categories(load_chest_xray), "chest X-rays in ROOT/chest_xray/{train,test}/<class>"),
+    "folder": Entry(load_folder, "ROOT itself: {train,test}/<class>, or one folder a class"),
+    "csv": Entry(without_categories(load_csv), "ROOT is a .csv file with columns path, label, split and perhaps mask"),
 }
 
 
 def load_source(dataset: str, root: Path, *, category: str | None = None, problems: list[str] | None = None) -> Source:
-    """Load a source by name, or from a path.
+    """Load a source by name, from the data root, or from a path, which ``root`` has nothing to do with.
 
-    Args:
-        dataset: a name in ``SOURCES``; or a folder or .csv file, which ``root`` has nothing to do with. A folder that
-            is called like a source is meant by ``./name``.
-        root: the data root, for sources by name.
-        category: which category, for a source that has several.
-        problems: where given, a line of a .csv file that cannot be used adds a line here, and the others go on.
-
-    Raises:
-        InputError: no such name or path, or what the source's loader says.
+    The path is a folder or a .csv file; a folder that is called like a source is meant by ``./name``. ``category`` is
+    for a source that has several. Where ``problems`` is given, a line of a .csv file that cannot be used adds a line
+    to it, and the others go on. An InputError says what else is wrong.
     """
     if dataset in SOURCES:
         return SOURCES[dataset].load(root, category)

@@ -1,6 +1,4 @@
-"""The report: one HTML page that shows a table of scores, without network, server or library.
-
-The parts of the page lie beside this file.
+"""The report: one HTML page that shows a table of scores, without network, server or library; its parts lie beside.
 
 Names of files and classes come from outside. They reach the page as JSON in a block that is no script, and the page
 shows them as text. A content security policy lets nothing run but our own script, by its hash.
@@ -28,14 +26,9 @@ from raccgan.errors import InputError
 from raccgan.outputs.files import write_atomically
 from raccgan.outputs.overlays import Float, MapScale, outlined, overlay, to_uint8
 
-TILE = 128
-"""The largest side of a picture in the page, in pixels."""
-
-LOSSLESS = 64
-"""Pictures up to this side keep every pixel; larger ones are photographs more often, and many."""
-
-BLOCK = 100
-"""Images whose pictures share a block of the page; a block is read when the first of them comes into sight."""
+TILE = 128  # the largest side of a picture in the page, in pixels
+LOSSLESS = 64  # pictures up to this side keep every pixel; larger ones are photographs more often, and many
+BLOCK = 100  # images whose pictures share a block of the page; a block is read when the first of them comes into sight
 
 
 @dataclass(frozen=True)
@@ -68,11 +61,7 @@ _STRIP = re.compile(r"data:image/(png|webp);base64,[A-Za-z0-9+/]+=*")
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write the page: images with the highest score first.
-
-    Raises:
-        InputError: as :func:`raccgan.outputs.files.write_text`.
-    """
+    """Write the page: images with the highest score first."""
     images = sorted(report.images, key=lambda image: -image.record["score"])
     data = {**vars(report), "images": [dict(image.record) for image in images], "block": BLOCK}
     if not all(_STRIP.fullmatch(image.strip) for image in images):  # a journal that somebody else began, for instance
@@ -106,26 +95,20 @@ def strip(
 ) -> str:
     """Original, reconstruction and overlay side by side, as a data URI.
 
-    Args:
-        image, reconstruction: [C, S, S] in [-1, 1].
-        map: [S, S].
-        scale: of the map's colours.
-        mask: [S, S], what is truly anomalous; outlined on the overlay.
+    ``image`` and ``reconstruction`` are [C, S, S] in [-1, 1], ``map`` is [S, S], and ``mask`` [S, S], what is truly
+    anomalous, is outlined on the overlay.
     """
     original = to_uint8(image)
     shown = overlay(original, map, scale)
-    tiles = np.concatenate(
-        [original, to_uint8(reconstruction), shown if mask is None else outlined(shown, mask)], axis=1
-    )
-    picture, side = Image.fromarray(tiles), min(TILE, len(map))
+    shown = shown if mask is None else outlined(shown, mask)
+    picture = Image.fromarray(np.concatenate([original, to_uint8(reconstruction), shown], axis=1))
+    side = min(TILE, len(map))
     if side < len(map):
         picture = picture.resize((3 * side, side), Image.Resampling.BOX)
+    kind = "png" if side <= LOSSLESS else "webp"
     stream = io.BytesIO()
-    if side <= LOSSLESS:
-        picture.save(stream, "PNG")
-        return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    picture.save(stream, "WEBP", quality=75, method=2)
-    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    picture.save(stream, kind, **({} if kind == "png" else {"quality": 75, "method": 2}))
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _part(name: str) -> str:
