@@ -52,7 +52,7 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 
 class Scoring(nn.Module):
-    """What ``raccgan.scoring.score_module.ScoreModule`` computes for one known class and a reconstruction score.
+    """What ``raccgan.scoring.scorer.ScoreModule`` computes for one known class and a reconstruction score.
 
     In bfloat16 the networks run in autocast, as in training, and the score itself in the images' dtype.
     """

@@ -25,7 +25,7 @@ COMMANDS = {
 """Each command is the module ``raccgan.COMMAND``, and ``python -m raccgan.COMMAND`` runs it too."""
 
 _WITHIN_A_FOLDER = ("export", "experiment")
-"""Commands whose ``main`` is in ``raccgan.COMMAND.command``, not in ``raccgan.COMMAND``."""
+"""Commands whose ``main`` is in ``raccgan.COMMAND.__main__``, not in ``raccgan.COMMAND``."""
 
 HELP = f"""\
 usage: raccgan COMMAND [option ...]
@@ -50,7 +50,7 @@ examples:
 
 def module_of(command: str) -> ModuleType:
     """The module whose ``main`` runs a command."""
-    return import_module(f"raccgan.{command}.command" if command in _WITHIN_A_FOLDER else f"raccgan.{command}")
+    return import_module(f"raccgan.{command}.__main__" if command in _WITHIN_A_FOLDER else f"raccgan.{command}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

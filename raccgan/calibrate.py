@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
 
     from raccgan.models import checkpoint as checkpoints
-    from raccgan.scoring.threshold import choose_threshold
+    from raccgan.scoring.calibration import choose_threshold
 
     file = checkpoints.existing(given.run)
     with own_folder(file.parent):  # a training that goes on there would lose steps to what is read here
@@ -87,15 +87,14 @@ def _scores(stored: Checkpoint, given: argparse.Namespace) -> tuple[dict[str, Te
     """What the named images get, and how many of them could not be read."""
     import torch
 
-    from raccgan.scoring.detector import Detector
-    from raccgan.scoring.reading import Skipped
+    from raccgan.scoring.detector import Detector, Skipped
     from raccgan.scoring.score_files import find
 
     found = find(given.images)
     # A detector has a threshold, and this one decides nothing.
     settings = options.settings_of(given, but=("quantile",))
     device = options.pick_device(given.device)
-    detector = Detector.of(stored, 0.0, device, label_policy=given.label_policy, **settings)
+    detector = Detector(stored, 0.0, device, label_policy=given.label_policy, **settings)
     options.note_missing_library(detector.config.kernels)
     problems = list(found.problems)
     scores, peaks = [], []

@@ -36,7 +36,7 @@ _scoring = partial(_setting, "scoring")
 _run = partial(_setting, "run")
 
 SCORES = ("reconstruction", "density", "texture", "defects", "both", "all")
-"""What a score may be: :class:`raccgan.scoring.score_module.ScoreModule` has the formulas."""
+"""What a score may be: :class:`raccgan.scoring.scorer.ScoreModule` has the formulas."""
 
 
 @dataclass(frozen=True)

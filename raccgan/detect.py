@@ -52,9 +52,9 @@ def main(arguments: Sequence[str]) -> int:
     import torch
 
     from raccgan.models import checkpoint as checkpoints
+    from raccgan.scoring.calibration import choose_threshold
     from raccgan.scoring.detector import Detector
     from raccgan.scoring.score_files import help_first
-    from raccgan.scoring.threshold import choose_threshold
 
     device = options.pick_device(given.device)
     job = ranks.join(device, getattr(given, "rank_timeout", Config.rank_timeout))
@@ -64,9 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     if getattr(given, "threads", 0):
         torch.set_num_threads(given.threads)
     settings = options.settings_of(given, but=("quantile", "threads"))
-    detector = Detector.of(
-        stored, threshold, device, label_policy=given.label_policy, compiled=given.compile, **settings
-    )
+    detector = Detector(stored, threshold, device, label_policy=given.label_policy, compiled=given.compile, **settings)
     options.note_missing_library(detector.config.kernels)
     if not job.first:
         help_first(detector, job)
@@ -78,8 +76,8 @@ def _detect(detector: Detector, stored: Checkpoint, given: argparse.Namespace) -
     """Score the files and write the results; the exit status."""
     from raccgan.models.checkpoint import digest
     from raccgan.outputs.overlays import MapScale
+    from raccgan.scoring.record import Table
     from raccgan.scoring.score_files import FOLDERS, Wanted, find, score_files, take_folder
-    from raccgan.scoring.table import Table
 
     found = find(given.images)
     for problem in found.problems:

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     device = options.pick_device(given.device)
 
-    from raccgan.evaluation.result_files import evaluate_run
+    from raccgan.evaluation.assessment import evaluate_run
     from raccgan.models import checkpoint as checkpoints
     from raccgan.models.devices import require_kernels
     from raccgan.scoring.calibration import calibration_for
@@ -57,9 +57,8 @@ def main(arguments: Sequence[str]) -> int:
     with job.entered_on_first(lambda: own_folder(folder)) as out:
         networks = checkpoints.networks_of(stored, run.config, device)
         scorer = Scorer(run.config, networks, run.classes, given.label_policy)
-        policy, quantile = given.label_policy, settings.get("quantile")
         held_out = partial(run.dataset, run.split.held_out)
-        calibration = calibration_for(stored, run.config, scorer, held_out, policy=policy, quantile=quantile)
+        calibration = calibration_for(stored, run.config, scorer, held_out, settings.get("quantile"))
         report_of = str(given.run) if given.report else ""
         assessment = evaluate_run(
             out, run, scorer, calibration, seconds=stored.seconds, history=stored.history, report_of=report_of

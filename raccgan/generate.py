@@ -36,8 +36,7 @@ def main(arguments: Sequence[str]) -> int:
 
     import torch
 
-    from raccgan.generation.folder import ImageMaker, require_empty
-    from raccgan.generation.real import real_images
+    from raccgan.generation.folder import ImageMaker, real_images, require_empty
     from raccgan.models import checkpoint as checkpoints
     from raccgan.models.devices import require_kernels
 

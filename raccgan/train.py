@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run_phases(training: Training, run: Run, phase: str, out: Path) -> None:
     """Train, calibrate and evaluate, or one part of that; on several ranks, the first alone evaluates."""
-    from raccgan.evaluation.result_files import evaluate_run
+    from raccgan.evaluation.assessment import evaluate_run
     from raccgan.scoring.calibration import calibrate, fit_density
     from raccgan.scoring.scorer import Scorer
 

@@ -1,12 +1,15 @@
-"""Tests a trained run on the test images: scores, metrics, and the plain controls beside them."""
+"""Tests a trained run on its test images: scores and metrics, the plain controls beside them, and files of all that."""
 
 from __future__ import annotations
 
 import dataclasses
+import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,14 +17,25 @@ from raccgan.data.dataset import ImageDataset
 from raccgan.data.images.decode import decode_mask
 from raccgan.data.samples import Sample
 from raccgan.evaluation import controls, metrics
+from raccgan.models.checkpoint import Calibration, History
 from raccgan.models.maps import smoothed
+from raccgan.models.randomness import stream
+from raccgan.outputs import figures
+from raccgan.outputs.files import write_csv, write_json
+from raccgan.outputs.overlays import MapScale
+from raccgan.outputs.pictures import sample_grid
 from raccgan.outputs.progress import Progress
+from raccgan.outputs.report import Report, Shown, strip, write_report
 from raccgan.scoring.calibration import score_dataset
+from raccgan.scoring.record import TEST_COLUMNS, TITLES, ScoreRecord, cells, decision
 from raccgan.scoring.scorer import Scored, Scorer
 from raccgan.training.run import Run
 
 CONTROL_BYTES = 1 << 30
 """The most training pixels, as float32, that the controls see."""
+
+MOST_CLASSES = 20
+"""Rows of ``samples.png``."""
 
 
 @dataclass(frozen=True)
@@ -38,30 +52,144 @@ class Assessment:
         """Metrics and decisions in two lines, for the terminal."""
         image, pixel, confusion = self.metrics["image"], self.metrics["pixel"], self.metrics["image"]["confusion"]
         beside = ", ".join(
-            f"{name.replace('_', ' ')} {shown(found['auroc'])}" for name, found in self.metrics["controls"].items()
+            f"{name.replace('_', ' ')} {_shown(found['auroc'])}" for name, found in self.metrics["controls"].items()
         )
-        pixels = f", pixel AUROC {shown(pixel['auroc'])}" if pixel["auroc"] is not None else ""
+        pixels = f", pixel AUROC {_shown(pixel['auroc'])}" if pixel["auroc"] is not None else ""
         anomalies = confusion["true_positive"] + confusion["false_negative"]
         normal = confusion["false_positive"] + confusion["true_negative"]
         return (
-            f"image AUROC {shown(image['auroc'])}, AUPR {shown(image['auprc'])}{pixels}  (controls: {beside})\n"
+            f"image AUROC {_shown(image['auroc'])}, AUPR {_shown(image['auprc'])}{pixels}  (controls: {beside})\n"
             f"at threshold {self.threshold:.4g}: {confusion['true_positive']} of {anomalies} anomalies found, "
             f"{confusion['false_positive']} of {normal} normal images taken for anomalies"
         )
 
 
-def assess(run: Run, scorer: Scorer, threshold: float, *, seconds: float, details: bool = False) -> Assessment | None:
-    """Score the test images, and on rank 0 compute the metrics and those of the controls.
+def evaluate_run(
+    out: Path,
+    run: Run,
+    scorer: Scorer,
+    calibration: Calibration,
+    *,
+    seconds: float,
+    history: History,
+    report_of: str = "",
+) -> Assessment | None:
+    """Assess a trained run on its test images, and write the results into the folder ``out``, which is there.
+
+    All ranks call it together; rank 0 alone writes and gets the assessment.
 
     Args:
-        run: the configuration, and the data.
-        scorer: scores of the trained run.
-        threshold: an image is predicted anomalous where its score is above.
         seconds: training time, for the record.
-        details: keep maps and reconstructions, for a report.
+        history: losses by name, for the picture of them.
+        report_of: the user's name for the run, with which ``report.html`` is written; empty for no report.
+    """
+    assessment = _assess(run, scorer, calibration.threshold, seconds=seconds, details=bool(report_of))
+    if assessment is None:
+        return None
+    write_json(out / "metrics.json", assessment.metrics)
+    rows = _rows(run, assessment)
+    write_csv(out / "scores.csv", TEST_COLUMNS, (cells(row, TEST_COLUMNS) for row in rows))
+    _write_samples(out / "samples.png", run, scorer)
+    _write_reconstructions(out / "reconstructions.png", run, assessment, scorer)
+    if history:
+        figures.loss_curves(out / "losses.png", history)
+    if assessment.anomalous.any() and not assessment.anomalous.all():
+        _write_roc(out / "roc.png", assessment)
+    if report_of:
+        _write_page(out / "report.html", run, assessment, calibration, rows, report_of)
+    return assessment
 
-    Returns:
-        None on the other ranks, which only help with the scores.
+
+def _rows(run: Run, assessment: Assessment) -> list[dict[str, Any]]:
+    """The truth and the record of each test image, by TEST_COLUMNS and more."""
+    known = zip(run.split.test, assessment.anomalous.tolist(), assessment.scored.rows(run.classes), strict=True)
+    return [
+        {"path": sample.key, "class": sample.label, "label": decision(anomalous)}
+        | ScoreRecord(threshold=assessment.threshold, **row).values()
+        for sample, anomalous, row in known
+    ]
+
+
+@torch.inference_mode()
+def _write_samples(path: Path, run: Run, scorer: Scorer) -> None:
+    draw = stream(run.config.seed, "samples")
+    rows = {}
+    for index, name in enumerate(run.classes[:MOST_CLASSES]):
+        z = torch.randn(10, run.config.latent_size, generator=draw).to(run.device)
+        y = torch.full((10,), index, device=run.device)
+        rows[name] = scorer.module.generator(z, y).float().cpu().numpy()
+    sample_grid(path, rows, title="generated, one row a normal class")
+
+
+def _write_reconstructions(path: Path, run: Run, assessment: Assessment, scorer: Scorer, each: int = 6) -> None:
+    """Some normal and some anomalous test images, drawn without looking at their scores."""
+    draw = random.Random(run.config.seed)
+    chosen: list[int] = []
+    for wanted in (False, True):
+        members = np.flatnonzero(assessment.anomalous == wanted).tolist()
+        chosen += sorted(draw.sample(members, min(each, len(members))))
+    samples = [run.split.test[i] for i in chosen]
+    images = run.dataset(samples).images(range(len(samples)))
+    scored = scorer.score(images, details=True)
+    maps, reconstructions = scored.details()
+    rows = [
+        figures.Reconstruction(
+            original=images[row].numpy(),
+            reconstruction=reconstructions[row],
+            map=maps[row],
+            name=sample.key,
+            label=sample.label,
+            score=float(scored.score[row]),
+            anomalous=bool(assessment.anomalous[i]),
+            predicted=bool(scored.score[row] > assessment.threshold),
+            mask=_true_mask(run, sample),
+        )
+        for row, (i, sample) in enumerate(zip(chosen, samples, strict=True))
+    ]
+    figures.reconstructions(path, rows)
+
+
+def _write_roc(path: Path, assessment: Assessment) -> None:
+    scores, anomalous = assessment.scored.score.numpy(), assessment.anomalous
+    curves = {"RA-CCGAN": figures.RocCurve(*metrics.roc(scores, anomalous), assessment.metrics["image"]["auroc"])}
+    for name, values in assessment.controls.items():
+        auroc = assessment.metrics["controls"][name]["auroc"]
+        curves[name.replace("_", " ")] = figures.RocCurve(*metrics.roc(values, anomalous), auroc)
+    figures.roc_and_histogram(path, scores, anomalous, assessment.threshold, curves)
+
+
+def _write_page(
+    path: Path, run: Run, assessment: Assessment, calibration: Calibration, rows: list[dict[str, Any]], name: str
+) -> None:
+    scale, test, images = MapScale.of(calibration.held_out), run.dataset(run.split.test), []
+    for i, (sample, row, map, reconstruction) in enumerate(
+        zip(run.split.test, rows, *assessment.scored.details(), strict=True)
+    ):
+        picture = strip(test.images([i])[0].numpy(), reconstruction, map, scale, _true_mask(run, sample))
+        images.append(Shown(row | {"map_max": float(map.max())}, picture))
+    beside = assessment.metrics["controls"].items()
+    report = Report(
+        title=f"{name} against the test images of {run.config.dataset}",
+        threshold=assessment.threshold,
+        terms=TITLES,
+        images=images,
+        held_out=calibration.held_out["score"].tolist() if calibration.held_out else (),
+        facts={
+            "normal classes": ", ".join(run.classes),
+            "protocol": run.config.protocol,
+            **{f"{control.replace('_', ' ')} AUROC": _shown(found["auroc"]) for control, found in beside},
+        },
+        run=name,
+        auroc=assessment.metrics["image"]["auroc"],
+        auprc=assessment.metrics["image"]["auprc"],
+    )
+    write_report(path, report)
+
+
+def _assess(run: Run, scorer: Scorer, threshold: float, *, seconds: float, details: bool = False) -> Assessment | None:
+    """Score the test images, and compute the metrics and those of the controls; None on ranks but the first.
+
+    ``seconds`` is the training time, for the record; ``details`` keeps maps and reconstructions, for a report.
     """
     test = run.dataset(run.split.test)
     has_masks = any(sample.mask is not None for sample in run.split.test)
@@ -69,43 +197,23 @@ def assess(run: Run, scorer: Scorer, threshold: float, *, seconds: float, detail
     if scored is None:
         return None
     anomalous = np.array([run.split.is_anomalous(sample) for sample in run.split.test])
-    masks = _masks(run) if has_masks else None
     control_maps = _control_maps(run, test)
     control_scores = {name: maps.double().mean(dim=(1, 2)).numpy() for name, maps in control_maps.items()}
     pixel = metrics.PixelMetrics(auroc=None, aupro=None)
-    if masks is not None:
-        assert scored.map is not None
-        pixel = metrics.pixel_metrics(scored.map.numpy(), masks)
+    pixel_aurocs: dict[str, float | None] = dict.fromkeys(control_maps)
+    if has_masks:
+        masks = _masks(run)
+        pixel = metrics.pixel_metrics(scored.details()[0], masks)
+        for name, maps in control_maps.items():  # smoothed as ours are
+            pixel_aurocs[name] = metrics.auroc(smoothed(maps).flatten().numpy(), masks.ravel())
     found = {
         "image": dataclasses.asdict(metrics.image_metrics(scored.score.numpy(), anomalous, threshold)),
         "pixel": dataclasses.asdict(pixel),
         "controls": {
-            name: {
-                "auroc": metrics.image_metrics(values, anomalous, float(np.median(values))).auroc,
-                "pixel_auroc": _pixel_auroc(control_maps[name], masks),
-            }
+            name: {"auroc": metrics.auroc(values, anomalous), "pixel_auroc": pixel_aurocs[name]}
             for name, values in control_scores.items()
         },
         "threshold": threshold,
-        **_circumstances(run, seconds, anomalous),
-    }
-    return Assessment(found, scored, anomalous, threshold, control_scores)
-
-
-def true_mask(run: Run, sample: Sample) -> NDArray[np.bool_] | None:
-    """The anomalous pixels [H, W] of a sample, in the square that the model sees; None without a mask file."""
-    if sample.mask is None:
-        return None
-    return decode_mask(sample.mask, sample.image, size=run.config.image_size, fit=run.config.fit)
-
-
-def shown(value: float | None) -> str:
-    """A metric as text, to three digits."""
-    return "n/a" if value is None else f"{value:.3f}"
-
-
-def _circumstances(run: Run, seconds: float, anomalous: NDArray[np.bool_]) -> dict[str, Any]:
-    return {
         "seed": run.config.seed,
         "seconds": round(seconds, 1),
         "kernels": run.config.kernels,
@@ -120,18 +228,24 @@ def _circumstances(run: Run, seconds: float, anomalous: NDArray[np.bool_]) -> di
             "test_anomalous": int(anomalous.sum()),
         },
     }
+    return Assessment(found, scored, anomalous, threshold, control_scores)
 
 
-def _pixel_auroc(errors: Tensor, masks: NDArray[np.bool_] | None) -> float | None:
-    """The pixel AUROC of a control's error maps, smoothed as ours are; None where there are no masks."""
-    return None if masks is None else metrics.pixel_metrics(smoothed(errors).numpy(), masks).auroc
+def _true_mask(run: Run, sample: Sample) -> NDArray[np.bool_] | None:
+    """The anomalous pixels [H, W] of a sample, in the square that the model sees; None without a mask file."""
+    if sample.mask is None:
+        return None
+    return decode_mask(sample.mask, sample.image, size=run.config.image_size, fit=run.config.fit)
+
+
+def _shown(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
 
 
 def _masks(run: Run) -> NDArray[np.bool_]:
     """[N, H, W]; an image without a mask file is normal everywhere."""
-    size = run.config.image_size
-    empty = np.zeros((size, size), dtype=bool)
-    masks = (true_mask(run, sample) for sample in run.split.test)
+    empty = np.zeros((run.config.image_size, run.config.image_size), dtype=bool)
+    masks = (_true_mask(run, sample) for sample in run.split.test)
     return np.stack([empty if mask is None else mask for mask in masks])
 
 

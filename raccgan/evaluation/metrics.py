@@ -1,18 +1,15 @@
 """How well scores tell anomalous from normal: per image, and per pixel where masks are known.
 
 A higher score is more anomalous; an image is predicted anomalous if, and only if, its score > threshold.
-All curves are scikit-learn's. A number that the data do not define (one class missing) is None, never a guess.
-
-The per-region overlap (PRO) needs no curve of its own. At a threshold it is the mean, over the connected anomalous
-regions R, of the share of R that is found: sum over R of sum over found pixels p in R of 1/|R|, over the number of
-regions. That is the true positive rate of a ROC in which each anomalous pixel weighs 1/|R| and a normal one 1.
+A number that the data do not define (one class missing) is None, never a guess.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+from sklearn import metrics as sklearn_metrics
 
 from raccgan.errors import InputError
 
@@ -32,17 +29,13 @@ class Confusion:
 
 @dataclass(frozen=True)
 class ImageMetrics:
-    """Image-level results, all in 0..1 (``f1_max_threshold`` in units of the score), None where undefined.
-
-    ``auroc``, ``auprc`` (average precision), ``f1_max`` and ``f1_max_threshold`` look at the labels to choose or sweep
-    the threshold; the others are at the threshold given.
-    """
+    """Image-level results, all in 0..1 but ``f1_max_threshold``, None where undefined."""
 
     auroc: float | None
-    auprc: float | None
-    f1_max: float | None
+    auprc: float | None  # average precision
+    f1_max: float | None  # over all thresholds
     f1_max_threshold: float | None
-    confusion: Confusion
+    confusion: Confusion  # at the threshold given, as all below
     precision: float | None
     recall: float | None
     balanced_accuracy: float | None
@@ -59,40 +52,30 @@ class PixelMetrics:
 def image_metrics(scores: ArrayLike, anomalous: ArrayLike, threshold: float) -> ImageMetrics:
     """Judge ``scores [N]`` by the labels ``anomalous [N]`` (bool, or 0 and 1).
 
-    Precision is None where nothing is predicted anomalous, recall where nothing is, all but the confusion where only
-    one class is there at all (precision and recall as far as they are defined).
-
     Raises:
         InputError: a score is NaN or infinite (the message names the first), or the threshold is NaN.
         ValueError: the shapes differ or are not ``[N]``.
     """
-    from sklearn.metrics import (
-        average_precision_score,
-        balanced_accuracy_score,
-        confusion_matrix,
-        precision_score,
-        recall_score,
-        roc_auc_score,
-    )
-
     s, y = _scores_and_labels(scores, anomalous)
     if np.isnan(threshold):
         raise InputError("the threshold is NaN: calibrate it on normal images with finite scores")
     predicted = s > threshold
     # scikit-learn takes no empty table, and then nothing has been counted anyway.
-    counts = confusion_matrix(y, predicted, labels=[False, True]).ravel() if s.size else np.zeros(4, int)
+    counts = (
+        sklearn_metrics.confusion_matrix(y, predicted, labels=[False, True]).ravel() if s.size else np.zeros(4, int)
+    )
     both = _has_both(y)
     f1_max, f1_max_threshold = _best_f1(s, y) if both else (None, None)
     tn, fp, fn, tp = (int(count) for count in counts)
     return ImageMetrics(
-        auroc=float(roc_auc_score(y, s)) if both else None,
-        auprc=float(average_precision_score(y, s)) if both else None,
+        auroc=auroc(s, y),
+        auprc=float(sklearn_metrics.average_precision_score(y, s)) if both else None,
         f1_max=f1_max,
         f1_max_threshold=f1_max_threshold,
         confusion=Confusion(true_positive=tp, false_positive=fp, true_negative=tn, false_negative=fn),
-        precision=float(precision_score(y, predicted)) if tp + fp else None,
-        recall=float(recall_score(y, predicted)) if tp + fn else None,
-        balanced_accuracy=float(balanced_accuracy_score(y, predicted)) if both else None,
+        precision=float(sklearn_metrics.precision_score(y, predicted)) if tp + fp else None,
+        recall=float(sklearn_metrics.recall_score(y, predicted)) if tp + fn else None,
+        balanced_accuracy=float(sklearn_metrics.balanced_accuracy_score(y, predicted)) if both else None,
     )
 
 
@@ -100,15 +83,13 @@ def pixel_metrics(maps: ArrayLike, masks: ArrayLike, max_fpr: float = 0.3) -> Pi
     """Judge anomaly ``maps [N, H, W]`` by the true ``masks [N, H, W]`` (bool, or 0 and 1), all pixels pooled.
 
     AUPRO is the area under mean region overlap against false positive rate from 0 to ``max_fpr``, over ``max_fpr``.
-    Regions are 8-connected within one image. Both are None where all pixels are normal or all anomalous.
-    About 130 bytes a pixel are in use at the peak.
+    Regions are 8-connected within one image. The overlap is the true positive rate of a ROC in which each anomalous
+    pixel weighs 1 / (size of its region) and a normal one 1. About 130 bytes a pixel are in use at the peak.
 
     Raises:
         InputError: a map holds NaN or infinity (the message names the first image).
         ValueError: the shapes differ or are not ``[N, H, W]``, or ``max_fpr`` is not in 0 < max_fpr <= 1.
     """
-    from sklearn.metrics import auc, roc_auc_score, roc_curve
-
     m, y = np.asarray(maps, dtype=np.float64), np.asarray(masks).astype(bool)
     if m.ndim != 3 or m.shape != y.shape:
         raise ValueError(f"maps and masks must both be [N, H, W], not {m.shape} and {y.shape}")
@@ -120,14 +101,20 @@ def pixel_metrics(maps: ArrayLike, masks: ArrayLike, max_fpr: float = 0.3) -> Pi
     if not _has_both(y):
         return PixelMetrics(auroc=None, aupro=None)
     weights = _region_weights(y)
-    fpr, overlap, _ = roc_curve(y.ravel(), m.ravel(), sample_weight=weights.ravel())
+    fpr, overlap, _ = sklearn_metrics.roc_curve(y.ravel(), m.ravel(), sample_weight=weights.ravel())
     inside = int(np.searchsorted(fpr, max_fpr, side="right"))
     fpr_to_limit = np.append(fpr[:inside], max_fpr)
     overlap_to_limit = np.append(overlap[:inside], np.interp(max_fpr, fpr, overlap))
     return PixelMetrics(
-        auroc=float(roc_auc_score(y.ravel(), m.ravel())),
-        aupro=float(auc(fpr_to_limit, overlap_to_limit) / max_fpr),
+        auroc=auroc(m.ravel(), y.ravel()),
+        aupro=float(sklearn_metrics.auc(fpr_to_limit, overlap_to_limit) / max_fpr),
     )
+
+
+def auroc(scores: ArrayLike, anomalous: ArrayLike) -> float | None:
+    """The area under the curve of :func:`roc`, with its errors; None where one class is missing."""
+    s, y = _scores_and_labels(scores, anomalous)
+    return float(sklearn_metrics.roc_auc_score(y, s)) if _has_both(y) else None
 
 
 def roc(scores: ArrayLike, anomalous: ArrayLike) -> tuple[Floats, Floats]:
@@ -136,13 +123,8 @@ def roc(scores: ArrayLike, anomalous: ArrayLike) -> tuple[Floats, Floats]:
     Raises:
         InputError, ValueError: as :func:`image_metrics`.
     """
-    from sklearn.metrics import roc_curve
-
     s, y = _scores_and_labels(scores, anomalous)
-    if not _has_both(y):
-        return np.empty(0), np.empty(0)
-    fpr, tpr, _ = roc_curve(y, s)
-    return fpr, tpr
+    return sklearn_metrics.roc_curve(y, s)[:2] if _has_both(y) else (np.empty(0), np.empty(0))
 
 
 def _scores_and_labels(scores: ArrayLike, anomalous: ArrayLike) -> tuple[Floats, Bools]:
@@ -156,15 +138,12 @@ def _scores_and_labels(scores: ArrayLike, anomalous: ArrayLike) -> tuple[Floats,
     return s, y
 
 
-def _has_both(y: NDArray[Any]) -> bool:
+def _has_both(y: Bools) -> bool:
     return bool(y.any() and not y.all())
 
 
 def _best_f1(s: Floats, y: Bools) -> tuple[float, float]:
-    """Highest F1 over all thresholds, and a threshold that reaches it with score > threshold."""
-    from sklearn.metrics import precision_recall_curve
-
-    precision, recall, reached = precision_recall_curve(y, s)
+    precision, recall, reached = sklearn_metrics.precision_recall_curve(y, s)
     # Precision and recall are both 0 where no true positive is left: F1 is 0 there.
     f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
     best = int(f1[:-1].argmax())  # the curve's last point belongs to no threshold
@@ -174,9 +153,6 @@ def _best_f1(s: Floats, y: Bools) -> tuple[float, float]:
 
 
 def _region_weights(masks: Bools) -> Floats:
-    """1 for a normal pixel, 1 / (size of its region) for an anomalous one; [N, H, W]."""
-    from scipy import ndimage
-
     neighbours = np.zeros((3, 3, 3), dtype=bool)
     neighbours[1] = True  # all 8 within an image, none across images
     regions, count = ndimage.label(masks, structure=neighbours)

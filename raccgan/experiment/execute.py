@@ -11,28 +11,26 @@ import torch
 
 from raccgan.config import SCORES
 from raccgan.data.samples import spread
-from raccgan.evaluation.assessment import Assessment
-from raccgan.evaluation.metrics import image_metrics
-from raccgan.evaluation.result_files import evaluate_run
-from raccgan.experiment.results import Figures, choice_column, pixel_column, score_column
+from raccgan.evaluation.assessment import Assessment, evaluate_run
+from raccgan.evaluation.metrics import auroc
+from raccgan.experiment.results import KEY, Figures
 from raccgan.experiment.tables import Trial
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.density import Distances
 from raccgan.scoring.calibration import calibrate, fit_density, score_dataset
-from raccgan.scoring.score_module import combined
-from raccgan.scoring.scorer import Scored, Scorer
+from raccgan.scoring.scorer import FORMULAS, Scored, Scorer, concatenate
 from raccgan.training.loop import PHASES, Training
 from raccgan.training.run import Run, prepare
 
 SPARE = 3000
 """The most anomalous images of the training part that are scored."""
 
+TIMED = 1000
+"""The most test images that are scored for the time of scoring."""
+
 
 def execute(row: Trial, folder: Path, device: torch.device, data_root: Path) -> Figures:
-    """Train and judge one row in its folder, which is there; part of it that is in there is continued.
-
-    Returns:
-        The row's line of the results, by column.
+    """Train and judge one row, and return its line; part of the row that is in its folder is continued.
 
     Raises:
         InputError: whatever is wrong with data, settings or folder, and numbers that are not finite.
@@ -57,18 +55,15 @@ def execute(row: Trial, folder: Path, device: torch.device, data_root: Path) -> 
 
 
 def _result(row: Trial, run: Run, scorer: Scorer, assessment: Assessment) -> Figures:
-    found = assessment.metrics
-    variant, normal, seed, digest = row.key
+    found, kinds = assessment.metrics, _kinds(scorer, assessment.scored)
     return {
-        "variant": variant,
-        "normal": normal,
-        "seed": seed,
-        "digest": digest,
+        **dict(zip(KEY, row.key, strict=True)),
         "auroc": _figure(found["image"]["auroc"]),
         "pixel_auroc": _figure(found["pixel"]["auroc"]),
         **{name: _figure(control["auroc"]) for name, control in found["controls"].items()},
-        **{pixel_column(name): _figure(control["pixel_auroc"]) for name, control in found["controls"].items()},
-        **_scores(run, scorer, assessment),
+        **{f"pixel_{name}": _figure(control["pixel_auroc"]) for name, control in found["controls"].items()},
+        **{f"auroc_{name}": _figure(auroc(scores, assessment.anomalous)) for name, scores in kinds.items()},
+        **_choices(run, scorer),
         "train_seconds": f"{found['seconds']:.0f}",
         "score_seconds_per_1000": f"{_scoring_seconds(run, scorer):.2f}",
         "steps": f"{run.config.gan_steps}+{run.config.encoder_steps}",
@@ -79,52 +74,38 @@ def _result(row: Trial, run: Run, scorer: Scorer, assessment: Assessment) -> Fig
     }
 
 
-def _scores(run: Run, scorer: Scorer, assessment: Assessment) -> dict[str, str]:
-    """The AUROC of every kind of score, under the condition that the model's own chose, tested and to choose by."""
-    kinds = _kinds(scorer, assessment.scored)
-    tested = {score_column(name): _auroc(scores, assessment.anomalous) for name, scores in kinds}
-    return tested | _choices(run, scorer)
-
-
-def _choices(run: Run, scorer: Scorer) -> dict[str, str]:
-    """Held-out images against the anomalous ones of the training part, by which a kind may be chosen."""
+def _choices(run: Run, scorer: Scorer) -> Figures:
     spare = spread(run.split.spare, SPARE)
     if not spare:
-        return dict.fromkeys(map(choice_column, SCORES), "")
-    normal, anomalous = (
-        score_dataset(scorer, run.dataset(samples), "scores to choose by") for samples in (run.split.held_out, spare)
-    )
-    assert normal is not None
-    assert anomalous is not None
-    labels = np.arange(len(normal.score) + len(spare)) >= len(normal.score)
-    kinds = zip(_kinds(scorer, normal), _kinds(scorer, anomalous), strict=True)
-    return {choice_column(name): _auroc(np.concatenate([low, high]), labels) for (name, low), (_, high) in kinds}
+        return {f"choice_{name}": "" for name in SCORES}
+    parts = (score_dataset(scorer, run.dataset(s), "scores to choose by") for s in (run.split.held_out, spare))
+    kinds = _kinds(scorer, concatenate([part for part in parts if part is not None]))
+    anomalous = np.repeat([False, True], [len(run.split.held_out), len(spare)])
+    return {f"choice_{name}": _figure(auroc(scores, anomalous)) for name, scores in kinds.items()}
 
 
-def _kinds(scorer: Scorer, scored: Scored) -> list[tuple[str, np.ndarray]]:
-    """Each kind of score, [N]."""
+def _kinds(scorer: Scorer, scored: Scored) -> dict[str, np.ndarray]:
+    """Every kind of score, [N], under the class that the model's own score chose."""
     reconstruction = scored.terms["residual"] + scorer.module.kappa * scored.terms["feature"]
     distances = Distances(*(scored.terms[name] for name in Distances._fields))
-    return [(name, combined(name, reconstruction, distances).numpy()) for name in SCORES]
+    return {name: FORMULAS[name](reconstruction, distances).numpy() for name in SCORES}
 
 
-def _auroc(scores: np.ndarray, anomalous: np.ndarray) -> str:
-    return _figure(image_metrics(scores, anomalous, float(np.median(scores))).auroc)
-
-
-def _scoring_seconds(run: Run, scorer: Scorer, most: int = 1000) -> float:
+def _scoring_seconds(run: Run, scorer: Scorer) -> float:
     """Seconds that a thousand images take, decoded beforehand."""
     test = run.dataset(run.split.test)
-    images = test.images(range(min(most, len(test))))
+    images = test.images(range(min(TIMED, len(test))))
     begun = time.monotonic()
-    scorer.score_batches(lambda indices: images[indices], len(images))
+    for part in images.split(scorer.batch):
+        scorer.score(part)
     return (time.monotonic() - begun) * 1000 / len(images)
 
 
 def _machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.machine())
 

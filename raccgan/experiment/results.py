@@ -1,18 +1,13 @@
-"""The results of a benchmark: a CSV that any machine may continue, and means and deviations as text and picture.
-
-A row counts only for the settings that it was made with. When a setting of the benchmark changes, the digest of the row
-changes too, and the row has to be run again.
-"""
+"""The results of a benchmark: a CSV that any machine may continue, and means and deviations as text and picture."""
 
 from __future__ import annotations
 
 import csv
 import fcntl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import NamedTuple
 
 from raccgan.config import SCORES
 from raccgan.errors import InputError
@@ -26,29 +21,16 @@ Figures = dict[str, str]
 CONTROLS = ("autoencoder", "nearest_neighbour")
 
 
-def pixel_column(name: str) -> str:
-    """The column of a control's pixel AUROC."""
-    return f"pixel_{name}"
-
-
-def score_column(name: str) -> str:
-    """The column of a kind of score's AUROC on the test images."""
-    return f"auroc_{name}"
-
-
-def choice_column(name: str) -> str:
-    """The column of its AUROC on the training part: held-out normal images against those of all other classes."""
-    return f"choice_{name}"
-
-
 KEY = ("variant", "normal", "seed", "digest")
 HEADER = (
-    *KEY, "auroc", "pixel_auroc", *CONTROLS, *map(pixel_column, CONTROLS),
-    *map(score_column, SCORES), *map(choice_column, SCORES),
+    *KEY, "auroc", "pixel_auroc", *CONTROLS, *(f"pixel_{name}" for name in CONTROLS),
+    *(f"auroc_{name}" for name in SCORES), *(f"choice_{name}" for name in SCORES),
     "train_seconds", "score_seconds_per_1000", "steps", "kernels", "threads", "machine", "torch",
 )  # fmt: skip
+"""The columns: ``pixel_`` is the pixel AUROC of a control, ``auroc_`` the AUROC of a kind of score on the test images,
+and ``choice_`` that on the training part, held-out normal images against the images of all other classes there."""
 
-_YOUNGER = (score_column("defects"), choice_column("defects"))
+_YOUNGER = ("auroc_defects", "choice_defects")
 """Columns that older tables lack; a figure is empty there."""
 
 
@@ -59,11 +41,7 @@ class Results:
         self.path = path
 
     def read(self) -> list[Figures]:
-        """Every line.
-
-        Raises:
-            InputError: it is not such a table.
-        """
+        """Every line; InputError where the file is not such a table."""
         if not self.path.exists():
             return []
         try:
@@ -96,10 +74,10 @@ class Mean:
     """A figure over classes and seeds: the mean over the classes of each seed, then mean and deviation over seeds."""
 
     mean: float
-    deviation: float | None  # None for one seed
-    seeds: int
-    classes: int  # that every seed has
-    of: int  # classes of the table
+    deviation: float | None = None  # None for one seed, and where it is not known
+    seeds: int = 0
+    classes: int = 0  # that every seed has
+    of: int = 0  # classes of the table
 
     def __str__(self) -> str:
         around = "" if self.deviation is None else f" ± {self.deviation:.3f}"
@@ -124,32 +102,25 @@ def mean_of(results: Mapping[Trial, Figures], column: str, of: int) -> Mean | No
 
 
 def summary(name: str, table: Benchmark, by_variant: Mapping[str, Mapping[Trial, Figures]]) -> str:
-    """Everything that is known about a table, for a terminal and for a page.
-
-    The controls are those of the first variant: they do not depend on it.
-    """
-    lines = [f"{name}: image AUROC, mean over classes, ± deviation over seeds", ""]
-    lines += [f"| {'variant':24} | {'AUROC':15} | {'pixel AUROC':15} | {'over':24} | training, s |"]
-    lines += [f"|{'-' * 26}|{'-' * 17}|{'-' * 17}|{'-' * 26}|{'-' * 13}|"]
+    """Everything that is known about a table as text. The controls, which do not depend on it, are of one variant."""
+    of = len(table.normal)
+    rows: list[tuple[object, ...]] = [("variant", "AUROC", "pixel AUROC", "over", "training, s")]
     for variant, results in by_variant.items():
-        found = mean_of(results, "auroc", len(table.normal))
+        found, pixel = (mean_of(results, column, of) for column in ("auroc", "pixel_auroc"))
         if found is None:
-            lines += [f"| {variant:24} | not run yet     | {'':15} | {'':24} | {'':11} |"]
-            continue
-        pixel = mean_of(results, "pixel_auroc", len(table.normal))
-        seconds = mean(float(line["train_seconds"]) for line in results.values())
-        shown = "" if pixel is None else str(pixel)
-        lines += [f"| {variant:24} | {found!s:15} | {shown:15} | {found.extent:24} | {seconds:11.0f} |"]
-    beside = _beside(table, by_variant)
-    lines += [f"| {b.name:24} | {b.shown:15} | {b.pixel:15} | {b.source:24} | {'':11} |" for b in beside]
+            rows.append((variant, "not run yet", "", "", ""))
+        else:
+            seconds = mean(float(line["train_seconds"]) for line in results.values())
+            rows.append((variant, found, pixel or "", found.extent, f"{seconds:11.0f}"))
+    rows += [(beside, image, pixel or "", source, "") for beside, image, pixel, source in _beside(table, by_variant)]
+    lines = [f"{name}: image AUROC, mean over classes, ± deviation over seeds", "", *_lines(rows, 24, 15, 15, 24, 11)]
     variant, first = _first(by_variant)
     if first:
-        lines += ["", f"| --score, {variant:15} | tested          | on the training part, to choose by |"]
-        lines += [f"|{'-' * 26}|{'-' * 17}|{'-' * 36}|"]
-        for name in SCORES:
-            means = (mean_of(first, column(name), len(table.normal)) for column in (score_column, choice_column))
-            tested, choice = ("" if m is None else str(m) for m in means)
-            lines += [f"| {name:24} | {tested:15} | {choice:34} |"]
+        rows = [(f"--score, {variant}", "tested", "on the training part, to choose by")]
+        for score in SCORES:
+            tested, choice = (mean_of(first, f"{column}_{score}", of) for column in ("auroc", "choice"))
+            rows.append((score, tested or "", choice or ""))
+        lines += ["", *_lines(rows, 24, 15, 34)]
     lines += _losing(first)
     if table.note:
         lines += ["", f"note: {table.note}"]
@@ -158,14 +129,21 @@ def summary(name: str, table: Benchmark, by_variant: Mapping[str, Mapping[Trial,
 
 def draw(path: Path, name: str, table: Benchmark, by_variant: Mapping[str, Mapping[Trial, Figures]]) -> None:
     """The same as a picture: one dot a variant with its deviation, controls and published figures as lines."""
-    dots = {v: m for v, results in by_variant.items() if (m := mean_of(results, "auroc", len(table.normal)))}
-    beside = {b.name: b.auroc for b in _beside(table, by_variant)}
+    means = {variant: mean_of(results, "auroc", len(table.normal)) for variant, results in by_variant.items()}
     figures.comparison(
         path,
-        {label: (m.mean, m.deviation or 0.0) for label, m in dots.items()},
-        beside,
+        {variant: (m.mean, m.deviation or 0.0) for variant, m in means.items() if m},
+        {beside: image.mean for beside, image, *_ in _beside(table, by_variant)},
         title=f"{name}: image AUROC, mean over classes",
     )
+
+
+def _lines(rows: Iterable[Sequence[object]], *widths: int) -> Iterator[str]:
+    """A table in Markdown; the first row is its header."""
+    for place, row in enumerate(rows):
+        yield f"| {' | '.join(f'{cell!s:{width}}' for cell, width in zip(row, widths, strict=True))} |"
+        if place == 0:
+            yield f"|{'|'.join('-' * (width + 2) for width in widths)}|"
 
 
 def _first(by_variant: Mapping[str, Mapping[Trial, Figures]]) -> tuple[str, Mapping[Trial, Figures]]:
@@ -173,33 +151,24 @@ def _first(by_variant: Mapping[str, Mapping[Trial, Figures]]) -> tuple[str, Mapp
     return next(((variant, results) for variant, results in by_variant.items() if results), ("", {}))
 
 
-class _Beside(NamedTuple):
-    """A figure that ours is compared with."""
-
-    name: str
-    auroc: float
-    shown: str  # the same as text
-    pixel: str
-    source: str
-
-
-def _beside(table: Benchmark, by_variant: Mapping[str, Mapping[Trial, Figures]]) -> list[_Beside]:
-    """The controls, and what others published."""
+def _beside(
+    table: Benchmark, by_variant: Mapping[str, Mapping[Trial, Figures]]
+) -> list[tuple[str, Mean, Mean | None, str]]:
+    """The controls, and what others published: name, image AUROC, pixel AUROC, source."""
     _, first = _first(by_variant)
-    beside = []
+    beside: list[tuple[str, Mean, Mean | None, str]] = []
     for name in CONTROLS:
-        image, pixel = (mean_of(first, column, len(table.normal)) for column in (name, pixel_column(name)))
+        image, pixel = (mean_of(first, column, len(table.normal)) for column in (name, f"pixel_{name}"))
         if image is not None:
-            shown = "" if pixel is None else str(pixel)
-            beside.append(_Beside(name.replace("_", " "), image.mean, str(image), shown, "control, same split"))
-    return beside + [_Beside(p.name, p.auroc, f"{p.auroc:.3f}", "", p.source) for p in table.published]
+            beside.append((name.replace("_", " "), image, pixel, "control, same split"))
+    return beside + [(other.name, Mean(other.auroc), None, other.source) for other in table.published]
 
 
 def _losing(results: Mapping[Trial, Figures]) -> list[str]:
     """A row that a plain control beats says so."""
     lost = [
-        f"  {row.normal}, seed {row.seed}: {line['auroc']} against {max(line[c] for c in CONTROLS)}"
+        f"  {row.normal}, seed {row.seed}: {line['auroc']} against {best}"
         for row, line in results.items()
-        if float(line["auroc"]) <= max(float(line[c]) for c in CONTROLS)
+        if float(line["auroc"]) <= float(best := max(line[control] for control in CONTROLS))
     ]
     return ["", "not above both controls:", *lost] if lost else []

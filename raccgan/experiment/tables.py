@@ -10,7 +10,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from raccgan.config import Config, make_config
 from raccgan.data.splits import closest
@@ -24,11 +24,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     DEFAULT: {},
     # Where attention stands.
     "no-attention": {"attention_generator": "none"},
-    "attention-everywhere": {
-        "attention_generator": "all",
-        "attention_discriminator": "all",
-        "attention_encoder": "all",
-    },
+    "attention-everywhere": {f"attention_{network}": "all" for network in ("generator", "discriminator", "encoder")},
     # What the blocks convolve with.
     "dense-convolution": {"convolution": "dense"},
     # How the class enters the encoder, and what leaves it.
@@ -48,8 +44,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 """One change at a time to a table's configuration."""
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     """A figure from elsewhere: image AUROC, mean over the same classes."""
 
     name: str
@@ -69,15 +64,6 @@ class Benchmark:
 
 
 _SMALL = {"image_size": 16, "protocol": "one-vs-rest"}
-_LARGER = {
-    "image_size": 64,
-    "base_width": 16,
-    "multipliers": "4,4,2,2,1",
-    "batch_size": 16,
-    "gan_steps": 2000,
-    "encoder_steps": 2000,
-    "protocol": "folder",
-}
 _DIGITS = tuple(str(digit) for digit in range(10))
 _GARMENTS = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot",
@@ -109,7 +95,17 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     ),
     "chest-xray": Benchmark(
         "mnist-small",
-        {**_LARGER, "dataset": "chest-xray", "score": "texture"},
+        {
+            "dataset": "chest-xray",
+            "protocol": "folder",
+            "score": "texture",
+            "image_size": 64,
+            "base_width": 16,
+            "multipliers": "4,4,2,2,1",
+            "batch_size": 16,
+            "gan_steps": 2000,
+            "encoder_steps": 2000,
+        },
         ("NORMAL",),
         (
             Published("f-AnoGAN", 0.75, "as compared with in SQUID, Xiang et al., CVPR 2023"),
@@ -131,7 +127,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 class Trial:
     """One row of a benchmark: a model to train and to test."""
 
-    table: str
     variant: str
     normal: str
     seed: int
@@ -173,26 +168,22 @@ def trials(
 ) -> list[Trial]:
     """The rows of a table, seed by seed, so that every class is there once before one is there twice.
 
-    Args:
-        normal: only these normal classes of the table; empty for all.
-        settings: instead of the table's own.
+    ``normal`` are the only normal classes, empty for all of the table; ``settings`` replace the table's own.
 
     Raises:
         InputError: no such table, variant or class, or settings that make no configuration.
     """
-    table = BENCHMARKS.get(name)
-    if table is None:
+    if name not in BENCHMARKS:
         raise InputError(f"no experiment called {name!r}{closest(name, BENCHMARKS, 'experiments')}")
+    table = BENCHMARKS[name]
     for variant in variants:
         if variant not in VARIANTS:
             raise InputError(f"no variant called {variant!r}{closest(variant, VARIANTS, 'variants')}")
     for wanted in normal:
         if wanted not in table.normal:
             raise InputError(f"{name} has no row for {wanted!r}{closest(wanted, table.normal)}")
-    common = {**table.settings, **(settings or {})}
-
-    def trial(seed: int, variant: str, wanted: str) -> Trial:
-        own = {"normal": wanted, "seed": seed}
-        return Trial(name, variant, wanted, seed, make_config(table.preset, {**common, **VARIANTS[variant], **own}))
-
-    return [trial(*chosen) for chosen in itertools.product(seeds, variants, normal or table.normal)]
+    found = []
+    for seed, variant, wanted in itertools.product(seeds, variants, normal or table.normal):
+        own = {**table.settings, **(settings or {}), **VARIANTS[variant], "normal": wanted, "seed": seed}
+        found.append(Trial(variant, wanted, seed, make_config(table.preset, own)))
+    return found

@@ -1,8 +1,6 @@
-"""A trained run as one graph, from images to scores and decisions, for programs that have neither raccgan nor Python.
+"""A trained run as one graph, from images to scores and decisions: the scorer's module on the ``reference`` backend.
 
-The graph is the scorer's own module with plain PyTorch operations (the ``reference`` backend): every image under every
-normal class in one pass, then the minimum, then the decision. Before the graph is written, the runtime of its format
-compares it with the checkpoint's own scorer.
+The runtime of the graph's format compares it with the checkpoint's own scorer.
 """
 
 from __future__ import annotations
@@ -11,9 +9,8 @@ import importlib.util
 import io
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +19,9 @@ from torch.nn.utils import parametrize
 
 from raccgan.data.images.decode import FLAT, SPREAD, levelled
 from raccgan.errors import InputError
+from raccgan.models.checkpoint import Checkpoint, config_of, networks_of
 from raccgan.scoring.record import TERMS
-from raccgan.scoring.score_module import ScoreModule
-from raccgan.scoring.scorer import Scorer
+from raccgan.scoring.scorer import ScoreModule, Scorer
 
 OUTPUTS = {
     "score": "[batch] float32: the anomaly score, higher is more anomalous",
@@ -34,12 +31,9 @@ OUTPUTS = {
     "map": "[batch, size, size] float32: squared difference per pixel, mean over channels, smoothed",
 }
 
-INPUTS = {
-    "float32": "[-1, 1]: pixel / 255 * 2 - 1",
-    "uint8": "0 to 255, as decoded and resized",
-}
+INPUTS = {"float32": "[-1, 1]: pixel / 255 * 2 - 1", "uint8": "0 to 255, as decoded and resized"}
 
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
+PACKAGES: dict[str, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 """What each format needs beside PyTorch, to be made and to be compared."""
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -50,8 +44,7 @@ TOLERANCE = 1e-3
 Runner = Callable[[Tensor], list[Tensor]]
 
 
-@dataclass(frozen=True)
-class Agreement:
+class Agreement(NamedTuple):
     """An exported graph beside the scorer that it was made from."""
 
     images: int
@@ -62,25 +55,21 @@ class Agreement:
 class ScoringGraph(nn.Module):
     """Images to the tensors of :data:`OUTPUTS`, in that order.
 
-    Args:
-        module: of networks that were built with ``kernels="reference"``, on the CPU. Taken over: its spectral norms are
-            worked out.
-        threshold: a score that is not at most this is anomalous, one that is not a number too.
-        dtype: of the images, a name in :data:`INPUTS`.
-        level: whether it begins with levelling the images, as the configuration's brightness says.
+    ``conditions`` are the classes of which the lowest score counts, ``dtype`` is a name in :data:`INPUTS`. A score that
+    is not at most ``threshold`` is anomalous, one that is not a number too.
     """
 
-    def __init__(self, module: ScoreModule, threshold: float, dtype: str = "float32", *, level: bool = False) -> None:
+    def __init__(self, stored: Checkpoint, conditions: Sequence[int], threshold: float, dtype: str) -> None:
         super().__init__()
-        self.module = module
+        config = config_of(stored, kernels="reference")
+        self.module = ScoreModule(networks_of(stored, config, torch.device("cpu")), conditions, config)
         self.threshold = _float32_below(threshold)
         self.dtype = dtype
-        self.level = level
+        self.level = config.brightness == "level"
         self.eval()  # before the spectral norms are worked out: in training mode each look moves their vectors
         for part in list(self.modules()):
             if parametrize.is_parametrized(part):
-                for name in list(part.parametrizations):  # type: ignore[arg-type]
-                    parametrize.remove_parametrizations(part, name)
+                parametrize.remove_parametrizations(part, "weight")
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -139,10 +128,9 @@ def agreement(
 ) -> Agreement:
     """Compare an exported graph with the scorer on images [N, C, S, S] in [-1, 1], the first one as a batch of its own.
 
-    ``level`` says that the graph levels the images, as those that the scorer gets are. Where the graph takes bytes,
-    both see the images rounded to bytes. Images of one value everywhere are left out: their variance is 0, so the norms
-    scale up nothing but rounding, layer after layer, and no two implementations agree (nor does either with float64:
-    13 % off at 8 px, 10 % at 16 px).
+    Where the graph takes bytes, both see the images rounded to bytes; where it levels, the scorer gets them levelled.
+    Images of one value everywhere are left out: their variance is 0, so the norms scale up nothing but rounding, and no
+    two implementations agree (nor does either with float64: 13 % off at 8 px, 10 % at 16 px).
 
     Raises:
         InputError: no image is left, or a score differs by more than :data:`TOLERANCE`, with the difference.
@@ -170,7 +158,7 @@ def agreement(
 
 
 def _float32_below(threshold: float) -> float:
-    """The largest float32 that is not above: for a float32 score, at most the one is at most the other."""
+    """The largest float32 that is not above it."""
     with np.errstate(over="ignore"):
         nearest = np.float32(threshold)
     return float(nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-math.inf)))

@@ -2,7 +2,7 @@
 
 Image i of a seed is made from the latent z_i ~ N(0, 1), which depends on the seed and on i alone: z_i is the same for
 every class and for any number of images. A truncation t draws every coordinate outside [-t, t] again until it lies
-within (BigGAN's truncation trick). Truncated images are more typical and differ less from each other.
+within (BigGAN's truncation trick).
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from torch import Tensor
 from raccgan.models.generator import Generator
 from raccgan.models.randomness import stream
 
-LOWEST_TRUNCATION = 0.1
-"""Below this, fewer than one coordinate in twelve is kept, and drawing again takes ever longer."""
+LOWEST_TRUNCATION = 0.1  # below, fewer than one coordinate in twelve is kept, and drawing again takes ever longer
 
 
 def latents(indices: Iterable[int], size: int, *, seed: int, truncation: float | None = None) -> Tensor:
@@ -52,8 +51,7 @@ def images(generator: Generator, z: Tensor, y: int, *, batch: int = 64) -> Tenso
 def between_classes(generator: Generator, z: Tensor, first: int, last: int, steps: int) -> Tensor:
     """From one class to another at a fixed latent z [latent]: [steps, C, S, S] in [-1, 1], on the CPU.
 
-    The class embedding that all blocks share moves on the straight line between those of the two classes. A generator
-    looks it up in a table, so what is called here is that generator with the points of the line as its table.
+    The generator looks class embeddings up in a table; here the table is the straight line between those of the two.
     """
     table = generator.embedding.weight
     line = torch.lerp(table[first], table[last], torch.linspace(0, 1, steps, device=table.device)[:, None])
@@ -69,7 +67,7 @@ def between_latents(first: Tensor, last: Tensor, steps: int) -> Tensor:
     """A path between two latents [latent], ends included: [steps, latent].
 
     It is cos(t) first + sin(t) last for t from 0 to a quarter turn: of two independent draws from N(0, 1) every point
-    of it is such a draw too. Halfway on the straight line the deviation would be 0.7, which no z in training had.
+    is such a draw too. Halfway on a straight line the deviation would be 0.7.
     """
     turn = torch.linspace(0, math.pi / 2, steps)[:, None]
     path = turn.cos() * first + turn.sin() * last

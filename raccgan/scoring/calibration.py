@@ -1,145 +1,149 @@
 """Fits a trained run to normal images after training: its density, and the threshold of its scores.
 
-All ranks of a job call these functions together. The batches are those of a single process, dealt out to the ranks, so
-that the results are the same bit for bit for any number of ranks.
+Ranks call these functions together. The batches are those of a single process, dealt out to the ranks, so that results
+are the same bit for bit for any number of ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from raccgan.config import Config
 from raccgan.data.dataset import ImageDataset
 from raccgan.distributed import ranks
+from raccgan.errors import InputError
 from raccgan.models.checkpoint import Calibration, Checkpoint, config_of
 from raccgan.models.density import Vectors
 from raccgan.models.inference import frozen
 from raccgan.models.networks import Networks
 from raccgan.outputs.progress import Progress
-from raccgan.scoring.scorer import MINIMUM, Scored, Scorer, concatenate
-from raccgan.scoring.threshold import choose_threshold, threshold_of
+from raccgan.scoring.scorer import Scored, Scorer, concatenate
 
 DENSITY_IMAGES = 10_000
 """The density of a class is fitted to at most this many training images."""
 
+T = TypeVar("T")
+
 
 @torch.inference_mode()
 def fit_density(networks: Networks, data: ImageDataset, *, batch: int) -> None:
-    """Fit ``networks.density`` to the normal images of ``data``, and copy the result to every rank.
-
-    Args:
-        networks: trained networks.
-        data: the normal images that they were trained on.
-        batch: images a pass.
-    """
+    """Fit ``networks.density`` to the normal images of training, ``batch`` a pass, and copy it to every rank."""
     device = next(networks.encoder.parameters()).device
     encoder, generator = frozen(networks.encoder), frozen(networks.average)
     chosen = _evenly(data.labels, DENSITY_IMAGES)
-    places = [chosen[i] for i in _own_places(len(chosen), batch)]
-    own: list[Vectors] = []
-    with Progress("density of normal images", len(places), unit="image", shown=ranks.job().first) as progress:
-        for indices in torch.tensor(places, dtype=torch.int64).split(batch):
-            x, y = data.images(indices).to(device), data.labels[indices].to(device)
-            z, h = encoder.describe(x, y)
-            map = (x - generator(z, y)).square().mean(dim=1)
-            own.append(Vectors(*(v.cpu() for v in Vectors.of(h, x, map))))
-            progress.update(len(indices))
-    gathered = ranks.job().gathered((places, own))
 
-    def fit() -> None:
-        assert gathered is not None
-        order = _order(gathered)
-        each = (vectors for _, theirs in gathered for vectors in theirs)
-        vectors = Vectors(*(torch.cat(parts)[order] for parts in zip(*each, strict=True)))
-        networks.density.fit(vectors, data.labels[sorted(chosen)])
+    def vectors(indices: Sequence[int]) -> Vectors:
+        x, y = data.images(indices).to(device), data.labels[indices].to(device)
+        z, h = encoder.describe(x, y)
+        map = (x - generator(z, y)).square().mean(dim=1)
+        return Vectors(*(v.cpu() for v in Vectors.of(h, x, map)))
 
-    ranks.job().on_first(fit)
+    found = _dealt_out(chosen, batch, "density of normal images", vectors)
+    if found is not None:
+        order = torch.tensor(chosen).argsort()
+        ordered = Vectors(*(torch.cat(parts)[order] for parts in zip(*found, strict=True)))
+        networks.density.fit(ordered, data.labels[chosen][order])
     ranks.job().copy_from_first([networks.density])
 
 
-def calibrate(scorer: Scorer, held_out: ImageDataset, *, quantile: float, policy: str = MINIMUM) -> Calibration:
-    """The threshold, which is a quantile of the scores of held-out normal images, with these scores.
-
-    Args:
-        scorer: scores of the trained run.
-        held_out: normal images that the run was not trained on.
-        quantile: from 0 to 1.
-        policy: the scorer's label policy, for the record.
-
-    Raises:
-        InputError: there is no held-out image.
-    """
+def calibrate(scorer: Scorer, held_out: ImageDataset, *, quantile: float) -> Calibration:
+    """The threshold, which is a quantile (0 to 1) of the scores of held-out normal images, with these scores."""
     scored = score_dataset(scorer, held_out, "held-out scores", details=True)
 
     def calibration() -> Calibration:
         assert scored is not None
-        assert scored.map is not None
-        scores = {"score": scored.score, "peak": scored.map.flatten(1).amax(dim=1)}
-        return Calibration(threshold_of(scored.score.numpy(), quantile), scores, policy)
+        maps, _ = scored.details()
+        scores = {"score": scored.score, "peak": torch.from_numpy(maps.max(axis=(1, 2)))}
+        return Calibration(threshold_of(scored.score.numpy(), quantile), scores, scorer.label_policy)
 
     return ranks.job().on_first(calibration)
 
 
 def calibration_for(
-    stored: Checkpoint,
-    config: Config,
-    scorer: Scorer,
-    held_out: Callable[[], ImageDataset],
-    *,
-    policy: str,
-    quantile: float | None,
+    stored: Checkpoint, config: Config, scorer: Scorer, held_out: Callable[[], ImageDataset], quantile: float | None
 ) -> Calibration:
     """The threshold of a trained run under a configuration and a label policy that may differ from the checkpoint's.
 
-    The scores of held-out images in the checkpoint serve where they are of the same kind and policy; else the images
-    are scored again.
-
-    Args:
-        stored: the checkpoint.
-        config: of the evaluation.
-        scorer: scores of the run, of that configuration and policy.
-        held_out: gives the held-out normal images.
-        policy: the label policy.
-        quantile: the quantile that the user asked for, None for the checkpoint's threshold if there is one.
+    The scores in the checkpoint serve if they are of the same kind and policy; else ``held_out`` images are scored.
+    ``quantile`` is what the user asked for, None for the checkpoint's threshold if there is one.
     """
+    policy = scorer.label_policy
     as_stored = policy == stored.held_out_policy and config.score == config_of(stored).score
     if stored.held_out and as_stored:
         return Calibration(choose_threshold(stored, quantile=quantile), stored.held_out, policy)
     if stored.threshold is None or quantile is not None or not as_stored:
-        return calibrate(scorer, held_out(), quantile=config.quantile, policy=policy)
+        return calibrate(scorer, held_out(), quantile=config.quantile)
     return Calibration(stored.threshold, {}, policy)
 
 
-def score_dataset(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = False) -> Scored | None:
-    """Score every image of a data set under a progress bar called ``title``.
+def choose_threshold(
+    stored: Checkpoint,
+    *,
+    threshold: float | None = None,
+    quantile: float | None = None,
+    sensitivity: float | None = None,
+) -> float:
+    """The threshold to decide with; the checkpoint's own where nothing else is given.
 
     Args:
-        scorer, data: what scores, and what is scored.
-        title: the name of the progress bar.
-        details: keep maps and reconstructions.
+        stored: the checkpoint, which holds the scores of the held-out normal images.
+        threshold: this one.
+        quantile: this quantile, 0 to 1, of those scores, interpolated between two of them.
+        sensitivity: the lowest of those scores that at most this share of them, at least 0 and below 1, exceeds.
 
-    Returns:
-        On rank 0 the scores in the order of ``data``; None on the other ranks.
+    Raises:
+        InputError: more than one is given, one is out of range, or the checkpoint holds nothing to take it from.
     """
-    places = _own_places(len(data), scorer.batch)
-    with Progress(title, len(places), unit="image", shown=ranks.job().first) as progress:
-        own = [
-            scorer.score_batches(
-                lambda some: data.images([places[i] for i in some]),
-                len(places),
-                details=details,
-                progress=progress.update,
+    if sum(value is not None for value in (threshold, quantile, sensitivity)) > 1:
+        raise InputError("threshold, quantile and sensitivity exclude each other: give one")
+    if threshold is not None:
+        if not np.isfinite(threshold):
+            raise InputError(f"the threshold must be a finite number, got {threshold}")
+        return float(threshold)
+    if quantile is None and sensitivity is None:
+        if stored.threshold is None:
+            raise InputError(
+                "the checkpoint has no threshold: its encoder is not trained yet; or give one with --threshold"
             )
-            for _ in places[:1]  # a rank without images has nothing to score
-        ]
-    gathered = ranks.job().gathered((places, own))
-    if gathered is None:
-        return None
-    return concatenate([part for _, parts in gathered for part in parts])[_order(gathered)]
+        return stored.threshold
+    if not stored.held_out:
+        raise InputError(
+            "the checkpoint holds no scores of held-out normal images: "
+            "python -m raccgan.calibrate CHECKPOINT FOLDER_OF_NORMAL_IMAGES adds them"
+        )
+    scores = stored.held_out["score"].numpy()
+    if quantile is not None:
+        if not 0 <= quantile <= 1:
+            raise InputError(f"the quantile is {quantile}; it must be from 0 to 1")
+        return threshold_of(scores, quantile)
+    assert sensitivity is not None
+    if not 0 <= sensitivity < 1:
+        raise InputError(f"the sensitivity is {sensitivity}; it is a share of normal images, at least 0 and below 1")
+    accepted = int(np.floor(sensitivity * len(scores) + 1e-9))  # 0.07 * 100 is 7.000000000000001, 0.29 * 100 is 28.99
+    return float(np.sort(scores)[len(scores) - 1 - accepted])
+
+
+def threshold_of(held_out_scores: np.ndarray, quantile: float) -> float:
+    """A quantile of the scores [N] of normal images that were held out of training.
+
+    Raises:
+        InputError: there are no such scores.
+    """
+    if len(held_out_scores) == 0:
+        raise InputError("no held-out normal images, so there is no threshold; raise --held-out")
+    return float(np.quantile(held_out_scores, quantile))
+
+
+def score_dataset(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = False) -> Scored | None:
+    """The scores of a data set, in its order; None on ranks but the first. ``title`` is that of the progress bar."""
+    indices = range(len(data))
+    found = _dealt_out(indices, scorer.batch, title, lambda some: scorer.score(data.images(some), details=details))
+    return None if found is None else concatenate(found)
 
 
 def _evenly(labels: Tensor, most: int) -> list[int]:
@@ -148,11 +152,17 @@ def _evenly(labels: Tensor, most: int) -> list[int]:
     return [i for of in members for i in of[torch.linspace(0, len(of) - 1, min(most, len(of))).round().long()].tolist()]
 
 
-def _own_places(count: int, batch: int) -> list[int]:
-    """The indices of this rank's share of ``count`` images: whole batches of ``batch``."""
-    return [i for i in range(count) if i // batch % ranks.job().world == ranks.job().rank]
-
-
-def _order(gathered: list[tuple[list[int], Any]]) -> Tensor:
-    """The permutation that brings the ranks' results, each with the indices of its images, into the order of images."""
-    return torch.tensor([i for theirs, _ in gathered for i in theirs]).argsort()
+def _dealt_out(indices: Sequence[int], batch: int, title: str, compute: Callable[[Sequence[int]], T]) -> list[T] | None:
+    """``compute`` of every ``batch`` indices, on the ranks in turn: all results in order on rank 0, None elsewhere."""
+    job = ranks.job()
+    batches = [indices[start : start + batch] for start in range(0, len(indices), batch)]
+    mine = batches[job.rank :: job.world]
+    own = []
+    with Progress(title, sum(map(len, mine)), unit="image", shown=job.first) as progress:
+        for some in mine:
+            own.append(compute(some))
+            progress.update(len(some))
+    gathered = job.gathered(own)
+    if gathered is None:
+        return None
+    return [gathered[place % job.world][place // job.world] for place in range(len(batches))]

@@ -1,15 +1,22 @@
-"""The record of an image's score. Its fields are declared here alone: tables, JSON, the page and exports follow them.
+"""The record of an image's score, and tables of records: their columns, JSON, the page and exports follow its fields.
 
-To add a term of the score, declare it here as a field, and compute it under the same name in
-:meth:`raccgan.scoring.score_module.ScoreModule.lowest`.
+A term of the score is declared here as a field, and computed under the same name in
+:meth:`raccgan.scoring.scorer.ScoreModule.lowest`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
+
+from raccgan.errors import InputError
+from raccgan.models.checkpoint import Checkpoint
+from raccgan.outputs.files import write_csv, write_json
+from raccgan.outputs.journal import Row
+from raccgan.outputs.report import Report, Shown, write_report
 
 
 def _term(help: str, title: str) -> Any:
@@ -17,25 +24,12 @@ def _term(help: str, title: str) -> Any:
     return field(metadata={"help": help, "title": title})
 
 
-def _of_files() -> Any:
-    """A field that the table of an evaluation does not show."""
-    return field(default=None, metadata={"of_files": True})
-
-
-class Peak(NamedTuple):
-    """The maximum of an anomaly map, and the pixel of the upright original at which it lies."""
-
-    value: float
-    x: int
-    y: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class ScoreRecord:
     """One image's score, what it is made of, and the decision. Fields are columns of tables, in this order."""
 
     score: float  # higher is more anomalous
-    threshold: float = field(metadata={"of_files": True})
+    threshold: float
     predicted: str = field(init=False)  # "anomalous" if the score is above the threshold, else "normal"
     nearest_class: str  # the normal class under which the image looks most normal
     residual: float = _term("the image term of the score", "image term")
@@ -45,9 +39,9 @@ class ScoreRecord:
     defect_density: float = _term(
         "distance of the largest errors from those of normal images", "its largest errors' distance"
     )
-    map_max: float | None = _of_files()  # of the anomaly map
-    map_x: int | None = _of_files()  # the pixel of the upright original at which it lies
-    map_y: int | None = _of_files()
+    map_max: float | None = None  # of the anomaly map
+    map_x: int | None = None  # the pixel of the upright original at which it lies
+    map_y: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "predicted", decision(self.anomalous))
@@ -57,31 +51,22 @@ class ScoreRecord:
         """True where the score is above the threshold."""
         return self.score > self.threshold
 
-    @property
-    def peak(self) -> Peak:
-        """The maximum of the anomaly map; only where the record says where it lies."""
-        assert self.map_max is not None
-        assert self.map_x is not None
-        assert self.map_y is not None
-        return Peak(self.map_max, self.map_x, self.map_y)
-
     def values(self) -> dict[str, Any]:
         """Every field by its name, in the order of columns."""
         return {name: getattr(self, name) for name in FIELDS}
 
     def to_journal(self) -> dict[str, Any]:
         """What stays when the threshold changes, its numbers as tables show them."""
-        kept = self.values().items()
-        return {name: rounded(value) for name, value in kept if name not in ("threshold", "predicted")}
+        return {name: rounded(getattr(self, name)) for name in _KEPT}
 
     @classmethod
     def from_journal(cls, row: Mapping[str, Any], threshold: float) -> ScoreRecord:
         """The record that ``row``, which may hold more, was made from."""
-        kept = (f.name for f in dataclasses.fields(ScoreRecord) if f.init and f.name != "threshold")
-        return cls(threshold=threshold, **{name: row[name] for name in kept})
+        return cls(threshold=threshold, **{name: row[name] for name in _KEPT})
 
 
 FIELDS = tuple(f.name for f in dataclasses.fields(ScoreRecord))
+_KEPT = tuple(name for name in FIELDS if name not in ("threshold", "predicted"))
 
 TERMS = {f.name: f.metadata["help"] for f in dataclasses.fields(ScoreRecord) if "help" in f.metadata}
 """The terms of every score, and what each is."""
@@ -92,10 +77,68 @@ TITLES = {f.name: f.metadata["title"] for f in dataclasses.fields(ScoreRecord) i
 FILE_COLUMNS = ("path", *FIELDS)
 """The columns of the table of scored files."""
 
-TEST_COLUMNS = (
-    "path", "class", "label", *(f.name for f in dataclasses.fields(ScoreRecord) if "of_files" not in f.metadata)
-)  # fmt: skip
+_OF_FILES = ("threshold", "map_max", "map_x", "map_y")
+TEST_COLUMNS = ("path", "class", "label", *(name for name in FIELDS if name not in _OF_FILES))
 """The columns of the table of scored test images; ``label`` is the true decision."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a whole run with the decisions."""
+
+    records: list[Row]  # by FILE_COLUMNS, and "map" and "overlay" where they were wanted
+    strips: list[str]  # of each record, if the rows are of a run with a report
+    skipped: list[Row]  # path and reason
+    threshold: float
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], threshold: float) -> Table:
+        """The table of a journal's rows.
+
+        Raises:
+            InputError: a row is not one of ours.
+        """
+        table = cls([], [], [], rounded(threshold))
+        for row in rows:
+            if "reason" in row:
+                table.skipped.append({"path": row["path"], "reason": row["reason"]})
+                continue
+            try:
+                record = ScoreRecord.from_journal(row, table.threshold).values()
+            except (KeyError, TypeError):
+                raise InputError("the journal of this run is damaged: add --restart to score anew") from None
+            files = {name: row[name] for name in ("map", "overlay") if name in row}
+            table.records.append({"path": row["path"]} | record | files)
+            table.strips.append(row.get("strip", ""))
+        return table
+
+    @property
+    def anomalous(self) -> int:
+        """How many images are."""
+        return sum(record["predicted"] == "anomalous" for record in self.records)
+
+    def write(self, out: Path, made_with: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """``scores.csv``, ``scores.json`` and ``summary.json``, which holds ``about`` and what the scores depend on."""
+        write_csv(out / "scores.csv", FILE_COLUMNS, (cells(record, FILE_COLUMNS) for record in self.records))
+        write_json(out / "scores.json", self.records)
+        summary: Row = {"scored": len(self.records), "anomalous": self.anomalous, "skipped": len(self.skipped)}
+        summary |= {"threshold": self.threshold, **about, "made_with": dict(made_with), "skipped_files": self.skipped}
+        write_json(out / "summary.json", summary)
+
+    def write_report(self, path: Path, stored: Checkpoint, run: str) -> None:
+        """The page of a table whose rows were scored for a report, by a checkpoint that the user calls ``run``."""
+        held_out = stored.held_out["score"].tolist() if stored.held_out else []
+        report = Report(
+            title=f"{len(self.records)} images scored with {run}",
+            threshold=self.threshold,
+            terms=TITLES,
+            images=[Shown(record, strip) for record, strip in zip(self.records, self.strips, strict=True)],
+            held_out=[rounded(score) for score in held_out],
+            skipped=self.skipped,
+            facts={"normal classes": ", ".join(stored.classes), "model": f"{stored.config['image_size']} px"},
+            run=run,
+        )
+        write_report(path, report)
 
 
 def decision(anomalous: bool) -> str:

@@ -9,9 +9,8 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,19 +25,17 @@ from raccgan.outputs.journal import Journal, Row, differences
 from raccgan.outputs.overlays import LONGEST, MapScale, overlay
 from raccgan.outputs.progress import Progress
 from raccgan.outputs.report import strip
-from raccgan.scoring.detector import Detector, Result
-from raccgan.scoring.reading import Skipped
+from raccgan.scoring.detector import Detector, Result, Skipped
 
 RESULTS = ("scores.csv", "scores.json", "summary.json", "report.html")
 FOLDERS = ("maps", "overlays")
 _OWN_NAME = re.compile(r"-[0-9a-f]{12}\.(npy|png)$")
 
 WRITERS = 8
-"""Threads that write maps and overlays. A file is on the disk before its row is, so these threads wait for the disk."""
+"""Threads that write maps and overlays, and wait for the disk: a file is on it before its row is."""
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """The files that the arguments mean, each once, and a line for every argument that means none."""
 
     files: tuple[Path, ...]
@@ -83,27 +80,21 @@ def _is_mask(path: Path) -> bool:
     return any(parent.name == "ground_truth" and (parent.parent / "test").is_dir() for parent in path.parents)
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What is kept of every image beside its row."""
 
     out: Path
-    maps: bool = False
-    overlays: bool = False
-    report: bool = False
-    scale: MapScale = field(default_factory=MapScale)
+    maps: bool
+    overlays: bool
+    report: bool
+    scale: MapScale
 
 
 def take_folder(out: Path, run: Mapping[str, Any], *, restart: bool) -> None:
-    """Make sure that the results in ``out`` are of this run's checkpoint and settings.
-
-    Args:
-        out: the folder.
-        run: what the scores depend on, as :meth:`Table.write` stores it.
-        restart: remove what an earlier run left, and nothing else.
+    """Refuse results in ``out`` of another checkpoint or other settings; or ``restart``: remove what a run left there.
 
     Raises:
-        InputError: another checkpoint's results are there, or those of other settings.
+        InputError: ``summary.json`` is not of this command, or what the scores depend on differs from ``run``.
     """
     if restart:
         for name in RESULTS:
@@ -127,32 +118,26 @@ def take_folder(out: Path, run: Mapping[str, Any], *, restart: bool) -> None:
 def score_files(
     detector: Detector, files: Sequence[Path], journal: Journal, wanted: Wanted, job: Collectives = SINGLE
 ) -> list[Row]:
-    """A row for each file, in order; those that the journal holds, of unchanged files, are not scored again.
+    """A row for each file, each file given once, in order; the journal gets the rows batch by batch.
 
-    Args:
-        detector: scores.
-        files: each once.
-        journal: gets the rows batch by batch.
-        wanted: what is kept beside the rows.
-        job: the ranks that score together, of which this is the first; see :func:`help_first`.
+    Rows of unchanged files that the journal holds already are not scored again. This is the first rank of ``job``; the
+    other ranks call :func:`help_first`.
     """
     done = {row["path"]: row for row in journal.rows}
     stamps = {path: _stamp(path) for path in files}
-    known = {path for path in files if (row := done.get(printable(path))) and row["stamp"] == stamps[path]}
+    known = {path: None for path in files if (row := done.get(printable(path))) and row["stamp"] == stamps[path]}
     todo = [path for path in files if path not in known]
-    for name in [name for name, needed in zip(FOLDERS, (wanted.maps, wanted.overlays), strict=True) if needed]:
-        (wanted.out / name).mkdir(exist_ok=True)
+    for name in FOLDERS:
+        if getattr(wanted, name):
+            (wanted.out / name).mkdir(exist_ok=True)
     details = wanted.maps or wanted.overlays or wanted.report
     with (
         Progress("scores", len(files), len(known), unit="image", lines=False) as progress,
         ThreadPoolExecutor(WRITERS) as pool,
     ):
-        _say_skipped((done[printable(path)] for path in files if path in known), progress)
+        _say_skipped((done[printable(path)] for path in known), progress)
         for batch in _scan(detector, todo, details, job):
-            rows = list(pool.map(lambda found: _row(found, wanted), batch))
-            for row, found in zip(rows, batch, strict=True):
-                assert found.path is not None
-                row["stamp"] = stamps[found.path]
+            rows = list(pool.map(lambda found: _row(found, wanted, stamps), batch))
             journal.add(rows)
             done |= {row["path"]: row for row in rows}
             _say_skipped(rows, progress)
@@ -169,10 +154,8 @@ def help_first(detector: Detector, job: Collectives) -> None:
 def _scan(
     detector: Detector, files: Sequence[Path], details: bool, job: Collectives
 ) -> Iterator[list[Result | Skipped]]:
-    """:meth:`Detector.scan_batches` on all ranks: what rank 0 asks for comes back there, in order; nothing elsewhere.
-
-    The batches are those of a single process, dealt out to the ranks, so that the scores are the same bit for bit.
-    """
+    """:meth:`Detector.scan_batches` on all ranks, by the batches of a single process: what rank 0 asks for comes back
+    there, in order, the same bit for bit; nothing elsewhere."""
     files, details = job.on_first(lambda: (files, details))
     size = detector.scorer.batch
     batches = [files[start : start + size] for start in range(0, len(files), size)]
@@ -198,10 +181,10 @@ def _stamp(path: Path) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _row(found: Result | Skipped, wanted: Wanted) -> Row:
+def _row(found: Result | Skipped, wanted: Wanted, stamps: Mapping[Path, list[int] | None]) -> Row:
     """What the journal keeps of an image, whose map and overlay are on the disk when this returns."""
     assert found.path is not None
-    row: Row = {"path": printable(found.path)}
+    row: Row = {"path": printable(found.path), "stamp": stamps[found.path]}
     if isinstance(found, Skipped):
         return row | {"reason": found.reason}
     row |= found.to_journal()
@@ -223,12 +206,9 @@ def _row(found: Result | Skipped, wanted: Wanted) -> Row:
 
 
 def overlay_of(result: Result, scale: MapScale) -> Image.Image:
-    """The map of a scored file over the original, upright, at most LONGEST pixels on its longer side.
+    """The map of a scored file over the upright original, at most LONGEST pixels on its longer side.
 
-    The file is read again: of the originals of a batch, which may be large, nothing was kept.
-
-    Raises:
-        InputError: the file cannot be read any more.
+    The file is read again, because originals may be large and are not kept. InputError: it cannot be read any more.
     """
     assert result.path is not None
     assert result.map is not None
@@ -238,7 +218,6 @@ def overlay_of(result: Result, scale: MapScale) -> Image.Image:
 
 
 def _own_name(path: Path) -> str:
-    """A file name of its own for each path, whatever the path holds."""
-    # As _OWN_NAME has it.
+    """A file name of its own for each path, as _OWN_NAME has it."""
     own = hashlib.blake2b(os.fsencode(path), digest_size=6).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9._-]', '_', path.stem)[:80]}-{own}"

@@ -24,7 +24,7 @@ from PIL import Image
 from raccgan import calibrate, detect, evaluate, generate, train
 from raccgan.__main__ import module_of
 from raccgan.errors import InputError
-from raccgan.export import command as export
+from raccgan.export import __main__ as export
 from raccgan.models import checkpoint
 from raccgan.models.checkpoint import NAME
 from raccgan.outputs.files import LOCK, own_folder, write_text

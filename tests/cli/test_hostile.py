@@ -257,7 +257,7 @@ def test_a_picture_in_a_journal_that_is_none(
     Image.new("L", (8, 8), 80).save(tmp_path / "a.png")
     command = [trained, tmp_path / "a.png", "--out", tmp_path / "out", "--report"]
     with monkeypatch.context() as patch:
-        patch.setattr("raccgan.scoring.table.Table.of", lambda *arguments: stop())
+        patch.setattr("raccgan.scoring.record.Table.of", lambda *arguments: stop())
         assert run(detect, *command) == 130
     journal = tmp_path / "out" / "scores.part"
     text = journal.read_text()

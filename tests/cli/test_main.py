@@ -89,7 +89,7 @@ SCRIPT = """\
 import sys
 from raccgan import calibrate, detect, evaluate, generate, train
 from raccgan.cli import options
-from raccgan.export import command as export
+from raccgan.export import __main__ as export
 
 out, image, *tiny = sys.argv[1:]
 run = f"{out}/run"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from raccgan.cli import options
-from raccgan.experiment import command as experiment
+from raccgan.experiment import __main__ as experiment
 
 SETTINGS = ["--base-width=4", "--gan-steps=4", "--encoder-steps=4", "--batch-size=8", "--control-steps=3"]
 

@@ -22,7 +22,7 @@ from raccgan import train
 from raccgan.data.images.decode import decode, levelled
 from raccgan.data.listing import list_images
 from raccgan.errors import InputError
-from raccgan.export import command as export
+from raccgan.export import __main__ as export
 from raccgan.export import graph
 from raccgan.models import checkpoint as checkpoints
 from raccgan.scoring.scorer import MINIMUM, Scorer
@@ -343,7 +343,7 @@ def test_what_is_missing_is_named(
 
 def test_help_teaches_by_example_without_importing_torch() -> None:
     code = (
-        "import sys; from raccgan.export import command as export\n"
+        "import sys; from raccgan.export import __main__ as export\n"
         "try: export.main(['--help'])\n"
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules, 'help imports torch'"

@@ -17,9 +17,8 @@ from raccgan.models.density import Vectors
 from raccgan.models.maps import smoothed
 from raccgan.models.networks import Networks
 from raccgan.models.trace import Replayed
-from raccgan.scoring.calibration import fit_density
+from raccgan.scoring.calibration import fit_density, threshold_of
 from raccgan.scoring.scorer import Scorer
-from raccgan.scoring.threshold import threshold_of
 from raccgan.training.loop import Training
 from raccgan.training.run import Run
 from tests.kernels.compare import assert_each_close
@@ -45,7 +44,7 @@ def test_a_score_does_not_depend_on_the_batch(run_and_scorer: tuple[Run, Scorer]
     order = torch.randperm(37, generator=torch.Generator().manual_seed(0))
     shuffled = torch.empty(37)
     shuffled[order] = scorer.score(images[order]).score
-    batched = scorer.score_batches(lambda indices: images[indices], 37).score
+    batched = torch.cat([scorer.score(part).score for part in images.split(scorer.batch)])
     for other in (alone, shuffled, batched):
         assert_each_close(other, whole, rtol=1e-4, atol=0)
     assert whole.std() > 0
