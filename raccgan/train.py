@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from raccgan.outputs.terminal import say, tell
 
 if TYPE_CHECKING:
     from raccgan.models.checkpoint import Checkpoint
-    from raccgan.training.loop import Log, Training
+    from raccgan.training.loop import Training
     from raccgan.training.run import Run
 
 PHASES = ("all", "gan", "encoder", "evaluate")
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     from raccgan.models import checkpoint as checkpoints
     from raccgan.models.devices import require_kernels
     from raccgan.training import places
-    from raccgan.training.loop import Training, no_log
+    from raccgan.training.loop import Training
     from raccgan.training.run import prepare, readable
     from raccgan.training.steps import cannot_trace
 
@@ -83,8 +82,7 @@ def main(arguments: Sequence[str]) -> int:
                 f"{run.config.dataset}: normal {', '.join(run.classes)}; {len(run.split.train)} images to train on, "
                 f"{len(run.split.held_out)} held out for the threshold, {len(run.split.test)} to test; results in {out}"
             )
-        log = _tensorboard(out) if job.first else no_log
-        training = Training(run, data, out / checkpoints.NAME, resumed, log, compiled=given.compile)
+        training = Training(run, data, out / checkpoints.NAME, resumed, compiled=given.compile)
         _run_phases(training, run, given.phase, out)
         if job.first:
             places.end(out)
@@ -165,23 +163,6 @@ def _check_phase(phase: str, config: Config, resumed: Checkpoint | None) -> None
             f"--phase evaluate needs a trained encoder, and this run has {done['encoder']} of {config.encoder_steps} "
             "steps: run --phase encoder first"
         )
-
-
-def _tensorboard(out: Path) -> Log:
-    """Losses to TensorBoard if it is installed."""
-    from raccgan.training.loop import no_log
-
-    if importlib.util.find_spec("tensorboard") is None:
-        return no_log
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(str(out / "tensorboard"))
-
-    def log(phase: str, step: int, figures: dict[str, float]) -> None:
-        for name, value in figures.items():
-            writer.add_scalar(f"{phase}/{name}", value, step)
-
-    return log
 
 
 if __name__ == "__main__":

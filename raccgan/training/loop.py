@@ -30,14 +30,7 @@ PHASES = ("gan", "encoder")
 WORTH_TRACING = 200
 """Steps of a phase from which on tracing them is faster: a trace takes as long as ten to a hundred steps."""
 
-Log = Callable[[str, int, dict[str, float]], None]
-"""Is given the phase, the number of steps done, and the losses."""
-
 _TITLES = {"gan": "generator and discriminator", "encoder": "encoder"}
-
-
-def no_log(phase: str, step: int, losses: dict[str, float]) -> None:
-    """Log nothing."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -54,7 +47,6 @@ class Training(Steps):
         run, data: the configuration and the job of the ranks; the images to train on.
         path: the file of the checkpoints.
         resumed: the checkpoint to go on from; None for new networks.
-        log: is given the losses, at most 400 times a phase.
         compiled: send the steps through torch.compile; one that does not compile is replayed, and a line says why.
 
     Raises:
@@ -68,7 +60,6 @@ class Training(Steps):
         data: ImageDataset,
         path: Path,
         resumed: Checkpoint | None = None,
-        log: Log = no_log,
         *,
         compiled: bool = False,
     ) -> None:
@@ -77,7 +68,7 @@ class Training(Steps):
         else:
             networks = build(run.config, channels=run.channels, classes=len(run.classes), device=run.device)
         super().__init__(run.config, networks, run.job)
-        self.data, self.path, self.log, self.compiled = data, path, log, compiled
+        self.data, self.path, self.compiled = data, path, compiled
         self.classes, self.channels = run.classes, run.channels
         self.steps = dict.fromkeys(PHASES, 0)
         self.goals = {"gan": run.config.gan_steps, "encoder": run.config.encoder_steps}
@@ -121,7 +112,6 @@ class Training(Steps):
                 if (step + 1) % every == 0:
                     for name, value in values.items():
                         self.history.setdefault(name, []).append((step + 1, value))
-                    self.log(phase, step + 1, values)
                 progress.update(1, values)
                 if stop:
                     self.save(phase)
