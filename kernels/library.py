@@ -31,6 +31,7 @@ class Build(TypedDict):
     cpu_capability: str  # the one of cpu_targets in use
     cuda: str  # version of the CUDA toolkit, empty where the CUDA part was left out
     cuda_architectures: str
+    why_no_cuda: str  # why it was left out, otherwise empty
 
 
 def path() -> Path | None:

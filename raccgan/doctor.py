@@ -42,7 +42,9 @@ def _report() -> Iterator[str]:
     if build is None:
         yield f"compiled library: none; {library.why_not()}"
     else:
-        cuda = f"CUDA {build['cuda']} for {build['cuda_architectures']}" if build["cuda"] else "no CUDA part"
+        cuda = f"CUDA {build['cuda']} for {build['cuda_architectures']}"
+        if not build["cuda"]:
+            cuda = f"no CUDA part ({build['why_no_cuda']})"
         yield f"compiled library: CPU {', '.join(build['cpu_targets'])}, using {build['cpu_capability']}; {cuda}"
     yield f"Triton: {triton_runtime.state()}"
     for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):

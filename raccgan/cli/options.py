@@ -139,13 +139,17 @@ def pick_device(name: str) -> Any:
 
 @functools.cache
 def note_missing_library(kernels: str) -> None:
-    """Say on standard error, once a process, that ``fused`` has no compiled library, and why; on rank 0 alone."""
+    """Say on standard error what ``fused`` lacks of the compiled library, and why; on rank 0 alone."""
     if kernels != "fused" or not ranks.job().first:
         return
+    import torch
+
     from raccgan.kernels import library
 
     if reason := library.why_not():
         say(f"note: --kernels fused runs on PyTorch alone, which is slower: {reason}")
+    elif (build := library.build()) and not build["cuda"] and torch.cuda.is_available():
+        say(f"note: the CUDA C++ kernels were left out when raccgan was built: {build['why_no_cuda']}")
 
 
 def call(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from raccgan import __version__
@@ -139,6 +140,11 @@ def test_other_kernels_other_ranks_and_a_library_that_is_there_say_nothing(
     monkeypatch.setattr(library, "why_not", lambda: None)
     note("fused")
     assert capsys.readouterr().err == ""
+    monkeypatch.setattr(library, "build", lambda: {"cuda": "", "why_no_cuda": "nvcc failed"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    note("fused")
+    expected = "note: the CUDA C++ kernels were left out when raccgan was built: nvcc failed\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_a_checkout_that_hides_the_installed_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
