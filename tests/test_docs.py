@@ -29,6 +29,9 @@ ROOT = Path(__file__).parents[1]
 INDEX = ROOT / "docs" / "README.md"
 PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {INDEX})  # docs/api is made of docstrings
 
+LONG = ("add-an-op", "distributed", "experiments", "export", "measuring")
+"""The pages whose commands take longest: together as long as all others."""
+
 # Runs the blocks on its standard input: [place, language, code, folder of a shell's block] each.
 DRIVER = """
 import json, subprocess, sys
@@ -88,7 +91,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.long if page.stem in LONG else (), id=page.stem) for page in PAGES]
+)
 def test_the_commands_of_a_page_run(page: Path, prepared: Path, tmp_path: Path) -> None:
     found = blocks(page.read_text("utf-8"))
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
@@ -113,7 +118,7 @@ def test_the_commands_of_a_page_run(page: Path, prepared: Path, tmp_path: Path) 
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

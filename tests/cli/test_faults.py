@@ -118,6 +118,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.long
 def test_a_full_disk_costs_one_line_and_nothing_that_was_there(place: Path) -> None:
     """Room for some small files and not for what each command writes; with more room, the same commands go on."""
     room, saved = place / "room", place / "saved"

@@ -109,6 +109,7 @@ for module, *arguments in (
 """
 
 
+@pytest.mark.long
 def test_every_command_says_once_that_the_library_is_missing(tmp_path: Path) -> None:
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "image.png")
     command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(tmp_path / "image.png"), *TINY_OPTIONS]

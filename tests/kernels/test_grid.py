@@ -175,7 +175,9 @@ def test_compiles_in_one_graph(family: Family, implementation: str, case: str, d
     assert made["x"].grad is not None
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [pytest.param(one, marks=() if one == "channels_last" else pytest.mark.long) for one in LAYOUTS]
+)
 @grid()
 def test_opcheck(family: Family, implementation: str, case: str, device: str, layout: str) -> None:
     """Every op of ours that an implementation calls, forward and backward, with the inputs it calls it with."""

@@ -51,7 +51,7 @@ def steps(training: Training, count: int = 3) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("kernels", ["fused", "reference"])
+@pytest.mark.parametrize("kernels", ["fused", pytest.param("reference", marks=pytest.mark.long)])
 def test_a_traced_step_has_the_bits_of_a_step(tiny: Make, settings: dict[str, Any], kernels: str) -> None:
     """Losses, weights, running moments and singular vectors."""
     (_, plain), (_, traced) = (tiny(folder=name, kernels=kernels, **settings) for name in ("plain", "traced"))
@@ -108,6 +108,20 @@ def test_in_bfloat16_a_traced_step_is_the_step_up_to_rounding(tiny: Make) -> Non
         assert a == pytest.approx(b, rel=0.05, abs=0.01)
 
 
+def test_a_compiled_step_of_one_convolution_is_the_step_up_to_rounding() -> None:
+    """The short run's own compilation; the next test has whole networks."""
+    torch._dynamo.reset()
+    model, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 6, 6)
+    wanted = torch.autograd.grad(squares(model)(x)[0], list(model.parameters()))
+    said: list[str] = []
+    TracedStep(squares(model), list(model.parameters()), [model], compiled=True, warn=said.append)(x)
+    assert said == [], "it was replayed, not compiled"
+    for parameter, gradient in zip(model.parameters(), wanted, strict=True):
+        assert parameter.grad is not None
+        assert_each_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.long
 def test_a_compiled_step_is_the_step_up_to_rounding(tiny: Make) -> None:
     """With odd widths, and two threads, for which torch.compile makes other code than for one."""
     settings = {"base_width": 5, "attention_encoder": "all", "attention_discriminator": "all"}
@@ -226,6 +240,7 @@ def test_in_bfloat16_only_what_no_rounding_explains_is_refused(
         traced(50 * torch.ones(5, 3))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_a_step_says_so_and_is_replayed(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
     (_, plain), (_, training) = (tiny(folder=name) for name in ("plain", "compiled"))

@@ -24,10 +24,11 @@ def test_the_shared_grid(pytestconfig: pytest.Config) -> None:
     run_tests(pytestconfig, "triton", "tests/kernels/test_grid.py", "-k", "triton", least=150)
 
 
+@pytest.mark.long
 def test_beyond_the_grid(pytestconfig: pytest.Config) -> None:
     files = ["test_cbam_triton.py", "test_depthwise_separable_triton.py", "test_depthwise_separable_triton_op.py"]
     files.append("test_triton.py::test_a_score_does_not_depend_on_the_batch_or_on_the_map")
-    run_tests(pytestconfig, "triton", *(f"tests/kernels/{file}" for file in files), least=50)
+    run_tests(pytestconfig, "triton", *(f"tests/kernels/{file}" for file in files), least=50, all_cases=False)
 
 
 @pytest.mark.long

@@ -156,6 +156,7 @@ def again(run: Run, scorer: Scorer, **options: Any) -> Scorer:
     return Scorer(run.config, networks, run.classes, **options)
 
 
+@pytest.mark.long
 def test_a_compiled_scorer_scores_alike(run_and_scorer: tuple[Run, Scorer]) -> None:
     run, scorer = run_and_scorer
     torch._dynamo.reset()
