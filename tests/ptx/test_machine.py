@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
 from tests.ptx import build, machine
 
@@ -178,6 +179,24 @@ FLOATS = {
     "add.f32": np.add, "sub.f32": np.subtract, "mul.f32": np.multiply, "div.rn.f32": np.divide, "div.full.f32": np.divide,
     "max.f32": np.fmax, "min.f32": np.fmin, "max.NaN.f32": np.maximum, "min.NaN.f32": np.minimum,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_half_floats_are_rounded_once(kind):
+    """Against PyTorch, whose float32 sums and products of them round to the same; its double, for three operands."""
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[kind]
+    generator = torch.Generator().manual_seed(0)
+    a, b, c = (torch.randn(32, generator=generator).mul(8**power).to(dtype) for power in (0, 1, -1))
+    bits = [one.view(torch.int16).numpy() for one in (a, b, c)]
+    for op, wanted in (("add", a + b), ("sub", a - b), ("mul", a * b)):
+        got = lanes(f"{op}.{kind}", *bits[:2], types=(2, 2), result=2)
+        assert got.astype(np.int16).tolist() == wanted.view(torch.int16).tolist(), op
+    exact = [Fraction(x) * Fraction(y) + Fraction(z) for x, y, z in zip(a.tolist(), b.tolist(), c.tolist())]
+    got = lanes(f"fma.rn.{kind}", *bits, types=(2, 2, 2), result=2).astype(np.int16)
+    got = torch.from_numpy(got).view(dtype)
+    for one, value in zip(got, exact):
+        beside = [torch.nextafter(one, torch.tensor(to, dtype=dtype)) for to in (-torch.inf, torch.inf)]
+        assert all(abs(Fraction(one.item()) - value) <= abs(Fraction(other.item()) - value) for other in beside)
 
 
 @pytest.mark.parametrize("op", FLOATS)
