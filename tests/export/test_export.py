@@ -42,10 +42,10 @@ NAMES = (
 
 @dataclass
 class Trained:
-    """A tiny run at 16 px, whose threshold lies amid the scores, and every image that it could see."""
+    """A tiny run at 32 px, whose threshold lies amid the scores, and every image that it could see."""
 
     run: Path
-    images: Tensor  # [N, C, 16, 16] in [-1, 1]
+    images: Tensor  # [N, C, 32, 32] in [-1, 1]
 
     def scorer(self, label_policy: str = MINIMUM) -> Scorer:
         stored = checkpoints.load(self.run)
@@ -62,11 +62,11 @@ class Trained:
 def trained(place: Path, channels: int, normal: str, *options: str) -> Trained:
     shapes(place / "data", ["dark", "middle", "bright"], 20)
     where = ["--dataset", place / "data", "--protocol", "one-vs-rest", "--normal", normal, "--out", place / "run"]
-    model = ["--image-size", 16, "--channels", channels, "--quantile", 0.5, "--attention-encoder", "last-1"]
+    model = ["--image-size", 32, "--channels", channels, "--quantile", 0.5, "--attention-encoder", "last-1"]
     assert run(train, *where, *TINY_OPTIONS, *model, *options, "--phase", "gan") == 0
     assert run(train, "--resume", place / "run", "--phase", "encoder") == 0
     files = list_images(place / "data")
-    return Trained(place / "run", torch.stack([torch.from_numpy(decode(f, size=16, channels=channels)) for f in files]))
+    return Trained(place / "run", torch.stack([torch.from_numpy(decode(f, size=32, channels=channels)) for f in files]))
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_the_file_says_how_to_call_it(several: Trained, exported: dict[str, Path
     assert bytes_in["input"]["channels"] == "red, green, blue"
     assert bytes_in["agreement"]["equal_decisions"] == 1
     said = json.loads((exported["several"] / "model.onnx.json").read_text())
-    assert said["input"]["shape"] == ["batch", 1, 16, 16]
+    assert said["input"]["shape"] == ["batch", 1, 32, 32]
     assert said["input"]["fit"] == "stretch"
     assert said["classes"] == ["dark", "middle"]
     assert said["threshold"] == several.threshold
@@ -254,7 +254,7 @@ def test_a_model_that_does_not_agree_is_refused(several: Trained, wrong: Callabl
 def test_images_of_one_value_are_not_compared(several: Trained) -> None:
     """A model that differs on them alone agrees; with nothing else to compare on there is no answer."""
     scorer = several.scorer()
-    blank = torch.full((2, 1, 16, 16), 0.3)
+    blank = torch.full((2, 1, 32, 32), 0.3)
 
     def call(images: Tensor) -> list[Tensor]:
         score = scorer.score(images).score

@@ -5,11 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.ptx import build
-from tests.ptx.running import run_tests
-
-GRID = "tests/kernels/test_grid.py"
-# What an operation's registration alone decides is tested once, for the CPU.
-NUMBERS = "not opcheck and not graph and not gradgradcheck"
+from tests.ptx.running import GRID, NUMBERS, run_tests
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -6,7 +6,7 @@ import pytest
 
 from raccgan.kernels import triton_runtime
 from tests.ptx import build
-from tests.ptx.running import run_tests
+from tests.ptx.running import GRID, NUMBERS, run_tests
 
 pytestmark = pytest.mark.skipif(triton_runtime.triton is None, reason="Triton is not installed")
 
@@ -21,7 +21,12 @@ def built() -> None:
 
 
 def test_the_shared_grid(pytestconfig: pytest.Config) -> None:
-    run_tests(pytestconfig, "triton", "tests/kernels/test_grid.py", "-k", "triton", least=150)
+    run_tests(pytestconfig, "triton", GRID, "-k", f"triton and {NUMBERS}", least=100)
+
+
+@pytest.mark.long
+def test_how_the_ops_are_registered(pytestconfig: pytest.Config) -> None:
+    run_tests(pytestconfig, "triton", GRID, "-k", f"triton and not ({NUMBERS})", least=10, all_cases=False)
 
 
 @pytest.mark.long
