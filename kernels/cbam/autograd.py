@@ -68,12 +68,14 @@ def backward_arguments(
     return inputs[:3], CbamTensors(*inputs[3:given]), inputs[given : given + 3], CbamNeeds(*inputs[given + 3 :])
 
 
-def forward_shapes(like: Callable[[Tensor], Tensor], saved: Callable[..., int], *inputs: Any) -> tuple[Tensor, ...]:
-    """Empty outputs of the forward op: ``like`` makes one like x, ``saved`` counts floats (of tensors and groups)."""
+def forward_shapes(
+    like: Callable[[Tensor], Tensor], saved_sizes: Callable[..., list[int]], *inputs: Any
+) -> tuple[Tensor, ...]:
+    """Empty outputs of the forward op: ``like`` makes one like x; the saved floats' number is of tensors and groups."""
     tensors, batch = CbamTensors(*inputs[:TENSORS]), inputs[TENSORS]
     x, groups = tensors.x, 1 if batch or tensors.mean is not None else tensors.x.shape[0]
-    moments = groups if tensors.mean is None else 0
-    return like(x), *(x.new_empty(count, dtype=torch.float32) for count in (moments, moments, saved(tensors, groups)))
+    moments, saved = groups if tensors.mean is None else 0, sum(saved_sizes(tensors, groups))
+    return like(x), *(x.new_empty(count, dtype=torch.float32) for count in (moments, moments, saved))
 
 
 def backward_shapes(like: Callable[[Tensor], Tensor], *inputs: Any) -> tuple[Tensor, ...]:
@@ -102,7 +104,10 @@ of its outputs x .. var, saved, batch, eps) the gradients of the former; None wh
 
 
 def register_both(
-    name: str, like: Callable[[Tensor], Tensor], saved: Callable[..., int], second: Second = lambda *_: None
+    name: str,
+    like: Callable[[Tensor], Tensor],
+    saved_sizes: Callable[..., list[int]],
+    second: Second = lambda *_: None,
 ) -> None:
     """Give raccgan::NAME and raccgan::NAME_backward their gradients and fakes, see :func:`forward_shapes`."""
 
@@ -124,25 +129,18 @@ def register_both(
         grads, tensors, (batch, eps, saved), computed = backward_arguments(*inputs_of(ctx))
         given = (*grads, *tensors)
         # What was not needed is an output without elements, and nothing comes through it.
-        pairs = zip(grad_grads, computed.by_tensor(), strict=True)
-        through = [grad if there else None for grad, there in pairs]
-        found = second(given, through, saved, batch, eps)
-        return _recomputed(given, through, needs[: len(given)], batch=batch, eps=eps) if found is None else found
+        through = [grad if there else None for grad, there in zip(grad_grads, computed.by_tensor(), strict=True)]
+        if (found := second(given, through, saved, batch, eps)) is not None:
+            return found
+        cbam, used = partial(_in_float32, batch=batch, eps=eps), [g is not None for g in through]
 
-    register(f"raccgan::{name}", partial(forward_shapes, like, saved), of_forward, save)
+        def first(*given: Tensor | None) -> _Tensors:
+            return differentiate(cbam, given[3:], given[:3], used)
+
+        return differentiate(first, given, through, needs[: len(given)])
+
+    register(f"raccgan::{name}", partial(forward_shapes, like, saved_sizes), of_forward, save)
     register(f"raccgan::{name}_backward", partial(backward_shapes, like), of_backward)
-
-
-def _recomputed(
-    inputs: _Tensors, grad_grads: _Tensors, needed: Sequence[bool], *, batch: bool, eps: float
-) -> list[Tensor | None]:
-    """Gradients of the backward op's ``inputs`` by the reference, differentiable again."""
-    used = [g is not None for g in grad_grads]
-
-    def first(*given: Tensor | None) -> _Tensors:
-        return differentiate(partial(_in_float32, batch=batch, eps=eps), given[3:], given[:3], used)
-
-    return differentiate(first, inputs, grad_grads, needed)
 
 
 def _in_float32(*tensors: Tensor, batch: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:

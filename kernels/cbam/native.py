@@ -39,9 +39,9 @@ def cbam(x: Tensor, weights: CbamWeights, norm: CbamNorm) -> tuple[Tensor, Tenso
     return autograd.run(torch.ops.raccgan.cbam_native, x, weights, norm)
 
 
-def _saved(tensors: CbamTensors, groups: int) -> int:
+def _saved_sizes(tensors: CbamTensors, groups: int) -> list[int]:
     n, c, h, w = tensors.x.shape
-    return n * (3 * c + 3 * tensors.reduce_weight.shape[0] + 3 * h * w) + 2 * groups  # csrc/ops/cbam.h
+    return [n * (3 * c + 3 * tensors.reduce_weight.shape[0] + 3 * h * w), 2 * groups]  # csrc/ops/cbam.h
 
 
 def _double_backward(
@@ -67,5 +67,5 @@ def _double_backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
 
 
 if library.load():
-    autograd.register_both("cbam_native", empty_like_image, _saved, _double_backward)
+    autograd.register_both("cbam_native", empty_like_image, _saved_sizes, _double_backward)
     torch.library.register_fake("raccgan::cbam_native_double_backward")(_double_backward_shapes)

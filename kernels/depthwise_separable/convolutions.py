@@ -1,13 +1,8 @@
 """Depthwise and pointwise convolution by PyTorch's operations, as two families closed under differentiation.
 
-Depthwise, with stride 1 and "same" padding:
-
-    D(x, w)          the convolution
-    dD/dx . g        = D(g, flip(w))
-    dD/dw . g        = C(x, g), the correlation of x and g over the batch
-
-For a gradient v of C, the gradients of C are D(g, flip(v)) in x and D(x, v) in g. Eager PyTorch differentiates its
-weight gradient with one small convolution per channel.
+Depthwise, with stride 1 and "same" padding: the gradients of D(x, w) are D(g, flip(w)) in x and C(x, g) in w, the
+correlation over the batch. Those of C are D(g, flip(v)) in x and D(x, v) in g. Eager PyTorch differentiates its weight
+gradient with one small convolution per channel.
 
 The pointwise family is P(x, w), its transpose T(g, w), and the product of x and g over all pixels. Eager PyTorch
 differentiates that product by a convolution whose kernel is as large as the image.
@@ -25,8 +20,7 @@ from raccgan.kernels.autograd import needed
 from raccgan.kernels.depthwise_separable.options import Weights
 from raccgan.kernels.layout import empty_image, images, in_autocast_dtype, rows
 
-FEW, WIDE = 20_000_000, 64 * 128
-"""See :func:`_as_matrices`."""
+FEW, WIDE = 20_000_000, 64 * 128  # see _as_matrices
 
 
 def depthwise(x: Tensor, w: Tensor) -> Tensor:
@@ -69,10 +63,8 @@ class Depthwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (x, w), (needs_x, needs_w) = ctx.saved_tensors, needed(ctx)
-        return (
-            Depthwise.apply(g, w.flip(2, 3)) if needs_x else None,
-            DepthwiseCorrelation.apply(x, g, w.shape[-1]) if needs_w else None,
-        )
+        grad_x = Depthwise.apply(g, w.flip(2, 3)) if needs_x else None
+        return grad_x, DepthwiseCorrelation.apply(x, g, w.shape[-1]) if needs_w else None
 
 
 class DepthwiseCorrelation(torch.autograd.Function):
@@ -87,11 +79,8 @@ class DepthwiseCorrelation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         (x, g), (needs_x, needs_g, _) = ctx.saved_tensors, needed(ctx)
-        return (
-            Depthwise.apply(g, v.flip(2, 3)) if needs_x else None,
-            Depthwise.apply(x, v) if needs_g else None,
-            None,
-        )
+        grad_x = Depthwise.apply(g, v.flip(2, 3)) if needs_x else None
+        return grad_x, Depthwise.apply(x, v) if needs_g else None, None
 
 
 class Pointwise(torch.autograd.Function):
@@ -105,11 +94,9 @@ class Pointwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (x, w), (needs_x, needs_w, needs_b) = ctx.saved_tensors, needed(ctx)
-        return (
-            PointwiseTransposed.apply(g, w) if needs_x else None,
-            PointwiseProduct.apply(x, g) if needs_w else None,
-            rows(g).sum(dim=0) if needs_b else None,
-        )
+        grad_x = PointwiseTransposed.apply(g, w) if needs_x else None
+        grad_w = PointwiseProduct.apply(x, g) if needs_w else None
+        return grad_x, grad_w, rows(g).sum(dim=0) if needs_b else None
 
 
 class PointwiseTransposed(torch.autograd.Function):
@@ -128,10 +115,8 @@ class PointwiseTransposed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, ...]:
         (g, w), (needs_g, needs_w) = ctx.saved_tensors, needed(ctx)
-        return (
-            Pointwise.apply(t, w, None) if needs_g else None,
-            PointwiseProduct.apply(t, g) if needs_w else None,
-        )
+        grad_g = Pointwise.apply(t, w, None) if needs_g else None
+        return grad_g, PointwiseProduct.apply(t, g) if needs_w else None
 
 
 class PointwiseProduct(torch.autograd.Function):
@@ -151,10 +136,8 @@ class PointwiseProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         (x, g), (needs_x, needs_g) = ctx.saved_tensors, needed(ctx)
-        return (
-            PointwiseTransposed.apply(g, v) if needs_x else None,
-            Pointwise.apply(x, v, None) if needs_g else None,
-        )
+        grad_x = PointwiseTransposed.apply(g, v) if needs_x else None
+        return grad_x, Pointwise.apply(x, v, None) if needs_g else None
 
 
 def _pointwise(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
@@ -212,10 +195,8 @@ def _in_sixteen(x: Tensor) -> Tensor:
     return rows(x).view(16, 1, pixels // 16, c).permute(0, 3, 1, 2)
 
 
-def _convolution_backward(
-    g: Tensor, x: Tensor, w: Tensor, mask: tuple[bool, bool, bool], groups: int = 1
-) -> tuple[Tensor, Tensor, Tensor]:
-    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
-        g, x, w, None, [1, 1], [w.shape[-1] // 2] * 2, [1, 1], False, [0, 0], groups, list(mask)
+def _convolution_backward(g: Tensor, x: Tensor, w: Tensor, mask: tuple[bool, bool, bool], groups: int = 1) -> Any:
+    padding = [w.shape[-1] // 2] * 2
+    return torch.ops.aten.convolution_backward(
+        g, x, w, None, [1, 1], padding, [1, 1], False, [0, 0], groups, list(mask)
     )
-    return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raccgan.kernels.depthwise_separable import Prologue, Resize, Weights, depthwise_separable
-from raccgan.kernels.depthwise_separable.native import fused as native_fused
+from raccgan.kernels.depthwise_separable.native import op as native_fused
 from tests.kernels.compare import allowed_beside, assert_close, relative_error
 from tests.kernels.grid import OwnOps
 from tests.kernels.test_cuda_on_gpu import recorded

@@ -22,7 +22,7 @@ from raccgan.kernels.cbam.autograd import TENSORS, CbamNeeds, CbamTensors
 from raccgan.kernels.cbam.options import CbamNorm, CbamWeights
 from raccgan.kernels.cbam.triton import backward as back
 from raccgan.kernels.cbam.triton import forward
-from raccgan.kernels.triton_moments import join_moments
+from raccgan.kernels.moments.triton import join_moments
 from raccgan.kernels.triton_runtime import Compilation, Config, cdiv, empty_in_order, launch, meta, power_of_two
 
 
@@ -71,11 +71,6 @@ def _saved_sizes(tensors: CbamTensors, groups: int) -> list[int]:
     return [n * c, 2 * n * c, 2 * n * hidden, 2 * n * h * w, n * h * w, 2 * moments]
 
 
-def _saved_size(tensors: CbamTensors, groups: int) -> int:
-    """Floats that the backward pass needs of the forward pass."""
-    return sum(_saved_sizes(tensors, groups))
-
-
 class _Call:
     """The sizes of a call, and its programs. Nothing but their number depends on the batch."""
 
@@ -116,11 +111,10 @@ class _Call:
         launch(kernel, self.n * tiles, *tensors, self.pixels, self.width, tiles, config=config, **constants)
 
 
-def _forward_pass(
-    tensors: CbamTensors, batch: bool, eps: float, y: Tensor, mean: Tensor, var: Tensor, saved: Tensor
-) -> None:
-    """Fill y, mean, var and saved."""
-    call = _Call(tensors, batch, saved)
+def _forward(*inputs: Any) -> tuple[Tensor, ...]:
+    y, mean, var, saved = autograd.forward_shapes(empty_in_order, _saved_sizes, *inputs)
+    batch, eps = inputs[TENSORS:]
+    call = _Call(CbamTensors(*inputs[:TENSORS]), batch, saved)
     tensors, n, size, tiles = call.tensors, call.n, call.group_size, call.score_tiles
     sums = call.floats(n, call.tiles, 2, call.c)
     call.sweep(forward.pool, tensors.x, sums)
@@ -136,6 +130,7 @@ def _forward_pass(
     moments = (tensors.mean, tensors.var) if call.fixed else (mean, var)
     given = (tensors.x, call.gate, call.scores, *moments, tensors.norm_weight, tensors.norm_bias)
     call.sweep(forward.apply, *given, y, sizes=(eps,), GROUPED=call.grouped)
+    return y, mean, var, saved
 
 
 def _backward_pass(inputs: Sequence[Any], found: tuple[Tensor, ...]) -> None:
@@ -199,12 +194,6 @@ _NEEDS = ", ".join(f"bool needs_{name}" for name in CbamNeeds._fields)
 _GRADS = ", ".join(f"Tensor {name}" for name in CbamTensors._fields)
 
 
-def _forward(*inputs: Any) -> tuple[Tensor, ...]:
-    outputs = autograd.forward_shapes(empty_in_order, _saved_size, *inputs)
-    _forward_pass(CbamTensors(*inputs[:TENSORS]), *inputs[TENSORS:], *outputs)
-    return outputs
-
-
 def _backward(*inputs: Any) -> tuple[Tensor, ...]:
     found = autograd.backward_shapes(empty_in_order, *inputs)
     with torch.autocast(inputs[0].device.type, enabled=False):
@@ -220,30 +209,27 @@ _OPS = [
         ("_backward", _backward, _BACKWARD),
     )
 ]
-autograd.register_both("cbam_triton", empty_in_order, _saved_size)
+autograd.register_both("cbam_triton", empty_in_order, _saved_sizes)
 
 # Channels, of the hidden layer, kernel size, height and width, channels_last: few and many, and each sweep's tiles.
 _LAYERS = ((96, 6, 7, 128, False), (128, 6, 7, 128, True), (4, 2, 7, 64, False), (8, 2, 7, 128, True))
-_MANY = (1536, 96, 3, 32, True)
 
 
 def compilations() -> Iterator[Compilation]:
     """For tests without a GPU: sweeps in every dtype and layout, the rest for few and many channels, with each norm."""
-    with runtime.noted() as found:
-        for dtype, layer in product(runtime.DTYPES, _LAYERS):
-            _both_passes(dtype, *layer, kind="instance" if dtype == torch.float32 else "batch")
-        _both_passes(torch.float32, *_MANY, kind="fixed")
-    return iter(found)
-
-
-def _both_passes(dtype: torch.dtype, c: int, hidden: int, k: int, size: int, last: bool, *, kind: str) -> None:
     floats = partial(meta, torch.float32)
-    moments = floats(1) if kind == "fixed" else None
-    mlp = floats(hidden, c), floats(hidden), floats(c, hidden), floats(c)
-    x = meta(dtype, 2, c, size, size, last=last)
-    tensors = CbamTensors(x, *mlp, floats(1, 2, k, k), floats(1), floats(1), moments, moments)
-    given = (*tensors, kind == "batch", 1e-5)
-    _, mean, _, saved = _forward(*given)
-    grad = None if kind == "fixed" else mean
-    arguments = (x, grad, grad, *given, saved, *CbamNeeds(*5 * (True,)))
-    _backward_pass(arguments, autograd.backward_shapes(empty_in_order, *arguments))
+    norms = dict(zip(runtime.DTYPES, ("instance", "batch", "batch"), strict=True))
+    cases = [(dtype, *layer, norms[dtype]) for dtype, layer in product(runtime.DTYPES, _LAYERS)]
+    cases.append((torch.float32, 1536, 96, 3, 32, True, "fixed"))
+    with runtime.noted() as found:
+        for dtype, c, hidden, k, size, last, kind in cases:
+            moments = floats(1) if kind == "fixed" else None
+            mlp = floats(hidden, c), floats(hidden), floats(c, hidden), floats(c)
+            x = meta(dtype, 2, c, size, size, last=last)
+            tensors = CbamTensors(x, *mlp, floats(1, 2, k, k), floats(1), floats(1), moments, moments)
+            given = (*tensors, kind == "batch", 1e-5)
+            _, mean, _, saved = _forward(*given)
+            grad = None if kind == "fixed" else mean
+            arguments = (x, grad, grad, *given, saved, *CbamNeeds(*5 * (True,)))
+            _backward_pass(arguments, autograd.backward_shapes(empty_in_order, *arguments))
+    return iter(found)

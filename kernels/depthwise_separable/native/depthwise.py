@@ -56,7 +56,7 @@ def depthwise(x: Tensor, w: Tensor, prologue: Prologue = NO_PROLOGUE, resize: Re
 
 
 def _composed(options: Options, x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor]:
-    """What depthwise_native computes, of operations that any order of derivative goes through."""
+    """What depthwise_native computes, of operations that PyTorch differentiates to any order."""
     scale, shift = (None if t is None else t.to(x.dtype) for t in (scale, shift))
     norm = "instance" if options.normalise else "none"
     x = apply_prologue(x, Prologue(options.pre_relu, norm, options.eps, scale, shift, options.relu))
@@ -64,13 +64,13 @@ def _composed(options: Options, x: Tensor, w: Tensor, scale: Tensor | None, shif
 
 
 def _gradients(options: Options, needs: Sequence[bool], grad_y: Tensor, *inputs: Tensor | None) -> _Tensors:
-    """What depthwise_native_backward computes, differentiable."""
     return differentiate(partial(_composed, options), inputs, (grad_y,), (*needs, needs[-1]))
 
 
-def _forward_shape(x: Tensor, w: Tensor, scale: Any, shift: Any, upsample: int, pool: int, *options: Any) -> Tensor:
+def empty_result(x: Tensor, channels: int, upsample: int, pool: int) -> Tensor:
+    """Room for [N, channels, H * upsample // pool, W * upsample // pool], channels_last."""
     resize = Resize(upsample, pool)
-    return empty_image(x, x.shape[1], resize.size(x.shape[2]), resize.size(x.shape[3]))
+    return empty_image(x, channels, resize.size(x.shape[2]), resize.size(x.shape[3]))
 
 
 def _forward_backward(ctx: Any, needs: Sequence[bool], grad_y: Tensor) -> _Tensors:
@@ -131,6 +131,10 @@ def _float(t: Tensor, shape: Sequence[int], needed: bool) -> Tensor:
 
 
 if library.load():
-    register("raccgan::depthwise_native", _forward_shape, _forward_backward)
+    register(
+        "raccgan::depthwise_native",
+        lambda x, w, scale, shift, *options: empty_result(x, x.shape[1], *options[:2]),
+        _forward_backward,
+    )
     register("raccgan::depthwise_native_backward", _backward_shape, _backward_backward)
     register("raccgan::depthwise_native_double_backward", _double_backward_shape, _double_backward_backward)

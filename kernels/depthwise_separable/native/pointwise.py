@@ -39,12 +39,10 @@ def _library() -> dict[torch.dtype, str]:
     return {}
 
 
-# Settled once, at import, so that torch.compile sees constants.
+# In which dtypes a CPU's products are PyTorch's here, and why; and in which the compiled ones. Settled once, at import,
+# so that torch.compile sees constants.
 LIBRARY = _library()
-"""In which dtypes a CPU's products are PyTorch's here, and why."""
-
 DTYPES = tuple(dtype for dtype in (torch.float32, torch.bfloat16) if dtype not in LIBRARY)
-"""In which dtypes a CPU's products are the compiled ones here."""
 
 
 def product(
@@ -89,10 +87,8 @@ def _backward(ctx: Any, needs: Sequence[bool], g: Tensor) -> tuple[Tensor | None
 
 def _transposed_backward(ctx: Any, needs: Sequence[bool], t: Tensor) -> tuple[Tensor | None, ...]:
     g, w = inputs_of(ctx)
-    return (
-        torch.ops.raccgan.pointwise_native(t, w, None, None) if needs[0] else None,
-        torch.ops.raccgan.pointwise_native_product(t, g, False)[0] if needs[1] else None,
-    )
+    of_g = torch.ops.raccgan.pointwise_native(t, w, None, None) if needs[0] else None
+    return of_g, torch.ops.raccgan.pointwise_native_product(t, g, False)[0] if needs[1] else None
 
 
 def _product_shape(x: Tensor, g: Tensor, needs_sums: bool) -> tuple[Tensor, Tensor]:
@@ -102,10 +98,8 @@ def _product_shape(x: Tensor, g: Tensor, needs_sums: bool) -> tuple[Tensor, Tens
 
 def _product_backward(ctx: Any, needs: Sequence[bool], v: Tensor, s: Tensor) -> tuple[Tensor | None, ...]:
     x, g, needs_sums = inputs_of(ctx)
-    return (
-        torch.ops.raccgan.pointwise_native_transposed(g, v) if needs[0] else None,
-        torch.ops.raccgan.pointwise_native(x, v, s if needs_sums else None, None) if needs[1] else None,
-    )
+    of_x = torch.ops.raccgan.pointwise_native_transposed(g, v) if needs[0] else None
+    return of_x, torch.ops.raccgan.pointwise_native(x, v, s if needs_sums else None, None) if needs[1] else None
 
 
 if library.load():

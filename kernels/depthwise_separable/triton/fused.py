@@ -174,13 +174,10 @@ def _shape(x: Tensor, w: Tensor, pointwise: Tensor, *others: Any) -> Tensor:
 def _backward(ctx: Any, needs: Sequence[bool], grad_y: Tensor) -> tuple[Tensor | None, ...]:
     x, convolution, pointwise, _, _, affine = _arguments(*inputs_of(ctx))
     needs_x, needs_w, needs_pointwise, needs_bias, _, *needs_affine = needs[:7]
-    inner = grad_y
-    if needs_x or needs_w or any(needs_affine):
-        inner = images(rows(grad_y) @ pointwise, grad_y)
+    inner = images(rows(grad_y) @ pointwise, grad_y) if needs_x or needs_w or any(needs_affine) else grad_y
     grad_x, grad_scale, grad_shift = depthwise_vjp(inner, x, convolution, affine, (needs_x, *needs_affine))
-    grad_w = grad_pointwise = None
-    if needs_w:
-        grad_w = correlation(x, inner, convolution.kernel_size, convolution.stride, affine)
+    grad_w = correlation(x, inner, convolution.kernel_size, convolution.stride, affine) if needs_w else None
+    grad_pointwise = None
     if needs_pointwise:
         grad_pointwise = rows(grad_y).t() @ rows(depthwise(x, convolution, grad_y.shape[2], grad_y.shape[3], affine))
     grad_bias = rows(grad_y).sum(dim=0, dtype=torch.float32) if needs_bias else None

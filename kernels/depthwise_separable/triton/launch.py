@@ -17,8 +17,8 @@ from torch import Tensor
 from raccgan.kernels.depthwise_separable.triton import kernels
 from raccgan.kernels.triton_runtime import Config, cdiv, launch, power_of_two
 
+# About how many programs a reduction over the batch is cut into: some four on each multiprocessor of a large GPU.
 PROGRAMS = 512
-"""About how many programs a reduction over the batch is cut into: some four on each multiprocessor of a large GPU."""
 
 
 class Affine(NamedTuple):
@@ -42,9 +42,7 @@ class Affine(NamedTuple):
 
 
 NO_AFFINE = Affine()
-
-SCHEMA = "Tensor? scale, Tensor? shift, Tensor? center, bool pre_relu, bool relu"
-"""An :class:`Affine` in an op's schema."""
+SCHEMA = "Tensor? scale, Tensor? shift, Tensor? center, bool pre_relu, bool relu"  # an Affine in an op's schema
 
 
 class Stride(NamedTuple):
@@ -151,8 +149,7 @@ def depthwise(x: Tensor, convolution: Convolution, affine: Affine, y: Tensor) ->
     """Write y; arguments as of :func:`ops.depthwise`."""
     (n, c, height, width), (down, up) = y.shape, convolution.stride
     image, *strides = by_pixel(x)
-    most = _most_rows(down, affine)
-    config, strips, blocks = _strip(c, height, width, strides[1] == 1, up=up, most=most)
+    config, strips, blocks = _strip(c, height, width, strides[1] == 1, up=up, most=_most_rows(down, affine))
     arguments = (image, convolution.taps(), *affine.tensors(), y, *x.shape[2:], c, height, width, *strides)
     constants = {**convolution.constants(), **affine.relus()}
     launch(kernels.depthwise_kernel, n * strips * blocks, *arguments, config=config, **constants)

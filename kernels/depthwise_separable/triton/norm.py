@@ -19,7 +19,7 @@ from raccgan.kernels.depthwise_separable.triton import launch
 from raccgan.kernels.depthwise_separable.triton.launch import NO_TERM, Affine, Convolution, Stride, Term
 from raccgan.kernels.depthwise_separable.triton.ops import correlation, depthwise_vjp, jvp
 from raccgan.kernels.layout import empty_image
-from raccgan.kernels.triton_moments import fill_moments
+from raccgan.kernels.moments.triton import fill_moments
 
 
 def folded(mean: Tensor, inverse: Tensor, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:

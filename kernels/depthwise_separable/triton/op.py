@@ -22,7 +22,7 @@ from raccgan.kernels.depthwise_separable.triton import launch, norm, ops
 from raccgan.kernels.depthwise_separable.triton.fused import fused, fuses, launch_fused
 from raccgan.kernels.depthwise_separable.triton.launch import PLAIN, Affine, Convolution, Stride, Term
 from raccgan.kernels.layout import images, in_autocast_dtype, rows
-from raccgan.kernels.triton_moments import fill_moments
+from raccgan.kernels.moments.triton import fill_moments
 from raccgan.kernels.triton_runtime import Compilation, meta, noted
 
 

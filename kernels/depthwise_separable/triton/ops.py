@@ -49,9 +49,9 @@ def resized(w: Tensor, stride: Stride) -> Convolution:
     return Convolution(torch.nn.functional.avg_pool2d(w, 2, stride=1, padding=1, divisor_override=divisor), stride)
 
 
-def _depthwise_arguments(*inputs: Any) -> tuple[Tensor, Convolution, Affine, Sequence[int]]:
-    x, w, *affine, down, up, height, width = inputs
-    return x, Convolution(w, Stride(down, up)), Affine(*affine), (height, width)
+def _depthwise_arguments(*inputs: Any) -> tuple[Tensor, Convolution, Affine]:
+    x, w, *affine, down, up, _, _ = inputs
+    return x, Convolution(w, Stride(down, up)), Affine(*affine)
 
 
 def _depthwise_shape(x: Tensor, *others: Any) -> Tensor:
@@ -59,7 +59,7 @@ def _depthwise_shape(x: Tensor, *others: Any) -> Tensor:
 
 
 def _depthwise_backward(ctx: Any, needs: Sequence[bool], grad_y: Tensor) -> _Tensors:
-    x, convolution, affine, _ = _depthwise_arguments(*inputs_of(ctx))
+    x, convolution, affine = _depthwise_arguments(*inputs_of(ctx))
     needs_x, needs_w, *needs_affine = needs[:4]
     grad_w = correlation(x, grad_y, convolution.kernel_size, convolution.stride, affine) if needs_w else None
     grad_x, *of_affine = depthwise_vjp(grad_y, x, convolution, affine, (needs_x, *needs_affine))
@@ -85,7 +85,7 @@ def depthwise_vjp(
 )
 def _depthwise(*inputs: Any) -> Tensor:
     y = _depthwise_shape(*inputs)
-    launch.depthwise(*_depthwise_arguments(*inputs)[:3], y)
+    launch.depthwise(*_depthwise_arguments(*inputs), y)
     return y
 
 
@@ -101,11 +101,6 @@ def depthwise(x: Tensor, convolution: Convolution, height: int, width: int, affi
     return y
 
 
-def _correlation_shape(x: Tensor, grad: Tensor, *others: Any) -> Tensor:
-    kernel_size = others[len(Affine._fields)]
-    return x.new_empty((x.shape[1], 1, kernel_size, kernel_size), dtype=torch.float32)
-
-
 def _correlation_backward(ctx: Any, needs: Sequence[bool], grad_w: Tensor) -> _Tensors:
     x, grad, *values, _, down, up = inputs_of(ctx)
     convolution, affine = Convolution(grad_w, Stride(down, up)), Affine(*values)
@@ -117,7 +112,7 @@ def _correlation_backward(ctx: Any, needs: Sequence[bool], grad_w: Tensor) -> _T
 
 @define(
     f"depthwise_triton_correlation(Tensor x, Tensor grad, {SCHEMA}, int kernel_size, int down, int up) -> Tensor",
-    _correlation_shape,
+    lambda x, *others: x.new_empty((x.shape[1], 1, others[-3], others[-3]), dtype=torch.float32),
     _correlation_backward,
 )
 def _correlation(*inputs: Any) -> Tensor:
@@ -192,29 +187,23 @@ def _jvp_arguments(*inputs: Any) -> tuple[Term, Term, Tensor | None, Tensor, Aff
     return Term(image, factor), Term(other, other_factor, centered), added, x, Affine(*affine)
 
 
-def _jvp_shape(*inputs: Any) -> Tensor:
-    return empty_like_image(inputs[5])
-
-
 def _jvp_backward(ctx: Any, needs: Sequence[bool], grad: Tensor) -> _Tensors:
     first, second, _, x, affine = _jvp_arguments(*inputs_of(ctx))
-    of_first: _Tensors = (None, None, None)
-    of_second: _Tensors = (None, None, None)
-    if any(needs[:3]):
-        of_first = vjp(grad, Convolution(), first, x, affine, needs[:3])
-    if any(needs[3:5]):
-        of_second = vjp(grad, Convolution(), second, x, affine, (*needs[3:5], False))
+    nothing: _Tensors = (None, None, None)
+    of_first = vjp(grad, Convolution(), first, x, affine, needs[:3]) if any(needs[:3]) else nothing
+    second_needs = (*needs[3:5], False)
+    of_second = vjp(grad, Convolution(), second, x, affine, second_needs) if any(second_needs) else nothing
     return *of_first, *of_second[:2]
 
 
 @define(
     "depthwise_triton_jvp(Tensor? image, Tensor? factor, Tensor? added, Tensor? other, Tensor? other_factor, "
     f"Tensor x, {SCHEMA}, bool centered) -> Tensor",
-    _jvp_shape,
+    lambda *inputs: empty_like_image(inputs[5]),
     _jvp_backward,
 )
 def _jvp(*inputs: Any) -> Tensor:
-    out = _jvp_shape(*inputs)
+    out = empty_like_image(inputs[5])
     launch.jvp(*_jvp_arguments(*inputs), out)
     return out
 
