@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import struct
 import urllib.request
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from raccgan.data.samples import Sample, Source, printable
 from raccgan.data.sources.folder import SPLITS
 from raccgan.errors import InputError
+from raccgan.outputs.files import write_atomically
 
 DIGITS = tuple("0123456789")
 GARMENTS = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
@@ -59,7 +61,7 @@ def _load(raw: Path, name: str, kind: str, classes: tuple[str, ...]) -> Source:
                 Sample(f"{split}/{index}", classes[label], split, image)
                 for index, (image, label) in enumerate(zip(pixels, targets.tolist(), strict=True))
             ]
-        except (OSError, EOFError, ValueError, IndexError, struct.error) as error:
+        except (OSError, EOFError, ValueError, IndexError, struct.error, zlib.error) as error:
             reason = str(error).strip() or type(error).__name__
             raise InputError(f"{printable(raw)} is damaged ({reason}): replace {images}, {labels}") from None
     return Source(name, tuple(samples), classes, 1, classes[:1], "one-vs-rest")
@@ -78,16 +80,18 @@ def _download_absent(raw: Path, kind: str) -> None:
     absent = [raw / name for name in MD5[kind] if not any((raw / file).is_file() for file in (name, f"{name}.gz"))]
     try:
         for path in absent:
-            with urllib.request.urlopen(f"{MIRRORS[kind]}{path.name}.gz", timeout=60) as answer:
-                content = answer.read()
-            if hashlib.md5(content, usedforsecurity=False).hexdigest() != MD5[kind][path.name]:
-                raise OSError(f"{path.name}.gz came with another checksum")
-            raw.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            part.write_bytes(gzip.decompress(content))
-            part.replace(path)
+            _download(path, kind)
     except OSError as error:
         missing = ", ".join(path.name for path in absent if not path.is_file())
         raise InputError(
             f"{kind} is not complete and cannot be downloaded ({error}): put {missing} into {printable(raw)}"
         ) from None
+
+
+def _download(path: Path, kind: str) -> None:
+    with urllib.request.urlopen(f"{MIRRORS[kind]}{path.name}.gz", timeout=60) as answer:
+        content = answer.read()
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != MD5[kind][path.name]:
+        raise OSError(f"{path.name}.gz came with another checksum")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(gzip.decompress(content)))

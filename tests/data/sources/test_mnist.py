@@ -86,6 +86,16 @@ def test_compressed_files_are_read_as_they_are(tiny: Path) -> None:
     assert (load_mnist(tiny).samples[17].image == expected.image).all()
 
 
+def test_a_damaged_compressed_file(tiny: Path) -> None:
+    path = tiny / "MNIST/raw" / FILES[0]
+    content = bytearray(gzip.compress(path.read_bytes()))
+    content[len(content) // 2] ^= 0xFF
+    (path.parent / f"{path.name}.gz").write_bytes(content)
+    path.unlink()
+    with pytest.raises(InputError, match=r"MNIST/raw is damaged \(.*\): replace train-images-idx3-ubyte"):
+        load_mnist(tiny)
+
+
 def test_absent_files_are_downloaded_and_their_checksum_is_compared(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
