@@ -25,7 +25,7 @@ SETUPTOOLS = 77
 """The first release that reads ``license = "MIT"``."""
 MEMORY_PER_JOB = 2**30
 """Bytes that one job may need, with room: g++ 12 and nvcc 13.0 were seen to take 0.3 GB."""
-GPU_ARCHITECTURES = ("80", "90")
+GPU_ARCHITECTURES = "8.0 9.0"
 """Built for where no GPU is there to ask. Code for 8.0 runs on 8.6 and 8.9; others compile the PTX at first use."""
 
 
@@ -110,11 +110,16 @@ def gpu_architectures(known: str) -> list[str]:
     ``TORCH_CUDA_ARCH_LIST`` names them; else those of the GPUs that are there; else GPU_ARCHITECTURES. ``known`` is
     what ``nvcc --list-gpu-arch`` prints: what this nvcc does not know, and what is older than 8.0, is left out.
     """
-    wanted = re.findall(r"(\d+)\.(\d)", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
-    if not wanted and shutil.which("nvidia-smi"):
-        wanted = re.findall(r"(\d+)\.(\d)", said_by(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]))
-    numbers = {int(major + minor) for major, minor in wanted} or {int(one) for one in GPU_ARCHITECTURES}
-    return [str(one) for one in sorted(numbers) if one >= 80 and f"compute_{one}" in known.split()]
+
+    def served(text: str) -> list[str]:
+        numbers = sorted({int(major + minor) for major, minor in re.findall(r"(\d+)\.(\d)", text)})
+        return [str(one) for one in numbers if one >= 80 and f"compute_{one}" in known.split()]
+
+    if named := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return served(named)
+    ask = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    here = served(said_by(ask)) if shutil.which("nvidia-smi") else []
+    return here or served(GPU_ARCHITECTURES)
 
 
 class Toolkit(NamedTuple):
