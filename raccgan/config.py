@@ -35,7 +35,7 @@ _encoder = partial(_setting, "training of the encoder")
 _scoring = partial(_setting, "scoring")
 _run = partial(_setting, "run")
 
-SCORES = ("reconstruction", "density", "texture", "defects", "both", "all")
+SCORES = ("learned", "reconstruction", "density", "texture", "defects", "both", "all")
 """What a score may be: :class:`raccgan.scoring.scorer.ScoreModule` has the formulas."""
 
 
@@ -109,9 +109,14 @@ class Config:
     )
     kappa: float = _encoder(1.0, "weight of the feature term in the encoder's loss and in the score", low=0)
 
+    pathology_steps: int = _setting(
+        "training of the pathology head", 1000, "steps on normal images and synthetic pathologies of them", low=0
+    )
+
     score: str = _scoring(
-        "both",  # the highest mean over MNIST, Fashion-MNIST and chest X-rays: docs/results.md
-        "what the score is: the error of the reconstruction, the distance of the image's descriptor from those of "
+        "learned",
+        "what the score is: all of its terms, as held-out normal images and synthetic pathologies of them weigh them "
+        "(learned); or the error of the reconstruction alone, the distance of the image's descriptor from those of "
         "normal images (density), that of its contrast and errors (texture), or of its largest errors (defects), the "
         "first two distances (both), or these and the error (all)",
         choices=SCORES,

@@ -1,4 +1,4 @@
-"""``python -m raccgan.train``: trains the GAN, then the encoder, then tests them; all at once or phase by phase."""
+"""``python -m raccgan.train``: trains the GAN, then encoder and pathology head, then tests them; all or in parts."""
 
 from __future__ import annotations
 
@@ -92,26 +92,30 @@ def main(arguments: Sequence[str]) -> int:
 def _run_phases(training: Training, run: Run, phase: str, out: Path) -> None:
     """Train, calibrate and evaluate, or one part of that; on several ranks, the first alone evaluates."""
     from raccgan.evaluation.assessment import evaluate_run
-    from raccgan.scoring.calibration import calibrate, fit_density
+    from raccgan.scoring.calibration import calibrate, fit_density, fit_evidence
     from raccgan.scoring.scorer import Scorer
 
     if phase in ("all", "gan"):
         training.run("gan")
     if phase in ("all", "encoder"):
         training.run("encoder")
+        training.run("pathology")
     if phase == "gan":
         if training.job.first:
             say(f"the generator is trained; --phase encoder --resume {out} goes on")
         return
-    fit_density(training.networks, training.data, batch=run.config.score_batch)
-    scorer = Scorer(run.config, training.networks, run.classes)
     held_out = run.dataset(run.split.held_out)
+    fit_density(training.networks, training.data, batch=run.config.score_batch)
+    fit_evidence(run.config, training.networks, run.classes, held_out)
+    if training.job.first and run.config.score == "learned":
+        say(f"the score weighs {training.networks.evidence.described()}")
+    scorer = Scorer(run.config, training.networks, run.classes)
     training.calibration = calibration = calibrate(scorer, held_out, quantile=run.config.quantile)
-    training.save("encoder")
+    training.save("pathology")
     if phase == "encoder":
         if training.job.first:
             threshold = f"{calibration.threshold:.4g}"
-            say(f"the encoder is trained, threshold {threshold}; --phase evaluate --resume {out} goes on")
+            say(f"encoder and pathology head are trained, threshold {threshold}; --phase evaluate --resume {out} goes on")
         return
     seconds, history = training.seconds, training.history
     assessment = evaluate_run(out, run, scorer, calibration, seconds=seconds, history=history)
@@ -152,17 +156,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_phase(phase: str, config: Config, resumed: Checkpoint | None) -> None:
-    done = resumed.steps if resumed is not None else {"gan": 0, "encoder": 0}
+    done = resumed.steps if resumed is not None else dict.fromkeys(("gan", "encoder", "pathology"), 0)
     if phase in ("encoder", "evaluate") and done["gan"] < config.gan_steps:
         raise InputError(
             f"--phase {phase} needs a trained generator, and this run has {done['gan']} of {config.gan_steps} steps: "
             "run --phase gan first, or --resume such a run"
         )
-    if phase == "evaluate" and done["encoder"] < config.encoder_steps:
-        raise InputError(
-            f"--phase evaluate needs a trained encoder, and this run has {done['encoder']} of {config.encoder_steps} "
-            "steps: run --phase encoder first"
-        )
+    for part, what in (("encoder", "encoder"), ("pathology", "pathology head")):
+        goal = getattr(config, f"{part}_steps")
+        if phase == "evaluate" and done[part] < goal:
+            raise InputError(
+                f"--phase evaluate needs a trained {what}, and this run has {done[part]} of {goal} steps: "
+                "run --phase encoder first"
+            )
 
 
 if __name__ == "__main__":

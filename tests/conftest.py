@@ -28,6 +28,7 @@ TINY: dict[str, Any] = {
     "batch_size": 8,
     "gan_steps": 6,
     "encoder_steps": 6,
+    "pathology_steps": 6,
     "checkpoint_every": 3,
     "control_steps": 3,
 }

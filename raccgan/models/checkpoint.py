@@ -25,7 +25,7 @@ from raccgan.models.networks import Networks, build
 from raccgan.models.tensor_file import Tensors, flat, form, matches
 from raccgan.outputs.files import sync_folder, write_atomically
 
-FORMAT = 5
+FORMAT = 6
 NAME = "checkpoint.safetensors"
 PICKLED_NAME = "checkpoint.pt"
 """The name that checkpoints had up to format 4, which was PyTorch's pickle; it is refused with a line of its own."""
@@ -41,7 +41,7 @@ class Header:
     config: dict[str, str | int | float]
     classes: list[str]  # names of the normal classes; the position is the condition's index
     channels: int
-    steps: dict[str, int] = field(default_factory=dict)  # done, by phase: "gan" and "encoder"
+    steps: dict[str, int] = field(default_factory=dict)  # done, by phase: "gan", "encoder" and "pathology"
     history: History = field(default_factory=dict)
     threshold: float | None = None
     seconds: float = 0.0  # of training so far, over all sessions
@@ -244,7 +244,7 @@ def _are_held_out(scores: Tensors) -> bool:
 _RULES: dict[str, Callable[[Any], bool]] = {
     "classes": lambda names: 0 < len(names) == len(set(names)),
     "channels": lambda count: count in (1, 3),
-    "steps": lambda steps: steps.keys() == {"gan", "encoder"} and all(count >= 0 for count in steps.values()),
+    "steps": lambda steps: steps.keys() == {"gan", "encoder", "pathology"} and all(count >= 0 for count in steps.values()),
     "held_out": _are_held_out,
 }
 """What the commands rely on beyond the types."""

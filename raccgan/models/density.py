@@ -1,13 +1,17 @@
 """Density: how far an image is from the normal images of a class, as the trained networks see it.
 
-Three Gaussians are fitted to the normal training images of each class y. The squared Mahalanobis distance from each,
-over the number of coordinates, is a term of the score: about 1 for a normal image.
+Gaussians are fitted to the normal training images of each class y. The squared Mahalanobis distance from each, over the
+number of coordinates, is a term of the score: about 1 for a normal image. Three are over what the networks make of an
+image under a class:
 
 - The **descriptor** h(x, y) is the latent beside the mean activation of every channel after each block of the encoder.
 - The **texture** t(x, y) is, for each of 4 x 4 regions, the logarithm of the mean squared error of the reconstruction
   and that of the image's own contrast, which the encoder's instance norms take out of the descriptor.
 - The **defects** w(x, y) have the largest value of the smoothed error map in each region instead of the mean error,
   which would bury a defect of a few pixels.
+
+The others are over what is seen of an image without a class (:class:`raccgan.models.pathology.Observed`): the features of
+the pathology head's trunk, those at each place on its own, and the contrast of regions, which needs no network.
 
 Coordinates are standardised and their covariance shrunk towards the identity by the amount of Ledoit and Wolf (2004),
 so that a class may have few images. Of the eigenvectors the ``RANK`` largest are kept, all others share one variance
@@ -25,9 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raccgan.models.maps import smoothed
+from raccgan.models.pathology import GRIDS, Observed, Pathology
 
 RANK = 256
-"""Most eigenvectors that are kept: all of them for 16 px in the presets; at the published 128 px, 4.6 MB a class."""
+PLACE_RANK = 64
+"""Most eigenvectors that are kept: all of them for 16 px in the presets; at the published 128 px, 4.6 MB a class. At each place fewer are."""
 NARROWEST = 0.01
 """Smallest deviation of a coordinate, in units of all coordinates' root mean square: else a coordinate that never moved
 in training, such as a channel that is always 0, would decide alone."""
@@ -67,21 +73,39 @@ def contrast(x: Tensor) -> Tensor:
 
 
 class Distances(NamedTuple):
-    """Squared Mahalanobis distances over the number of coordinates, [N] each."""
+    """Squared Mahalanobis distances over the number of coordinates, of one shape each."""
 
     density: Tensor  # of the descriptor
     texture_density: Tensor  # of the texture
     defect_density: Tensor  # of the defects
+    feature_density: Tensor  # of the pathology head's features
+    place_density: Tensor  # of its features at each place, root mean over places, squared
+    place_peak: Tensor  # the largest of them
+    contrast_4: Tensor  # of the contrast of regions
+    contrast_8: Tensor
+    contrast_16: Tensor
 
 
 class Density(nn.Module):
-    """The Gaussians of each class, for descriptors of ``size`` coordinates. Its buffers are part of a checkpoint."""
+    """The Gaussians of each class. Its buffers are part of a checkpoint.
 
-    def __init__(self, classes: int, size: int) -> None:
+    Args:
+        classes: how many there are.
+        size: coordinates of a descriptor.
+        pathology: what images without a class are observed by.
+    """
+
+    def __init__(self, classes: int, size: int, pathology: Pathology) -> None:
         super().__init__()
         self.descriptor = Gaussian(classes, size)
         self.texture = Gaussian(classes, TEXTURE)
         self.defects = Gaussian(classes, TEXTURE)
+        sizes = pathology.sizes
+        self.features = Gaussian(classes, sizes["features"])
+        self.places = Gaussian(classes, sizes["places"], places=pathology.places**2)
+        self.contrast_4, self.contrast_8, self.contrast_16 = (
+            Gaussian(classes, sizes[f"contrast_{grid}"]) for grid in GRIDS
+        )
 
     @property
     def fitted(self) -> bool:
@@ -93,27 +117,30 @@ class Density(nn.Module):
         for gaussian in self._gaussians:
             gaussian.images.zero_()
 
-    def forward(self, vectors: Vectors, y: int) -> Distances:
-        """Distances of N images from the normal images of class y."""
-        return Distances(*(gaussian(v, y) for gaussian, v in zip(self._gaussians, vectors, strict=True)))
+    def forward(self, vectors: Vectors, observed: Observed, y: int) -> Distances:
+        """Distances [N] of N images from the normal images of class y."""
+        both = zip(self._gaussians, (*vectors, *observed[1:]), strict=True)
+        *first, places, c4, c8, c16 = (gaussian(v, y) for gaussian, v in both)
+        return Distances(*first, places.sqrt().mean(dim=1).square(), places.amax(dim=1), c4, c8, c16)
 
-    def under(self, vectors: Vectors, classes: Sequence[int]) -> Distances:
-        """Distances [N, K] from each of K classes, of N images' vectors [N, K, ...] under them."""
-        each = [self(Vectors(*(v[:, j] for v in vectors)), y) for j, y in enumerate(classes)]
+    def under(self, vectors: Vectors, observed: Observed, classes: Sequence[int]) -> Distances:
+        """Distances [N, K] from each of K classes, of N images' vectors [N, K, ...] under them, and as observed."""
+        each = [self(Vectors(*(v[:, j] for v in vectors)), observed, y) for j, y in enumerate(classes)]
         return Distances(*(torch.stack(parts, dim=1) for parts in zip(*each, strict=True)))
 
-    def fit(self, vectors: Vectors, y: Tensor) -> None:
-        """Fit to images of the classes y [N] (int64); a ValueError if a class has none."""
-        for gaussian, v in zip(self._gaussians, vectors, strict=True):
+    def fit(self, vectors: Vectors, observed: Observed, y: int) -> None:
+        """Fit the Gaussians of class y to its images; a ValueError if there are none."""
+        for gaussian, v in zip(self._gaussians, (*vectors, *observed[1:]), strict=True):
             gaussian.fit(v, y)
 
     @property
-    def _gaussians(self) -> tuple[Gaussian, Gaussian, Gaussian]:
-        return self.descriptor, self.texture, self.defects
+    def _gaussians(self) -> tuple[Gaussian, ...]:
+        own = (self.descriptor, self.texture, self.defects, self.features, self.places)
+        return (*own, self.contrast_4, self.contrast_8, self.contrast_16)
 
 
 class Gaussian(nn.Module):
-    """One Gaussian a class over vectors of ``size`` coordinates."""
+    """One Gaussian a class over vectors of ``size`` coordinates; or one a class and place, of ``places`` above 0."""
 
     images: Tensor
     mean: Tensor
@@ -122,35 +149,43 @@ class Gaussian(nn.Module):
     variances: Tensor
     rest: Tensor
 
-    def __init__(self, classes: int, size: int) -> None:
+    def __init__(self, classes: int, size: int, places: int = 0) -> None:
         super().__init__()
-        rank = min(RANK, size)
+        rank = min(PLACE_RANK if places else RANK, size)
+        shape = (classes, places) if places else (classes,)
         # torch.empty, because raccgan.models.checkpoint counts what it allocates.
         self.register_buffer("images", torch.empty(classes, dtype=torch.int64).zero_())  # that each was fitted to
-        self.register_buffer("mean", torch.empty(classes, size).zero_())
-        self.register_buffer("deviation", torch.empty(classes, size).fill_(1))
-        self.register_buffer("directions", torch.empty(classes, rank, size).zero_())  # of standardised coordinates
-        self.register_buffer("variances", torch.empty(classes, rank).fill_(1))  # along them
-        self.register_buffer("rest", torch.empty(classes).fill_(1))  # across all of them
+        self.register_buffer("mean", torch.empty(*shape, size).zero_())
+        self.register_buffer("deviation", torch.empty(*shape, size).fill_(1))
+        self.register_buffer("directions", torch.empty(*shape, rank, size).zero_())  # of standardised coordinates
+        self.register_buffer("variances", torch.empty(*shape, rank).fill_(1))  # along them
+        self.register_buffer("rest", torch.empty(shape).fill_(1))  # across all of them
 
     def forward(self, v: Tensor, y: int) -> Tensor:
-        """Squared Mahalanobis distances [N] of vectors v [N, size] from class y, over ``size``."""
+        """Squared Mahalanobis distances of vectors v [N, size] from class y, over ``size``: [N].
+
+        With places v is [N, places, size], and the distances are [N, places].
+        """
         u = (v - self.mean[y]) / self.deviation[y]
-        along = u @ self.directions[y].T
+        u = u.movedim(0, -2)  # [N, size], or [places, N, size]
+        along = u @ self.directions[y].mT
         across = u - along @ self.directions[y]
-        squared = (along.square() / self.variances[y]).sum(dim=1) + across.square().sum(dim=1) / self.rest[y]
-        return squared / v.shape[1]
+        squared = (along.square() / self.variances[y].unsqueeze(-2)).sum(dim=-1)
+        squared = squared + across.square().sum(dim=-1) / self.rest[y].unsqueeze(-1)
+        return squared.movedim(-1, 0) / v.shape[-1]
 
     @torch.no_grad()
-    def fit(self, v: Tensor, y: Tensor) -> None:
-        """Fit to vectors v [N, size] of the classes y [N] (int64); a ValueError if a class has none."""
-        for k in range(len(self.images)):
-            members = v[y == k].double().cpu().numpy()
-            if len(members) == 0:
-                raise ValueError(f"no image of class {k} to fit a Gaussian to")
-            fitted = (len(members), *_fitted(members, self.directions.shape[1]))
-            for buffer, value in zip(self.buffers(), fitted, strict=True):
-                buffer[k] = torch.as_tensor(value)
+    def fit(self, v: Tensor, y: int) -> None:
+        """Fit to vectors v, shaped as those of :meth:`forward`, of class y; a ValueError if there are none."""
+        if len(v) == 0:
+            raise ValueError(f"no image of class {y} to fit a Gaussian to")
+        rank = self.directions.shape[-2]
+        members = v.double().cpu().numpy()
+        self.images[y] = len(v)
+        for place in range(v.shape[1]) if v.dim() == 3 else (...,):
+            fitted = _fitted(members[:, place], rank)
+            for buffer, value in zip(list(self.buffers())[1:], fitted, strict=True):
+                buffer[y][place] = torch.as_tensor(value)
 
 
 def _fitted(v: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:

@@ -1,4 +1,4 @@
-"""Error maps: where an image differs from what a model, or a control, makes of it."""
+"""Maps of an image: where it differs from what a model makes of it, and how much contrast its regions have."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 SMOOTHING = 1 / 32
 """Standard deviation of the Gaussian that smooths a map, as a share of the image's side."""
+FAINT = 1e-3
+"""Added to a contrast before its logarithm: about an eighth of a grey level of 256, of images in [-1, 1]."""
 
 
 def smoothed(map: Tensor) -> Tensor:
@@ -24,3 +26,18 @@ def smoothed(map: Tensor) -> Tensor:
     kernel = torch.softmax(-0.5 * (places / deviation).square(), dim=0)
     padded = F.pad(map[:, None], (reach, reach, reach, reach), mode="reflect")
     return F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))[:, 0]
+
+
+def contrasts(x: Tensor, grid: int) -> Tensor:
+    """Logarithms of the contrast of images [N, C, S, S] and of their detail, in ``grid`` x ``grid`` regions.
+
+    [N, 2 grid²]: the deviation within a region, mean over channels. The detail is what a blur of one pixel takes away.
+    """
+    side = x.shape[-1] // grid
+    weights = torch.softmax(-0.5 * torch.arange(-2, 3, device=x.device, dtype=x.dtype).square(), dim=0)
+    flat = F.pad(x.flatten(0, 1)[:, None], (2, 2, 2, 2), mode="reflect")
+    blurred = F.conv2d(F.conv2d(flat, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1)).view_as(x)
+    both = torch.stack([x, x - blurred], dim=1)  # [N, 2, C, S, S]
+    regions = both.unflatten(4, (grid, side)).unflatten(3, (grid, side))
+    deviation = regions.var(dim=(4, 6), correction=0).sqrt().mean(dim=2)
+    return torch.log(deviation.flatten(1) + FAINT)

@@ -1,4 +1,4 @@
-"""The three networks of a configuration, the moving average of the generator, and the density of normal images."""
+"""The networks of a configuration, the moving average of the generator, and what scores weigh and compare with."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from raccgan.config import Config
 from raccgan.models.density import Density
 from raccgan.models.discriminator import Discriminator
 from raccgan.models.encoder import Encoder
+from raccgan.models.evidence import Evidence
 from raccgan.models.generator import Generator
+from raccgan.models.pathology import Pathology
 from raccgan.models.randomness import stream
 
 
 @dataclass
 class Networks:
-    """G, D and E, the moving average of G, which reconstructs and generates, and the density of E's descriptors."""
+    """G, D and E, the moving average of G, which reconstructs and generates, the pathology head, and what is fitted."""
 
     generator: Generator
     discriminator: Discriminator
     encoder: Encoder
     average: Generator
+    pathology: Pathology
     density: Density
+    evidence: Evidence
 
     def items(self) -> ItemsView[str, nn.Module]:
         """Each network with the name that it has in a checkpoint."""
@@ -44,8 +48,10 @@ def build(config: Config, *, channels: int, classes: int, device: torch.device) 
         generator = Generator(config, channels, classes)
         discriminator = Discriminator(config, channels, classes)
         encoder = Encoder(config, channels, classes)
-    density = Density(classes, encoder.described)
-    networks = Networks(generator, discriminator, encoder, average=copy.deepcopy(generator), density=density)
+        pathology = Pathology(config, channels)
+    density = Density(classes, encoder.described, pathology)
+    average = copy.deepcopy(generator)
+    networks = Networks(generator, discriminator, encoder, average, pathology, density, Evidence())
     for _, network in networks.items():
         # channels_last: pointwise convolutions are matrix products without a copy. A step took 0.7 to 0.9 of the time
         # in NCHW on a CPU at 16 and 32 px.

@@ -43,6 +43,7 @@ LOSSES: tuple[tuple[str, Mapping[str, str]], ...] = (
     ("discriminator and generator", {"wasserstein": "Wasserstein estimate", "generator": "generator loss"}),
     ("gradient penalty", {"penalty": "(gradient norm - 1)²"}),
     ("encoder", {"image": "image term", "feature": "feature term"}),
+    ("pathology head", {"pathology": "logistic loss"}),
 )
 
 

@@ -15,17 +15,24 @@ from torch import Tensor
 
 from raccgan.config import Config
 from raccgan.data.dataset import ImageDataset
+from raccgan.data.synthesis import Draws, synthetic
 from raccgan.distributed import ranks
 from raccgan.errors import InputError
 from raccgan.models.checkpoint import Calibration, Checkpoint, config_of
 from raccgan.models.density import Vectors
+from raccgan.models.evidence import TERMS
 from raccgan.models.inference import frozen
 from raccgan.models.networks import Networks
+from raccgan.models.pathology import Observed
+from raccgan.models.randomness import stream
 from raccgan.outputs.progress import Progress
 from raccgan.scoring.scorer import Scored, Scorer, concatenate
 
-DENSITY_IMAGES = 10_000
+DENSITY_IMAGES = 5_000
 """The density of a class is fitted to at most this many training images."""
+
+SYNTHETIC = 3
+"""Pathologies that are made of each held-out image."""
 
 T = TypeVar("T")
 
@@ -34,21 +41,44 @@ T = TypeVar("T")
 def fit_density(networks: Networks, data: ImageDataset, *, batch: int) -> None:
     """Fit ``networks.density`` to the normal images of training, ``batch`` a pass, and copy it to every rank."""
     device = next(networks.encoder.parameters()).device
-    encoder, generator = frozen(networks.encoder), frozen(networks.average)
-    chosen = _evenly(data.labels, DENSITY_IMAGES)
+    encoder, generator, pathology = (frozen(each) for each in (networks.encoder, networks.average, networks.pathology))
 
-    def vectors(indices: Sequence[int]) -> Vectors:
+    def seen(indices: Sequence[int]) -> tuple[Vectors, Observed]:
         x, y = data.images(indices).to(device), data.labels[indices].to(device)
         z, h = encoder.describe(x, y)
         map = (x - generator(z, y)).square().mean(dim=1)
-        return Vectors(*(v.cpu() for v in Vectors.of(h, x, map)))
+        vectors, observed = Vectors.of(h, x, map), pathology.observe(x)
+        return Vectors(*(v.cpu() for v in vectors)), Observed(*(v.cpu() for v in observed))
 
-    found = _dealt_out(chosen, batch, "density of normal images", vectors)
-    if found is not None:
-        order = torch.tensor(chosen).argsort()
-        ordered = Vectors(*(torch.cat(parts)[order] for parts in zip(*found, strict=True)))
-        networks.density.fit(ordered, data.labels[chosen][order])
+    for k in data.labels.unique().tolist():  # one class after the other, as the features of all places are large
+        found = _dealt_out(_evenly(data.labels == k, DENSITY_IMAGES), batch, "density of normal images", seen)
+        if found is not None:
+            vectors, observed = (zip(*parts, strict=True) for parts in zip(*found, strict=True))
+            networks.density.fit(Vectors(*map(torch.cat, vectors)), Observed(*map(torch.cat, observed)), k)
     ranks.job().copy_from_first([networks.density])
+
+
+@torch.inference_mode()
+def fit_evidence(config: Config, networks: Networks, classes: Sequence[str], held_out: ImageDataset) -> None:
+    """Fit ``networks.evidence`` to held-out normal images and to pathologies made of them, each under its own class."""
+    scorer = Scorer(config, networks, classes)
+    batch = config.score_batch
+
+    def terms(indices: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        x, y = held_out.images(indices), held_out.labels[indices]
+        draw = stream(config.seed, "evidence", indices[0])
+        copies = [x]
+        for turn in range(SYNTHETIC):
+            other = held_out.images([(i + 1 + turn) % len(held_out) for i in indices])
+            copies.append(synthetic(x, other, Draws.of(len(x), x.shape[-1], draw))[0])
+        normal, *ill = (scorer.terms_under(each, y) for each in copies)
+        return normal, {name: torch.cat([each[name] for each in ill]) for name in normal}
+
+    found = _dealt_out(range(len(held_out)), batch, "weights of the score's terms", terms)
+    if found is not None:
+        normal, ill = ({name: torch.cat([t[name] for t in each]) for name in TERMS} for each in zip(*found, strict=True))
+        networks.evidence.fit(normal, ill)
+    ranks.job().copy_from_first([networks.evidence])
 
 
 def calibrate(scorer: Scorer, held_out: ImageDataset, *, quantile: float) -> Calibration:
@@ -146,10 +176,10 @@ def score_dataset(scorer: Scorer, data: ImageDataset, title: str, *, details: bo
     return None if found is None else concatenate(found)
 
 
-def _evenly(labels: Tensor, most: int) -> list[int]:
-    """The indices of at most ``most`` images of each class, at even distances."""
-    members = [(labels == k).nonzero()[:, 0] for k in labels.unique()]
-    return [i for of in members for i in of[torch.linspace(0, len(of) - 1, min(most, len(of))).round().long()].tolist()]
+def _evenly(chosen: Tensor, most: int) -> list[int]:
+    """At most ``most`` of the places where ``chosen`` [N] holds, at even distances."""
+    of = chosen.nonzero()[:, 0]
+    return of[torch.linspace(0, len(of) - 1, min(most, len(of))).round().long()].tolist()
 
 
 def _dealt_out(indices: Sequence[int], batch: int, title: str, compute: Callable[[Sequence[int]], T]) -> list[T] | None:

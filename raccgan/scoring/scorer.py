@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,10 +15,12 @@ from raccgan.config import Config
 from raccgan.errors import InputError
 from raccgan.kernels.anomaly_score import anomaly_score
 from raccgan.models import compiling
-from raccgan.models.density import Density, Distances, Vectors
+from raccgan.models.density import Density, Vectors
+from raccgan.models.evidence import Evidence
 from raccgan.models.inference import frozen
 from raccgan.models.maps import smoothed
 from raccgan.models.networks import Networks
+from raccgan.models.pathology import Observed, Pathology
 from raccgan.models.trace import Replayed
 from raccgan.scoring.record import TERMS
 
@@ -43,22 +45,24 @@ class Lowest(NamedTuple):
     pair: Tensor  # [N] int64: the index of (image, class) among all pairs
 
 
-FORMULAS: dict[str, Callable[[Tensor, Distances], Tensor]] = {
-    "reconstruction": lambda r, d: r,
-    "density": lambda r, d: d.density,
-    "texture": lambda r, d: d.texture_density,
-    "defects": lambda r, d: d.defect_density,
-    "both": lambda r, d: (d.density * d.texture_density).sqrt(),
-    "all": lambda r, d: d.density * (d.texture_density * r).sqrt(),
+FORMULAS: dict[str, Callable[[Evidence, Mapping[str, Tensor]], Tensor]] = {
+    "learned": lambda evidence, t: evidence(t),
+    "reconstruction": lambda _, t: t["reconstruction"],
+    "density": lambda _, t: t["density"],
+    "texture": lambda _, t: t["texture_density"],
+    "defects": lambda _, t: t["defect_density"],
+    "both": lambda _, t: (t["density"] * t["texture_density"]).sqrt(),
+    "all": lambda _, t: t["density"] * (t["texture_density"] * t["reconstruction"]).sqrt(),
 }
-"""What each choice of the setting ``score`` makes of the reconstruction error R and the distances."""
+"""What each choice of the setting ``score`` makes of the terms."""
 
 
 class ScoreModule(nn.Module):
-    """Images to anomaly scores A(x | y), higher is more anomalous: ``FORMULAS[config.score]`` of R and the distances.
+    """Images to anomaly scores A(x | y), higher is more anomalous: ``FORMULAS[config.score]`` of its terms.
 
-    R = mean (x - x')^2 + kappa mean (f(x) - f(x'))^2, as f-AnoGAN has it, with x' = G(E(x, y), y) and the
-    discriminator's features f. The distances are those from normal images of class y (:mod:`raccgan.models.density`).
+    The reconstruction's error is R = mean (x - x')^2 + kappa mean (f(x) - f(x'))^2, as f-AnoGAN has it, with x' = G(E(x, y), y) and the
+    discriminator's features f. The distances are those from normal images of class y (:mod:`raccgan.models.density`). The
+    pathology head has a term of its own, and :mod:`raccgan.models.evidence` weighs them all.
 
     Args:
         networks: whose average generator, discriminator, encoder and density score; in eval mode.
@@ -71,7 +75,9 @@ class ScoreModule(nn.Module):
     def __init__(self, networks: Networks, conditions: Sequence[int], config: Config) -> None:
         super().__init__()
         self.generator, self.discriminator, self.encoder = networks.average, networks.discriminator, networks.encoder
+        self.pathology: Pathology = networks.pathology
         self.density: Density = networks.density
+        self.evidence: Evidence = networks.evidence
         self.conditions = list(conditions)
         self.made_of, self.kappa, self.kernels = config.score, config.kappa, config.kernels
         self.register_buffer("places", torch.tensor(self.conditions), persistent=False)
@@ -80,7 +86,7 @@ class ScoreModule(nn.Module):
         """Scores and smoothed anomaly maps [N, H, W] of images x [N, C, H, W], all pairs in one pass."""
         image_of, y = self.pairs(x)
         compared = self.compare(x[image_of], self.discriminator.features(x)[image_of], y)
-        lowest = self.lowest(compared.terms, compared.vectors)
+        lowest = self.lowest(compared, self.pathology.observe(x))
         return lowest, smoothed(compared.map[lowest.pair])
 
     def pairs(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,16 +105,22 @@ class ScoreModule(nn.Module):
         terms = torch.stack([found.score, found.residual, found.feature])
         return Compared(terms, Vectors.of(h, x, found.map), found.map, x_hat)
 
-    def lowest(self, terms: Tensor, vectors: Vectors) -> Lowest:
-        """The lowest score of each image and its terms, from the terms and vectors of all pairs."""
+    def terms(self, compared: Compared, observed: Observed) -> dict[str, Tensor]:
+        """The terms of N images under K classes, [N, K] each, from all pairs and from what is seen without a class."""
         k = len(self.conditions)
-        reconstruction, residual, feature = terms.view(3, -1, k)
-        distances = self.density.under(Vectors(*(v.view(-1, k, v.shape[1]) for v in vectors)), self.conditions)
-        by_name = {"residual": residual, "feature": feature, **distances._asdict()}
-        score = FORMULAS[self.made_of](reconstruction, distances)
+        reconstruction, residual, feature = compared.terms.view(3, -1, k)
+        vectors = Vectors(*(v.view(-1, k, v.shape[1]) for v in compared.vectors))
+        distances = self.density.under(vectors, observed, self.conditions)
+        by_name = {"reconstruction": reconstruction, "residual": residual, "feature": feature}
+        return by_name | {"pathology": observed.logit[:, None].expand(-1, k)} | distances._asdict()
+
+    def lowest(self, compared: Compared, observed: Observed) -> Lowest:
+        """The lowest score of each image and its terms; arguments as of :meth:`terms`."""
+        by_name = self.terms(compared, observed)
+        score = FORMULAS[self.made_of](self.evidence, by_name)
         table = torch.stack([score, *(by_name[name] for name in TERMS)])  # [1 + terms, N, k]
         best = score.argmin(dim=1)
-        pair = torch.arange(best.shape[0], device=best.device) * k + best
+        pair = torch.arange(best.shape[0], device=best.device) * len(self.conditions) + best
         return Lowest(table.flatten(1)[:, pair], self.places[best], pair)
 
 
@@ -184,13 +196,14 @@ class Scorer:
             )
         self.label_policy = label_policy
         conditions = [i for i, name in enumerate(classes) if label_policy in (MINIMUM, name)]
-        average, density = frozen(networks.average), frozen(networks.density)
-        copies = Networks(average, frozen(networks.discriminator), frozen(networks.encoder), average, density)
+        copies = {name: frozen(network) for name, network in networks.items() if name != "generator"}
+        self.module = ScoreModule(Networks(generator=copies["average"], **copies), conditions, config)
         self.device = next(networks.encoder.parameters()).device
-        self.module = ScoreModule(copies, conditions, config).to(self.device)
+        self.module.to(self.device)
         self.pairs = config.score_batch
         self._features = self._faster(self.module.discriminator.features, compiled)
         self._compare = self._faster(self.module.compare, compiled)
+        self._observe = self._faster(self.module.pathology.observe, compiled)
 
     def _faster(self, function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
         """The function compiled, or replayed after 200 calls with one shape. On a GPU replaying was not measured."""
@@ -219,23 +232,33 @@ class Scorer:
         if details and n > self.batch:  # reconstructions under every class are kept until the best is known
             return concatenate([self.score(part, details=True) for part in images.split(self.batch)])
         x = images.to(self.device, torch.float32)
-        f = self._features(x)
-        passes = zip(*(each.split(self.pairs) for each in self.module.pairs(x)), strict=True)
-        terms, vectors, maps, reconstructions = [], [], [], []
-        for image_of, y in passes:
-            compared = self._compare(x[image_of], f[image_of], y)
-            terms.append(compared.terms)
-            vectors.append(compared.vectors)
-            if details:
-                maps.append(compared.map)
-                reconstructions.append(compared.x_hat)
-        all_vectors = Vectors(*(torch.cat(each) for each in zip(*vectors, strict=True)))
-        lowest = self.module.lowest(torch.cat(terms, dim=1), all_vectors)
+        compared, observed = self.compare(x, details=details)
+        lowest = self.module.lowest(compared, observed)
         score, *parts = lowest.scores.cpu()
-        map = smoothed(torch.cat(maps)[lowest.pair]).cpu() if details else None
-        reconstruction = torch.cat(reconstructions)[lowest.pair].cpu() if details else None
+        map = smoothed(compared.map[lowest.pair]).cpu() if details else None
+        reconstruction = compared.x_hat[lowest.pair].cpu() if details else None
         by_name = dict(zip(TERMS, parts, strict=True))
         return Scored(score, lowest.condition.cpu(), by_name, map, reconstruction)
+
+    @torch.inference_mode()
+    def terms_under(self, images: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Every term of images [N, C, H, W] in [-1, 1], each under its class y [N] (int64): [N] each, on the CPU."""
+        all_terms = self.module.terms(*self.compare(images.to(self.device, torch.float32), details=False))
+        place = torch.searchsorted(self.module.places, y.to(self.device))[:, None]
+        return {name: term.gather(1, place)[:, 0].cpu() for name, term in all_terms.items()}
+
+    def compare(self, x: Tensor, *, details: bool) -> tuple[Compared, Observed]:
+        """What :meth:`ScoreModule.terms` is of, in passes; maps and reconstructions are empty without ``details``."""
+        f = self._features(x)
+        passes = zip(*(each.split(self.pairs) for each in self.module.pairs(x)), strict=True)
+        parts = []
+        for image_of, y in passes:
+            part: Compared = self._compare(x[image_of], f[image_of], y)
+            parts.append(part if details else part._replace(map=part.map[:0], x_hat=part.x_hat[:0]))
+        terms, vectors, maps, reconstructions = zip(*parts, strict=True)
+        all_vectors = Vectors(*(torch.cat(each) for each in zip(*vectors, strict=True)))
+        compared = Compared(torch.cat(terms, dim=1), all_vectors, torch.cat(maps), torch.cat(reconstructions))
+        return compared, self._observe(x)
 
 
 def compiler_options(device: torch.device) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The training loop: the phase of generator and discriminator, then the phase of the encoder; and its checkpoints."""
+"""The training loop: generator and discriminator, then the encoder, then the pathology head; and its checkpoints."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from raccgan.outputs.terminal import say
 from raccgan.training.run import Run
 from raccgan.training.steps import Steps, cannot_trace
 
-PHASES = ("gan", "encoder")
+PHASES = ("gan", "encoder", "pathology")
 
 WORTH_TRACING = 200
 """Steps of a phase from which on tracing them is faster: a trace takes as long as ten to a hundred steps."""
 
-_TITLES = {"gan": "generator and discriminator", "encoder": "encoder"}
+_TITLES = {"gan": "generator and discriminator", "encoder": "encoder", "pathology": "pathology head"}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -71,7 +71,7 @@ class Training(Steps):
         self.data, self.path, self.compiled = data, path, compiled
         self.classes, self.channels = run.classes, run.channels
         self.steps = dict.fromkeys(PHASES, 0)
-        self.goals = {"gan": run.config.gan_steps, "encoder": run.config.encoder_steps}
+        self.goals = {phase: getattr(run.config, f"{phase}_steps") for phase in PHASES}
         self.history: History = {}
         self.calibration: Calibration | None = None
         """The threshold and the scores that it comes from, for the next checkpoint; a step of training clears it."""
@@ -87,7 +87,7 @@ class Training(Steps):
             InputError: losses or weights that are not finite, with the step and the last good checkpoint.
             Interrupted: Ctrl-C or SIGTERM, on any rank, after the step was finished and saved.
         """
-        step_of = {"gan": self.gan_step, "encoder": self.encoder_step}[phase]
+        step_of = {"gan": self.gan_step, "encoder": self.encoder_step, "pathology": self.pathology_step}[phase]
         start, goal = self.steps[phase], self.goals[phase]
         self.freeze(phase)
         self.job.copy_from_first(network for _, network in self.networks.items())
@@ -121,7 +121,7 @@ class Training(Steps):
 
     def batches(self, phase: str) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's images [n, C, H, W] and classes [n] of every step still to do, on the device."""
-        size = self.config.batch_size * (self.config.critic_steps if phase == "gan" else 1)
+        size = self.config.batch_size * {"gan": self.config.critic_steps, "encoder": 1, "pathology": 3}[phase]
         seed = stream(self.config.seed, phase + "/data").initial_seed()
         batches = StepBatches(len(self.data), size, seed=seed)
         for step in range(self.steps[phase], self.goals[phase]):
@@ -168,7 +168,7 @@ class Training(Steps):
         self._saved_at = f"{self.path} of {phase} step {self.steps[phase]}"
 
     def _resume(self, resumed: Checkpoint) -> None:
-        phase_of = {"generator": "gan", "discriminator": "gan", "encoder": "encoder"}
+        phase_of = {"generator": "gan", "discriminator": "gan", "encoder": "encoder", "pathology": "pathology"}
         begun = {name for name, phase in phase_of.items() if resumed.steps[phase]}
         if "encoder" in begun:
             before, now = checkpoints.config_of(resumed).generator_tuning, self.config.generator_tuning

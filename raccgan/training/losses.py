@@ -1,4 +1,4 @@
-"""The losses: Wasserstein with gradient penalty for G and D (Gulrajani et al., 2017), izi_f for E (f-AnoGAN)."""
+"""The losses: Wasserstein with gradient penalty for G and D (Gulrajani et al., 2017), izi_f for E (f-AnoGAN); logistic for the head."""
 
 from __future__ import annotations
 
@@ -53,6 +53,13 @@ class Losses:
         with self._precision(x):
             image, feature = encoder_loss(nets.encoder, nets.average, nets.discriminator, x, y)
         return image + self.config.kappa * feature, {"image": image.detach(), "feature": feature.detach()}
+
+    def pathology(self, normal: Tensor, synthetic: Tensor) -> tuple[Tensor, Terms]:
+        """The logistic loss of the head, for normal images and synthetic pathologies, [N, C, H, W] in [-1, 1] each."""
+        with self._precision(normal):
+            of_normal, of_synthetic = self.networks.pathology(torch.cat([normal, synthetic])).float().chunk(2)
+        loss = F.softplus(of_normal).mean() + F.softplus(-of_synthetic).mean()
+        return loss, {"pathology": loss.detach()}
 
     def _precision(self, t: Tensor) -> torch.autocast:
         return torch.autocast(t.device.type, dtype=torch.bfloat16, enabled=self.config.precision != "float32")

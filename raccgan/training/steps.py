@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from raccgan.config import Config
+from raccgan.data.synthesis import Draws, synthetic
 from raccgan.distributed.collectives import SINGLE, Collectives
 from raccgan.models.blocks import Coupling, couple
 from raccgan.models.networks import Networks, update_average
 from raccgan.models.randomness import stream
 from raccgan.models.trace import Objective, Terms, TracedStep
 from raccgan.training.losses import Losses
+
+PATHOLOGY_LR = 4e-4  # of Adam, at first
 
 
 class Steps:
@@ -37,6 +40,7 @@ class Steps:
             "discriminator": losses.discriminator,
             "generator": losses.generator,
             "encoder": losses.encoder,
+            "pathology": losses.pathology,
         }
         self.optimisers = self._new_optimisers()
         self.traced: dict[str, TracedStep] = {}
@@ -47,7 +51,7 @@ class Steps:
 
     def freeze(self, phase: str) -> None:
         """Set which networks learn in this phase, and put the others in eval mode."""
-        learning = {"gan": {"generator", "discriminator"}, "encoder": {"encoder"}}[phase]
+        learning = {"generator", "discriminator"} if phase == "gan" else {phase}
         for name, network in self.networks.items():
             network.train(name in learning).requires_grad_(name in learning)
         if phase == "encoder":
@@ -76,6 +80,24 @@ class Steps:
         for group, share in zip(self.optimisers["encoder"].param_groups, shares, strict=False):
             group["lr"] = rate * share
         return self._descend("encoder", x, y)
+
+    def pathology_step(self, step: int, x: Tensor, y: Tensor) -> Terms:
+        """One step that tells normal images from synthetic pathologies; the learning rate falls to zero on a cosine.
+
+        x are three batches: normal images, those that get a pathology, and those of which parts are pasted.
+        """
+        del y
+        draw = stream(self.config.seed, "pathology", step)
+        n = self.config.batch_size
+        draws = Draws(*(self.job.own_rows(part) for part in Draws.of(n, self.config.image_size, draw)))
+        shift = torch.randint(-(self.config.image_size // 20), self.config.image_size // 20 + 1, (2,), generator=draw)
+        x = torch.roll(x, tuple(shift.tolist()), (2, 3))
+        x = x.flip(-1) if torch.rand(1, generator=draw) < 0.5 else x
+        normal, base, other = x.chunk(3)
+        ill, _ = synthetic(base, other, Draws(*(part.to(self.device) for part in draws)))
+        for group in self.optimisers["pathology"].param_groups:
+            group["lr"] = PATHOLOGY_LR * 0.5 * (1 + math.cos(math.pi * step / self.config.pathology_steps))
+        return self._descend("pathology", normal, ill.contiguous(memory_format=torch.channels_last))
 
     def _descend(self, name: str, *inputs: Tensor) -> Terms:
         self.optimisers[name].zero_grad(set_to_none=True)
@@ -121,6 +143,7 @@ class Steps:
             "generator": adam(networks.generator.parameters(), lr=config.generator_lr, **adversary),
             "discriminator": adam(networks.discriminator.parameters(), lr=config.discriminator_lr, **adversary),
             "encoder": adam([{"params": list(learning.parameters())} for learning in self._reconstructing]),
+            "pathology": adam(networks.pathology.parameters(), lr=PATHOLOGY_LR),
         }
 
     def _weights(self, name: str) -> list[nn.Parameter]:
