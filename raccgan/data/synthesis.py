@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 REGIONS = 3  # the most in an image
-NARROWEST, WIDEST = 0.03, 0.3  # half axes of a region, as shares of the side
+NARROWEST, WIDEST = 0.03, 0.3  # half axes of a region, as shares of the side, and a pixel at least
 SHARES = (0.6, 0.4, 0.2, 0.4, 0.2, 0.3, 0.5)
-"""How often an image is hazed, blurred, sharpened, pasted into, textured and shifted, each by its own; and how often what
-is pasted is the other image itself instead of its detail."""
+"""How often an image is hazed, blurred, sharpened, pasted into, textured and shifted, each by its own; and how often
+what is pasted is the other image itself instead of its detail."""
 COARSE = 8  # a side of the noise that makes a region's edge uneven
 
 
@@ -56,11 +56,11 @@ def synthetic(x: Tensor, other: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     chance[:, 0] |= ~chance[:, :-1].any(dim=1)  # nothing went wrong yet
     hazed, blurred, sharpened, pasted, textured, shifted, whole = _columns(chance.float())
     amount = _columns(draws.amount)
-    other = _moved(other, draws.moves)
-    detail = other - smooth(other, size / 16) + smooth(x, size / 16)
+    other, coarse = _moved(other, draws.moves), max(size / 16, 0.7)
+    detail = other - smooth(other, coarse) + smooth(x, coarse)
     y = x + shifted * mask * (_shifted(x, draws.moves) - x)
     y = y + pasted * mask * (torch.where(whole > 0, other, detail) - y) * (0.5 + 0.5 * amount[0])
-    soft = smooth(y, size / 32)
+    soft = smooth(y, max(size / 32, 0.7))
     y = y + blurred * mask * (soft - y) * (0.3 + 0.7 * amount[1])
     y = y + sharpened * mask * (y - soft) * (0.3 + 1.2 * amount[2])
     y = y + hazed * mask * (1.6 * amount[3] - 0.6 - y) * (0.15 + 0.45 * amount[4])
@@ -73,10 +73,11 @@ def regions(draws: Draws, size: int) -> Tensor:
     line = (torch.arange(size) + 0.5) / size
     y, x = line[:, None], line[None, :]
     noise = F.interpolate(draws.edges, size=(size, size), mode="bicubic", align_corners=False)
+    narrowest = max(NARROWEST, 1 / size)
     mask = torch.zeros(len(draws.count), size, size)
     for i in range(REGIONS):
         at_y, at_x, long, wide, turn, soft = (part[:, :, 0] for part in _columns(draws.regions[:, i]))
-        axes = [NARROWEST * (WIDEST / NARROWEST) ** part for part in (long, wide)]
+        axes = [narrowest * (WIDEST / narrowest) ** part for part in (long, wide)]
         dy, dx, angle = y - (0.1 + 0.8 * at_y), x - (0.1 + 0.8 * at_x), turn * math.pi
         u, v = dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin()
         inside = 1 - (u / axes[0]).square() - (v / axes[1]).square() + 0.7 * noise[:, i]

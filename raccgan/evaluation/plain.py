@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
+from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
 from raccgan.models.density import Gaussian
@@ -29,7 +29,7 @@ PATCHES = 10_000  # the most that are known
 
 
 def contrast(train: Tensor, test: Tensor, *, grid: int) -> Scores:
-    """Mahalanobis distance of the logarithms of the contrast in ``grid`` x ``grid`` regions from the training images'."""
+    """Mahalanobis distance, from the training images, of the logarithms of contrast in ``grid`` x ``grid`` regions."""
     grid = min(grid, train.shape[-1] // 2)
     known, asked = (torch.cat([contrasts(part, grid) for part in images.split(256)]) for images in (train, test))
     gaussian = Gaussian(1, known.shape[1])
@@ -43,9 +43,10 @@ def pca(train: Tensor, test: Tensor, *, largest: bool) -> Scores:
     An image has 8 x 8 regions, or as many as leave two pixels a side.
     """
     known, asked = (images.flatten(1).numpy() for images in (train, test))
-    fitted = PCA(min(COMPONENTS, *known.shape), svd_solver="randomized", random_state=0).fit(known)
-    errors = torch.from_numpy(asked - fitted.inverse_transform(fitted.transform(asked))).square()
-    errors = errors.view(test.shape).mean(dim=1, keepdim=True)
+    mean = known.mean(axis=0)
+    _, _, directions = randomized_svd(known - mean, min(COMPONENTS, *known.shape), random_state=0)
+    left = asked - mean - (asked - mean) @ directions.T @ directions
+    errors = torch.from_numpy(left).square().view(test.shape).mean(dim=1, keepdim=True)
     if largest:
         errors = F.avg_pool2d(errors, max(2, test.shape[-1] // 8)).amax(dim=(2, 3), keepdim=True)
     return errors.mean(dim=(1, 2, 3)).double().numpy()

@@ -244,7 +244,9 @@ def _are_held_out(scores: Tensors) -> bool:
 _RULES: dict[str, Callable[[Any], bool]] = {
     "classes": lambda names: 0 < len(names) == len(set(names)),
     "channels": lambda count: count in (1, 3),
-    "steps": lambda steps: steps.keys() == {"gan", "encoder", "pathology"} and all(count >= 0 for count in steps.values()),
+    "steps": lambda steps: (
+        steps.keys() == {"gan", "encoder", "pathology"} and all(count >= 0 for count in steps.values())
+    ),
     "held_out": _are_held_out,
 }
 """What the commands rely on beyond the types."""

@@ -30,6 +30,7 @@ TERMS = (
 LOGITS = frozenset(("pathology",))
 SHRINKAGE = 0.05
 """Pull of each weight towards the mean of all: the synthetic pathologies are not the disease."""
+NOTHING = 0.01  # all weights together: no term tells the two apart
 LEAST = 0.05  # deviation: one held-out image has none
 TINY = 1e-12
 MOST = 80.0  # float32 ends at exp(88)
@@ -91,10 +92,12 @@ def _logistic(normal: np.ndarray, synthetic: np.ndarray) -> np.ndarray:
         z = x @ w[1:] + w[0]
         apart = w[1:] - w[1:].mean()
         slope = share * (1 / (1 + np.exp(-np.clip(z, -500, 500))) - sides)
-        value = (share * (np.logaddexp(0, z) - sides * z)).sum() + SHRINKAGE * (apart**2).sum() + 1e-3 * (w[1:] ** 2).sum()
+        value = (
+            (share * (np.logaddexp(0, z) - sides * z)).sum() + SHRINKAGE * (apart**2).sum() + 1e-3 * (w[1:] ** 2).sum()
+        )
         return float(value), np.r_[slope.sum(), x.T @ slope + 2 * SHRINKAGE * apart + 2e-3 * w[1:]]
 
     count = x.shape[1]
     start = np.r_[0.0, np.full(count, 0.1)]
     found = minimize(loss, start, jac=True, bounds=[(None, None), *[(0, None)] * count]).x[1:]
-    return found if found.sum() > 0 else np.full(count, 1 / count)
+    return found if found.sum() > NOTHING else np.full(count, 1 / count)

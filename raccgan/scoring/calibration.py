@@ -50,7 +50,7 @@ def fit_density(networks: Networks, data: ImageDataset, *, batch: int) -> None:
         vectors, observed = Vectors.of(h, x, map), pathology.observe(x)
         return Vectors(*(v.cpu() for v in vectors)), Observed(*(v.cpu() for v in observed))
 
-    for k in data.labels.unique().tolist():  # one class after the other, as the features of all places are large
+    for k in range(len(networks.density.descriptor.images)):  # class by class: the features of all places are large
         found = _dealt_out(_evenly(data.labels == k, DENSITY_IMAGES), batch, "density of normal images", seen)
         if found is not None:
             vectors, observed = (zip(*parts, strict=True) for parts in zip(*found, strict=True))
@@ -76,7 +76,9 @@ def fit_evidence(config: Config, networks: Networks, classes: Sequence[str], hel
 
     found = _dealt_out(range(len(held_out)), batch, "weights of the score's terms", terms)
     if found is not None:
-        normal, ill = ({name: torch.cat([t[name] for t in each]) for name in TERMS} for each in zip(*found, strict=True))
+        normal, ill = (
+            {name: torch.cat([t[name] for t in each]) for name in TERMS} for each in zip(*found, strict=True)
+        )
         networks.evidence.fit(normal, ill)
     ranks.job().copy_from_first([networks.evidence])
 

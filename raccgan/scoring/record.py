@@ -40,10 +40,14 @@ class ScoreRecord:
         "distance of the largest errors from those of normal images", "its largest errors' distance"
     )
     pathology: float = _term("how much the image looks like a synthetic pathology, a logit", "like a pathology")
-    feature_density: float = _term("distance of the pathology head's features from those of normal images", "its features' distance")
+    feature_density: float = _term(
+        "distance of the pathology head's features from those of normal images", "its features' distance"
+    )
     place_density: float = _term("the same at each place, mean over places", "its places' distance")
     place_peak: float = _term("the same at the place where it is largest", "its farthest place's distance")
-    contrast_4: float = _term("distance of the contrast of 4 x 4 regions from that of normal images", "its contrast's distance, 4 x 4")
+    contrast_4: float = _term(
+        "distance of the contrast of 4 x 4 regions from that of normal images", "its contrast's distance, 4 x 4"
+    )
     contrast_8: float = _term("likewise of 8 x 8 regions", "8 x 8 regions")
     contrast_16: float = _term("likewise of 16 x 16 regions", "16 x 16 regions")
     map_max: float | None = None  # of the anomaly map

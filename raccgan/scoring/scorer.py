@@ -60,9 +60,9 @@ FORMULAS: dict[str, Callable[[Evidence, Mapping[str, Tensor]], Tensor]] = {
 class ScoreModule(nn.Module):
     """Images to anomaly scores A(x | y), higher is more anomalous: ``FORMULAS[config.score]`` of its terms.
 
-    The reconstruction's error is R = mean (x - x')^2 + kappa mean (f(x) - f(x'))^2, as f-AnoGAN has it, with x' = G(E(x, y), y) and the
-    discriminator's features f. The distances are those from normal images of class y (:mod:`raccgan.models.density`). The
-    pathology head has a term of its own, and :mod:`raccgan.models.evidence` weighs them all.
+    The error of the reconstruction is R = mean (x - x')^2 + kappa mean (f(x) - f(x'))^2, as f-AnoGAN has it, with
+    x' = G(E(x, y), y) and the discriminator's features f. The distances are those from normal images of class y
+    (:mod:`raccgan.models.density`). The pathology head has a term of its own. :mod:`raccgan.models.evidence` weighs all.
 
     Args:
         networks: whose average generator, discriminator, encoder and density score; in eval mode.

@@ -106,10 +106,14 @@ def test_the_score_is_the_minimum_over_the_normal_classes(
         x_hat = scorer.module.generator(z, y)
         term = (f - scorer.module.discriminator.features(x_hat)).square().flatten(1).mean(dim=1)
         squared = (x - x_hat).square().mean(dim=1)
-        density, texture_density, defect_density = scorer.module.density(Vectors.of(h, x, squared), index)
+        seen = scorer.module.pathology.observe(x)
+        distances = scorer.module.density(Vectors.of(h, x, squared), seen, index)
+        density, texture_density, defect_density = distances[:3]
         reconstruction = squared.mean(dim=(1, 2)) + run.config.kappa * term
+        terms = {"reconstruction": reconstruction, "pathology": seen.logit, **distances._asdict()}
         by_class.append(
             {
+                "learned": scorer.module.evidence(terms),
                 "reconstruction": reconstruction,
                 "density": density,
                 "texture": texture_density,
@@ -152,7 +156,7 @@ def test_both_paths_score_alike(run_and_scorer: tuple[Run, Scorer]) -> None:
 def again(run: Run, scorer: Scorer, **options: Any) -> Scorer:
     """Another scorer by the same networks."""
     m = scorer.module
-    networks = Networks(m.generator, m.discriminator, m.encoder, m.generator, m.density)
+    networks = Networks(m.generator, m.discriminator, m.encoder, m.generator, m.pathology, m.density, m.evidence)
     return Scorer(run.config, networks, run.classes, **options)
 
 
