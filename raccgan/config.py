@@ -88,6 +88,10 @@ class Config:
         "linear", "output of the encoder; tanh is the authors' form", choices=("linear", "tanh")
     )
 
+    pathology_width: int = _model(
+        32, "channels of the pathology head after its first block, a quarter of those after its last", low=1, high=512
+    )
+
     gan_steps: int = _gan(20000, "generator steps", low=0)
     batch_size: int = _gan(64, "images a step", low=1)
     critic_steps: int = _gan(1, "discriminator steps a generator step", low=1, high=100)

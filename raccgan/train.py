@@ -114,10 +114,8 @@ def _run_phases(training: Training, run: Run, phase: str, out: Path) -> None:
     training.save("pathology")
     if phase == "encoder":
         if training.job.first:
-            threshold = f"{calibration.threshold:.4g}"
-            say(
-                f"encoder and pathology head are trained, threshold {threshold}; --phase evaluate --resume {out} goes on"
-            )
+            trained = f"encoder and pathology head are trained, threshold {calibration.threshold:.4g}"
+            say(f"{trained}; --phase evaluate --resume {out} goes on")
         return
     seconds, history = training.seconds, training.history
     assessment = evaluate_run(out, run, scorer, calibration, seconds=seconds, history=history)

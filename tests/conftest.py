@@ -25,6 +25,7 @@ TINY: dict[str, Any] = {
     "base_width": 4,
     "latent": 8,
     "embedding": 4,
+    "pathology_width": 2,
     "batch_size": 8,
     "gan_steps": 6,
     "encoder_steps": 6,

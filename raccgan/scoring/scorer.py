@@ -62,7 +62,7 @@ class ScoreModule(nn.Module):
 
     The error of the reconstruction is R = mean (x - x')^2 + kappa mean (f(x) - f(x'))^2, as f-AnoGAN has it, with
     x' = G(E(x, y), y) and the discriminator's features f. The distances are those from normal images of class y
-    (:mod:`raccgan.models.density`). The pathology head has a term of its own. :mod:`raccgan.models.evidence` weighs all.
+    (:mod:`raccgan.models.density`). The pathology head has a term too; :mod:`raccgan.models.evidence` weighs all.
 
     Args:
         networks: whose average generator, discriminator, encoder and density score; in eval mode.

@@ -1,4 +1,5 @@
-"""The losses: Wasserstein with gradient penalty for G and D (Gulrajani et al., 2017), izi_f for E (f-AnoGAN); logistic for the head."""
+"""The losses: Wasserstein with gradient penalty for G and D (Gulrajani et al., 2017), izi_f for E (f-AnoGAN), logistic
+for the pathology head."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_what_is_saved_is_what_is_loaded(saved: Training) -> None:
     stored = checkpoints.load(saved.path)
     assert same(saved.networks, stored)
     assert same(saved.networks, checkpoints.load(saved.path.parent)), "a run's folder is as good as its checkpoint"
-    assert stored.steps == {"gan": 3, "encoder": 0}
+    assert stored.steps == {"gan": 3, "encoder": 0, "pathology": 0}
     assert stored.classes == ["0", "1", "2", "3", "4"]
     config = checkpoints.config_of(stored)
     assert config.to_dict() == saved.config.to_dict()
@@ -75,7 +75,7 @@ def rewritten(path: Path, header: dict[str, Any], tensors: dict[str, Tensor] | N
 
 def test_another_version_is_named(saved: Training) -> None:
     rewritten(saved.path, {"format": 99})
-    with pytest.raises(InputError, match="no checkpoint of this version of raccgan, which reads format 5"):
+    with pytest.raises(InputError, match="no checkpoint of this version of raccgan, which reads format 6"):
         checkpoints.load(saved.path)
 
 
@@ -245,6 +245,8 @@ def test_a_file_of_any_bytes_is_refused(saved: Training) -> None:
     draw = random.Random(0)
     for i in range(200):
         changed = shuffled(whole[:header], draw) + whole[header:] if i % 2 else shuffled(whole, draw)
+        if changed == whole:  # zeros for zeros
+            continue
         saved.path.write_bytes(changed)
         with pytest.raises(InputError) as caught:
             checkpoints.load(saved.path)
