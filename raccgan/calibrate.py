@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
             quantile = checkpoints.config_of(stored).quantile
         fresh = dataclasses.replace(stored, threshold=None, held_out=held_out)
         threshold = choose_threshold(fresh, threshold=given.threshold, quantile=quantile, sensitivity=given.sensitivity)
-        checkpoints.recalibrate(file, checkpoints.Calibration(threshold, held_out, policy))
+        checkpoints.save(file, stored.calibrated(checkpoints.Calibration(threshold, held_out, policy)))
         before = "none" if stored.threshold is None else f"{stored.threshold:.4g}"
         count = len(held_out.get("score", ()))
         above = int((held_out["score"] > threshold).sum()) if count else 0

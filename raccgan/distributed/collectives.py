@@ -23,8 +23,7 @@ from raccgan.errors import InputError
 if TYPE_CHECKING:
     from raccgan.distributed.heartbeat import Heartbeat
 
-BUCKET = 16 << 20
-"""Bytes of gradients that are reduced at once."""
+BUCKET = 16 << 20  # bytes of gradients that are reduced at once
 
 T = TypeVar("T")
 
@@ -34,10 +33,8 @@ class Collectives:
     """Rank ``rank`` of ``world`` ranks, ``local_world`` of them on this machine. Rank 0 alone writes files.
 
     It is handed to whatever couples ranks. All ranks make the same calls in the same order. In a process of its own
-    (``world`` 1) each method returns what it was given, at no cost.
-
-    Raises:
-        raccgan.distributed.heartbeat.LostRankError: from every method, if another rank stopped or was lost.
+    (``world`` 1) each method returns what it was given, at no cost. Every method raises a
+    :class:`raccgan.distributed.heartbeat.LostRankError` if another rank stopped or was lost.
     """
 
     rank: int = 0
@@ -47,7 +44,6 @@ class Collectives:
 
     @property
     def first(self) -> bool:
-        """Whether this is rank 0."""
         return self.rank == 0
 
     def __deepcopy__(self, memo: object) -> Collectives:
@@ -90,7 +86,6 @@ class Collectives:
         return both[0].to(mean.dtype), (both[1] - both[0].square()).to(var.dtype)
 
     def anywhere(self, flag: bool) -> bool:
-        """Whether ``flag`` holds on any rank."""
         # The tensor is on the CPU also where ranks compute on GPUs: gloo notices a lost rank before a GPU's queue does.
         return flag if self.world == 1 else bool(self._add_up(torch.tensor(float(flag))))
 
@@ -182,8 +177,7 @@ class Collectives:
             raise self.heartbeat.lost(error) from None
 
 
-SINGLE = Collectives()
-"""A process of its own."""
+SINGLE = Collectives()  # a process of its own
 
 
 class _Sum(torch.autograd.Function):

@@ -17,12 +17,9 @@ from typing import Any, TypeVar
 
 from raccgan.errors import InputError
 
-BEAT = 0.5
-"""Seconds between heartbeats."""
-SILENT = 2.5
-"""Seconds without a heartbeat after which a rank is the reason of a failed collective."""
-GRACE = 5.0
-"""Seconds that the work has to end with its own line before the thread ends the process."""
+BEAT = 0.5  # seconds between heartbeats
+SILENT = 2.5  # seconds without a heartbeat after which a rank is the reason of a failed collective
+GRACE = 5.0  # seconds that the work has to end with its own line before the thread ends the process
 
 _LEFT = b"left"
 _NO_STORE = "rank 0, or torchrun on its machine, was lost"
@@ -42,9 +39,8 @@ def first_line(error: BaseException) -> str:
 class Heartbeat(threading.Thread):
     """Heartbeats of rank ``rank`` among ``world``, from now until :meth:`leave`.
 
-    Args:
-        store: the job's store (``torch.distributed.Store``), over a connection of this object's own.
-        timeout: seconds without a heartbeat after which a rank is given up.
+    ``store`` is the job's (``torch.distributed.Store``), over a connection of this object's own. A rank is given up
+    after ``timeout`` seconds without a heartbeat.
     """
 
     def __init__(self, store: Any, rank: int, world: int, timeout: float) -> None:
@@ -56,8 +52,7 @@ class Heartbeat(threading.Thread):
         self._speaking = threading.Lock()
         self._using = threading.Lock()
         self._count = 0
-        self.terminated = False
-        """Whether torchrun asked this process to end: because a rank was lost, or because torchrun itself ends."""
+        self.terminated = False  # by torchrun, because a rank was lost or because torchrun itself ends
         self.store.set(self._beats[rank], "0")
         self.store.wait(self._beats)
         self.start()
@@ -128,7 +123,7 @@ class Heartbeat(threading.Thread):
         return self._announced()
 
     def _announced(self) -> str | None:
-        """The reason that the first rank to stop has left, its own or another rank's."""
+        """The reason that the first rank to stop has left."""
         return self.store.get("ended").decode() if self.store.check(["ended"]) else None
 
     def _ask(self, use: Callable[[], T]) -> T:

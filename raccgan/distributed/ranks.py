@@ -52,8 +52,7 @@ def job() -> Collectives:
 def place_in(environment: Mapping[str, str] = os.environ) -> Place:
     """What torchrun, or another launcher that sets the same variables, says of this process.
 
-    Raises:
-        InputError: some of the variables are set and some are not.
+    An InputError if some of the variables are set and some are not.
     """
     if environment.get("WORLD_SIZE", "1") == "1":
         return Place()
@@ -76,12 +75,8 @@ def torchrun_job() -> str | None:
 def join(device: torch.device, timeout: float) -> Collectives:
     """Become a rank of the job that the environment names, if it names one, until :func:`leave`.
 
-    Args:
-        device: where this rank computes; NCCL serves a GPU, gloo a CPU.
-        timeout: seconds that a rank waits for the others before it gives them up.
-
-    Raises:
-        InputError: the other ranks did not come.
+    The rank computes on ``device``, a GPU with NCCL or a CPU with gloo, and waits ``timeout`` seconds for the others
+    before it gives them up; an InputError if they did not come.
     """
     global _job, _was_rank
     place = place_in()

@@ -33,11 +33,9 @@ from raccgan.kernels.depthwise_separable import (
 )
 from raccgan.kernels.moments import moments
 
-EPS = 1e-5
-"""Added to the variance by which a batch norm divides."""
+EPS = 1e-5  # added to the variance by which a batch norm divides
 
-Affine = tuple[Tensor, Tensor]
-"""Scale and shift of a norm."""
+Affine = tuple[Tensor, Tensor]  # scale and shift of a norm
 
 
 @dataclass(frozen=True)
@@ -59,10 +57,9 @@ def couple(network: nn.Module, coupling: Coupling) -> None:
 
 
 class Pointwise(nn.Conv2d):
-    """A 1 x 1 convolution."""
+    """A 1 x 1 convolution, [N, C, H, W] to [N, D, H, W]."""
 
-    packed: Tensor | None
-    """The weight as the kernels read it, in networks for inference (:mod:`raccgan.models.inference`)."""
+    packed: Tensor | None  # the weight as the kernels read it, in networks for inference (raccgan.models.inference)
 
     def __init__(self, channels: int, out_channels: int, kernels: str) -> None:
         super().__init__(channels, out_channels, 1)
@@ -70,7 +67,6 @@ class Pointwise(nn.Conv2d):
         self.kernels = kernels
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to [N, D, H, W]."""
         return pointwise(x, self.weight, self.bias, kernels=self.kernels, packed=self.packed)
 
 

@@ -16,8 +16,7 @@ from raccgan.errors import InputError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-Decompositions = Mapping[OpOverload, Callable[..., Any]]
-"""What stands in place of an op in a trace."""
+Decompositions = Mapping[OpOverload, Callable[..., Any]]  # what stands in place of an op in a trace
 
 
 def traced(
@@ -26,9 +25,7 @@ def traced(
     """The ops that ``function`` calls on tensors like ``inputs``, autograd's among them, without those nobody reads.
 
     Nothing is computed: fake tensors, which have no data, go through the function, at no cost in kernels or memory.
-
-    Raises:
-        ValueError: the function decides by a tensor's value.
+    A ValueError if the function decides by a tensor's value.
     """
     trace = make_fx(
         lambda *tensors: function(*tensors),  # make_fx counts a method's arguments with self
@@ -58,14 +55,9 @@ class CompileError(InputError):
 
 
 def compiled(function: Function, what: str, **options: Any) -> Function:
-    """The function through torch.compile, in one graph; the first call compiles, in seconds to minutes.
+    """The function through torch.compile with these options, in one graph; the first call takes seconds to minutes.
 
-    Args:
-        what: names the function in the error.
-        options: of torch.compile.
-
-    Raises:
-        CompileError: at the first call, with the first paragraph of PyTorch's reason.
+    It raises a CompileError of ``what`` with the first paragraph of PyTorch's reason, if that is so.
     """
     generated = torch.compile(function, fullgraph=True, **options)
 

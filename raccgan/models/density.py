@@ -31,12 +31,10 @@ RANK = 256
 NARROWEST = 0.01
 """Smallest deviation of a coordinate, in units of all coordinates' root mean square: else a coordinate that never moved
 in training, such as a channel that is always 0, would decide alone."""
-REGIONS = 4
-"""Regions on each side of an image, as many as the smallest feature maps have pixels."""
+REGIONS = 4  # on each side of an image, as many as the smallest feature maps have pixels
 VISIBLE = 1e-4
 """Added to a squared difference, of images in [-1, 1], before its logarithm: about one grey level of 256, squared."""
-TEXTURE = 2 * REGIONS**2
-"""Coordinates of the texture, and of the defects."""
+TEXTURE = 2 * REGIONS**2  # coordinates of the texture, and of the defects
 
 
 class Vectors(NamedTuple):
@@ -57,9 +55,8 @@ class Vectors(NamedTuple):
 
 
 def contrast(x: Tensor) -> Tensor:
-    """[N, S, S] of images [N, C, S, S]: squared difference to the pixels below and to the right, mean over channels.
-
-    The last row and column have those of the row and column before them.
+    """[N, S, S] of images [N, C, S, S]: squared difference to the pixels below and to the right, mean over channels; in
+    the last row and column, that of the row and column before them.
     """
     down, right = x[:, :, 1:, :-1] - x[:, :, :-1, :-1], x[:, :, :-1, 1:] - x[:, :, :-1, :-1]
     inner = (down.square() + right.square()).mean(dim=1, keepdim=True)  # in three dimensions none may be 0
@@ -85,7 +82,6 @@ class Density(nn.Module):
 
     @property
     def fitted(self) -> bool:
-        """Whether every class has its Gaussians."""
         return bool((self.descriptor.images > 0).all())
 
     def forget(self) -> None:
@@ -94,7 +90,6 @@ class Density(nn.Module):
             gaussian.images.zero_()
 
     def forward(self, vectors: Vectors, y: int) -> Distances:
-        """Distances of N images from the normal images of class y."""
         return Distances(*(gaussian(v, y) for gaussian, v in zip(self._gaussians, vectors, strict=True)))
 
     def under(self, vectors: Vectors, classes: Sequence[int]) -> Distances:

@@ -49,12 +49,8 @@ class Generator(nn.Module):
     """G(z, y): images in [-1, 1] from latents and classes.
 
     z is split into equal chunks. A linear layer makes the first chunk 4 x 4 pixels; the condition of each block is one
-    more chunk, beside the class embedding that all blocks share. Each block doubles height and width.
-
-    Args:
-        config: the sizes, which blocks CBAM follows, the kind of the convolutions, and the backend of the ops.
-        channels: of an image.
-        classes: how many there are.
+    more chunk, beside the class embedding that all blocks share. Each block doubles height and width. Images have so
+    many ``channels``, and there are so many ``classes``.
     """
 
     sums: Tensor

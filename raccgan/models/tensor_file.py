@@ -34,8 +34,7 @@ def packed(header: Mapping[str, Any], tensors: Tensors) -> bytes:
 def read(path: Path) -> tuple[dict[str, Any], Tensors]:
     """The header and the tensors of a file, in no more memory than three times its size.
 
-    Raises:
-        InputError: the file is a pickle, truncated, damaged or of another kind.
+    An InputError if the file is a pickle, truncated, damaged or of another kind.
     """
     with path.open("rb") as file:
         start = file.read(9)

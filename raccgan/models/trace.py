@@ -22,8 +22,7 @@ from raccgan.models import compiling
 from raccgan.models.compiling import Decompositions, storage_address, traced
 from raccgan.models.straight_line import straight_line
 
-Terms = dict[str, Tensor]
-"""What is reported of a step: scalars without graph, by name."""
+Terms = dict[str, Tensor]  # what is reported of a step: scalars without graph, by name
 
 Objective = Callable[..., tuple[Tensor, Terms]]
 """A differentiable loss, and what is reported of it, as a function of a step's tensors."""
@@ -32,13 +31,11 @@ OFTEN = 200
 """Calls after which a trace of them pays: it takes as long as it saves in a hundred to five hundred calls."""
 
 _Layout = tuple[torch.Size, tuple[int, ...]]
-
-_Found = tuple[Terms, list[Tensor | None]]
-"""The terms, and a gradient for each weight that the loss depends on."""
+_Found = tuple[Terms, list[Tensor | None]]  # the terms, and a gradient for each weight that the loss depends on
 
 
 class TracedStep:
-    """The terms and gradients of an objective, traced at the first call and replayed from then on.
+    """The terms of an objective and the gradients of ``weights``, traced at the first call and then replayed.
 
     Python's control flow is frozen at the first call: backends, trainable weights, shapes, memory formats. The
     objective must not decide by a tensor's value nor draw random numbers. Weights and buffers remain the networks' own.
@@ -46,8 +43,6 @@ class TracedStep:
     than once are added in float32, since each use is a cast of its own.
 
     Args:
-        objective: the loss.
-        weights: whose gradients are computed.
         networks: all whose buffers the objective may update.
         compiled: torch.compile turns the list into C++, in one to two minutes: the same up to rounding.
         rounded: the objective is of bfloat16, in which the gradients of a new network are mostly rounding: those of the
@@ -131,11 +126,7 @@ class Replayed:
     """A function of tensors without gradients, traced for every shape with which it is called often: the same bits.
 
     The function must not decide by a tensor's value, draw random numbers or change a tensor; its weights must stay as
-    they are. Calls from several threads are safe.
-
-    Args:
-        function: of tensors.
-        after: the call of a shape, counted from 1, at which it is traced.
+    they are. Calls from several threads are safe. ``after`` is the call of a shape, from 1, at which it is traced.
     """
 
     def __init__(self, function: Callable[..., Any], after: int = OFTEN) -> None:

@@ -44,24 +44,14 @@ class Training(Steps):
     the uninterrupted one would have. With several ranks, rank 0 writes the checkpoints.
 
     Args:
-        run, data: the configuration and the job of the ranks; the images to train on.
         path: the file of the checkpoints.
-        resumed: the checkpoint to go on from; None for new networks.
+        resumed: the checkpoint to go on from. An InputError if it does not fit the run's configuration, or if
+            ``generator_tuning`` became zero, or positive, after the encoder's training began.
         compiled: send the steps through torch.compile; one that does not compile is replayed, and a line says why.
-
-    Raises:
-        InputError: the checkpoint does not fit the run's configuration, or ``generator_tuning`` became zero, or
-            positive, after the encoder's training began.
     """
 
     def __init__(
-        self,
-        run: Run,
-        data: ImageDataset,
-        path: Path,
-        resumed: Checkpoint | None = None,
-        *,
-        compiled: bool = False,
+        self, run: Run, data: ImageDataset, path: Path, resumed: Checkpoint | None = None, *, compiled: bool = False
     ) -> None:
         if resumed is not None:
             networks = checkpoints.networks_of(resumed, run.config, run.device)
@@ -73,8 +63,7 @@ class Training(Steps):
         self.steps = dict.fromkeys(PHASES, 0)
         self.goals = {"gan": run.config.gan_steps, "encoder": run.config.encoder_steps}
         self.history: History = {}
-        self.calibration: Calibration | None = None
-        """The threshold and the scores that it comes from, for the next checkpoint; a step of training clears it."""
+        self.calibration: Calibration | None = None  # for the next checkpoint; a step of training clears it
         self.seconds = 0.0
         self._saved_at = "none was written yet"
         if resumed is not None:
@@ -146,8 +135,7 @@ class Training(Steps):
     def save(self, phase: str) -> None:
         """Write the checkpoint, on rank 0.
 
-        Raises:
-            InputError: a weight is not finite: the last good checkpoint stays; or the file cannot be written.
+        An InputError if a weight is not finite: the last good checkpoint stays; or if the file cannot be written.
         """
         for name, network in self.networks.items():
             if not all(bool(p.isfinite().all()) for p in network.parameters()):
