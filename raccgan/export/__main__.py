@@ -33,8 +33,7 @@ EXAMPLES = """\
 
 FORMATS = ("onnx", "torch")
 INPUTS = ("float32", "uint8")
-CHECKED = 64
-"""Images that the exported model is compared on."""
+CHECKED = 64  # images that the exported model is compared on
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -38,8 +38,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxrunt
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
-TOLERANCE = 1e-3
-"""Largest relative difference of a score that is rounding; the runs tried, 8 to 32 px, came to about 1e-6."""
+TOLERANCE = 1e-3  # largest relative difference of a score that is rounding; at 8 to 32 px it came to about 1e-6
 
 Runner = Callable[[Tensor], list[Tensor]]
 
@@ -96,8 +95,7 @@ def missing(form: str) -> list[str]:
 def export(graph: ScoringGraph, form: str, *, channels: int, size: int) -> bytes:
     """The content of a model file: ``onnx``, or ``torch`` for torch.export's .pt2. Any batch from 1 on."""
     example = torch.zeros(2, channels, size, size, dtype=getattr(torch, graph.dtype))
-    with warnings.catch_warnings():  # about PyTorch's own insides
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):  # about PyTorch's own insides
         program = torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
         if form == "torch":
             stream = io.BytesIO()
@@ -113,8 +111,7 @@ def export(graph: ScoringGraph, form: str, *, channels: int, size: int) -> bytes
 def load(content: bytes, form: str) -> Runner:
     """The exported graph in the runtime of its format, on the CPU: from images to the outputs, in their order."""
     if form == "torch":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             module = torch.export.load(io.BytesIO(content)).module()
         return lambda images: list(module(images))
     import onnxruntime

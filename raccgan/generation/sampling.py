@@ -22,8 +22,7 @@ LOWEST_TRUNCATION = 0.1  # below, fewer than one coordinate in twelve is kept, a
 def latents(indices: Iterable[int], size: int, *, seed: int, truncation: float | None = None) -> Tensor:
     """The latents z_i of ``indices``, [N, size], on the CPU.
 
-    Raises:
-        ValueError: ``truncation`` is below :data:`LOWEST_TRUNCATION` or not a number.
+    A ValueError if ``truncation`` is below :data:`LOWEST_TRUNCATION` or not a number.
     """
     if truncation is not None and not truncation >= LOWEST_TRUNCATION:
         raise ValueError(f"the truncation must be at least {LOWEST_TRUNCATION}, got {truncation}")

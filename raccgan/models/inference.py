@@ -139,8 +139,8 @@ class FixedFeatures(nn.Module):
 class FixedLinear(nn.Module):
     """A linear layer that computes in its weight's dtype, whatever autocast says, and returns ``dtype``.
 
-    [N, C] to [N, D], a row an image. PyTorch's product of few rows takes 20 us on a CPU in bfloat16, however small it is,
-    and 2 to 10 us in float32.
+    [N, C] to [N, D], a row an image. PyTorch's product of few rows takes 20 us on a CPU in bfloat16, however small it
+    is, and 2 to 10 us in float32.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:

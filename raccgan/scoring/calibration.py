@@ -24,8 +24,7 @@ from raccgan.models.networks import Networks
 from raccgan.outputs.progress import Progress
 from raccgan.scoring.scorer import Scored, Scorer, concatenate
 
-DENSITY_IMAGES = 10_000
-"""The density of a class is fitted to at most this many training images."""
+DENSITY_IMAGES = 10_000  # the most training images that the density of a class is fitted to
 
 T = TypeVar("T")
 
@@ -90,14 +89,10 @@ def choose_threshold(
 ) -> float:
     """The threshold to decide with; the checkpoint's own where nothing else is given.
 
-    Args:
-        stored: the checkpoint, which holds the scores of the held-out normal images.
-        threshold: this one.
-        quantile: this quantile, 0 to 1, of those scores, interpolated between two of them.
-        sensitivity: the lowest of those scores that at most this share of them, at least 0 and below 1, exceeds.
-
-    Raises:
-        InputError: more than one is given, one is out of range, or the checkpoint holds nothing to take it from.
+    ``threshold`` is taken as it is. ``quantile``, 0 to 1, is that of the held-out normal images' scores in the
+    checkpoint, interpolated between two of them. ``sensitivity``, at least 0 and below 1, means the lowest of those
+    scores that at most this share of them exceeds. An InputError if more than one is given, one is out of range, or
+    the checkpoint holds nothing to take it from.
     """
     if sum(value is not None for value in (threshold, quantile, sensitivity)) > 1:
         raise InputError("threshold, quantile and sensitivity exclude each other: give one")
@@ -129,11 +124,7 @@ def choose_threshold(
 
 
 def threshold_of(held_out_scores: np.ndarray, quantile: float) -> float:
-    """A quantile of the scores [N] of normal images that were held out of training.
-
-    Raises:
-        InputError: there are no such scores.
-    """
+    """A quantile of the scores [N] of held-out normal images; an InputError if there are none."""
     if len(held_out_scores) == 0:
         raise InputError("no held-out normal images, so there is no threshold; raise --held-out")
     return float(np.quantile(held_out_scores, quantile))

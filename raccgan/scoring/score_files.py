@@ -93,8 +93,7 @@ class Wanted(NamedTuple):
 def take_folder(out: Path, run: Mapping[str, Any], *, restart: bool) -> None:
     """Refuse results in ``out`` of another checkpoint or other settings; or ``restart``: remove what a run left there.
 
-    Raises:
-        InputError: ``summary.json`` is not of this command, or what the scores depend on differs from ``run``.
+    An InputError if ``summary.json`` is not of this command, or if what the scores depend on differs from ``run``.
     """
     if restart:
         for name in RESULTS:

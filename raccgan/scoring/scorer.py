@@ -59,11 +59,7 @@ class ScoreModule(nn.Module):
 
     R = mean (x - x')^2 + kappa mean (f(x) - f(x'))^2, as f-AnoGAN has it, with x' = G(E(x, y), y) and the
     discriminator's features f. The distances are those from normal images of class y (:mod:`raccgan.models.density`).
-
-    Args:
-        networks: whose average generator, discriminator, encoder and density score; in eval mode.
-        conditions: the classes y of which the lowest score counts.
-        config: kind of score, kappa and kernels.
+    The networks are in eval mode; the lowest score of the classes ``conditions`` counts.
     """
 
     places: Tensor
@@ -151,16 +147,11 @@ class Scorer:
     library's convolutions (a relative 1e-4 is tested). Precision is float32, whatever training used.
 
     Args:
-        config: kind of score, kappa, kernels, and how many pairs of image and class make one pass.
-        networks: trained, with a fitted density.
-        classes: names of the normal classes.
         label_policy: ``minimum`` for the lowest score over all normal classes, or the name of a normal class, known
-            beforehand, to score under that one alone. The image's own label never enters.
+            beforehand, to score under that one alone. The image's own label never enters. An InputError if it is no
+            class, or if the networks' density is not fitted.
         compiled: send networks and score through torch.compile, which needs a C++ compiler. The first images take some
             twenty seconds longer, all others 1.0 to 1.4 times as long as replayed passes.
-
-    Raises:
-        InputError: the label policy is no class, or the density is not fitted.
     """
 
     def __init__(
@@ -205,17 +196,18 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, images: Tensor, *, details: bool = False) -> Scored:
-        """Score images [N, C, H, W] in [-1, 1]; with ``details``, maps and reconstructions too.
+        """Score images [N, C, H, W]; with ``details``, maps and reconstructions too.
 
-        Raises:
-            InputError: the images are not finite or not in [-1, 1].
+        An InputError if the images are not finite or not in [-1, 1].
         """
-        _check_range(images)
         n = images.shape[0]
         if n == 0:
             none = torch.empty(0)
             pixels, shape = (none.view(0, *images.shape[2:]), images) if details else (None, None)
             return Scored(none, none.long(), dict.fromkeys(TERMS, none), pixels, shape)
+        low, high = images.aminmax()
+        if not (low >= -1.0001 and high <= 1.0001):  # also false for NaN
+            raise InputError(f"images must be in [-1, 1] and finite, got values from {low:.4g} to {high:.4g}")
         if details and n > self.batch:  # reconstructions under every class are kept until the best is known
             return concatenate([self.score(part, details=True) for part in images.split(self.batch)])
         x = images.to(self.device, torch.float32)
@@ -244,11 +236,3 @@ def compiler_options(device: torch.device) -> dict[str, Any]:
     For one image at 32 px that takes 0.9 of the time with Python between the kernels.
     """
     return {"cpp_wrapper": True} if device.type == "cpu" else {}
-
-
-def _check_range(images: Tensor) -> None:
-    if images.numel() == 0:
-        return
-    low, high = images.aminmax()
-    if not (low >= -1.0001 and high <= 1.0001):  # also false for NaN
-        raise InputError(f"images must be in [-1, 1] and finite, got values from {low:.4g} to {high:.4g}")
