@@ -77,10 +77,8 @@ class Heartbeat(threading.Thread):
     def report(self, error: BaseException) -> None:
         """Tell the other ranks that this one ends, and why.
 
-        Raises, instead of ``error``:
-            InputError: the same line, with this rank's number.
-            SystemExit: another rank has said the line already.
-            LostRankError: it was a KeyboardInterrupt that torchrun sent because a rank was lost.
+        Instead of ``error`` this raises an InputError of the same line with this rank's number; or a SystemExit, if
+        another rank has said the line already; or a LostRankError, if torchrun interrupted because a rank was lost.
         """
         if isinstance(error, LostRankError | SystemExit):
             return
@@ -92,10 +90,10 @@ class Heartbeat(threading.Thread):
             if self.rank:
                 raise SystemExit(130) from None
             return
-        if not isinstance(error, InputError):
-            self._announce(f"rank {self.rank} stopped: {type(error).__name__}: {first_line(error)}")
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        self._announce(f"rank {self.rank} stopped: {kind}{first_line(error)}")
+        if kind:
             return
-        self._announce(f"rank {self.rank} stopped: {first_line(error)}")
         said = f"said/{hashlib.blake2b(str(error).encode(), digest_size=8).hexdigest()}"
         with suppress(RuntimeError):  # the store is gone: the line is said
             if self._ask(lambda: self.store.add(said, 1)) > 1:

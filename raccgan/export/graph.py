@@ -54,8 +54,7 @@ class Agreement(NamedTuple):
 class ScoringGraph(nn.Module):
     """Images to the tensors of :data:`OUTPUTS`, in that order.
 
-    ``conditions`` are the classes of which the lowest score counts, ``dtype`` is a name in :data:`INPUTS`. A score that
-    is not at most ``threshold`` is anomalous, one that is not a number too.
+    ``conditions`` are the classes of which the lowest score counts, ``dtype`` is a name in :data:`INPUTS`.
     """
 
     def __init__(self, stored: Checkpoint, conditions: Sequence[int], threshold: float, dtype: str) -> None:
@@ -128,9 +127,7 @@ def agreement(
     Where the graph takes bytes, both see the images rounded to bytes; where it levels, the scorer gets them levelled.
     Images of one value everywhere are left out: their variance is 0, so the norms scale up nothing but rounding, and no
     two implementations agree (nor does either with float64: 13 % off at 8 px, 10 % at 16 px).
-
-    Raises:
-        InputError: no image is left, or a score differs by more than :data:`TOLERANCE`, with the difference.
+    An InputError if no image is left, or if a score differs by more than :data:`TOLERANCE`, with the difference.
     """
     images = images[images.flatten(1).amax(dim=1) > images.flatten(1).amin(dim=1)]
     if len(images) == 0:

@@ -3,7 +3,7 @@
 It is the unbiased estimate of the squared maximum mean discrepancy between two sets of images, with the kernel of KID
 (Binkowski et al., 2018) on d features a and b of an image each, k(a, b) = (a . b / d + 1)^3: 0 in the mean for two sets
 from one distribution. The features come from fixed random convolutions, so no network that was trained on photographs
-judges digits or X-rays (Naeem et al., 2020). docs/generate.md has measurements, also against a PCA of the pixels.
+judges digits or X-rays (Naeem et al., 2020). docs/generate.md has measurements.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def compare(generated: Tensor, train: Tensor, test: Tensor) -> Comparison:
 
 
 def _first(a: Tensor, b: Tensor) -> Tensor:
-    """Which rows of both sets together are those of a: [N + M] of 1 and 0."""
+    """Which rows of both sets are those of a: [N + M] of 1 and 0."""
     return torch.cat([torch.ones(len(a)), torch.zeros(len(b))]).double()
 
 

@@ -34,8 +34,8 @@ def require_empty(out: Path) -> None:
         raise InputError(f"{out} is not empty: name another --out, so that these images are not mixed with others")
 
 
+# Real images of one class, of the training and of the test part: [N, C, S, S] in [-1, 1].
 RealImages: TypeAlias = tuple[Tensor, Tensor]
-"""Real images of one class, of the training and of the test part: [N, C, S, S] in [-1, 1]."""
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,9 @@ def latents(indices: Iterable[int], size: int, *, seed: int, truncation: float |
 def images(generator: Generator, z: Tensor, y: int, *, batch: int = 64) -> Tensor:
     """G(z, y) of latents z [N, latent] and the class of index y: [N, C, S, S] in [-1, 1], float32, on the CPU."""
     device = generator.embedding.weight.device
-    parts = [
-        generator(part.to(device), torch.full((len(part),), y, device=device)).float().cpu() for part in z.split(batch)
-    ]
-    return torch.cat(parts).contiguous()
+    batches = z.to(device).split(batch)
+    made = [generator(part, torch.full((len(part),), y, device=device)).float().cpu() for part in batches]
+    return torch.cat(made).contiguous()
 
 
 @torch.inference_mode()
@@ -63,10 +62,9 @@ def between_classes(generator: Generator, z: Tensor, first: int, last: int, step
 
 
 def between_latents(first: Tensor, last: Tensor, steps: int) -> Tensor:
-    """A path between two latents [latent], ends included: [steps, latent].
+    """A path between two latents [latent], ends included: [steps, latent], cos(t) first + sin(t) last.
 
-    It is cos(t) first + sin(t) last for t from 0 to a quarter turn: of two independent draws from N(0, 1) every point
-    is such a draw too. Halfway on a straight line the deviation would be 0.7.
+    Of two draws from N(0, 1) every point is such a draw too. Halfway on a straight line the deviation would be 0.7.
     """
     turn = torch.linspace(0, math.pi / 2, steps)[:, None]
     path = turn.cos() * first + turn.sin() * last

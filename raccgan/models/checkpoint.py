@@ -27,8 +27,7 @@ from raccgan.outputs.files import sync_folder, write_atomically
 
 FORMAT = 5
 NAME = "checkpoint.safetensors"
-PICKLED_NAME = "checkpoint.pt"
-"""The name that checkpoints had up to format 4, which was PyTorch's pickle; it is refused with a line of its own."""
+PICKLED_NAME = "checkpoint.pt"  # up to format 4, which was PyTorch's pickle; it is refused with a line of its own
 
 History = dict[str, list[tuple[int, float]]]  # points (step, value) of each loss curve
 
@@ -148,7 +147,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def config_of(checkpoint: Checkpoint, **overrides: Any) -> Config:
-    """The configuration that a checkpoint was made with, with some settings of the run replaced."""
+    """The configuration of a checkpoint, with some settings replaced."""
     known = Config.__dataclass_fields__.keys() & checkpoint.config.keys()
     return Config(**{name: checkpoint.config[name] for name in known} | overrides)
 
@@ -164,8 +163,7 @@ def networks_of(checkpoint: Checkpoint, config: Config, device: torch.device) ->
 class _Undrawn(TorchFunctionMode):
     """Builds networks whose weights are replaced at once, and refuses networks of more than ``elements`` weights.
 
-    Weights are not made orthogonal, which is 1.7 of the 2.2 s of building at 128 px. (On PyTorch's meta device,
-    building takes 3 s: it imports Dynamo.)
+    Weights are not made orthogonal, which is 1.7 of the 2.2 s of building at 128 px; PyTorch's meta device takes 3 s.
     """
 
     def __init__(self, elements: int) -> None:
@@ -225,10 +223,9 @@ def _are_held_out(scores: Tensors) -> bool:
     )
 
 
-_RULES: dict[str, Callable[[Any], bool]] = {
+_RULES: dict[str, Callable[[Any], bool]] = {  # what the commands rely on beyond the types
     "classes": lambda names: 0 < len(names) == len(set(names)),
     "channels": lambda count: count in (1, 3),
     "steps": lambda steps: steps.keys() == {"gan", "encoder"} and all(count >= 0 for count in steps.values()),
     "held_out": _are_held_out,
 }
-"""What the commands rely on beyond the types."""

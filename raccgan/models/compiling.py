@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +13,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from raccgan.errors import InputError
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 Decompositions = Mapping[OpOverload, Callable[..., Any]]  # what stands in place of an op in a trace
 
@@ -54,7 +52,7 @@ class CompileError(InputError):
         self.what, self.reason = what, reason
 
 
-def compiled(function: Function, what: str, **options: Any) -> Function:
+def compiled(function: Callable[..., Any], what: str, **options: Any) -> Callable[..., Any]:
     """The function through torch.compile with these options, in one graph; the first call takes seconds to minutes.
 
     It raises a CompileError of ``what`` with the first paragraph of PyTorch's reason, if that is so.
@@ -68,4 +66,4 @@ def compiled(function: Function, what: str, **options: Any) -> Function:
             # A paragraph and not a line: the first line may only name the PyTorch backend that raised the second.
             raise CompileError(what, " ".join(str(error).strip().partition("\n\n")[0].split())) from None
 
-    return cast(Function, run)
+    return run

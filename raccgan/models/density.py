@@ -32,8 +32,7 @@ NARROWEST = 0.01
 """Smallest deviation of a coordinate, in units of all coordinates' root mean square: else a coordinate that never moved
 in training, such as a channel that is always 0, would decide alone."""
 REGIONS = 4  # on each side of an image, as many as the smallest feature maps have pixels
-VISIBLE = 1e-4
-"""Added to a squared difference, of images in [-1, 1], before its logarithm: about one grey level of 256, squared."""
+VISIBLE = 1e-4  # added to a squared difference before its logarithm: about one grey level of 256, squared
 TEXTURE = 2 * REGIONS**2  # coordinates of the texture, and of the defects
 
 

@@ -61,8 +61,5 @@ class Encoder(nn.Module):
         condition = self.embedding(y)
         h = flattened(F.relu(h))
         z: Tensor = self.linear(h)
-        if self.class_term is not None:
-            z = z + self.class_term(condition)
-        else:
-            z = z + (condition * h).sum(dim=1, keepdim=True)
+        z = z + ((condition * h).sum(dim=1, keepdim=True) if self.class_term is None else self.class_term(condition))
         return torch.tanh(z) if self.output == "tanh" else z

@@ -53,9 +53,8 @@ def build(config: Config, *, channels: int, classes: int, device: torch.device) 
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move the weights and running moments of ``average`` towards ``model`` by 1 - decay, and copy everything else.
-
-    The singular vectors of spectral norm are copied: a mean of unit vectors is not a unit vector.
+    """Move the weights and running moments of ``average`` towards ``model`` by 1 - decay, and copy everything else,
+    as the singular vectors of spectral norm: a mean of unit vectors is not a unit vector.
     """
     ours, theirs = average.state_dict(), model.state_dict()
     for name, value in theirs.items():

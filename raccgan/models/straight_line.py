@@ -1,12 +1,10 @@
 """A traced list of ops as one Python function that calls the ops one after the other and does nothing else.
 
-torch.fx generates such a function too. Its function gets every weight as an attribute of a module, calls every op
-through a Python method, and has a local variable for each of some thousand results. A frame of that size exceeds the
-chunk of memory that Python keeps for frames, so each call from it maps and unmaps memory. The function made here uses a
-variable again once its tensor is dead, holds weights as globals, and calls ops as PyTorch's C++ has them.
-
-One core of an AMD EPYC, 30 November 2026, PyTorch 2.13: torch.fx's function takes 1.16 of the median time for the score
-of one image at 8 px, and 1.12 for a digits step of 32 images; 1.06 and 1.09 with weights as arguments.
+torch.fx's own function gets every weight as an attribute of a module, calls every op through a Python method, and has a
+local variable for each of some thousand results. A frame of that size exceeds the chunk of memory that Python keeps for
+frames, so each call from it maps and unmaps memory. The function made here uses a variable again once its tensor is
+dead, holds weights as globals, and calls ops as PyTorch's C++ has them. On one core of an AMD EPYC with PyTorch 2.13,
+torch.fx's takes 1.16 of the median time for the score of one image at 8 px, and 1.12 for a digits step of 32 images.
 """
 
 from __future__ import annotations
@@ -71,14 +69,12 @@ class _Source:
         self._names[node] = self._global("constant", value)
 
     def knows_inputs(self, node: Node) -> bool:
-        """Whether all that the node reads are constants."""
         return all(self._names[read] in self._globals for read in node.all_input_nodes)
 
     def value(self, node: Node) -> Any:
         return self._globals[self._names[node]]
 
     def add_call(self, node: Node, last_read: Iterable[Node]) -> None:
-        """Call the node's op, and free the variables that nothing reads after it."""
         target, arguments = node.target, [self._text(one) for one in node.args]
         if target is operator.getitem:
             call = f"{arguments[0]}[{arguments[1]}]"

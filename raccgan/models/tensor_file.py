@@ -1,7 +1,6 @@
 """Files of named tensors with a JSON header and a checksum, in the safetensors format. Reading one runs no code.
 
-The metadata of the format is one entry, ``raccgan``: a hash of the header's text and of every tensor, a space, and the
-header as a JSON object.
+The format's metadata is one entry, ``raccgan``: a hash of the header's text and of every tensor, a space, the header.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Trace a training step once into a flat list of ops; then replay the list, or compile it.
 
-Between its kernels a training step runs Python, and autograd, which builds a graph in each step and walks through it.
 torch.compile does not differentiate twice, as a gradient penalty requires. So autograd runs first and the ops that it
-calls, those of both derivatives among them, are traced. Replayed, they give the same bits without autograd, and the
-list is a function that torch.compile takes. In a score, Python is a quarter of the time of a small image.
+calls, those of both derivatives among them, are traced. Replayed, they give the same bits without the time of Python
+and autograd between the kernels, which is a quarter of a small image's score; and torch.compile takes the list.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ Terms = dict[str, Tensor]  # what is reported of a step: scalars without graph, 
 Objective = Callable[..., tuple[Tensor, Terms]]
 """A differentiable loss, and what is reported of it, as a function of a step's tensors."""
 
-OFTEN = 200
-"""Calls after which a trace of them pays: it takes as long as it saves in a hundred to five hundred calls."""
+OFTEN = 200  # calls after which a trace pays: it takes as long as it saves in a hundred to five hundred calls
 
 _Layout = tuple[torch.Size, tuple[int, ...]]
 _Found = tuple[Terms, list[Tensor | None]]  # the terms, and a gradient for each weight that the loss depends on
@@ -69,10 +67,8 @@ class TracedStep:
     def __call__(self, *inputs: Tensor) -> Terms:
         """Leave the gradients in the weights' ``grad``, as ``backward`` does if there are none, and return the terms.
 
-        Raises:
-            ValueError: shapes or memory formats differ from the first call's; or the objective decides by a value.
-            CompileError: at the first call, the list does not compile here, and there is no ``warn``.
-            InputError: at the first call, the compiled list computes something else.
+        A ValueError if shapes or memory formats differ from the first call's, or the objective decides by a value. At
+        the first call, a CompileError if there is no ``warn``, and an InputError if the compiled list is wrong.
         """
         layouts = [_layout(t) for t in inputs]
         if self._replay is None:

@@ -68,8 +68,8 @@ def calibration_for(
 ) -> Calibration:
     """The threshold of a trained run under a configuration and a label policy that may differ from the checkpoint's.
 
-    The scores in the checkpoint serve if they are of the same kind and policy; else ``held_out`` images are scored.
-    ``quantile`` is what the user asked for, None for the checkpoint's threshold if there is one.
+    Scores in the checkpoint serve if they are of the same kind and policy; else ``held_out`` images are scored. Without
+    a ``quantile`` it is the checkpoint's threshold, if there is one.
     """
     policy = scorer.label_policy
     as_stored = policy == stored.held_out_policy and config.score == config_of(stored).score

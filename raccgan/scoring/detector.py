@@ -39,8 +39,7 @@ Batch: TypeAlias = "One | Iterable[One]"
 """One image, several, or an array [N, H, W] or [N, H, W, C], or a tensor [N, C, H, W]. An array of three axes is one
 image in colour where the last axis is at most 4, else N grey ones."""
 
-CHUNK = 8
-"""Images that one thread decodes at a time: handing over one small image costs as much as decoding it."""
+CHUNK = 8  # images that a thread decodes at a time: handing over one small image costs as much as decoding it
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,7 @@ class Skipped:
     path: Path | None = None
 
 
-Read: TypeAlias = tuple[Path | None, Decoded]
-"""The file of an image, and the image as a model takes it."""
+Read: TypeAlias = tuple[Path | None, Decoded]  # the file of an image, and the image as a model takes it
 
 
 class Peak(NamedTuple):
@@ -182,17 +180,13 @@ class Detector:
 
 def _read_ahead(images: Iterator[One], batch: int, config: Config, channels: int) -> Iterator[Read | Skipped]:
     """The images in order, as a model takes them, while threads decode at least the next two batches."""
-
-    def read_chunk(chunk: list[One]) -> list[Read | Skipped]:
-        return [_read(image, config, channels) for image in chunk]
-
     workers, chunk = min(16, len(os.sched_getaffinity(0))), min(CHUNK, batch)
     ahead = 2 * max(workers, -(-batch // chunk))
     waiting = deque[Future[list[Read | Skipped]]]()
     with ThreadPoolExecutor(workers) as pool:
         try:
             while some := list(islice(images, chunk)):
-                waiting.append(pool.submit(read_chunk, some))
+                waiting.append(pool.submit(lambda few: [_read(image, config, channels) for image in few], some))
                 if len(waiting) > ahead:
                     yield from waiting.popleft().result()
             while waiting:

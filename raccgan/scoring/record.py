@@ -61,11 +61,9 @@ class ScoreRecord:
 FIELDS = tuple(f.name for f in dataclasses.fields(ScoreRecord))
 _KEPT = tuple(name for name in FIELDS if name not in ("threshold", "predicted"))
 
+# The terms of every score: what each is, and what the page calls it.
 TERMS = {f.name: f.metadata["help"] for f in dataclasses.fields(ScoreRecord) if "help" in f.metadata}
-"""The terms of every score, and what each is."""
-
 TITLES = {f.name: f.metadata["title"] for f in dataclasses.fields(ScoreRecord) if "title" in f.metadata}
-"""The terms, as the page calls them."""
 
 FILE_COLUMNS = ("path", *FIELDS)  # of the table of scored files
 _OF_FILES = ("threshold", "map_max", "map_x", "map_y")

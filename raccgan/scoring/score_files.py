@@ -20,7 +20,7 @@ from raccgan.data.listing import IMAGE_SUFFIXES, list_images, matching
 from raccgan.data.samples import printable
 from raccgan.distributed.collectives import SINGLE, Collectives
 from raccgan.errors import InputError
-from raccgan.outputs.files import write_atomically
+from raccgan.outputs.files import stamp, write_atomically
 from raccgan.outputs.journal import Journal, Row, differences
 from raccgan.outputs.overlays import LONGEST, MapScale, overlay
 from raccgan.outputs.progress import Progress
@@ -31,8 +31,7 @@ RESULTS = ("scores.csv", "scores.json", "summary.json", "report.html")
 FOLDERS = ("maps", "overlays")
 _OWN_NAME = re.compile(r"-[0-9a-f]{12}\.(npy|png)$")
 
-WRITERS = 8
-"""Threads that write maps and overlays, and wait for the disk: a file is on it before its row is."""
+WRITERS = 8  # threads that write maps and overlays, and wait for the disk: a file is on it before its row is
 
 
 class Found(NamedTuple):
@@ -119,11 +118,11 @@ def score_files(
 ) -> list[Row]:
     """A row for each file, each file given once, in order; the journal gets the rows batch by batch.
 
-    Rows of unchanged files that the journal holds already are not scored again. This is the first rank of ``job``; the
-    other ranks call :func:`help_first`.
+    Rows of files whose size and time have not changed since are not scored again. This is the first rank of ``job``;
+    the other ranks call :func:`help_first`.
     """
     done = {row["path"]: row for row in journal.rows}
-    stamps = {path: _stamp(path) for path in files}
+    stamps = {path: list(found[1:]) if (found := stamp(path)) else None for path in files}  # size and time
     known = {path: None for path in files if (row := done.get(printable(path))) and row["stamp"] == stamps[path]}
     todo = [path for path in files if path not in known]
     for name in FOLDERS:
@@ -169,15 +168,6 @@ def _say_skipped(rows: Iterable[Row], progress: Progress) -> None:
     for row in rows:
         if "reason" in row:
             progress.say(f"skipped: {row['reason']}")
-
-
-def _stamp(path: Path) -> list[int] | None:
-    """Size and time of a file: a row of a file that has changed since does not count."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _row(found: Result | Skipped, wanted: Wanted, stamps: Mapping[Path, list[int] | None]) -> Row:

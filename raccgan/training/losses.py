@@ -58,8 +58,7 @@ class Losses:
 def critic_loss(critic: Discriminator, real: Tensor, fake: Tensor, y: Tensor, mix: Tensor) -> tuple[Tensor, Tensor]:
     """E[D(real)] - E[D(fake)], which D maximises, and the gradient penalty between real and fake: scalars.
 
-    Arguments as of :meth:`Losses.discriminator`; ``fake`` is without graph. Gradients: first order, for the critic's
-    weights.
+    Arguments as of :meth:`Losses.discriminator`; ``fake`` is without graph. Gradients: first order, for D's weights.
     """
     value_real, value_fake = critic(torch.cat([real, fake]), torch.cat([y, y])).chunk(2)
     wasserstein = value_real.mean() - value_fake.mean()
