@@ -86,6 +86,7 @@ class Collectives:
         return both[0].to(mean.dtype), (both[1] - both[0].square()).to(var.dtype)
 
     def anywhere(self, flag: bool) -> bool:
+        """Whether ``flag`` holds on any rank."""
         # The tensor is on the CPU also where ranks compute on GPUs: gloo notices a lost rank before a GPU's queue does.
         return flag if self.world == 1 else bool(self._add_up(torch.tensor(float(flag))))
 

@@ -55,7 +55,7 @@ class CompileError(InputError):
 def compiled(function: Callable[..., Any], what: str, **options: Any) -> Callable[..., Any]:
     """The function through torch.compile with these options, in one graph; the first call takes seconds to minutes.
 
-    It raises a CompileError of ``what`` with the first paragraph of PyTorch's reason, if that is so.
+    If PyTorch cannot compile it, that call raises a CompileError with ``what`` and the first paragraph of the reason.
     """
     generated = torch.compile(function, fullgraph=True, **options)
 

@@ -81,6 +81,7 @@ class Density(nn.Module):
 
     @property
     def fitted(self) -> bool:
+        """Whether every class has its Gaussians."""
         return bool((self.descriptor.images > 0).all())
 
     def forget(self) -> None:
@@ -89,6 +90,7 @@ class Density(nn.Module):
             gaussian.images.zero_()
 
     def forward(self, vectors: Vectors, y: int) -> Distances:
+        """Distances of N images from the normal images of class y."""
         return Distances(*(gaussian(v, y) for gaussian, v in zip(self._gaussians, vectors, strict=True)))
 
     def under(self, vectors: Vectors, classes: Sequence[int]) -> Distances:

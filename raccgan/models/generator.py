@@ -48,8 +48,8 @@ class Generator(nn.Module):
     """G(z, y): images in [-1, 1] from latents and classes.
 
     z is split into equal chunks. A linear layer makes the first chunk 4 x 4 pixels; the condition of each block is one
-    more chunk, beside the class embedding that all blocks share. Each block doubles height and width. Images have so
-    many ``channels``, and there are so many ``classes``.
+    more chunk, beside the class embedding that all blocks share. Each block doubles height and width. ``channels`` are
+    those of an image, ``classes`` how many there are.
     """
 
     sums: Tensor

@@ -148,10 +148,11 @@ class Scorer:
 
     Args:
         label_policy: ``minimum`` for the lowest score over all normal classes, or the name of a normal class, known
-            beforehand, to score under that one alone. The image's own label never enters. An InputError if it is no
-            class, or if the networks' density is not fitted.
+            beforehand, to score under that one alone. The image's own label never enters.
         compiled: send networks and score through torch.compile, which needs a C++ compiler. The first images take some
             twenty seconds longer, all others 1.0 to 1.4 times as long as replayed passes.
+
+    An InputError if the label policy is no class of ``classes``, or if the density of ``networks`` is not fitted.
     """
 
     def __init__(
@@ -196,15 +197,17 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, images: Tensor, *, details: bool = False) -> Scored:
-        """Score images [N, C, H, W]; with ``details``, maps and reconstructions too.
+        """Score images [N, C, H, W] in [-1, 1]; with ``details``, maps and reconstructions too.
 
-        An InputError if the images are not finite or not in [-1, 1].
+        An InputError if the images have no pixels, or are not finite or not in [-1, 1].
         """
         n = images.shape[0]
         if n == 0:
             none = torch.empty(0)
             pixels, shape = (none.view(0, *images.shape[2:]), images) if details else (None, None)
             return Scored(none, none.long(), dict.fromkeys(TERMS, none), pixels, shape)
+        if images.numel() == 0:
+            raise InputError(f"images must have pixels, got {list(images.shape)}")
         low, high = images.aminmax()
         if not (low >= -1.0001 and high <= 1.0001):  # also false for NaN
             raise InputError(f"images must be in [-1, 1] and finite, got values from {low:.4g} to {high:.4g}")

@@ -28,13 +28,14 @@ class Run:
     """A configuration made concrete on one data set and one device."""
 
     config: Config
-    split: Split  # a normal class's position is the condition's index
+    split: Split
     channels: int
     device: torch.device
     job: Collectives = SINGLE
 
     @property
     def classes(self) -> list[str]:
+        """The normal classes; the position is the condition's index."""
         return list(self.split.normal_classes)
 
     def dataset(self, samples: Sequence[Sample]) -> ImageDataset:

@@ -105,8 +105,8 @@ class Steps:
         return self.job.own_rows(batch).to(self.device)
 
     def trace(self, *, compiled: bool = False, warn: Callable[[str], None] | None = None) -> None:
-        """Have the next steps trace and replay their losses, as :class:`raccgan.models.trace.TracedStep` does, where
-        :func:`cannot_trace` does not say that it is impossible.
+        """Have the next steps trace and replay their losses, see :class:`raccgan.models.trace.TracedStep` for the
+        arguments. :func:`cannot_trace` says where that is impossible.
         """
         networks = [network for _, network in self.networks.items()]
         traced = partial(TracedStep, compiled=compiled, rounded=self.config.precision != "float32", warn=warn)
