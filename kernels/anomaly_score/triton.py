@@ -8,9 +8,8 @@ sm_90.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
-from itertools import product
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.anomaly_score.reference import Tensors, gradients, output_shapes
 from raccgan.kernels.autograd import define, differentiate, inputs_of
-from raccgan.kernels.triton_runtime import Compilation, Config, cdiv, jit, launch, meta, tile_of, tl
+from raccgan.kernels.triton_runtime import Config, cdiv, jit, launch, tile_of, tl
 
 
 def anomaly_score(
@@ -245,23 +244,3 @@ _OPS = (
         _of_backward,
     )(_backward),
 )
-
-
-def compilations() -> Iterator[Compilation]:
-    """Every configuration in every dtype and layout, for tests that compile them without a GPU.
-
-    Of the smallest images also without features, whose gradient may come all the same as the op returns that term as
-    zeros; and with as little as there can be.
-    """
-    with runtime.noted() as found:
-        for size, dtype, (c, last) in product((32, 128, 512), runtime.DTYPES, ((1, False), (3, True))):
-            x, f = meta(dtype, 2, c, size, size, last=last), meta(dtype, 2, 2**13)
-            of_sample, to_map = meta(torch.float32, 2), meta(torch.float32, 2, size, size)
-            _forward(x, x, f, f, True)
-            _backward(x, x, f, f, of_sample, of_sample, to_map, *(True,) * 4)
-            if size == 32:
-                _forward(x, x, None, None, True)
-                _backward(x, x, None, None, of_sample, of_sample, to_map, True, True, False, False)
-                _forward(x, x, None, None, False)
-                _backward(x, x, None, None, of_sample, None, None, True, False, False, False)
-    return iter(found)

@@ -7,16 +7,14 @@ too. No GPU has run them yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
-from itertools import product
 
 import torch
 from torch import Tensor
 
 from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.moments import autograd
-from raccgan.kernels.triton_runtime import Compilation, Config, empty_in_order, in_order, jit, pixels_of, tile_of, tl
+from raccgan.kernels.triton_runtime import Config, empty_in_order, in_order, jit, pixels_of, tile_of, tl
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,14 +175,3 @@ _OPS = [
     )
 ]
 autograd.register_both("moments_triton", empty_in_order)
-
-
-def compilations() -> Iterator[Compilation]:
-    """The kernels in every configuration, dtype and layout, for tests that compile them without a GPU."""
-    with runtime.noted() as found:
-        layers = ((96, 128, False), (128, 128, True), (128, 16, True), (64, 32, True))
-        for dtype, (c, size, last) in product(runtime.DTYPES, layers):
-            x, of_channels = runtime.meta(dtype, 2, c, size, size, last=last), runtime.meta(torch.float32, c)
-            _forward(x)
-            _backward(of_channels, of_channels, x, of_channels)
-    return iter(found)
