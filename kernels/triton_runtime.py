@@ -112,13 +112,11 @@ def launch(kernel: Any, programs: int, *arguments: Any, config: Config, **consta
 
 
 def cheapest(configs: Iterable[Config], work: Callable[[Config], tuple[int, int]]) -> Config:
-    """The first of the configurations that costs least by a model of the work; no GPU has been asked.
+    """The first of the configurations that costs least by a model of the work, which is how many programs a sample has,
+    and how many elements each of them moves; no GPU has been asked.
 
     Not measured by ``triton.autotune``: the order of a sum follows the tile, so that the timing of one run would decide
     its bits. The batch has no part in the choice either.
-
-    Args:
-        work: how many programs a sample has, and how many elements each of them moves.
     """
 
     def cost(config: Config) -> int:

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raccgan.cli import options
@@ -72,7 +71,6 @@ def _parser() -> options.Parser:
         EXAMPLES,
         "RUN [IMAGE ...]",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE", help="normal images: files, folders (with all below), patterns in quotes"
     )

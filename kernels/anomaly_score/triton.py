@@ -29,8 +29,7 @@ def anomaly_score(
     Images are read in place where both are NCHW or both channels_last, copied otherwise. A sample's bits depend on the
     sample and its memory order, not on the batch.
     """
-    outputs: tuple[Tensor, Tensor, Tensor] = torch.ops.raccgan.anomaly_score_triton(x, x_hat, f, f_hat, want_map)
-    return outputs
+    return torch.ops.raccgan.anomaly_score_triton(x, x_hat, f, f_hat, want_map)
 
 
 @jit
@@ -155,10 +154,7 @@ def _tile(channels: int, pixels: int, features: int, channels_last: bool) -> Con
 def _plan(
     x: Tensor, f: Tensor | None, images: bool = True, features: bool = True
 ) -> tuple[tuple[int, ...], tuple[float, float], dict[str, Any]]:
-    """Pixels, features and tiles of a sample; what its means are divided by; the options of a launch.
-
-    ``images`` and ``features`` say whether anything of them is computed. The batch has no part in it.
-    """
+    """Pixels, features and tiles of a sample, 0 of what is not computed; divisors of its means; options of a launch."""
     (n, c, h, w), last = x.shape, not x.is_contiguous()
     pixels, size = h * w, 0 if f is None or n == 0 else f[0].numel()
     config = _tile(c, pixels, size, last)

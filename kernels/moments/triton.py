@@ -18,12 +18,8 @@ from raccgan.kernels.triton_runtime import Config, empty_in_order, in_order, jit
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`raccgan.kernels.moments`. x is read in place where it is NCHW or channels_last, copied otherwise.
-
-    The same bits in every run.
-    """
-    mean, var = torch.ops.raccgan.moments_triton(x)
-    return mean, var
+    """As :func:`raccgan.kernels.moments`, the same bits in every run. x is copied if not NCHW or channels_last."""
+    return torch.ops.raccgan.moments_triton(x)
 
 
 @jit
@@ -114,10 +110,7 @@ def sweep_tile(channels: int, pixels: int, channels_last: bool) -> Config:
 
 
 def fill_moments(x: Tensor, mean: Tensor, var: Tensor, *, pre_relu: bool = False) -> None:
-    """Write mean and biased variance of x, or of its ReLU: [C] of the batch, or [N, C] of each sample.
-
-    NaN of no pixels, as PyTorch's are.
-    """
+    """Write mean and biased variance of x, or its ReLU: [C] of the batch or [N, C] of each sample; NaN of no pixels."""
     x = in_order(x)
     (n, c, height, width), last = x.shape, not x.is_contiguous()
     pixels, groups = height * width, n if mean.dim() == 2 else 1

@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, with its errors in one line, examples left as they are written, and commands as the user types them."""
 
     def __init__(self, command: str, description: str, examples: str, arguments: str = "") -> None:
-        """``arguments`` stand before the options in the line on usage, such as ``RUN IMAGE ...``."""
+        """``arguments`` stand before the options in the line on usage, such as ``RUN IMAGE ...``; RUN is known here."""
         prog = as_typed(f"python -m raccgan.{command}")
         super().__init__(
             prog=prog,
@@ -34,6 +34,8 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        if arguments.startswith("RUN"):
+            self.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, one_line(f"error: {message}; {self.prog} --help shows all options") + "\n")
@@ -159,7 +161,12 @@ def call(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
     """
     keep_freed()
     try:
-        status = _left(command, arguments)
+        try:
+            status = command(arguments)
+        except BaseException as error:
+            ranks.leave(error)
+            raise
+        ranks.leave()
         print(end="", flush=True)  # what cannot be written is said here and not at the end of Python
     except InputError as error:
         status = _error(error)
@@ -182,16 +189,6 @@ def call(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
             raise
         status = _error("the GPU's memory is full; lower --batch-size or --score-batch")
     ranks.end(status)
-    return status
-
-
-def _left(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    try:
-        status = command(arguments)
-    except BaseException as error:
-        ranks.leave(error)
-        raise
-    ranks.leave()
     return status
 
 

@@ -131,8 +131,7 @@ class Collectives:
             dist.broadcast_object_list(found, src=0)
         if found[1] is not None:
             raise InputError(found[1])
-        result: T = found[0]
-        return result
+        return found[0]
 
     @contextmanager
     def entered_on_first(self, make: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:

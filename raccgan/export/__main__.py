@@ -85,7 +85,6 @@ def _parser() -> options.Parser:
         EXAMPLES,
         "RUN",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
     parser.add_argument(
         "--format", default="onnx", metavar="NAME", help="onnx, or torch for torch.export's .pt2 (default: onnx)"
     )

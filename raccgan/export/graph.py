@@ -33,9 +33,8 @@ OUTPUTS = {
 
 INPUTS = {"float32": "[-1, 1]: pixel / 255 * 2 - 1", "uint8": "0 to 255, as decoded and resized"}
 
+# What each format needs beside PyTorch, to be made and to be compared.
 PACKAGES: dict[str, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
-"""What each format needs beside PyTorch, to be made and to be compared."""
-
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 TOLERANCE = 1e-3  # largest relative difference of a score that is rounding; at 8 to 32 px it came to about 1e-6

@@ -53,11 +53,8 @@ def between_classes(generator: Generator, z: Tensor, first: int, last: int, step
     """
     table = generator.embedding.weight
     line = torch.lerp(table[first], table[last], torch.linspace(0, 1, steps, device=table.device)[:, None])
-    made: Tensor = torch.func.functional_call(
-        generator,
-        {"embedding.weight": line},
-        (z.to(table.device).expand(steps, -1), torch.arange(steps, device=table.device)),
-    )
+    inputs = z.to(table.device).expand(steps, -1), torch.arange(steps, device=table.device)
+    made: Tensor = torch.func.functional_call(generator, {"embedding.weight": line}, inputs)
     return made.float().cpu().contiguous()
 
 

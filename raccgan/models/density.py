@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from raccgan.models.maps import smoothed
 
-RANK = 256
-"""Most eigenvectors that are kept: all of them for 16 px in the presets; at the published 128 px, 4.6 MB a class."""
+RANK = 256  # most eigenvectors that are kept: all for 16 px in the presets; at the published 128 px, 4.6 MB a class
 NARROWEST = 0.01
 """Smallest deviation of a coordinate, in units of all coordinates' root mean square: else a coordinate that never moved
 in training, such as a channel that is always 0, would decide alone."""

@@ -44,5 +44,4 @@ class Discriminator(nn.Module):
         """Critic values [N] of images x [N, C, H, W] in [-1, 1] as members of the classes y [N] (int64)."""
         f = self.features(x)
         h = flattened(f) if self.head == "flatten" else f.sum(dim=(2, 3))
-        value: Tensor = self.linear(h).squeeze(1) + (self.embedding(y) * h).sum(dim=1)
-        return value
+        return self.linear(h).squeeze(1) + (self.embedding(y) * h).sum(dim=1)

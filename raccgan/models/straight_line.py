@@ -93,8 +93,7 @@ class _Source:
         lines = [f"def straight_line({', '.join(self._parameters)}):", *self._statements]
         source = "\n    ".join([*lines, f"return {self._text(returns)}"])
         exec(compile(source, "<trace>", "exec"), self._globals)
-        function: Callable[..., Any] = self._globals["straight_line"]
-        return function
+        return self._globals["straight_line"]
 
     def _text(self, value: Any) -> str:
         return repr(map_aggregate(value, self._leaf))

@@ -23,8 +23,7 @@ from raccgan.models.straight_line import straight_line
 
 Terms = dict[str, Tensor]  # what is reported of a step: scalars without graph, by name
 
-Objective = Callable[..., tuple[Tensor, Terms]]
-"""A differentiable loss, and what is reported of it, as a function of a step's tensors."""
+Objective = Callable[..., tuple[Tensor, Terms]]  # of a step's tensors: a differentiable loss, and what is reported
 
 OFTEN = 200  # calls after which a trace pays: it takes as long as it saves in a hundred to five hundred calls
 

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from raccgan.config import Config
 from raccgan.data.dataset import ImageDataset
@@ -34,7 +33,9 @@ def fit_density(networks: Networks, data: ImageDataset, *, batch: int) -> None:
     """Fit ``networks.density`` to the normal images of training, ``batch`` a pass, and copy it to every rank."""
     device = next(networks.encoder.parameters()).device
     encoder, generator = frozen(networks.encoder), frozen(networks.average)
-    chosen = _evenly(data.labels, DENSITY_IMAGES)
+    members = [(data.labels == k).nonzero()[:, 0] for k in data.labels.unique()]
+    evenly = [of[torch.linspace(0, len(of) - 1, min(DENSITY_IMAGES, len(of))).round().long()] for of in members]
+    chosen = torch.cat(evenly).tolist()
 
     def vectors(indices: Sequence[int]) -> Vectors:
         x, y = data.images(indices).to(device), data.labels[indices].to(device)
@@ -135,12 +136,6 @@ def score_dataset(scorer: Scorer, data: ImageDataset, title: str, *, details: bo
     indices = range(len(data))
     found = _dealt_out(indices, scorer.batch, title, lambda some: scorer.score(data.images(some), details=details))
     return None if found is None else concatenate(found)
-
-
-def _evenly(labels: Tensor, most: int) -> list[int]:
-    """The indices of at most ``most`` images of each class, at even distances."""
-    members = [(labels == k).nonzero()[:, 0] for k in labels.unique()]
-    return [i for of in members for i in of[torch.linspace(0, len(of) - 1, min(most, len(of))).round().long()].tolist()]
 
 
 def _dealt_out(indices: Sequence[int], batch: int, title: str, compute: Callable[[Sequence[int]], T]) -> list[T] | None:

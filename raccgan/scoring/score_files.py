@@ -53,7 +53,8 @@ def find(arguments: Sequence[str]) -> Found:
     for argument in arguments:
         try:
             for path in _meant(argument, problems):
-                if "ground_truth" not in Path(argument).parts and _is_mask(path):
+                folders = () if "ground_truth" in Path(argument).parts else path.parents
+                if any(one.name == "ground_truth" and (one.parent / "test").is_dir() for one in folders):
                     masks += 1
                 else:
                     files[path] = None
@@ -73,10 +74,6 @@ def _meant(argument: str, problems: list[str]) -> Iterator[Path]:
         if not inside:
             raise InputError(f"no image matches {printable(argument)}")
         yield from (match for match in inside if not match.is_dir())
-
-
-def _is_mask(path: Path) -> bool:
-    return any(parent.name == "ground_truth" and (parent.parent / "test").is_dir() for parent in path.parents)
 
 
 class Wanted(NamedTuple):

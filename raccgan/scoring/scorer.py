@@ -43,6 +43,7 @@ class Lowest(NamedTuple):
     pair: Tensor  # [N] int64: the index of (image, class) among all pairs
 
 
+# What each choice of the setting ``score`` makes of the reconstruction error R and the distances.
 FORMULAS: dict[str, Callable[[Tensor, Distances], Tensor]] = {
     "reconstruction": lambda r, d: r,
     "density": lambda r, d: d.density,
@@ -51,7 +52,6 @@ FORMULAS: dict[str, Callable[[Tensor, Distances], Tensor]] = {
     "both": lambda r, d: (d.density * d.texture_density).sqrt(),
     "all": lambda r, d: d.density * (d.texture_density * r).sqrt(),
 }
-"""What each choice of the setting ``score`` makes of the reconstruction error R and the distances."""
 
 
 class ScoreModule(nn.Module):

@@ -26,10 +26,7 @@ from raccgan.kernels.triton_runtime import Config, cdiv, empty_in_order, launch,
 
 
 def cbam(x: Tensor, weights: CbamWeights, norm: CbamNorm) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`raccgan.kernels.cbam.cbam`. x is read in place where it is NCHW or channels_last, copied otherwise.
-
-    The same bits in every run, like all gradients.
-    """
+    """As :func:`raccgan.kernels.cbam.cbam`, the same bits in every run. x is copied if not NCHW or channels_last."""
     return autograd.run(torch.ops.raccgan.cbam_triton, x, weights, norm)
 
 

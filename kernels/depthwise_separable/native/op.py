@@ -83,10 +83,9 @@ def depthwise_separable(
         return y if residual is None or inside is not None else y + residual
     if _in_one_call(x, weights, prologue, resize, residual):
         scale, shift = prologue.scale, prologue.shift
-        y = torch.ops.raccgan.depthwise_separable_native(
+        return torch.ops.raccgan.depthwise_separable_native(
             x, *weights.float(), scale, shift, residual, packed, *Options.of(prologue, resize)
         )
-        return y
     pool = resize.pool if resize.upsample == 1 else 1  # the kernels resize one way or the other
     u = depthwise(x, weights.depthwise, prologue, Resize(resize.upsample, pool))
     return product(*convolutions.operands(pooled(u, resize.pool // pool), weights), residual)
@@ -127,10 +126,9 @@ def fused(
     Gradients: every order, for all tensors. The depthwise result is not kept for them, but computed again where
         pointwise's is needed.
     """
-    y: Tensor = torch.ops.raccgan.depthwise_native_fused(
+    return torch.ops.raccgan.depthwise_native_fused(
         x, w, pointwise, bias, prologue.scale, prologue.shift, residual, *Options.of(prologue, resize), _tf32(x)
     )
-    return y
 
 
 def _tf32(x: Tensor) -> bool:

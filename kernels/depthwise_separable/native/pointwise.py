@@ -72,8 +72,7 @@ def packed(w: Tensor, dtype: torch.dtype) -> Tensor | None:
     """
     if w.device.type != "cpu" or dtype not in DTYPES:
         return None
-    found: Tensor = torch.ops.raccgan.pointwise_native_packed(w.detach().float(), dtype == torch.bfloat16)
-    return found
+    return torch.ops.raccgan.pointwise_native_packed(w.detach().float(), dtype == torch.bfloat16)
 
 
 def _backward(ctx: Any, needs: Sequence[bool], g: Tensor) -> tuple[Tensor | None, ...]:

@@ -30,10 +30,6 @@ class Affine(NamedTuple):
     pre_relu: bool = False
     relu: bool = False
 
-    @property
-    def nothing(self) -> bool:
-        return self.scale is None and not (self.pre_relu or self.relu)
-
     def tensors(self) -> tuple[Tensor | None, ...]:
         return tuple(map(dense, self[:3]))
 

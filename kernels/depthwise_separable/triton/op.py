@@ -24,10 +24,7 @@ from raccgan.kernels.layout import images, in_autocast_dtype, rows
 def depthwise_separable(
     x: Tensor, weights: Weights, prologue: Prologue, resize: Resize, residual: Tensor | None, *_: Tensor | None
 ) -> Tensor:
-    """As :func:`raccgan.kernels.depthwise_separable.depthwise_separable`.
-
-    The result is channels_last, for any x, but of a 1 x 1 convolution that is not fused.
-    """
+    """As the op; the result is channels_last, for any x, but of a 1 x 1 convolution that is not fused."""
     x = in_autocast_dtype(x)
     stride = Stride(resize.pool if resize.upsample == 1 else 1, resize.upsample)
     one_kernel = resize.upsample * resize.pool < 4 and fuses(x, weights.pointwise, weights.kernel_size, stride)
@@ -48,12 +45,7 @@ def depthwise_separable(
             u = norm.normalised(x, convolution, *size, affine, prologue.eps)
         else:
             u = ops.depthwise(x, convolution, *size, affine)
-        y = _multiplied(pooled(u, resize.pool // stride.down), matrix, bias)
+        u = pooled(u, resize.pool // stride.down)  # derivatives of a matrix product are such again
+        left, right = rows(u), matrix.t()
+        y = images(left @ right if bias is None else torch.addmm(bias.to(u.dtype), left, right), u)
     return y if residual is None or inside is not None else y + residual
-
-
-def _multiplied(u: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    """The pointwise convolution of u as a matrix product, whose derivatives PyTorch makes of such products again."""
-    left, right = rows(u), matrix.t()
-    product = left @ right if bias is None else torch.addmm(bias.to(u.dtype), left, right)
-    return images(product, u)
