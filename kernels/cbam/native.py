@@ -62,8 +62,5 @@ def _double_backward(
 if library.load():
     autograd.register_both("cbam_native", empty_like_image, _saved_sizes, _double_backward)
     torch.library.register_fake("raccgan::cbam_native_double_backward")(
-        lambda _, grad_y, x, *others: (
-            *map(empty_like_image, (grad_y, x)),
-            *(t.new_empty(t.shape) for t in others[:-2]),
-        )
+        lambda _, g, x, *rest: (empty_like_image(g), empty_like_image(x), *(t.new_empty(t.shape) for t in rest[:-2]))
     )

@@ -91,9 +91,7 @@ class Collectives:
         return flag if self.world == 1 else bool(self._add_up(torch.tensor(float(flag))))
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Make every ``grad`` the mean over ranks. It is called after the backward pass: hooks during it save nothing.
-        32 px, two ranks on a CPU, 173 to 193 ms a step with hooks, 171 to 199 ms without.
-        """
+        """Make every ``grad`` the mean over ranks after the backward pass; hooks save nothing (docs/distributed.md)."""
         if self.world == 1:
             return
         for bucket in _buckets(p.grad for p in parameters if p.grad is not None):

@@ -174,7 +174,8 @@ def _row(found: Result | Skipped, wanted: Wanted, stamps: Mapping[Path, list[int
     if isinstance(found, Skipped):
         return row | {"reason": found.reason}
     row |= found.to_journal()
-    map, name = found.map, _own_name(found.path)
+    own = hashlib.blake2b(os.fsencode(found.path), digest_size=6).hexdigest()  # a name of its own, as _OWN_NAME has it
+    map, name = found.map, f"{re.sub(r'[^A-Za-z0-9._-]', '_', found.path.stem)[:80]}-{own}"
     if wanted.maps:
         assert map is not None
         row["map"] = f"maps/{name}.npy"
@@ -201,9 +202,3 @@ def overlay_of(result: Result, scale: MapScale) -> Image.Image:
     original = read_upright(result.path, LONGEST)
     height, width = original.shape[:2]
     return Image.fromarray(overlay(original, result.place.lay(result.map, width, height), scale))
-
-
-def _own_name(path: Path) -> str:
-    """A file name of its own for each path, as _OWN_NAME has it."""
-    own = hashlib.blake2b(os.fsencode(path), digest_size=6).hexdigest()
-    return f"{re.sub(r'[^A-Za-z0-9._-]', '_', path.stem)[:80]}-{own}"

@@ -4,9 +4,8 @@
     y = pointwise(u) + residual                                                       :mod:`pointwise`
 
 On a CPU, where no gradient is recorded, one op does both and adds the depthwise bias as it writes u. Each thread takes
-chunks of the batch through both, so that the product reads a tile of u from the cache. Measured within one run on two
-cores of an AMD EPYC: scores of 16 images took 0.91 (32 px) and 0.94 (128 px) of the time, in bfloat16 0.95 and 0.95,
-and the score of one image 0.97 to 0.98. Training keeps u for the gradient of the pointwise weights and gains nothing.
+chunks of the batch through both, so that the product reads a tile of u from the cache (docs/kernels.md has times).
+Training keeps u for the gradient of the pointwise weights and gains nothing.
 
 On a GPU, one kernel computes y from x where :func:`fuses`; elsewhere the library computes the product. A 1 x 1
 convolution is one matrix product after the prologue, which PyTorch's operations compute.

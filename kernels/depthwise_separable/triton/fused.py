@@ -135,7 +135,7 @@ def launch_fused(
 
 def _tile(c: int, d: int, height: int, width: int) -> Config:
     """Rows times columns positions, some channels at a time, and output channels; the widest uses each weight most."""
-    rows, outputs = launch.rows_of(height), _outputs_of(c, d)
+    rows, outputs = min(4, power_of_two(height)), _outputs_of(c, d)
     columns = max(16 // rows, min(16, power_of_two(width)))
     channels = max(16, min(32, power_of_two(c)))
     # 64 values of the product a thread; half of that where values are loaded one by one.
