@@ -201,10 +201,7 @@ class Config:
 
 
 def attention_blocks(which: str, blocks: int) -> frozenset[int]:
-    """The members of 0 .. ``blocks`` - 1 that are meant by "none", "all", "last-2", or numbers such as "0,2".
-
-    Anything else, or a block that is not there, is a ValueError.
-    """
+    """The members of 0 .. ``blocks`` - 1 meant by "none", "all", "last-2" or numbers like "0,2"; else a ValueError."""
     if which in ("none", "all"):
         return frozenset(range(blocks if which == "all" else 0))
     if which.startswith("last-") and which[5:].isdigit():

@@ -164,17 +164,14 @@ def _plan(
     return (pixels, size, image_tiles, feature_tiles), (float(c * pixels), float(size)), options
 
 
-def _all_alike(x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None) -> list[Any]:
+def _all_alike(*tensors: Any) -> list[Any]:
     """Each pair as it is where both are dense in the same order; else copies that are."""
-    return [*_alike(x, x_hat), *((f, f_hat) if f is None or f_hat is None else _alike(f, f_hat))]
-
-
-def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    if a.is_contiguous() and b.is_contiguous():
-        return a, b
-    if a.dim() == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (a, b)):
-        return a, b
-    return a.contiguous(), b.contiguous()
+    found: list[Any] = []
+    for a, b in (tensors[:2], tensors[2:]):
+        images = a is not None and a.dim() == 4
+        last = images and all(t.is_contiguous(memory_format=torch.channels_last) for t in (a, b))
+        found += (a, b) if a is None or last else (a.contiguous(), b.contiguous())
+    return found
 
 
 def _forward(*inputs: Any) -> tuple[Tensor, ...]:

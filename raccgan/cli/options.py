@@ -52,10 +52,7 @@ def as_typed(text: str) -> str:
 
 
 def add_settings(parser: argparse.ArgumentParser, only: Iterable[str] | None = None) -> None:
-    """One option a setting of :class:`Config`; a setting that is not given is not in the parsed arguments.
-
-    The options are in groups, or those of the settings ``only`` in none.
-    """
+    """An option a setting of :class:`Config`, in groups, or those of ``only`` in none; absent where it is not given."""
     groups: dict[str, Any] = {}
     for f in dataclasses.fields(Config):
         if only is not None and f.name not in only:
@@ -155,10 +152,7 @@ def note_missing_library(kernels: str) -> None:
 
 
 def call(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Run a command; what a person can mend becomes one line on standard error and exit status 2.
-
-    The process of a rank ends here and does not return.
-    """
+    """Run a command; what a person can mend is one line on standard error, and status 2. A rank's process ends here."""
     keep_freed()
     try:
         try:

@@ -50,10 +50,7 @@ def job() -> Collectives:
 
 
 def place_in(environment: Mapping[str, str] = os.environ) -> Place:
-    """What torchrun, or another launcher that sets the same variables, says of this process.
-
-    An InputError if some of the variables are set and some are not.
-    """
+    """What torchrun, or a launcher with the same variables, says of this process; an InputError if some are missing."""
     if environment.get("WORLD_SIZE", "1") == "1":
         return Place()
     try:

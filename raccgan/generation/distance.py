@@ -97,10 +97,7 @@ def _first(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _distances(both: Tensor, first: Tensor) -> Tensor:
-    """The distance [S] of the rows of ``both`` [K, d] in the first set to the others, for S choices ``first`` [S, K].
-
-    No image is compared with itself, which is what makes the estimate unbiased.
-    """
+    """The distances [S] of rows of ``both`` [K, d] in ``first`` [S, K] to the others; none is compared with itself."""
     kernel = (both @ both.T / both.shape[1] + 1) ** 3
     within = kernel - kernel.diagonal().diag()
     rest = 1 - first

@@ -20,10 +20,7 @@ LOWEST_TRUNCATION = 0.1  # below, fewer than one coordinate in twelve is kept, a
 
 
 def latents(indices: Iterable[int], size: int, *, seed: int, truncation: float | None = None) -> Tensor:
-    """The latents z_i of ``indices``, [N, size], on the CPU.
-
-    A ValueError if ``truncation`` is below :data:`LOWEST_TRUNCATION` or not a number.
-    """
+    """The latents z_i of ``indices``, [N, size], on the CPU; a ValueError below :data:`LOWEST_TRUNCATION`."""
     if truncation is not None and not truncation >= LOWEST_TRUNCATION:
         raise ValueError(f"the truncation must be at least {LOWEST_TRUNCATION}, got {truncation}")
     rows = []

@@ -115,10 +115,7 @@ def digest(checkpoint: Checkpoint) -> str:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Replace the checkpoint at ``path`` by a whole new one, which survives a power cut when this returns.
-
-    An InputError if the disk is full or the folder cannot be written.
-    """
+    """Replace the checkpoint at ``path`` by one that survives a power cut; an InputError if it cannot be written."""
     header = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(Header)}
     tensors = {name: getattr(checkpoint, name) for name in ("networks", "optimisers", "held_out")}
     content = tensor_file.packed({"format": FORMAT} | header, flat(tensors))

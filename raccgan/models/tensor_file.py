@@ -31,10 +31,7 @@ def packed(header: Mapping[str, Any], tensors: Tensors) -> bytes:
 
 
 def read(path: Path) -> tuple[dict[str, Any], Tensors]:
-    """The header and the tensors of a file, in no more memory than three times its size.
-
-    An InputError if the file is a pickle, truncated, damaged or of another kind.
-    """
+    """The header and tensors of a file, in three times its size of memory; an InputError if it is not whole or not ours."""
     with path.open("rb") as file:
         start = file.read(9)
         file.seek(0)

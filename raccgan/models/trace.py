@@ -189,10 +189,8 @@ def _require_alike(got: _Found, wanted: _Found, *, rounded: bool) -> None:
 
 
 def _embedding_gradient(gradient: Tensor, index: Tensor, count: int, padding: int, by_frequency: bool) -> Tensor:
-    """The gradient of an embedding as a matrix product.
-
-    torch.compile's C++ of the sum writes past the tensor's end with two threads, up to PyTorch 2.13:
-    https://github.com/pytorch/pytorch/issues/191837.
+    """The gradient of an embedding as a matrix product: torch.compile's C++ of the sum writes past the end of its
+    tensor with two threads, up to PyTorch 2.13 (https://github.com/pytorch/pytorch/issues/191837).
     """
     chosen = torch.arange(count, device=index.device)[:, None] == index.flatten()
     return chosen.to(gradient.dtype) @ gradient.flatten(0, -2)

@@ -193,10 +193,7 @@ def _row(found: Result | Skipped, wanted: Wanted, stamps: Mapping[Path, list[int
 
 
 def overlay_of(result: Result, scale: MapScale) -> Image.Image:
-    """The map of a scored file over the upright original, at most LONGEST pixels on its longer side.
-
-    The file is read again, because originals may be large and are not kept. InputError: it cannot be read any more.
-    """
+    """The map of a scored file over the upright original, of LONGEST pixels at most; an InputError if it has gone."""
     assert result.path is not None
     assert result.map is not None
     original = read_upright(result.path, LONGEST)

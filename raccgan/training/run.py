@@ -52,10 +52,7 @@ class Run:
 
 
 def prepare(config: Config, data_root: Path, device: torch.device, job: Collectives = SINGLE) -> Run:
-    """Load the data set and split it, and set the number of threads.
-
-    An InputError for whatever is wrong with data, protocol or classes, or if another rank found other images.
-    """
+    """Load and split the data, set the threads; an InputError for bad data, protocol or classes, or if ranks differ."""
     if config.threads:
         torch.set_num_threads(config.threads)
     problems: list[str] | None = [] if config.unreadable == "skip" else None

@@ -55,10 +55,7 @@ PLAIN = Stride()
 
 
 class Convolution(NamedTuple):
-    """A depthwise convolution with its weights [C, 1, K, K] float32, K odd for stride 1 and even otherwise.
-
-    Without weights, in :func:`ops.vjp` alone, no convolution.
-    """
+    """A depthwise convolution by w [C, 1, K, K] float32, K odd for stride 1, else even; without w, as in vjp, none."""
 
     w: Tensor | None = None
     stride: Stride = PLAIN
