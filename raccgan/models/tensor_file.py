@@ -31,7 +31,7 @@ def packed(header: Mapping[str, Any], tensors: Tensors) -> bytes:
 
 
 def read(path: Path) -> tuple[dict[str, Any], Tensors]:
-    """The header and tensors of a file, in three times its size of memory; an InputError if it is not whole or not ours."""
+    """The header and tensors of a file, in three times its size of memory; an InputError if it is not whole or ours."""
     with path.open("rb") as file:
         start = file.read(9)
         file.seek(0)
