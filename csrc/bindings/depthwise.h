@@ -93,8 +93,9 @@ Tensor depthwise(const Tensor& x, const Tensor& w, const Optional& scale, const 
   Device::check_dtype(x, "x");
   const DepthwiseCall call(x, w, scale, shift, {upsample, pool, pre_relu, normalise, relu, eps});
   const Tensor y = call.new_y(true);
-  if (y.numel() != 0)
+  if (y.numel() != 0) {
     device.run("depthwise", DepthwiseForwardArgs{call.layer, call.x.const_data_ptr(), y.mutable_data_ptr()});
+  }
   return y;
 }
 

@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, with its errors in one line, examples left as they are written, and commands as the user types them."""
 
     def __init__(self, command: str, description: str, examples: str, arguments: str = "") -> None:
-        """``arguments`` stand before the options in the line on usage, such as ``RUN IMAGE ...``; RUN is known here."""
+        """``arguments`` stand before the options in the line on usage, such as ``RUN IMAGE ...``. RUN is added here."""
         prog = as_typed(f"python -m raccgan.{command}")
         super().__init__(
             prog=prog,
