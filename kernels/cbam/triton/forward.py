@@ -170,8 +170,8 @@ def apply(
     CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, PIXEL_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
-    sample, pixel, _ = pixels_of(program, tiles, pixels, PIXEL_TILE)
-    spatial, _ = spatial_gate(scores, mean, var, norm_weight, norm_bias, sample, pixel, pixels, eps, GROUPED)
+    sample, pixel, _in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
+    spatial, _normalised = spatial_gate(scores, mean, var, norm_weight, norm_bias, sample, pixel, pixels, eps, GROUPED)
     for first in range(0, CHANNELS, CHANNEL_TILE):
         _, _, inside, at, value, own = gated_tile(
             x, gate, sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE
