@@ -16,7 +16,6 @@ from raccgan.outputs.files import own_folder
 from raccgan.outputs.terminal import say, tell
 
 if TYPE_CHECKING:
-    from raccgan.models.checkpoint import Checkpoint
     from raccgan.training.loop import Training
     from raccgan.training.run import Run
 
@@ -66,7 +65,15 @@ def main(arguments: Sequence[str]) -> int:
         checkpoints.check_same_model(resumed, run.config, run.classes, run.channels)
         if given.resume is None and job.first:
             say(f"started again, and goes on from {out / checkpoints.NAME}")
-    _check_phase(given.phase, run.config, resumed)
+    done = resumed.steps if resumed else {}
+    for before in {"encoder": ("gan",), "evaluate": ("gan", "encoder", "pathology")}.get(given.phase, ()):
+        goal = getattr(run.config, f"{before}_steps")
+        if done.get(before, 0) < goal:
+            trained = {"gan": "generator", "encoder": "encoder", "pathology": "pathology head"}[before]
+            raise InputError(
+                f"--phase {given.phase} needs a trained {trained}, and this run has {done.get(before, 0)} of {goal} "
+                f"steps: run --phase {'gan' if before == 'gan' else 'encoder'} first, or --resume such a run"
+            )
     if given.compile and (reason := cannot_trace(run.config, job)) is not None:
         raise InputError(f"--compile works {reason}")
     job.require_divisible(run.config.batch_size)
@@ -153,22 +160,6 @@ def _parser() -> argparse.ArgumentParser:
     options.add_places(parser)
     options.add_settings(parser)
     return parser
-
-
-def _check_phase(phase: str, config: Config, resumed: Checkpoint | None) -> None:
-    done = resumed.steps if resumed is not None else dict.fromkeys(("gan", "encoder", "pathology"), 0)
-    if phase in ("encoder", "evaluate") and done["gan"] < config.gan_steps:
-        raise InputError(
-            f"--phase {phase} needs a trained generator, and this run has {done['gan']} of {config.gan_steps} steps: "
-            "run --phase gan first, or --resume such a run"
-        )
-    for part, what in (("encoder", "encoder"), ("pathology", "pathology head")):
-        goal = getattr(config, f"{part}_steps")
-        if phase == "evaluate" and done[part] < goal:
-            raise InputError(
-                f"--phase evaluate needs a trained {what}, and this run has {done[part]} of {goal} steps: "
-                "run --phase encoder first"
-            )
 
 
 if __name__ == "__main__":

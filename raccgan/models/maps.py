@@ -8,10 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SMOOTHING = 1 / 32
-"""Standard deviation of the Gaussian that smooths a map, as a share of the image's side."""
-FAINT = 1e-3
-"""Added to a contrast before its logarithm: about an eighth of a grey level of 256, of images in [-1, 1]."""
+SMOOTHING = 1 / 32  # standard deviation of the Gaussian that smooths a map, as a share of the image's side
+FAINT = 1e-3  # added to a contrast before its logarithm: an eighth of a grey level of 256, in [-1, 1]
 
 
 def smoothed(map: Tensor) -> Tensor:
