@@ -13,6 +13,7 @@ from raccgan.cli import options
 from raccgan.outputs.terminal import say
 
 COMMANDS = {
+    "check": "say what training would understand of a folder of images, and stop",
     "train": "train a model on normal images, and test it",
     "detect": "score images with a trained run: a table of scores and decisions, and a page to look at",
     "evaluate": "test a trained run on the test images of its data set again",

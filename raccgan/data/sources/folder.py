@@ -1,24 +1,50 @@
-"""Images in folders, one folder a class; the content of the folder tells the layouts apart.
+"""Images in folders, one folder a class; the names of the folders tell the layouts apart.
 
-``train/<class>`` and ``test/<class>`` is an official split. MVTec AD is this with ``train/good`` alone, and masks in
-``ground_truth/<class>/<image>_mask.png``. ``<class>`` alone, such as ``normal`` and ``abnormal``, is split here, 60% of
-each class for training. Several folders with official splits are categories, of which one is loaded.
+``train/<class>`` and ``test/<class>`` is an official split, perhaps with ``validation/<class>``; MVTec AD, MVTec AD 2
+and MVTec LOCO are this with ``train/good`` alone. ``<class>`` alone, such as ``normal`` and ``abnormal``, is split
+here, 60% of each class for training. Masks lie in folders such as ``ground_truth`` anywhere beside or below these, or
+as ``x_mask.png`` beside ``x.png``; ``masks.py`` finds their images. Where every image has a mask and no folder names a
+normal class, as in Kolektor's sets, the masks say which images are normal. Several folders of either kind are
+categories, of which one is loaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
-from raccgan.data.images.decode import count_channels
-from raccgan.data.listing import IMAGE_SUFFIXES, list_images, subfolders, visible
-from raccgan.data.samples import Sample, Source, SplitName, natural_key, printable
+from raccgan.data.images.decode import count_channels, read_mask
+from raccgan.data.layouts import (
+    NORMAL_NAMES,
+    is_container,
+    is_mask_folder,
+    is_results,
+    is_two_valued,
+    is_unlabelled,
+    split_of,
+)  # fmt: skip
+from raccgan.data.listing import (
+    RESULTS,
+    LeftOut,
+    is_image_name,
+    list_files,
+    masks_beside,
+    names_in,
+    no_image,
+    subfolders,
+    visible,
+)  # fmt: skip
+from raccgan.data.samples import Sample, Source, SplitName, natural_key, printable, spread
+from raccgan.data.sources.masks import pair, place_of
 from raccgan.data.splits import closest, split_by_class
 from raccgan.errors import InputError
 
-NORMAL_NAMES = frozenset({"normal", "good", "ok", "healthy"})  # normal unless the user says otherwise
-
 SPLITS: tuple[SplitName, SplitName] = ("train", "test")
+
+BY_MASK = ("good", "anomalous")
+"""The classes of images that only their masks tell apart."""
 
 
 def load_folder(root: Path, category: str | None = None) -> Source:
@@ -29,27 +55,42 @@ def load_folder(root: Path, category: str | None = None) -> Source:
     if not root.is_dir():
         raise InputError(f"no folder {printable(root)}: name the folder that holds the images")
     folder = root
-    if category is not None or (not is_split(root) and any(map(is_split, subfolders(root)))):
+    if category is not None or _has_categories(root):
         folder = choose_category(root, category)
     name = printable(folder.resolve().name)
     if is_split(folder):
         return load_split(folder, base=root, name=name)
-    folders = _class_folders(root)
-    for one, missing in (SPLITS, SPLITS[::-1]):
-        if root / one in folders:
-            raise InputError(f"{printable(root)} has {one}/ but no {missing}/: add it, or rename {one}/")
-    samples = [sample for path in folders for sample in _samples(path, root, "train")]
-    return describe(name, split_by_class(samples), official_split=False)
+    if parts := split_folders(folder):
+        missing = "/ and ".join(split for split in SPLITS if split not in parts)
+        first = printable(next(iter(parts.values())).name)
+        raise InputError(f"{printable(folder)} has {first}/ but no {missing}/: add it, or rename {first}/")
+    reading = _Reading(root)
+    reading.read(folder, None)
+    return reading.source(name, official_split=False)
 
 
 def is_split(folder: Path) -> bool:
-    """True where ``folder`` has ``train/`` and ``test/``."""
-    return all((folder / split).is_dir() for split in SPLITS)
+    """True where ``folder`` has ``train/`` and ``test/``, by any of their names."""
+    return folder.is_dir() and split_folders(folder).keys() >= set(SPLITS)
+
+
+def split_folders(folder: Path) -> dict[SplitName, Path]:
+    """The parts of an official split; one part under two names is an InputError."""
+    found: dict[SplitName, Path] = {}
+    for path in subfolders(folder):
+        split = split_of(path.name)
+        if split is not None and split in found:
+            raise InputError(
+                f"{printable(folder)} has {found[split].name}/ and {path.name}/, which mean the same: make one of them"
+            )
+        if split is not None:
+            found[split] = path
+    return found
 
 
 def choose_category(folder: Path, category: str | None) -> Path:
     """The folder of one category: the named one, or the only one."""
-    categories = {printable(path.name): path for path in subfolders(folder) if is_split(path)}
+    categories = {printable(path.name): path for path in subfolders(folder) if is_split(path) or _is_sorted(path)}
     if not categories:
         raise InputError(f"{printable(folder)} has no category: no folder in it has train/ and test/")
     first, *others = categories
@@ -66,22 +107,34 @@ def choose_category(folder: Path, category: str | None) -> Path:
     return categories[category]
 
 
-def load_split(folder: Path, *, base: Path, name: str) -> Source:
-    """Load ``train/<class>`` and ``test/<class>``, with the masks of ``ground_truth/<class>`` where they are.
+def load_split(folder: Path, *, base: Path, name: str, but: Sequence[str] = ()) -> Source:
+    """Load ``train/<class>`` and ``test/<class>``, ``validation/<class>`` and the masks where they are.
 
-    The keys of the samples are paths relative to ``base``.
+    The keys of the samples are paths relative to ``base``; folders called as in ``but`` are left out.
     """
-    samples: list[Sample] = []
-    for split, truth in zip(SPLITS, (None, folder / "ground_truth"), strict=True):
-        for path in _class_folders(folder / split):
-            samples += _samples(path, base, split, truth)
-    return describe(name, samples)
+    reading = _Reading(base)
+    parts = {path: split for split, path in split_folders(folder).items() if path.name not in but}
+    for path in sorted(parts, key=lambda path: ("train", "test", "valid").index(parts[path])):
+        reading.read(path, parts[path])
+    for path in subfolders(folder):
+        if path in parts:
+            continue
+        files = list_files(path)
+        if is_mask_folder(path):
+            reading.masks += files.images + files.masks
+        elif files.images or files.left_out:
+            why = "images of a test part without labels" if is_unlabelled(path.name) else "images beside the parts"
+            reading.left_out.add(why, f"{path.name}/", len(files.images))
+    return reading.source(name)
 
 
-def describe(name: str, samples: Sequence[Sample], *, official_split: bool = True) -> Source:
+def describe(
+    name: str, samples: Sequence[Sample], *, official_split: bool = True, left_out: LeftOut | None = None
+) -> Source:
     """The source of these samples: classes in natural order, channels from the headers, normal by its usual name."""
     classes = tuple(sorted({sample.label for sample in samples}, key=natural_key))
     usual = tuple(label for label in classes if label.lower() in NORMAL_NAMES)
+    _refuse_two_spellings(name, samples, classes)
     return Source(
         name=name,
         samples=tuple(samples),
@@ -90,38 +143,154 @@ def describe(name: str, samples: Sequence[Sample], *, official_split: bool = Tru
         default_normal=usual if len(usual) == 1 else (),
         default_protocol="folder" if len(usual) == 1 else "one-vs-rest",
         official_split=official_split,
+        left_out=left_out or {},
     )
 
 
-def _class_folders(folder: Path) -> list[Path]:
-    folders = subfolders(folder)
-    if not folders:
-        has_images = any(path.suffix.lower() in IMAGE_SUFFIXES for path in visible(folder))
-        what = "images but no class folder" if has_images else "neither images nor class folders"
-        raise InputError(
-            f"{printable(folder)} has {what}: put the images into one folder a class, "
-            f"for example {printable(folder / 'normal')}"
-        )
-    return folders
+def _refuse_two_spellings(name: str, samples: Sequence[Sample], classes: Sequence[str]) -> None:
+    """One class that is spelt ``Good`` in one part and ``good`` in another would be two."""
+    parts: dict[str, set[str]] = {}
+    for sample in samples:
+        parts.setdefault(sample.label, set()).add(sample.split)
+    spelt: dict[str, str] = {}
+    for label in classes:
+        other = spelt.setdefault(label.casefold(), label)
+        if other != label and (parts[other].isdisjoint(parts[label]) or label.casefold() in NORMAL_NAMES):
+            raise InputError(f"{name} has the classes {other} and {label}: give both the same spelling, or other names")
 
 
-def _samples(folder: Path, base: Path, split: SplitName, truth: Path | None = None) -> list[Sample]:
-    label, images = printable(folder.name), list_images(folder)
-    masks = _masks(truth / folder.name, images) if truth else {}
-    return [Sample(printable(image.relative_to(base)), label, split, image, masks.get(image)) for image in images]
+class _Reading:
+    """Samples, masks and what is left out, as one folder after the other is read."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.samples: list[Sample] = []
+        self.masks: list[Path] = []
+        self.left_out = LeftOut()
+
+    def read(self, folder: Path, split: SplitName | None) -> None:
+        """Read the classes in a folder, whose images are of this part of an official split, or of none."""
+        inner, folders = self._classes(folder)
+        if not folders:
+            self._without_classes(inner, split)
+        for path in folders:
+            files = list_files(path)
+            self.left_out.merge(files.left_out)
+            if not files.images and RESULTS not in files.left_out:
+                raise no_image(path, files.left_out)
+            self._add(files.images, printable(path.name), split)
+            self.masks += files.masks
+
+    def source(self, name: str, *, official_split: bool = True) -> Source:
+        """The source of what was read, each sample with its masks."""
+        self._refuse_masks_as_classes()
+        masks, alone = pair(self.samples, self.masks, self.base)
+        self._refuse_strangers(alone)
+        samples = [replace(sample, mask=masks.get(sample.key)) for sample in self.samples]
+        labels = {sample.label.casefold() for sample in samples}
+        if samples and all(sample.mask is not None for sample in samples) and labels.isdisjoint(NORMAL_NAMES):
+            with ThreadPoolExecutor() as pool:
+                samples = list(pool.map(_by_mask, samples))
+        elif "" in labels:
+            bare = [sample for sample in samples if not sample.label and sample.mask is None]
+            raise InputError(
+                f"{bare[0].key} in {printable(self.base)} has neither a class folder nor a mask ({len(bare)} such "
+                "images): put the images into one folder a class, for example normal/ and anomalous/"
+            )
+        for mask in alone:
+            self.left_out.add("masks of no image", printable(mask.relative_to(self.base)))
+        done = samples if official_split else split_by_class(samples)
+        return describe(name, done, official_split=official_split, left_out=self.left_out)
+
+    def _add(self, images: Sequence[Path], label: str, split: SplitName | None) -> None:
+        keys = (printable(image.relative_to(self.base)) for image in images)
+        self.samples += [Sample(key, label, split or "train", image) for key, image in zip(keys, images, strict=True)]
+
+    def _classes(self, folder: Path) -> tuple[Path, list[Path]]:
+        """The folders of classes, and the folder that holds them: this one, or ``images/`` or ``data/`` in it.
+
+        Those of masks and results are set apart.
+        """
+        classes = []
+        for path in subfolders(folder):
+            if is_mask_folder(path):
+                files = list_files(path)
+                self.masks += files.images + files.masks
+            elif is_results(names_in(path)):
+                self.left_out.add(RESULTS, f"{printable(path.name)}/")
+            else:
+                classes.append(path)
+        if len(classes) == 1 and is_container(classes[0].name):
+            return self._classes(classes[0])
+        return folder, classes
+
+    def _without_classes(self, folder: Path, split: SplitName | None) -> None:
+        """Take images that lie in no folder of a class, if there are masks: they then tell normal from anomalous."""
+        images = [path for path in visible(folder) if is_image_name(path.name) and not path.is_dir()]
+        beside = masks_beside(images)
+        if not images or not (beside or self.masks):
+            what = "images but no class folder" if images else "neither images nor class folders"
+            raise InputError(
+                f"{printable(folder)} has {what}: put the images into one folder a class, "
+                f"for example {printable(folder / 'normal')}"
+            )
+        self.masks += beside
+        self._add([path for path in images if path not in beside], "", split)
+
+    def _refuse_strangers(self, alone: Sequence[Path]) -> None:
+        """Masks of a class of which none belongs to an image are more likely misnamed than needless."""
+        places = {place_of(sample.image, self.base) for sample in self.samples if isinstance(sample.image, Path)}
+        folders: dict[Path, list[Path]] = {}
+        for mask in self.masks:
+            folders.setdefault(mask.parent, []).append(mask)
+        strange = set(alone)
+        for folder, inside in folders.items():
+            known = place_of(inside[0], self.base) in places or len(strange) == len(self.masks)
+            if known and strange.issuperset(inside):
+                raise InputError(
+                    f"{printable(folder)} has {len(inside)} masks, and none belongs to an image: call each like its "
+                    "image (0.png or 0_mask.png for 0.jpg), or move the folder away; if it is a class, rename it"
+                )
+
+    def _refuse_masks_as_classes(self, most: int = 5) -> None:
+        """A class of black and white images among classes of photographs is masks under a name not known here."""
+        by_label: dict[str, list[Sample]] = {}
+        for sample in self.samples:
+            by_label.setdefault(sample.label, []).append(sample)
+        if len(by_label) < 2:
+            return
+        binary = {
+            label: all(
+                is_two_valued(sample.image) for sample in spread(samples, most) if isinstance(sample.image, Path)
+            )
+            for label, samples in by_label.items()
+        }
+        odd = [label for label, only in binary.items() if only]
+        if odd and len(odd) < len(binary):
+            where = Path(by_label[odd[0]][0].key).parent
+            raise InputError(
+                f"the images in {printable(self.base / where)} are black and white like masks, and those of other "
+                "classes are not: rename the folder to ground_truth if they are masks, or move it away"
+            )
 
 
-def _masks(folder: Path, images: Sequence[Path]) -> dict[Path, Path]:
-    """The mask of each image: ``<image>_mask`` or ``<image>`` with any image ending. All or none."""
-    if not folder.is_dir():
-        return {}
-    there = {path.stem: path for path in visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES}
-    found = {image: there.get(f"{image.stem}_mask", there.get(image.stem)) for image in images}
-    masks = {image: mask for image, mask in found.items() if mask is not None}
-    if masks and len(masks) < len(images):
-        first = next(image for image in images if image not in masks)
-        raise InputError(
-            f"no mask for {printable(first)} in {printable(folder)} ({len(images) - len(masks)} are missing): "
-            "add them, or move the folder away to go without masks"
-        )
-    return masks
+def _by_mask(sample: Sample) -> Sample:
+    assert sample.mask is not None
+    return replace(sample, label=BY_MASK[bool(read_mask(sample.mask, sample.image).any())])
+
+
+def _has_categories(folder: Path) -> bool:
+    """True where the folders in ``folder`` are data sets of their own."""
+    if is_split(folder):
+        return False
+    inside = [path for path in subfolders(folder) if not is_mask_folder(path) and not is_container(path.name)]
+    return any(map(is_split, inside)) or (bool(inside) and all(map(_is_sorted, inside)))
+
+
+def _is_sorted(folder: Path) -> bool:
+    """True where a folder holds a normal class by its usual name, and another class beside it."""
+    while len(inside := [path for path in subfolders(folder) if not is_mask_folder(path)]) == 1:
+        if not is_container(inside[0].name):
+            break
+        folder = inside[0]
+    return len(inside) > 1 and any(path.name.casefold() in NORMAL_NAMES for path in inside)
