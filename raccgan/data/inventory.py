@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from raccgan.data.images.decode import is_colour, read_mask, read_unit
-from raccgan.data.images.opening import open_image
+from raccgan.data.images.opening import frames_of_tiff, open_image
 from raccgan.data.listing import left_out_line
 from raccgan.data.samples import Pixels, Sample, Source, spread
 from raccgan.data.splits import Split
@@ -26,7 +26,7 @@ MOST_DECODED = 50
 
 def lines_of(source: Source, split: Split | None) -> list[str]:
     """The lines for a source and its split, or for a source whose normal classes are not known."""
-    lines = [f"{source.name}: {_parts(source, split)}", f"masks: {_masks(source, split)}"]
+    lines = [f"{source.name} has {_parts(source, split)}", f"masks: {_masks(source, split)}"]
     images = about_images([sample.image for sample in source.samples], source.left_out)
     return [*lines, *images, *(f"note: {note}" for note in (*source.notes, *_odd_masks(source, split)))]
 
@@ -38,17 +38,21 @@ def about_images(images: Sequence[Path | Pixels], left_out: Mapping[str, Mapping
     line = f"images: {_depths(found)}, {_sizes(found)}" if found else "images: none can be read"
     if left_out:
         line += f"; left out: {left_out_line(left_out)}"
-    return [line, *_darkness(images)]
+    return [line, *_frames(some), *_darkness(images)]
 
 
 def _parts(source: Source, split: Split | None) -> str:
     if split is None:
         parts = {part: [s for s in source.samples if s.split == part] for part in ("train", "valid", "test")}
     else:
-        chosen = {"train": split.train, "held out": split.held_out, "test": split.test, "not used": split.spare}
-        parts = {part: list(samples) for part, samples in chosen.items()}
-    shown = [f"{part} {_by_class(samples)}" for part, samples in parts.items() if samples]
-    return "; ".join(shown)
+        own = any(sample.split == "valid" for sample in split.held_out)
+        parts = {
+            "train": list(split.train),
+            f"held out for the threshold{' (validation part)' if own else ''}": list(split.held_out),
+            "test": list(split.test),
+            "left out, anomalous but not in the test part": list(split.spare),
+        }
+    return "; ".join(f"{part}: {_by_class(samples)}" for part, samples in parts.items() if samples)
 
 
 def _by_class(samples: Iterable[Sample], most: int = 10) -> str:
@@ -115,6 +119,11 @@ def _darkness(images: Sequence[Path | Pixels]) -> list[str]:
         f"note: no image passes {brightest:.3g} of its scale ({len(some)} were read), as where 12 bits are stored in "
         "16: all are nearly black to a model; --brightness level spreads them, or save them with their full scale"
     ]
+
+
+def _frames(some: Sequence[Path | Pixels]) -> list[str]:
+    several = sum(isinstance(image, Path) and frames_of_tiff(image) > 1 for image in some)
+    return [f"note: {several} TIFF files have several pages, of which the first is read"] if several else []
 
 
 def _header(image: Path | Pixels) -> tuple[str, int, int] | None:

@@ -26,7 +26,7 @@ _NO_DATA = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 """What other systems leave beside files: hidden ones by another name."""
 
 
-RESULTS = "folders with results of raccgan"
+RESULTS = "results of raccgan"
 MASKS = "masks"
 """Two reasons to leave out."""
 

@@ -1,17 +1,18 @@
 """Decodes files and arrays to pixels in [-1, 1], and mask files to booleans, with one geometry for both.
 
 Pixels are float32 as soon as they are read. The stored type alone says what is white: 255 for all 8-bit and palette
-kinds, whose colour space becomes RGB first; 65535 for 16-bit grey and 32-bit integers; 1 for floats. Values past that,
-NaN and infinity are refused. Pillow reads 16-bit colour as 8-bit. Alpha is composited over black, the first frame
-counts, and the EXIF orientation is applied. Grey becomes colour by repetition, colour grey by its luminance.
+kinds, whose colour space becomes RGB first; 4095 for 12-bit TIFF, 65535 for 16-bit grey and 32-bit integers; 1 for
+floats. Values past that, NaN and infinity are refused. Pillow reads 16-bit colour as 8-bit. Alpha is composited over
+black, the first frame counts, and the EXIF orientation is applied. Grey becomes colour by repetition, colour grey by
+its luminance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,8 +122,10 @@ def _lies(image: Path | Pixels) -> _Lies:
         # Pillow would decode a whole PNG to look for what may stand at its end.
         known = opened.format != "PNG" or "exif" in opened.info
         orientation = int(opened.getexif().get(_ORIENTATION, 0)) if known else 0
-        side = (opened.width, opened.height) if orientation in _ON_ITS_SIDE else (opened.height, opened.width)
-        return _Lies(*side, orientation)
+        # Of a TIFF, Pillow's size is the upright one already.
+        turned = orientation in _ON_ITS_SIDE and opened.format != "TIFF"
+        height, width = opened.size if turned else opened.size[::-1]
+        return _Lies(height, width, orientation)
 
 
 def _laid(mask: NDArray[np.bool_], path: Path, image: Path | Pixels, lies: _Lies) -> NDArray[np.bool_]:
@@ -279,7 +282,22 @@ def pixels_of(opened: Image.Image, what: str = "the image") -> Pixels:
         )
     if mode[:1] == "I":
         pixels = pixels.astype(np.uint16)  # native byte order
+    if opened.format == "TIFF":
+        pixels = _as_the_tiff_means(opened, pixels, what)
     return turn(pixels) if turn else pixels
+
+
+def _as_the_tiff_means(opened: Image.Image, pixels: Pixels, what: str) -> Pixels:
+    """The pixels of a TIFF with what Pillow leaves undone: 12 bits, and black for white in more than 8 bits."""
+    tags: Mapping[int, Any] = opened.tag_v2  # type: ignore[attr-defined]
+    bits, signed, white_is_zero = tags.get(258, (1,)), 2 in tags.get(339, (1,)), tags.get(262) == 0
+    if signed and bits[0] <= 8:
+        raise InputError(f"{what} has signed 8-bit pixels, which have no defined white: save it as unsigned")
+    if bits[0] == 12 and pixels.dtype == np.uint16:
+        pixels = pixels.astype(np.float32) / 4095
+    if white_is_zero and opened.mode[:1] in "IF":
+        return (1 if pixels.dtype.kind == "f" else np.uint16(65535)) - pixels
+    return pixels
 
 
 _ORIENTATION = 0x0112

@@ -56,6 +56,10 @@ _KINDS = (
     (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
     (0, b"\xff\x0a", "a JPEG XL image"),
     (0, b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (0, b"II*\0", "a TIFF of an unusual kind"),
+    (0, b"MM\0*", "a TIFF of an unusual kind"),
+    (0, b"II+\0", "a BigTIFF"),
+    (0, b"MM\0+", "a BigTIFF"),
     (128, b"DICM", "a DICOM file"),
     (344, b"n+1\0", "a NIfTI file"),
     (0, b"8BPS", "a Photoshop file"),
@@ -80,6 +84,17 @@ def kind_of(path: Path) -> str:
         return ""
     lower = start.lower()  # of tags in any case; no other signature loses by it
     return next((what for at, mark, what in _KINDS if lower[at : at + len(mark)] == mark.lower()), "")
+
+
+def frames_of_tiff(path: Path) -> int:
+    """How many pages a TIFF has; 1 for other files, whose frames are one picture or an animation."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return 1
+    try:
+        with open_image(path) as opened:
+            return int(getattr(opened, "n_frames", 1))
+    except Exception:  # a damaged file makes Pillow raise anything, and is named where it is decoded
+        return 1
 
 
 _in_work = 0
