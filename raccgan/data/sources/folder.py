@@ -60,7 +60,7 @@ def load_folder(root: Path, category: str | None = None) -> Source:
     name = printable(folder.resolve().name)
     if is_split(folder):
         return load_split(folder, base=root, name=name)
-    if parts := split_folders(folder):
+    if parts := split_folders(_inmost(folder)[-1]):
         missing = "/ and ".join(split for split in SPLITS if split not in parts)
         first = printable(next(iter(parts.values())).name)
         raise InputError(f"{printable(folder)} has {first}/ but no {missing}/: add it, or rename {first}/")
@@ -71,7 +71,7 @@ def load_folder(root: Path, category: str | None = None) -> Source:
 
 def is_split(folder: Path) -> bool:
     """True where ``folder`` has ``train/`` and ``test/``, by any of their names."""
-    return folder.is_dir() and split_folders(folder).keys() >= set(SPLITS)
+    return folder.is_dir() and split_folders(_inmost(folder)[-1]).keys() >= set(SPLITS)
 
 
 def split_folders(folder: Path) -> dict[SplitName, Path]:
@@ -86,6 +86,16 @@ def split_folders(folder: Path) -> dict[SplitName, Path]:
         if split is not None:
             found[split] = path
     return found
+
+
+def _inmost(folder: Path) -> list[Path]:
+    """The folder, and the ``images/`` or ``data/`` in it that holds all but masks, and so on."""
+    holders = [folder]
+    while True:
+        inside = [path for path in subfolders(holders[-1]) if not is_mask_folder(path)]
+        if len(inside) != 1 or not is_container(inside[0].name):
+            return holders
+        holders.append(inside[0])
 
 
 def choose_category(folder: Path, category: str | None) -> Path:
@@ -113,11 +123,12 @@ def load_split(folder: Path, *, base: Path, name: str, but: Sequence[str] = ()) 
     The keys of the samples are paths relative to ``base``; folders called as in ``but`` are left out.
     """
     reading = _Reading(base)
-    parts = {path: split for split, path in split_folders(folder).items() if path.name not in but}
+    holders = _inmost(folder)
+    parts = {path: split for split, path in split_folders(holders[-1]).items() if path.name not in but}
     for path in sorted(parts, key=lambda path: ("train", "test", "valid").index(parts[path])):
         reading.read(path, parts[path])
-    for path in subfolders(folder):
-        if path in parts:
+    for path in (path for holder in holders for path in subfolders(holder)):
+        if path in parts or path in holders:
             continue
         files = list_files(path)
         if is_mask_folder(path):
@@ -289,8 +300,5 @@ def _has_categories(folder: Path) -> bool:
 
 def _is_sorted(folder: Path) -> bool:
     """True where a folder holds a normal class by its usual name, and another class beside it."""
-    while len(inside := [path for path in subfolders(folder) if not is_mask_folder(path)]) == 1:
-        if not is_container(inside[0].name):
-            break
-        folder = inside[0]
+    inside = [path for path in subfolders(_inmost(folder)[-1]) if not is_mask_folder(path)]
     return len(inside) > 1 and any(path.name.casefold() in NORMAL_NAMES for path in inside)
