@@ -13,7 +13,6 @@ from raccgan.cli import options
 from raccgan.outputs.terminal import say
 
 COMMANDS = {
-    "check": "say what training would understand of a folder of images, and stop",
     "train": "train a model on normal images, and test it",
     "detect": "score images with a trained run: a table of scores and decisions, and a page to look at",
     "evaluate": "test a trained run on the test images of its data set again",
@@ -21,6 +20,7 @@ COMMANDS = {
     "generate": "make images with a trained generator, and compare them with real ones",
     "export": "write a trained run as one ONNX or torch.export graph",
     "experiment": "train and test a table of runs: every normal class, every seed",
+    "check": "say what training would understand of a folder of images, and stop",
     "doctor": "say which kernels run on this machine, and why not the others",
 }
 """Each command is the module ``raccgan.COMMAND``, and ``python -m raccgan.COMMAND`` runs it too."""

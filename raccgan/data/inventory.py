@@ -35,7 +35,7 @@ def about_images(images: Sequence[Path | Pixels], left_out: Mapping[str, Mapping
     """Depth and size of images, files left out by reason, and a note where all are nearly black."""
     some = spread(images, MOST_HEADERS)
     found = [header for header in map(_header, some) if header is not None]
-    line = f"images: {_depths(found)}, {_sizes(found)}" if found else "images: none can be read"
+    line = f"{len(images)} images: " + (f"{_depths(found)}, {_sizes(found)}" if found else "none can be read")
     if left_out:
         line += f"; left out: {left_out_line(left_out)}"
     return [line, *_frames(some), *_darkness(images)]

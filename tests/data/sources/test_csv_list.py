@@ -67,7 +67,10 @@ def test_absolute_paths_and_the_only_list_of_a_folder(listed: Path) -> None:
         ("", "list.csv line 1: no column path, label, split; the first line has to name"),
         ("path,label\n", "list.csv line 1: no column split"),
         ("path|label|split\n", "line 1: no column path, label, split; .* with commas"),
-        ("image,file_name,label,split\n", "line 1: the columns image and file_name may both be the path: call one path"),
+        (
+            "image,file_name,label,split\n",
+            "line 1: the columns image and file_name may both be the path: call one path",
+        ),
         ("path,label,split\nC:\\gone\\9.png,a,train\n", r"line 2: no file C:.gone.9.png; paths are relative to"),
         ("path,label,split\n", "has a header but no images"),
         (

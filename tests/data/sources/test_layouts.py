@@ -123,7 +123,8 @@ TRAIN = "train/good/0.png train/good/1.png "
             id="a mask beside its image",
         ),
         pytest.param(
-            TRAIN + "test/good/0.png test/bad/s1/image.png test/bad/s1/mask.png test/bad/s2/image.png test/bad/s2/mask.png",
+            TRAIN
+            + "test/good/0.png test/bad/s1/image.png test/bad/s1/mask.png test/bad/s2/image.png test/bad/s2/mask.png",
             {
                 "test/bad/s1/image.png": "test bad test/bad/s1/mask.png",
                 "test/bad/s2/image.png": "test bad test/bad/s2/mask.png",
