@@ -87,7 +87,7 @@ def _detect(detector: Detector, stored: Checkpoint, given: argparse.Namespace) -
         say(f"note: the threshold is of scores under {stored.held_out_policy!r}, not {given.label_policy!r}")
     if not found.files:
         raise InputError(f"no image to score: {found.problems[0] if found.problems else 'none was named'}")
-    for line in about_images(found.files, found.left_out):
+    for line in about_images(found.files, found.left_out, detector.config.brightness):
         say(line)
     made_with = {  # what the scores depend on, beside the files
         "checkpoint": digest(stored),

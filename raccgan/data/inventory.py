@@ -24,21 +24,23 @@ MOST_HEADERS = 200
 MOST_DECODED = 50
 
 
-def lines_of(source: Source, split: Split | None) -> list[str]:
+def lines_of(source: Source, split: Split | None, brightness: str = "keep") -> list[str]:
     """The lines for a source and its split, or for a source whose normal classes are not known."""
     lines = [f"{source.name} has {_parts(source, split)}", f"masks: {_masks(source, split)}"]
-    images = about_images([sample.image for sample in source.samples], source.left_out)
+    images = about_images([sample.image for sample in source.samples], source.left_out, brightness)
     return [*lines, *images, *(f"note: {note}" for note in (*source.notes, *_odd_masks(source, split)))]
 
 
-def about_images(images: Sequence[Path | Pixels], left_out: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Depth and size of images, files left out by reason, and a note where all are nearly black."""
+def about_images(
+    images: Sequence[Path | Pixels], left_out: Mapping[str, Mapping[str, int]], brightness: str = "keep"
+) -> list[str]:
+    """Depth and size of images, what is left out by reason, and a note where all are nearly black and not levelled."""
     some = spread(images, MOST_HEADERS)
     found = [header for header in map(_header, some) if header is not None]
     line = f"{len(images)} images: " + (f"{_depths(found)}, {_sizes(found)}" if found else "none can be read")
     if left_out:
         line += f"; left out: {left_out_line(left_out)}"
-    return [line, *_frames(some), *_darkness(images)]
+    return [line, *_frames(some), *(_darkness(images) if brightness == "keep" else ())]
 
 
 def _parts(source: Source, split: Split | None) -> str:

@@ -103,7 +103,7 @@ def readable(run: Run) -> tuple[Run, ImageDataset]:
 def say_understood(run: Run) -> None:
     """Say what was understood of the data; on rank 0 alone."""
     if run.job.first:
-        for line in lines_of(run.source, run.split):
+        for line in lines_of(run.source, run.split, run.config.brightness):
             say(line)
 
 

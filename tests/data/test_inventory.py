@@ -44,8 +44,8 @@ def said(root: Path, *named: str) -> list[str]:
 def test_images_masks_and_files(parts: Path) -> None:
     name = parts.name
     assert said(parts) == [
-        f"{name} has train: good 5; held out for the threshold (validation part): good 2; test: crack 4, good 3, hole 2; "
-        "left out, anomalous but not in the test part: hole 1",
+        f"{name} has train: good 5; held out for the threshold (validation part): good 2; "
+        "test: crack 4, good 3, hole 2; left out, anomalous but not in the test part: hole 1",
         "masks: 2 of the 6 anomalous test images have one; the 4 without are left out of pixel metrics",
         "17 images: 8-bit grey, 16 x 12 pixels; left out: files of other kinds 1 (.dcm)",
     ]

@@ -84,7 +84,7 @@ def covered(
     left, upper, right, lower = box
     (first, last), (top, bottom) = _pixels_of(left, right, width), _pixels_of(upper, lower, height)
     # Sums over everything above and to the left, so that a cell is four look-ups however many pixels it has.
-    sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.int64)
+    sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.int32)
     np.cumsum(mask, axis=0, out=sums[1:, 1:])
     np.cumsum(sums, axis=1, out=sums)
     rows = sums[bottom] - sums[top]
@@ -168,9 +168,13 @@ class Turned(Placement):
         # The pixel under the middle of a cell where cells are finer than pixels; every marked pixel where they are not.
         result: NDArray[np.bool_] = self._sampled(mask.astype(np.uint8), self.size, order=0) > 0
         back = self.size * np.linalg.inv(np.stack([self.pose.down, self.pose.right], axis=1))
-        cells = np.floor((np.argwhere(mask) + 0.5 - self.pose.corner) @ back.T).astype(int)
-        rows, columns = cells[((cells >= 0) & (cells < self.size)).all(axis=1)].T
-        result[rows, columns] = True
+        some = 1 << 20  # pixels at a time, because a place takes 16 bytes
+        marked = np.flatnonzero(mask)
+        for start in range(0, len(marked), some):
+            places = np.stack(np.unravel_index(marked[start : start + some], mask.shape), axis=1)
+            cells = np.floor((places + 0.5 - self.pose.corner) @ back.T).astype(int)
+            rows, columns = cells[((cells >= 0) & (cells < self.size)).all(axis=1)].T
+            result[rows, columns] = True
         return result
 
     def original(self, row: int, column: int) -> tuple[int, int]:

@@ -133,9 +133,13 @@ def load_split(folder: Path, *, base: Path, name: str, but: Sequence[str] = ()) 
         files = list_files(path)
         if is_mask_folder(path):
             reading.masks += files.images + files.masks
-        elif files.images or files.left_out:
+        elif is_results(names_in(path)):
+            reading.left_out.add(RESULTS, f"{printable(path.name)}/")
+        elif files.images:
             why = "images of a test part without labels" if is_unlabelled(path.name) else "images beside the parts"
-            reading.left_out.add(why, f"{path.name}/", len(files.images))
+            reading.left_out.add(why, f"{printable(path.name)}/", len(files.images))
+        else:
+            reading.left_out.merge(files.left_out)
     return reading.source(name)
 
 

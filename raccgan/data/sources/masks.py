@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from raccgan.data.layouts import NORMAL_NAMES, bare, is_container, split_of
+from raccgan.data.listing import is_image_name
 from raccgan.data.samples import MaskFiles, Sample, SplitName, printable
 from raccgan.errors import InputError
 
@@ -46,6 +47,8 @@ def place_of(path: Path, base: Path) -> Place:
 def _partner(mask: Path, base: Path, known: dict[str, list[tuple[Place, Sample]]]) -> Sample | None:
     place, stem, split = place_of(mask, base), mask.stem.casefold(), _split(mask, base)
     names = [(stem, place), (bare(stem), place)]
+    if is_image_name(bare(stem)):  # 0.png_mask.png
+        names.append((Path(bare(stem)).stem, place))
     if place:
         names.append((place[-1], place[:-1]))
     if not bare(stem):  # a folder an image, with mask.png beside it

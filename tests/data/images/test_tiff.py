@@ -61,14 +61,23 @@ def test_white_as_zero(tmp_path: Path, data: bytes, bits: int, kind: int) -> Non
     assert_each_close(found, decode((255 - STEPS).astype(np.uint8), size=4, channels=1), atol=1e-6)
 
 
-def test_what_has_no_white_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="signed 8-bit pixels, which have no defined white"):
-        decode(tiff(tmp_path / "a.tif", STEPS.astype("u1").tobytes(), 8, kind=2), size=4, channels=1)
-    with pytest.raises(InputError, match="integer pixels from -5 to"):
-        values = (STEPS - 5).astype("<i2").tobytes()
-        decode(tiff(tmp_path / "a.tif", values, 16, kind=2), size=4, channels=1)
-    with pytest.raises(InputError, match=r"a.tif is a TIFF of an unusual kind, which is not read here: convert it"):
-        decode(tiff(tmp_path / "a.tif", STEPS.astype("<f8").tobytes(), 64, kind=3), size=4, channels=1)
+@pytest.mark.parametrize(
+    ("data", "bits", "kind", "reason"),
+    [
+        (STEPS.astype("u1").tobytes(), 8, 2, "signed 8-bit pixels, which have no defined white"),
+        ((STEPS - 5).astype("<i2").tobytes(), 16, 2, "integer pixels from -5 to"),
+        (
+            STEPS.astype("<f8").tobytes(),
+            64,
+            3,
+            "a.tif is a TIFF of an unusual kind, which is not read here",
+        ),
+    ],
+)
+def test_what_has_no_white_is_refused(tmp_path: Path, data: bytes, bits: int, kind: int, reason: str) -> None:
+    path = tiff(tmp_path / "a.tif", data, bits, kind=kind)
+    with pytest.raises(InputError, match=reason):
+        decode(path, size=4, channels=1)
 
 
 def test_of_a_picture_of_a_phone_the_first_frame_counts(tmp_path: Path) -> None:

@@ -134,7 +134,8 @@ def test_absent_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize(
     "header",
-    ["path label split mask", "image class set mask_path", "FileName label split ground_truth", "filepath label split gt",
+    ["path label split mask", "image class set mask_path", "FileName label split ground_truth",
+     "filepath label split gt",
      "file_name target phase mask", "image_path defect_type subset mask_file"],
 )  # fmt: skip
 def test_columns_as_other_programs_call_them(listed: Path, separator: str, header: str) -> None:
