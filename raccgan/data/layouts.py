@@ -25,7 +25,7 @@ SPLIT_NAMES: dict[str, SplitName] = {
 BESIDE_SPLIT = frozenset({"set", "data", "dataset", "part", "split", "public", "images", "image", "imgs", "img"})
 """Words beside the name of a part that change nothing: ``test_public``, ``train-set``, ``trainset``."""
 
-CONTAINERS = frozenset({"images", "image", "imgs", "img", "data", "pictures", "photos"})
+CONTAINERS = frozenset({"images", "image", "imgs", "img", "data", "pictures", "photos", "rgb"})
 """Folders that only hold the images of the folder they lie in, or its classes."""
 
 MASK_WORDS = r"ground[ _.-]?truths?|gts?|masks?"

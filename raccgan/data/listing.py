@@ -28,7 +28,8 @@ _NO_DATA = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 
 RESULTS = "results of raccgan"
 MASKS = "masks"
-"""Two reasons to leave out."""
+LINKS = "linked folders, which are not followed"
+"""Three reasons to leave out."""
 
 
 class LeftOut(dict[str, Counter[str]]):
@@ -121,7 +122,7 @@ def list_files(folder: Path, problems: list[str] | None = None, *, but: Path | N
             path = Path(entry.path)
             if _is_folder(entry):
                 if entry.is_symlink():
-                    left_out.add("linked folders, which are not followed", _relative(path, folder))
+                    left_out.add(LINKS, _relative(path, folder))
                 else:
                     waiting.append((path, masked or is_mask_folder(path)))
             # A broken link stays, so that it is named as a file that cannot be read; a pipe would block for ever.

@@ -25,7 +25,7 @@ from raccgan.data.listing import (
     matching,
     no_image,
     without_apart,
-)  # fmt: skip
+)
 from raccgan.data.samples import printable
 from raccgan.distributed.collectives import SINGLE, Collectives
 from raccgan.errors import InputError

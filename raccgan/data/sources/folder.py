@@ -24,8 +24,9 @@ from raccgan.data.layouts import (
     is_two_valued,
     is_unlabelled,
     split_of,
-)  # fmt: skip
+)
 from raccgan.data.listing import (
+    LINKS,
     RESULTS,
     LeftOut,
     is_image_name,
@@ -35,7 +36,7 @@ from raccgan.data.listing import (
     no_image,
     subfolders,
     visible,
-)  # fmt: skip
+)
 from raccgan.data.samples import Sample, Source, SplitName, natural_key, printable, spread
 from raccgan.data.sources.masks import pair, place_of
 from raccgan.data.splits import closest, split_by_class
@@ -79,7 +80,7 @@ def split_folders(folder: Path) -> dict[SplitName, Path]:
     found: dict[SplitName, Path] = {}
     for path in subfolders(folder):
         split = split_of(path.name)
-        if split is not None and split in found:
+        if split is not None and split in found and path.resolve() != found[split].resolve():
             raise InputError(
                 f"{printable(folder)} has {found[split].name}/ and {path.name}/, which mean the same: make one of them"
             )
@@ -127,15 +128,15 @@ def load_split(folder: Path, *, base: Path, name: str, but: Sequence[str] = ()) 
     parts = {path: split for split, path in split_folders(holders[-1]).items() if path.name not in but}
     for path in sorted(parts, key=lambda path: ("train", "test", "valid").index(parts[path])):
         reading.read(path, parts[path])
+    taken = {path.resolve() for path in parts}
     for path in (path for holder in holders for path in subfolders(holder)):
-        if path in parts or path in holders:
+        if path in holders or path.resolve() in taken:
             continue
-        files = list_files(path)
         if is_mask_folder(path):
-            reading.masks += files.images + files.masks
+            reading.take_masks(path)
         elif is_results(names_in(path)):
             reading.left_out.add(RESULTS, f"{printable(path.name)}/")
-        elif files.images:
+        elif (files := list_files(path)).images:
             why = "images of a test part without labels" if is_unlabelled(path.name) else "images beside the parts"
             reading.left_out.add(why, f"{printable(path.name)}/", len(files.images))
         else:
@@ -196,6 +197,14 @@ class _Reading:
             self._add(files.images, printable(path.name), split)
             self.masks += files.masks
 
+    def take_masks(self, folder: Path) -> None:
+        """Take all files below a folder as masks; a linked folder in it is one of a class, which is followed."""
+        linked = [path for path in subfolders(folder) if path.is_symlink()]
+        for where in (folder, *linked):
+            files = list_files(where)
+            self.masks += files.images + files.masks
+            self.left_out.merge({why: counts for why, counts in files.left_out.items() if why != LINKS})
+
     def source(self, name: str, *, official_split: bool = True) -> Source:
         """The source of what was read, each sample with its masks."""
         self._refuse_masks_as_classes()
@@ -229,8 +238,7 @@ class _Reading:
         classes = []
         for path in subfolders(folder):
             if is_mask_folder(path):
-                files = list_files(path)
-                self.masks += files.images + files.masks
+                self.take_masks(path)
             elif is_results(names_in(path)):
                 self.left_out.add(RESULTS, f"{printable(path.name)}/")
             else:

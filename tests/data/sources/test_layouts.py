@@ -257,9 +257,20 @@ def test_a_defect_that_is_called_label_is_a_class(tree: Tree) -> None:
     assert source.classes == ("good", "label")
 
 
+def test_linked_folders_of_classes_and_of_their_masks_are_followed(tree: Tree, tmp_path: Path) -> None:
+    root = tree(TRAIN + "test/good/0.png")
+    tree("elsewhere/photos/0.png elsewhere/mask/0.png")
+    (root / "ground_truth").mkdir()
+    (root / "test/bad").symlink_to(root / "elsewhere/photos")
+    (root / "ground_truth/bad").symlink_to(root / "elsewhere/mask")
+    (root / "Train").symlink_to(root / "train")
+    assert understood(load_folder(root))["test/bad/0.png"] == "test bad ground_truth/bad/0.png"
+
+
 def test_what_is_left_out_is_counted(tree: Tree) -> None:
     root = tree(TRAIN + "test/good/0.png test/bad/0.png test_private/0.png test_private/1.png extra/0.png")
     tree("ground_truth/bad/0.png ground_truth/gone/5.png test/results/overlays/0.png")
+    (root / "ground_truth/bad/0.json").write_text("")
     for name in ("summary.json", "scores.csv"):
         (root / "test/results" / name).write_text("")
     for name in ("a.dcm", "b.dcm", "none", "Thumbs.db", ".hidden"):
@@ -269,7 +280,7 @@ def test_what_is_left_out_is_counted(tree: Tree) -> None:
     source = load_folder(root)
     assert {reason: dict(counts) for reason, counts in source.left_out.items()} == {
         "linked folders, which are not followed": {"linked": 1},
-        "files of other kinds": {".dcm": 2, "no ending": 1},
+        "files of other kinds": {".dcm": 2, "no ending": 1, ".json": 1},
         "results of raccgan": {"results/": 1},
         "images of a test part without labels": {"test_private/": 2},
         "images beside the parts": {"extra/": 1},
