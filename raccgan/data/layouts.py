@@ -33,8 +33,9 @@ WEAK_MASK_WORDS = r"labels?|annotations?|annos?|segmentations?|segs?"
 """Words for masks that may as well name a class: what the files look like decides."""
 
 _WORDS = rf"(?:(?P<strong>{MASK_WORDS})|(?P<weak>{WEAK_MASK_WORDS}))"
-_AT_END = re.compile(rf"(?:^|[ _.-]+){_WORDS}$", re.IGNORECASE)
+_AT_END = re.compile(rf"(?:^{_WORDS}|[ _.-]+{_WORDS.replace('<', '<after_')}(?:[ _.-]?[0-9]+)?)$", re.IGNORECASE)
 _AT_START = re.compile(rf"^{_WORDS}(?:[ _.-]+|$)", re.IGNORECASE)
+_NEVER_A_CLASS = re.compile(r"ground[ _.-]?truths?|gts?", re.IGNORECASE)
 
 OUR_FILES = (
     frozenset({".raccgan-lock"}), frozenset({"scores.part"}), frozenset({"summary.json", "scores.csv"}),
@@ -63,7 +64,7 @@ def is_container(name: str) -> bool:
 
 
 def bare(name: str) -> str:
-    """A name without a word for masks at its start or end: ``000_mask`` is ``000``, ``GT`` is empty."""
+    """A name without a word for masks at its start or end: ``000_mask_1`` is ``000``, ``GT`` is empty."""
     found = _AT_END.search(name)
     if found:
         return name[: found.start()]
@@ -74,18 +75,21 @@ def bare(name: str) -> str:
 def is_weak(name: str) -> bool:
     """True where the word for masks in a name may as well name a class."""
     found = _AT_END.search(name) or _AT_START.search(name)
-    return bool(found and found["weak"])
+    return bool(found and any(word for name, word in found.groupdict().items() if name.endswith("weak")))
 
 
 def is_mask_folder(folder: Path) -> bool:
     """True where a folder's name says that it holds masks: ``ground_truth``, ``test_mask``, ``crack_mask`` beside
-    ``crack``. Colour photographs in it say that it does not; where the word is weak, the files have to look like masks.
+    ``crack``. Colour photographs in ``mask`` say that it does not; where the word is weak, the files have to look like
+    masks.
     """
     rest = bare(folder.name)
     if rest == folder.name:
         return False
     if rest and not split_of(rest) and not is_container(rest) and not (folder.parent / rest).is_dir():
         return False
+    if _NEVER_A_CLASS.fullmatch(folder.name):
+        return True
     return look_like_masks(_some_files(folder), weak=is_weak(folder.name))
 
 

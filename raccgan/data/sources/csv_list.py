@@ -16,7 +16,7 @@ from typing import NamedTuple, TextIO
 
 from raccgan.data.layouts import split_of
 from raccgan.data.samples import Sample, Source, path_of, printable
-from raccgan.data.sources.folder import describe
+from raccgan.data.sources.reading import describe
 from raccgan.data.splits import closest
 from raccgan.errors import InputError
 from raccgan.outputs.files import cell_text

@@ -132,6 +132,16 @@ TRAIN = "train/good/0.png train/good/1.png "
             },
             id="a folder an image",
         ),
+        pytest.param(
+            TRAIN + "test/good/0.png test/bad/0.png ground_truth/bad/0_mask_1.png ground_truth/bad/0_mask_2.png",
+            {"test/bad/0.png": "test bad ground_truth/bad/0_mask_1.png ground_truth/bad/0_mask_2.png"},
+            id="masks with numbers",
+        ),
+        pytest.param(
+            "good/train/0.png good/train/1.png good/test/0.png bad/test/0.png mask/bad/test/0.png",
+            {"good/test/0.png": "test good", "bad/test/0.png": "test bad mask/bad/test/0.png"},
+            id="parts in classes",
+        ),
     ],
 )
 def test_images_and_their_masks(tree: Tree, names: str, expected: dict[str, str]) -> None:
@@ -217,7 +227,8 @@ def test_part_by_name(name: str, part: str | None) -> None:
 @pytest.mark.parametrize(
     ("name", "rest"),
     [("0_mask", "0"), ("0_GT", "0"), ("mask", ""), ("Ground Truth", ""), ("groundtruth", ""), ("mask_3", "3"),
-     ("a.label", "a"), ("masked", "masked"), ("unmask", "unmask"), ("a_b", "a_b"), ("segment", "segment")],
+     ("0_mask_1", "0"), ("0-gt2", "0"), ("mask_1", "1"), ("a.label", "a"),
+     ("masked", "masked"), ("unmask", "unmask"), ("a_b", "a_b"), ("segment", "segment")],
 )  # fmt: skip
 def test_names_without_the_word_for_masks(name: str, rest: str) -> None:
     assert bare(name) == rest
@@ -236,6 +247,10 @@ def test_names_without_the_word_for_masks(name: str, rest: str) -> None:
         ("good/0.png bad/0.png bad_bw_regions/0.png", "bad_bw_regions are black and white like masks"),
         ("validation/good/0.png bad/0.png", "has validation/ but no train/ and test/"),
         ("0.jpg 0_GT.png 1.jpg", r"1.jpg in .* has neither a class folder nor a mask \(1 such images\)"),
+        ("a/b/train/good/0.png a/b/test/good/0.png", "a/b has test/ in it, so .*/a is no class: name .*/a/b as"),
+        ("good/test/0.png good/0.png bad/0.png", "good has test/ in it, so .*/good is no class"),
+        ("a/b/good/0.png a/b/bad/0.png c/0.png", "a/b has good/ in it, so .*/a is no class: name .*/a/b as"),
+        ("good/0.png bad/0.png ground_truth/photo_0.png", "ground_truth has colour photographs, such as photo_0.png"),
         ("a/good/0.png a/bad/0.png b/good/0.png b/bad/0.png", "has several categories: name one, .* a, b"),
     ],
 )
@@ -268,7 +283,9 @@ def test_linked_folders_of_classes_and_of_their_masks_are_followed(tree: Tree, t
 
 
 def test_what_is_left_out_is_counted(tree: Tree) -> None:
-    root = tree(TRAIN + "test/good/0.png test/bad/0.png test_private/0.png test_private/1.png extra/0.png")
+    root = tree(
+        TRAIN + "test/loose.png test/good/0.png test/bad/0.png test_private/0.png test_private/1.png extra/0.png"
+    )
     tree("ground_truth/bad/0.png ground_truth/gone/5.png test/results/overlays/0.png")
     (root / "ground_truth/bad/0.json").write_text("")
     for name in ("summary.json", "scores.csv"):
@@ -282,6 +299,7 @@ def test_what_is_left_out_is_counted(tree: Tree) -> None:
         "linked folders, which are not followed": {"linked": 1},
         "files of other kinds": {".dcm": 2, "no ending": 1, ".json": 1},
         "results of raccgan": {"results/": 1},
+        "images beside the folders of classes": {"test/": 1},
         "images of a test part without labels": {"test_private/": 2},
         "images beside the parts": {"extra/": 1},
         "masks of no image": {"ground_truth/gone/5.png": 1},
