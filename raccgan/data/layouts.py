@@ -32,9 +32,10 @@ MASK_WORDS = r"ground[ _.-]?truths?|gts?|masks?"
 WEAK_MASK_WORDS = r"labels?|annotations?|annos?|segmentations?|segs?"
 """Words for masks that may as well name a class: what the files look like decides."""
 
-_WORDS = rf"(?:(?P<strong>{MASK_WORDS})|(?P<weak>{WEAK_MASK_WORDS}))"
-_AT_END = re.compile(rf"(?:^{_WORDS}|[ _.-]+{_WORDS.replace('<', '<after_')}(?:[ _.-]?[0-9]+)?)$", re.IGNORECASE)
-_AT_START = re.compile(rf"^{_WORDS}(?:[ _.-]+|$)", re.IGNORECASE)
+_WORD = rf"(?:{MASK_WORDS}|{WEAK_MASK_WORDS})"
+_AT_END = re.compile(rf"(?:^{_WORD}|[ _.-]+{_WORD}(?:[ _.-]?[0-9]+)?)$", re.IGNORECASE)
+_AT_START = re.compile(rf"^{_WORD}(?:[ _.-]+|$)", re.IGNORECASE)
+_STRONG = re.compile(MASK_WORDS, re.IGNORECASE)
 _NEVER_A_CLASS = re.compile(r"ground[ _.-]?truths?|gts?", re.IGNORECASE)
 
 OUR_FILES = (
@@ -75,7 +76,7 @@ def bare(name: str) -> str:
 def is_weak(name: str) -> bool:
     """True where the word for masks in a name may as well name a class."""
     found = _AT_END.search(name) or _AT_START.search(name)
-    return bool(found and any(word for name, word in found.groupdict().items() if name.endswith("weak")))
+    return found is not None and not _STRONG.search(found[0])
 
 
 def is_mask_folder(folder: Path) -> bool:
@@ -106,7 +107,7 @@ def content(path: Path) -> str:
     """
     try:
         with open_image(path) as opened:
-            if opened.width * opened.height > 1 << 24:
+            if opened.width * opened.height > 1 << 26:
                 return "unknown"
             step = -(-max(opened.size) // 512)
             pixels = np.asarray(opened if opened.mode[:1] in "IF" else opened.convert("RGB"))[::step, ::step]

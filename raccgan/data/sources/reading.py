@@ -10,6 +10,7 @@ from pathlib import Path
 from raccgan.data.images.decode import count_channels, read_mask
 from raccgan.data.layouts import (
     NORMAL_NAMES,
+    OUR_FOLDERS,
     is_container,
     is_mask_folder,
     is_results,
@@ -111,10 +112,11 @@ class Reading:
         Those of masks and results are set apart.
         """
         classes = []
+        ours = is_results(names_in(folder))
         for path in subfolders(folder):
             if is_mask_folder(path):
                 self.take_masks(path)
-            elif is_results(names_in(path)):
+            elif is_results(names_in(path)) or (ours and path.name in OUR_FOLDERS):
                 self.left_out.add(RESULTS, f"{printable(path.name)}/")
             else:
                 classes.append(path)

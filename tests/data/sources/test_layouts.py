@@ -307,6 +307,15 @@ def test_what_is_left_out_is_counted(tree: Tree) -> None:
     assert len(source.samples) == 4
 
 
+def test_results_written_beside_the_classes_are_no_class(tree: Tree) -> None:
+    root = tree("good/0.png good/1.png bad/0.png overlays/0-0123456789ab.png detected/overlays/0-0123456789ab.png")
+    for name in ("summary.json", "scores.csv", "detected/summary.json", "detected/scores.csv"):
+        (root / name).write_text("")
+    source = load_folder(root)
+    assert source.classes == ("bad", "good")
+    assert source.left_out == {"results of raccgan": {"detected/": 1, "overlays/": 1}}
+
+
 @pytest.mark.parametrize("ending", ["jfif", "jpe", "pbm", "pnm", "MPO", "JPG"])
 def test_other_endings(tree: Tree, ending: str) -> None:
     root = tree("normal/0.png")
