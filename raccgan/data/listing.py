@@ -177,16 +177,17 @@ def without_apart(images: list[Path], pattern: str, but: Path | None, left_out: 
 
     Folders that the pattern names itself are taken as they are.
     """
-    named, reasons = set(Path(pattern).parts), dict[Path, str]()
+    named, known, reasons = set(Path(pattern).parts), dict[Path, str](), dict[Path, str]()
     by_folder: dict[Path, list[Path]] = {}
     for path in images:
         by_folder.setdefault(path.parent, []).append(path)
     beside = {mask for files in by_folder.values() for mask in masks_beside(files)}
+    for folder in by_folder:
+        above = [parent for parent in (folder, *folder.parents) if parent.name and parent.name not in named]
+        reasons[folder] = next((why for why in (_why_apart(parent, but, known) for parent in above) if why), "")
     kept = []
     for path in images:
-        above = [parent for parent in path.parents if parent.name not in named and parent.name]
-        reason = next((why for why in (_why_apart(parent, but, reasons) for parent in above) if why), "")
-        reason = reason or (MASKS if path in beside else "")
+        reason = reasons[path.parent] or (MASKS if path in beside else "")
         if reason:
             left_out.add(reason, printable(path.parent))
         else:
@@ -201,10 +202,10 @@ def _why_apart(folder: Path, but: Path | None, known: dict[Path, str]) -> str:
     return known[folder]
 
 
-def matching(pattern: str, problems: list[str], *, fold: bool = False) -> list[Path]:
+def matching(pattern: str, problems: list[str], other_case: set[Path] | None = None) -> list[Path]:
     """The visible files and folders that match a pattern, in natural order: ``*``, ``?`` and ``[...]`` within a name.
 
-    With ``fold``, names match in upper and lower case alike.
+    ``other_case`` gets the files whose own names match in upper or lower case alone.
 
     ``**`` matches any number of folders. It does not follow links: two links to the folder that they lie in would lead
     in a circle without end. A folder that cannot be read adds a line to ``problems``.
@@ -227,8 +228,10 @@ def matching(pattern: str, problems: list[str], *, fold: bool = False) -> list[P
             if not _is_visible(entry.name) and not part.startswith("."):
                 continue
             if part != "**":
-                match = fnmatchcase(entry.name.casefold(), part.casefold()) if fold else fnmatchcase(entry.name, part)
-                names += [Path(entry.name)] if match else []
+                if fnmatchcase(entry.name, part):
+                    names.append(Path(entry.name))
+                elif last and other_case is not None and fnmatchcase(entry.name.casefold(), part.casefold()):
+                    other_case.add(Path(entry.path))
             elif not _is_folder(entry):
                 names.append(Path(entry.name))
             elif not entry.is_symlink():

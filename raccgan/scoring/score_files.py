@@ -80,12 +80,13 @@ def _meant(argument: str, out: Path | None, problems: list[str], left_out: LeftO
         return found.images
     if os.path.lexists(path) or not glob.has_magic(argument):
         return [path]  # a file that is not there is named when it is read
-    matches = matching(argument, problems)
+    other_case: set[Path] = set()
+    matches = matching(argument, problems, other_case)
     images = without_apart([match for match in matches if _is_image(match)], argument, out, left_out)
     for match in matches:
         if not _is_image(match) and not match.is_dir():
             left_out.add("files of other kinds", match.suffix.lower() or "no ending")
-    for match in set(matching(argument, problems, fold=True)) - set(matches):
+    for match in other_case:
         left_out.add("files whose names match the pattern in other case alone", printable(match.name))
     if not images:
         left = f" (left out: {left_out_line(left_out)})" if left_out else ""

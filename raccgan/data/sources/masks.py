@@ -7,6 +7,7 @@ has an image of that name, ``mask/0.png``. A folder that is called like the imag
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -23,14 +24,20 @@ def pair(samples: Sequence[Sample], masks: Iterable[Path], base: Path) -> tuple[
 
     A mask that fits images of several classes, or several of one, is an InputError.
     """
-    known: dict[str, list[tuple[Place, Sample]]] = {}
+    by_stem: dict[str, list[tuple[Place, Sample]]] = {}
+    by_place: dict[Place, list[tuple[Place, Sample]]] = {}
     for sample in samples:
         assert isinstance(sample.image, Path)
-        known.setdefault(sample.image.stem.casefold(), []).append((place_of(sample.image, base), sample))
+        known = place_of(sample.image, base), sample
+        by_stem.setdefault(sample.image.stem.casefold(), []).append(known)
+        by_place.setdefault(known[0], []).append(known)
     found: dict[str, list[Path]] = {}
     alone = []
     for mask in masks:
-        partner = _partner(mask, base, known)
+        partner = _partner(mask, base, by_stem)
+        if partner is None and not bare(mask.stem):  # mask.png, in a folder with one image
+            place = place_of(mask, base)
+            partner = _one(mask, place, _split(mask, base), by_place[place]) if place in by_place else None
         if partner is None:
             alone.append(mask)
         else:
@@ -40,7 +47,12 @@ def pair(samples: Sequence[Sample], masks: Iterable[Path], base: Path) -> tuple[
 
 def place_of(path: Path, base: Path) -> Place:
     """The folders that a file lies in, below ``base``, which tell its class: without those that all layouts add."""
-    names = (bare(name) if bare(name) != name else name for name in path.relative_to(base).parent.parts)
+    return _place_of_folder(path.parent, base)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _place_of_folder(folder: Path, base: Path) -> Place:
+    names = map(bare, folder.relative_to(base).parts)
     return tuple(name.casefold() for name in names if name and not split_of(name) and not is_container(name))
 
 
@@ -51,8 +63,6 @@ def _partner(mask: Path, base: Path, known: dict[str, list[tuple[Place, Sample]]
         names.append((Path(bare(stem)).stem, place))
     if place:
         names.append((place[-1], place[:-1]))
-    if not bare(stem):  # a folder an image, with mask.png beside it
-        names += [(name, place) for name, fitting in known.items() if any(at == place for at, _ in fitting)]
     for name, at in names:
         fitting = [(where, sample) for where, sample in known.get(name, ()) if _fits(where, at)]
         if fitting:
