@@ -45,20 +45,12 @@ def _folder_of_installed_torch() -> str | None:
     return None
 
 
-def _with_torch(hook: Callable[..., str]) -> Callable[..., str]:
+def _alone(hook: Callable[..., str], *, with_torch: bool = False) -> Callable[..., str]:
     @wraps(hook)
     def run(*args: Any, **kwargs: Any) -> str:
-        folder = _folder_of_installed_torch()
+        folder = _folder_of_installed_torch() if with_torch else None
         if folder and folder not in sys.path:
             sys.path.append(folder)  # behind the build's own setuptools
-        return _alone(hook)(*args, **kwargs)
-
-    return run
-
-
-def _alone(hook: Callable[..., str]) -> Callable[..., str]:
-    @wraps(hook)
-    def run(*args: Any, **kwargs: Any) -> str:
         with locked(Path("build/install.lock")):
             return hook(*args, **kwargs)
 
@@ -72,16 +64,9 @@ def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
     return [] if _folder_of_installed_torch() else [_torch_requirement()]
 
 
-def get_requires_for_build_editable(config_settings: Settings = None) -> list[str]:
-    return get_requires_for_build_wheel(config_settings)
-
-
-def get_requires_for_build_sdist(config_settings: Settings = None) -> list[str]:
-    return []
-
-
+get_requires_for_build_editable = get_requires_for_build_wheel
 build_sdist = _alone(build_meta.build_sdist)
-build_wheel = _with_torch(build_meta.build_wheel)
-build_editable = _with_torch(build_meta.build_editable)
+build_wheel = _alone(build_meta.build_wheel, with_torch=True)
+build_editable = _alone(build_meta.build_editable, with_torch=True)
 prepare_metadata_for_build_wheel = _alone(build_meta.prepare_metadata_for_build_wheel)
 prepare_metadata_for_build_editable = _alone(build_meta.prepare_metadata_for_build_editable)

@@ -21,12 +21,10 @@ from typing import NamedTuple
 import setuptools
 from setuptools.errors import CompileError
 
-SETUPTOOLS = 77
-"""The first release that reads ``license = "MIT"``."""
-MEMORY_PER_JOB = 2**30
-"""Bytes that one job may need, with room: g++ 12 and nvcc 13.0 were seen to take 0.3 GB."""
+SETUPTOOLS = 77  # the first release that reads ``license = "MIT"``
+MEMORY_PER_JOB = 2**30  # bytes that one job may need, with room: g++ 12 and nvcc 13.0 were seen to take 0.3 GB
+# Built for where no GPU is there to ask. Code for 8.0 runs on 8.6 and 8.9; others compile the PTX at first use.
 GPU_ARCHITECTURES = "8.0 9.0"
-"""Built for where no GPU is there to ask. Code for 8.0 runs on 8.6 and 8.9; others compile the PTX at first use."""
 
 
 def require_setuptools() -> None:

@@ -78,11 +78,7 @@ class Choice(NamedTuple):
 
 
 def choose(op: str, backends: Backends, kernels: str, call: Call) -> Choice:
-    """The backend that serves ``call`` of ``op`` under the name ``kernels``.
-
-    Raises:
-        KernelError: ``kernels`` is no name, or names a backend that cannot serve the call.
-    """
+    """The backend that serves ``call`` of ``op`` under the name ``kernels``; a KernelError if none does."""
     if kernels != "fused":
         if kernels not in BACKENDS:
             raise KernelError(f"no kernels called {kernels!r}; choose from {', '.join(NAMES)}")
@@ -160,10 +156,6 @@ def ops() -> dict[str, Backends]:
 
 
 def require(kernels: str, device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, Choice]:
-    """Resolve ``kernels`` for every op before a long run starts, so that it fails at once or not at all.
-
-    Raises:
-        KernelError: for the first op that cannot be served.
-    """
+    """Resolve ``kernels`` for every op before a long run starts; a KernelError for the first that is not served."""
     call = Call(device, dtype)
     return {op: choose(op, backends, kernels, call) for op, backends in ops().items()}

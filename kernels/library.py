@@ -20,8 +20,7 @@ from typing import TypedDict
 
 import torch
 
-_PACKAGE = Path(__file__).parents[1]
-"""The package raccgan, in which this package is called kernels."""
+_PACKAGE = Path(__file__).parents[1]  # raccgan, in which this package is called kernels
 
 
 class Build(TypedDict):
@@ -64,8 +63,7 @@ def build() -> Build | None:
     """What is in the library, or ``None`` where it does not load."""
     if not load():
         return None
-    found: Build = json.loads(torch.ops.raccgan.native_build())
-    return found
+    return json.loads(torch.ops.raccgan.native_build())
 
 
 def cuda() -> str:

@@ -1,7 +1,4 @@
-"""The runtime of all Triton kernels: whether they can run, how they are launched, how they are compiled ahead of time.
-
-An op's ``triton`` has ``compilations()`` beside its public function: a :class:`Compilation` for every kernel and
-configuration that it ships. The kernels keep these rules:
+"""The runtime of all Triton kernels: whether they can run, and how they are launched. The kernels keep these rules:
 
 - ``@jit`` and ``tl`` come from here: both exist without Triton too, so that importing never fails.
 - Arithmetic is float32: ``tl.load(...).to(tl.float32)`` at every load, ``.to(pointer.dtype.element_ty)`` at the store.
@@ -9,13 +6,13 @@ configuration that it ships. The kernels keep these rules:
 - Bounds of a ``for`` are ``tl.constexpr``; others need a ``while``.
 - No atomics. A sum over programs is a second launch.
 
-The kernels need a GPU. The tests compile them without one, and execute their PTX on a CPU (tests/ptx).
+The kernels need a GPU. The tests compile all that ships without one (tests/kernels/shipped.py), and execute its PTX on
+a CPU (tests/ptx).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -105,69 +102,21 @@ class Config(NamedTuple):
     num_stages: int = 2
 
 
-class Compilation(NamedTuple):
-    """One kernel compiled for one set of types and constants, as a launch would compile it."""
-
-    kernel: Any
-    signature: Mapping[str, str]  # of what is no constant: {"x": "*bf16", "n": "i32"}
-    constants: Mapping[str, Any]  # what a launch passes as constants: flags, and None for an absent tensor
-    config: Config
-
-
-_noted: list[Compilation] | None = None
-
-
-@contextmanager
-def noted() -> Iterator[list[Compilation]]:
-    """Notes what Triton would compile for the launches inside, which are not run: their tensors may be "meta"."""
-    global _noted
-    _noted = []
-    try:
-        yield _noted
-    finally:
-        _noted = None
-
-
-def _note(kernel: Any, arguments: Sequence[Any], config: Config, constants: dict[str, Any]) -> None:
-    signature: dict[str, str] = {}
-    for name, value in zip(kernel.arg_names, arguments, strict=False):
-        if isinstance(value, Tensor):
-            signature[name] = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}[value.dtype]
-        elif value is None or value == 1:  # as Triton does
-            constants[name] = value
-        else:
-            signature[name] = "fp32" if isinstance(value, float) else "i32"
-    one = Compilation(kernel, signature, constants, config)
-    if _noted is not None and one not in _noted:
-        _noted.append(one)
-
-
 def launch(kernel: Any, programs: int, *arguments: Any, config: Config, **constants: Any) -> None:
     """Run ``programs`` programs of ``kernel`` on the current stream of the device of the first tensor argument."""
     if programs == 0:
-        return
-    if _noted is not None:
-        _note(kernel, arguments, config, constants)
         return
     options = {**constants, **config.tile, "num_warps": config.num_warps, "num_stages": config.num_stages}
     with torch.cuda.device_of(next(a for a in arguments if isinstance(a, Tensor))):
         kernel[(programs,)](*arguments, **options)
 
 
-def meta(dtype: torch.dtype, *sizes: int, last: bool = False) -> Tensor:
-    """A tensor without memory, channels_last where ``last``, for the launches that :func:`noted` notes."""
-    t = torch.empty(sizes, dtype=dtype, device="meta")
-    return t.contiguous(memory_format=torch.channels_last) if last else t
-
-
 def cheapest(configs: Iterable[Config], work: Callable[[Config], tuple[int, int]]) -> Config:
-    """The first of the configurations that costs least by a model of the work; no GPU has been asked.
+    """The first of the configurations that costs least by a model of the work, which is how many programs a sample has,
+    and how many elements each of them moves; no GPU has been asked.
 
     Not measured by ``triton.autotune``: the order of a sum follows the tile, so that the timing of one run would decide
     its bits. The batch has no part in the choice either.
-
-    Args:
-        work: how many programs a sample has, and how many elements each of them moves.
     """
 
     def cost(config: Config) -> int:

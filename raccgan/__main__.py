@@ -12,7 +12,7 @@ from raccgan import __version__
 from raccgan.cli import options
 from raccgan.outputs.terminal import say
 
-COMMANDS = {
+COMMANDS = {  # each is the module ``raccgan.COMMAND``, and ``python -m raccgan.COMMAND`` runs it too
     "train": "train a model on normal images, and test it",
     "detect": "score images with a trained run: a table of scores and decisions, and a page to look at",
     "evaluate": "test a trained run on the test images of its data set again",
@@ -23,10 +23,7 @@ COMMANDS = {
     "check": "say what training would understand of a folder of images, and stop",
     "doctor": "say which kernels run on this machine, and why not the others",
 }
-"""Each command is the module ``raccgan.COMMAND``, and ``python -m raccgan.COMMAND`` runs it too."""
-
-_WITHIN_A_FOLDER = ("export", "experiment")
-"""Commands whose ``main`` is in ``raccgan.COMMAND.__main__``, not in ``raccgan.COMMAND``."""
+_WITHIN_A_FOLDER = ("export", "experiment")  # whose ``main`` is in ``raccgan.COMMAND.__main__``
 
 HELP = f"""\
 usage: raccgan COMMAND [option ...]

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raccgan.cli import options
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
             quantile = checkpoints.config_of(stored).quantile
         fresh = dataclasses.replace(stored, threshold=None, held_out=held_out)
         threshold = choose_threshold(fresh, threshold=given.threshold, quantile=quantile, sensitivity=given.sensitivity)
-        checkpoints.recalibrate(file, checkpoints.Calibration(threshold, held_out, policy))
+        checkpoints.save(file, stored.calibrated(checkpoints.Calibration(threshold, held_out, policy)))
         before = "none" if stored.threshold is None else f"{stored.threshold:.4g}"
         count = len(held_out.get("score", ()))
         above = int((held_out["score"] > threshold).sum()) if count else 0
@@ -72,7 +71,6 @@ def _parser() -> options.Parser:
         EXAMPLES,
         "RUN [IMAGE ...]",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE", help="normal images: files, folders (with all below), patterns in quotes"
     )

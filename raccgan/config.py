@@ -35,8 +35,7 @@ _encoder = partial(_setting, "training of the encoder")
 _scoring = partial(_setting, "scoring")
 _run = partial(_setting, "run")
 
-SCORES = ("reconstruction", "density", "texture", "defects", "both", "all")
-"""What a score may be: :class:`raccgan.scoring.scorer.ScoreModule` has the formulas."""
+SCORES = ("reconstruction", "density", "texture", "defects", "both", "all")  # raccgan.scoring.scorer has the formulas
 
 
 @dataclass(frozen=True)
@@ -204,10 +203,7 @@ class Config:
 
 
 def attention_blocks(which: str, blocks: int) -> frozenset[int]:
-    """The members of 0 .. ``blocks`` - 1 that are meant by "none", "all", "last-2", or numbers such as "0,2".
-
-    Anything else, or a block that is not there, is a ValueError.
-    """
+    """The members of 0 .. ``blocks`` - 1 meant by "none", "all", "last-2" or numbers like "0,2"; else a ValueError."""
     if which in ("none", "all"):
         return frozenset(range(blocks if which == "all" else 0))
     if which.startswith("last-") and which[5:].isdigit():
@@ -225,8 +221,8 @@ MODEL_FIELDS = tuple(
 )
 """Fields that shape the weights, beside the channels and the classes of the data."""
 
+# Of the presets for a CPU.
 _SMALL = {"batch_size": 32, "generator_lr": 2e-4, "discriminator_lr": 8e-4, "ema": 0.995, "threads": 1}
-"""Of the presets for a CPU."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # These digits have 8 px. Steps and rates: a few minutes on two CPU cores. One thread, because of a measurement on

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raccgan.cli import options
@@ -132,7 +131,6 @@ def _parser() -> options.Parser:
         EXAMPLES,
         "RUN IMAGE ...",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="image files, folders (with all below), or patterns in quotes"
     )

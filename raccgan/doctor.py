@@ -21,35 +21,33 @@ def main(arguments: Sequence[str]) -> int:
         "fused takes, with the reason for each one that it does not take.",
         "  python -m raccgan.doctor\n",
     ).parse_args(arguments)
-    for line in _report():
-        print(line)
-    return 0
 
-
-def _report() -> Iterator[str]:
     import torch
 
     from raccgan.kernels import library, triton_runtime
 
-    yield f"raccgan {__version__}, Python {platform.python_version()}, PyTorch {torch.__version__}"
-    yield f"CPU: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    print(f"raccgan {__version__}, Python {platform.python_version()}, PyTorch {torch.__version__}")
+    print(f"CPU: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
-            yield f"GPU {i}: {torch.cuda.get_device_name(i)}, compute capability {torch.cuda.get_device_capability(i)}"
+            capability = torch.cuda.get_device_capability(i)
+            print(f"GPU {i}: {torch.cuda.get_device_name(i)}, compute capability {capability}")
     else:
-        yield "GPU: none that this PyTorch can use" + ("" if torch.version.cuda else " (it was built without CUDA)")
+        print("GPU: none that this PyTorch can use" + ("" if torch.version.cuda else " (it was built without CUDA)"))
     build = library.build()
     if build is None:
-        yield f"compiled library: none; {library.why_not()}"
+        print(f"compiled library: none; {library.why_not()}")
     else:
         cuda = f"CUDA {build['cuda']} for {build['cuda_architectures']}"
         if not build["cuda"]:
             cuda = f"no CUDA part ({build['why_no_cuda']})"
-        yield f"compiled library: CPU {', '.join(build['cpu_targets'])}, using {build['cpu_capability']}; {cuda}"
-    yield f"Triton: {triton_runtime.state()}"
+        print(f"compiled library: CPU {', '.join(build['cpu_targets'])}, using {build['cpu_capability']}; {cuda}")
+    print(f"Triton: {triton_runtime.state()}")
     for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        yield f"\n--kernels fused on {kind}"
-        yield from _choices(torch.device(kind))
+        print(f"\n--kernels fused on {kind}")
+        for line in _choices(torch.device(kind)):
+            print(line)
+    return 0
 
 
 def _choices(device: torch.device) -> Iterator[str]:

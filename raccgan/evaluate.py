@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from raccgan.cli import options
 from raccgan.config import Config
@@ -78,7 +77,6 @@ def _parser() -> options.Parser:
         EXAMPLES,
         "RUN",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
     parser.add_argument("--report", action="store_true", help="report.html too: one page that shows the test images")
     options.add_label_policy(parser)
     options.add_places(parser)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from raccgan.cli import options
 from raccgan.data.splits import closest
@@ -81,7 +80,6 @@ def _parser() -> options.Parser:
         EXAMPLES,
         "RUN",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
     parser.add_argument(
         "--class", dest="names", default="", metavar="NAME", help="normal classes, comma-separated (default: all)"
     )

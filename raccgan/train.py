@@ -16,7 +16,6 @@ from raccgan.outputs.files import own_folder
 from raccgan.outputs.terminal import say, tell
 
 if TYPE_CHECKING:
-    from raccgan.models.checkpoint import Checkpoint
     from raccgan.training.loop import Training
     from raccgan.training.run import Run
 
@@ -66,7 +65,14 @@ def main(arguments: Sequence[str]) -> int:
         checkpoints.check_same_model(resumed, run.config, run.classes, run.channels)
         if given.resume is None and job.first:
             say(f"started again, and goes on from {out / checkpoints.NAME}")
-    _check_phase(given.phase, run.config, resumed)
+    done, goals = resumed.steps if resumed else {}, {"gan": run.config.gan_steps, "encoder": run.config.encoder_steps}
+    for before in {"encoder": ("gan",), "evaluate": ("gan", "encoder")}.get(given.phase, ()):
+        if done.get(before, 0) < goals[before]:
+            trained = {"gan": "generator", "encoder": "encoder"}[before]
+            raise InputError(
+                f"--phase {given.phase} needs a trained {trained}, and this run has {done.get(before, 0)} of "
+                f"{goals[before]} steps: run --phase {before} first, or --resume such a run"
+            )
     if given.compile and (reason := cannot_trace(run.config, job)) is not None:
         raise InputError(f"--compile works {reason}")
     job.require_divisible(run.config.batch_size)
@@ -150,20 +156,6 @@ def _parser() -> argparse.ArgumentParser:
     options.add_places(parser)
     options.add_settings(parser)
     return parser
-
-
-def _check_phase(phase: str, config: Config, resumed: Checkpoint | None) -> None:
-    done = resumed.steps if resumed is not None else {"gan": 0, "encoder": 0}
-    if phase in ("encoder", "evaluate") and done["gan"] < config.gan_steps:
-        raise InputError(
-            f"--phase {phase} needs a trained generator, and this run has {done['gan']} of {config.gan_steps} steps: "
-            "run --phase gan first, or --resume such a run"
-        )
-    if phase == "evaluate" and done["encoder"] < config.encoder_steps:
-        raise InputError(
-            f"--phase evaluate needs a trained encoder, and this run has {done['encoder']} of {config.encoder_steps} "
-            "steps: run --phase encoder first"
-        )
 
 
 if __name__ == "__main__":

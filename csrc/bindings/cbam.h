@@ -124,9 +124,9 @@ FourTensors cbam(const Tensor& x_in, const Tensor& reduce_weight, const Tensor& 
   const Tensor x = Device::readable(x_in), y = call.new_x(),
                saved = new_floats(x, {saved_floats(call.shape, call.norm)});
   const Tensor own_mean = new_floats(x, {call.own_moments()}), own_var = new_floats(x, {call.own_moments()});
-  device.cbam({call.args(saved), data_of(call.parameters[7]), data_of(call.parameters[8]), x.const_data_ptr(),
-               y.mutable_data_ptr(), own_mean.mutable_data_ptr<float>(), own_var.mutable_data_ptr<float>(),
-               !is_channels_last(x)});
+  device.run("cbam", CbamForwardArgs{call.args(saved), data_of(call.parameters[7]), data_of(call.parameters[8]),
+                                     x.const_data_ptr(), y.mutable_data_ptr(), own_mean.mutable_data_ptr<float>(),
+                                     own_var.mutable_data_ptr<float>(), !is_channels_last(x)});
   return {y, own_mean, own_var, saved};
 }
 
@@ -150,8 +150,9 @@ TenTensors cbam_backward(const Tensor& grad_y_in, const Optional& grad_mean, con
                                   {needs_mlp, needs_mlp, needs_mlp, needs_mlp, needs_spatial_weight, needs_norm,
                                    needs_norm, of_given, of_given});
   const Tensor x = Device::readable(x_in), grad_y = Device::readable(grad_y_in);
-  device.cbam_backward({call.args(saved), x.const_data_ptr(), grad_y.const_data_ptr(), data_of(of_mean),
-                        data_of(of_var), found.pointers(), !is_channels_last(x), !is_channels_last(grad_y)});
+  device.run("cbam",
+             CbamBackwardArgs{call.args(saved), x.const_data_ptr(), grad_y.const_data_ptr(), data_of(of_mean),
+                              data_of(of_var), found.pointers(), !is_channels_last(x), !is_channels_last(grad_y)});
   return found.all(call);
 }
 }  // namespace raccgan

@@ -93,7 +93,9 @@ Tensor depthwise(const Tensor& x, const Tensor& w, const Optional& scale, const 
   Device::check_dtype(x, "x");
   const DepthwiseCall call(x, w, scale, shift, {upsample, pool, pre_relu, normalise, relu, eps});
   const Tensor y = call.new_y(true);
-  if (y.numel() != 0) device.depthwise({call.layer, call.x.const_data_ptr(), y.mutable_data_ptr()});
+  if (y.numel() != 0) {
+    device.run("depthwise", DepthwiseForwardArgs{call.layer, call.x.const_data_ptr(), y.mutable_data_ptr()});
+  }
   return y;
 }
 
@@ -108,8 +110,9 @@ FourTensors depthwise_backward(const Tensor& g_in, const Tensor& x, const Tensor
   const Tensor grad_w = call.new_weights(needs_w);
   const Tensor grad_scale = call.new_parameter(needs_affine), grad_shift = call.new_parameter(needs_affine);
   if (!call.empty()) {
-    device.depthwise_backward({call.layer, g.const_data_ptr(), call.x.const_data_ptr(), out_of(grad_x),
-                               floats_of(grad_w), floats_of(grad_scale), floats_of(grad_shift)});
+    device.run("depthwise",
+               DepthwiseBackwardArgs{call.layer, g.const_data_ptr(), call.x.const_data_ptr(), out_of(grad_x),
+                                     floats_of(grad_w), floats_of(grad_scale), floats_of(grad_shift)});
   }
   return {grad_x, grad_w, grad_scale, grad_shift};
 }
@@ -128,9 +131,10 @@ FourTensors depthwise_double_backward(const Tensor& t_in, const Tensor& g_in, co
   Tensor grad_x = call.new_x(needs_x);
   if (needs_x && !normalise) torch::stable::zero_(grad_x);
   if (!call.empty()) {
-    device.depthwise_double_backward({call.layer, t.const_data_ptr(), g.const_data_ptr(), call.x.const_data_ptr(),
-                                      out_of(grad_g), normalise ? out_of(grad_x) : nullptr, floats_of(grad_w),
-                                      floats_of(grad_scale)});
+    device.run("depthwise",
+               DepthwiseDoubleBackwardArgs{call.layer, t.const_data_ptr(), g.const_data_ptr(), call.x.const_data_ptr(),
+                                           out_of(grad_g), normalise ? out_of(grad_x) : nullptr, floats_of(grad_w),
+                                           floats_of(grad_scale)});
   }
   return {grad_g, grad_x, grad_w, grad_scale};
 }

@@ -42,11 +42,11 @@ struct Cpu {
                                const float* mean, void* grad) {
     RACCGAN_SELECT(moments_backward)(args, grad_mean, grad_var, mean, grad);
   }
-  static void cbam(const CbamForwardArgs& args) { RACCGAN_SELECT(cbam_forward)(args); }
-  static void cbam_backward(const CbamBackwardArgs& args) { RACCGAN_SELECT(cbam_backward)(args); }
-  static void depthwise(const DepthwiseForwardArgs& args) { RACCGAN_SELECT(depthwise_forward)(args); }
-  static void depthwise_backward(const DepthwiseBackwardArgs& args) { RACCGAN_SELECT(depthwise_backward)(args); }
-  static void depthwise_double_backward(const DepthwiseDoubleBackwardArgs& args) {
+  static void run(const char*, const CbamForwardArgs& args) { RACCGAN_SELECT(cbam_forward)(args); }
+  static void run(const char*, const CbamBackwardArgs& args) { RACCGAN_SELECT(cbam_backward)(args); }
+  static void run(const char*, const DepthwiseForwardArgs& args) { RACCGAN_SELECT(depthwise_forward)(args); }
+  static void run(const char*, const DepthwiseBackwardArgs& args) { RACCGAN_SELECT(depthwise_backward)(args); }
+  static void run(const char*, const DepthwiseDoubleBackwardArgs& args) {
     RACCGAN_SELECT(depthwise_double_backward)(args);
   }
 };

@@ -3,10 +3,7 @@
 #ifdef RACCGAN_CUDA
 
 #include <bindings/on_device.h>
-#include "../cuda/anomaly_score.h"
-#include "../cuda/cbam/passes.h"
-#include "../cuda/depthwise/depthwise.h"
-#include "../cuda/moments.h"
+#include "../cuda/passes.h"
 #include "anomaly_score.h"
 #include "cbam.h"
 #include "depthwise.h"
@@ -26,13 +23,10 @@ struct Cuda : OnDevice {
   static void check(const char* error, const char* op) {
     STD_TORCH_CHECK(error == nullptr, op, ": CUDA says: ", error);
   }
-  template <class Args>
-  void queue(const char* op, const Args& args, int64_t (*scratch_floats)(const Args&),
-             const char* (*pass)(const Args&, float*, int, void*)) const {
-    const Tensor scratch = new_floats(x, {scratch_floats(args)});
-    check(pass(args, scratch.mutable_data_ptr<float>(), index(), stream()), op);
+  template <class Args> void run(const char* op, const Args& args) const {
+    const Tensor scratch = new_floats(x, {cuda::scratch_floats(args)});
+    check(cuda::queue_pass(args, scratch.mutable_data_ptr<float>(), index(), stream()), op);
   }
-
   void anomaly_score(int64_t n, ImageArgs images, FeatureArgs* features, float* residual, float* feature) const {
     const int64_t image_chunks = n * chunks(images.pixels, kImageChunk);
     const int64_t feature_chunks = features ? n * chunks(features->elements, kFeatureChunk) : 0;
@@ -48,19 +42,6 @@ struct Cuda : OnDevice {
   void moments_backward(const MomentsArgs& args, const float* grad_mean, const float* grad_var, const float* mean,
                         void* grad) const {
     check(cuda::moments_backward(args, grad_mean, grad_var, mean, grad, index(), stream()), "moments");
-  }
-  void cbam(const CbamForwardArgs& args) const { queue("cbam", args, cuda::cbam_forward_floats, cuda::cbam_forward); }
-  void cbam_backward(const CbamBackwardArgs& args) const {
-    queue("cbam", args, cuda::cbam_backward_floats, cuda::cbam_backward);
-  }
-  void depthwise(const DepthwiseForwardArgs& args) const {
-    queue("depthwise", args, cuda::forward_floats, cuda::forward);
-  }
-  void depthwise_backward(const DepthwiseBackwardArgs& args) const {
-    queue("depthwise", args, cuda::backward_floats, cuda::backward);
-  }
-  void depthwise_double_backward(const DepthwiseDoubleBackwardArgs& args) const {
-    queue("depthwise", args, cuda::double_backward_floats, cuda::double_backward);
   }
 };
 
@@ -83,9 +64,9 @@ Tensor depthwise_fused(const Tensor& x, const Tensor& w, const Tensor& pointwise
   const Tensor y = empty_channels_last(call.x, d, s.out(s.h), s.out(s.w));
   if (y.numel() == 0) return y;
   STD_TORCH_CHECK(s.c > 0, "x must have a channel");
-  const cuda::FusedArgs args({s, d, call.x.const_data_ptr(), matrix.const_data_ptr(), data_of(bias),
-                              residual ? residual->const_data_ptr() : nullptr, tf32, y.mutable_data_ptr()});
-  device.queue("depthwise", args, cuda::fused_floats, cuda::fused);
+  const void* const added = residual ? residual->const_data_ptr() : nullptr;
+  device.run("depthwise", cuda::FusedArgs{s, d, call.x.const_data_ptr(), matrix.const_data_ptr(), data_of(bias), added,
+                                          tf32, y.mutable_data_ptr()});
   return y;
 }
 }}  // namespace raccgan

@@ -11,7 +11,11 @@
 #include "simd/targets.h"
 
 namespace raccgan {
-// pack_factor writes packed_factor floats, which serve any M: zero floats where b needs no packing.
+// Rows that a thread multiplies at a time, at least.
+constexpr int64_t kRowsATask = 64;
+
+// pack_factor writes packed_factor floats, which serve any M: zero floats where b needs no packing. product_of_rows is of
+// rows first <= m < first + count on one thread, with product_scratch floats of memory; `a` begins with the first.
 #define RACCGAN_DECLARE(target, unused)                                                                            \
   namespace target {                                                                                               \
   void anomaly_score(int64_t n, const ImageArgs& images, const FeatureArgs* features, float* residual,             \
@@ -27,6 +31,8 @@ namespace raccgan {
   void moments_backward(const MomentsArgs& args, const float* grad_mean, const float* grad_var, const float* mean, \
                         void* grad);                                                                               \
   void product(const ProductArgs& args);                                                                           \
+  int64_t product_scratch(const ProductArgs& args);                                                                \
+  void product_of_rows(const ProductArgs& args, int64_t first, int64_t count, const void* a, float* scratch);      \
   void correlation(const CorrelationArgs& args);                                                                   \
   int64_t packed_factor(const ProductArgs& args);                                                                  \
   void pack_factor(const ProductArgs& args, float* packed);                                                        \

@@ -3,8 +3,8 @@
 // Two launches. In the first a block sums (a - b)^2 over one chunk of a sample: float32 within a thread, float64 across
 // threads. The second adds a sample's chunks up in float64, in a fixed order. Which thread adds what depends on the
 // sample's shape and dtype alone, not on alignment or batch, so a sample's score is always the same.
-#include "anomaly_score.h"
 #include "common/columns.h"
+#include "passes.h"
 
 namespace raccgan::cuda {
 namespace {

@@ -2,8 +2,8 @@
 //
 // Sums are of the distance from a center near the mean: a variance from sums of squares would cancel where the mean is
 // large. Two launches: float32 within a block's pixels, float64 over the blocks, in a fixed order.
-#include "moments.h"
 #include "common/columns.h"
+#include "passes.h"
 
 namespace raccgan::cuda {
 namespace {

@@ -29,8 +29,7 @@ def anomaly_score(
     same dense strides; else copied. A sample's bits depend on the sample and the memory order of its features alone:
     not on the batch, the threads, the processor or ``want_map``.
     """
-    outputs: tuple[Tensor, Tensor, Tensor] = torch.ops.raccgan.anomaly_score_native(x, x_hat, f, f_hat, want_map)
-    return outputs
+    return torch.ops.raccgan.anomaly_score_native(x, x_hat, f, f_hat, want_map)
 
 
 def _backward(ctx: Any, needs: Sequence[bool], *grads: Tensor | None) -> Tensors:

@@ -60,26 +60,24 @@ def anomaly_score(
         ValueError: shapes, dtypes or devices that do not match.
         raccgan.kernels.dispatch.KernelError: ``kernels`` names a backend that cannot serve this call.
     """
-    _check(x, x_hat, f, f_hat)
+    if fault := _fault(x, x_hat, f, f_hat):
+        raise ValueError(f"anomaly_score: {fault}")
     run = dispatch.choose("anomaly_score", BACKENDS, kernels, dispatch.Call.of(x_hat)).run
     residual, feature, squared = run(x, x_hat, f, f_hat, want_map)
     return AnomalyScore(residual + kappa * feature, residual, feature, squared if want_map else None)
 
 
-def _check(x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None) -> None:
+def _fault(x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None) -> str | None:
     if x.dim() != 4 or x.shape != x_hat.shape:
-        raise _refused(f"x and x_hat must be [N, C, H, W] alike, got {list(x.shape)} and {list(x_hat.shape)}")
+        return f"x and x_hat must be [N, C, H, W] alike, got {list(x.shape)} and {list(x_hat.shape)}"
     if not x.is_floating_point():
-        raise _refused(f"x must be floating point, got {x.dtype}")
+        return f"x must be floating point, got {x.dtype}"
     if (f is None) != (f_hat is None):
-        raise _refused("give both f and f_hat, or neither")
+        return "give both f and f_hat, or neither"
     if f is not None and f_hat is not None and (f.dim() < 2 or f.shape != f_hat.shape or f.shape[0] != x.shape[0]):
         shapes = f"{list(f.shape)} and {list(f_hat.shape)}"
-        raise _refused(f"f and f_hat must be [N, ...] alike with N={x.shape[0]}, got {shapes}")
+        return f"f and f_hat must be [N, ...] alike with N={x.shape[0]}, got {shapes}"
     for name, t in (("x_hat", x_hat), ("f", f), ("f_hat", f_hat)):
         if t is not None and (t.device != x.device or t.dtype != x.dtype):
-            raise _refused(f"{name} is {t.dtype} on {t.device}, x is {x.dtype} on {x.device}; they must match")
-
-
-def _refused(what: str) -> ValueError:
-    return ValueError(f"anomaly_score: {what}")
+            return f"{name} is {t.dtype} on {t.device}, x is {x.dtype} on {x.device}; they must match"
+    return None

@@ -8,9 +8,8 @@ sm_90.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
-from itertools import product
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.anomaly_score.reference import Tensors, gradients, output_shapes
 from raccgan.kernels.autograd import define, differentiate, inputs_of
-from raccgan.kernels.triton_runtime import Compilation, Config, cdiv, jit, launch, meta, tile_of, tl
+from raccgan.kernels.triton_runtime import Config, cdiv, jit, launch, tile_of, tl
 
 
 def anomaly_score(
@@ -30,8 +29,7 @@ def anomaly_score(
     Images are read in place where both are NCHW or both channels_last, copied otherwise. A sample's bits depend on the
     sample and its memory order, not on the batch.
     """
-    outputs: tuple[Tensor, Tensor, Tensor] = torch.ops.raccgan.anomaly_score_triton(x, x_hat, f, f_hat, want_map)
-    return outputs
+    return torch.ops.raccgan.anomaly_score_triton(x, x_hat, f, f_hat, want_map)
 
 
 @jit
@@ -156,10 +154,7 @@ def _tile(channels: int, pixels: int, features: int, channels_last: bool) -> Con
 def _plan(
     x: Tensor, f: Tensor | None, images: bool = True, features: bool = True
 ) -> tuple[tuple[int, ...], tuple[float, float], dict[str, Any]]:
-    """Pixels, features and tiles of a sample; what its means are divided by; the options of a launch.
-
-    ``images`` and ``features`` say whether anything of them is computed. The batch has no part in it.
-    """
+    """Pixels, features and tiles of a sample, 0 of what is not computed; divisors of its means; options of a launch."""
     (n, c, h, w), last = x.shape, not x.is_contiguous()
     pixels, size = h * w, 0 if f is None or n == 0 else f[0].numel()
     config = _tile(c, pixels, size, last)
@@ -169,17 +164,14 @@ def _plan(
     return (pixels, size, image_tiles, feature_tiles), (float(c * pixels), float(size)), options
 
 
-def _all_alike(x: Tensor, x_hat: Tensor, f: Tensor | None, f_hat: Tensor | None) -> list[Any]:
+def _all_alike(*tensors: Any) -> list[Any]:
     """Each pair as it is where both are dense in the same order; else copies that are."""
-    return [*_alike(x, x_hat), *((f, f_hat) if f is None or f_hat is None else _alike(f, f_hat))]
-
-
-def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    if a.is_contiguous() and b.is_contiguous():
-        return a, b
-    if a.dim() == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (a, b)):
-        return a, b
-    return a.contiguous(), b.contiguous()
+    found: list[Any] = []
+    for a, b in (tensors[:2], tensors[2:]):
+        images = a is not None and a.dim() == 4
+        last = images and all(t.is_contiguous(memory_format=torch.channels_last) for t in (a, b))
+        found += (a, b) if a is None or last else (a.contiguous(), b.contiguous())
+    return found
 
 
 def _forward(*inputs: Any) -> tuple[Tensor, ...]:
@@ -245,23 +237,3 @@ _OPS = (
         _of_backward,
     )(_backward),
 )
-
-
-def compilations() -> Iterator[Compilation]:
-    """Every configuration in every dtype and layout, for tests that compile them without a GPU.
-
-    Of the smallest images also without features, whose gradient may come all the same as the op returns that term as
-    zeros; and with as little as there can be.
-    """
-    with runtime.noted() as found:
-        for size, dtype, (c, last) in product((32, 128, 512), runtime.DTYPES, ((1, False), (3, True))):
-            x, f = meta(dtype, 2, c, size, size, last=last), meta(dtype, 2, 2**13)
-            of_sample, to_map = meta(torch.float32, 2), meta(torch.float32, 2, size, size)
-            _forward(x, x, f, f, True)
-            _backward(x, x, f, f, of_sample, of_sample, to_map, *(True,) * 4)
-            if size == 32:
-                _forward(x, x, None, None, True)
-                _backward(x, x, None, None, of_sample, of_sample, to_map, True, True, False, False)
-                _forward(x, x, None, None, False)
-                _backward(x, x, None, None, of_sample, None, None, True, False, False, False)
-    return iter(found)

@@ -132,7 +132,14 @@ def register_both(
         through = [grad if there else None for grad, there in zip(grad_grads, computed.by_tensor(), strict=True)]
         if (found := second(given, through, saved, batch, eps)) is not None:
             return found
-        cbam, used = partial(_in_float32, batch=batch, eps=eps), [g is not None for g in through]
+        kind, used = "batch" if batch else "instance", [g is not None for g in through]
+
+        def cbam(*tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            x, *weights, mean, var = (None if t is None else t.float() for t in tensors)
+            assert x is not None
+            norm = CbamNorm(kind if mean is None else "fixed", mean, var, eps)
+            y, mean, var = reference.cbam(x, CbamWeights(*weights), norm, _convolve_by_columns)
+            return y.to(tensors[0].dtype), mean, var
 
         def first(*given: Tensor | None) -> _Tensors:
             return differentiate(cbam, given[3:], given[:3], used)
@@ -141,14 +148,6 @@ def register_both(
 
     register(f"raccgan::{name}", partial(forward_shapes, like, saved_sizes), of_forward, save)
     register(f"raccgan::{name}_backward", partial(backward_shapes, like), of_backward)
-
-
-def _in_float32(*tensors: Tensor, batch: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    x, *weights, mean, var = (None if t is None else t.float() for t in tensors)
-    kind = "fixed" if mean is not None else "batch" if batch else "instance"
-    assert x is not None
-    y, mean, var = reference.cbam(x, CbamWeights(*weights), CbamNorm(kind, mean, var, eps), _convolve_by_columns)
-    return y.to(tensors[0].dtype), mean, var
 
 
 def _convolve_by_columns(planes: Tensor, weight: Tensor) -> Tensor:

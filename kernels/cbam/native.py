@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,12 +59,8 @@ def _double_backward(
     return [of_grad_y, None, None, *of_tensors, None, None]
 
 
-def _double_backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
-    _, grad_y, x, *weights, _, _ = inputs
-    alike = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in weights)
-    return empty_like_image(grad_y), empty_like_image(x), *alike
-
-
 if library.load():
     autograd.register_both("cbam_native", empty_like_image, _saved_sizes, _double_backward)
-    torch.library.register_fake("raccgan::cbam_native_double_backward")(_double_backward_shapes)
+    torch.library.register_fake("raccgan::cbam_native_double_backward")(
+        lambda _, g, x, *rest: (empty_like_image(g), empty_like_image(x), *(t.new_empty(t.shape) for t in rest[:-2]))
+    )

@@ -51,25 +51,23 @@ def cbam(x: Tensor, weights: CbamWeights, norm: CbamNorm = INSTANCE, *, kernels:
         ValueError: shapes or options outside the above.
         raccgan.kernels.dispatch.KernelError: ``kernels`` names a backend that cannot serve this call.
     """
-    _check(x, weights, norm)
+    if fault := _fault(x, weights, norm):
+        raise ValueError(f"cbam: {fault}")
     run = dispatch.choose("cbam", BACKENDS, kernels, dispatch.Call.of(x)).run
     return CbamResult(*run(x, weights, norm))
 
 
-def _check(x: Tensor, weights: CbamWeights, norm: CbamNorm) -> None:
+def _fault(x: Tensor, weights: CbamWeights, norm: CbamNorm) -> str | None:
     if x.dim() != 4:
-        raise _refused(f"x must be [N, C, H, W], got {list(x.shape)}")
+        return f"x must be [N, C, H, W], got {list(x.shape)}"
     c, r, k = x.shape[1], weights.reduce_weight.shape[0], weights.spatial_weight.shape[-1]
     reduce, expand = weights.reduce_weight.shape, weights.expand_weight.shape
     if reduce != (r, c) or expand != (c, r):
-        raise _refused(f"the MLP must be [R, {c}] then [{c}, R], got {list(reduce)} and {list(expand)}")
+        return f"the MLP must be [R, {c}] then [{c}, R], got {list(reduce)} and {list(expand)}"
     if weights.spatial_weight.shape != (1, 2, k, k) or k % 2 == 0:
-        raise _refused(f"spatial_weight must be [1, 2, k, k] with odd k, got {list(weights.spatial_weight.shape)}")
+        return f"spatial_weight must be [1, 2, k, k] with odd k, got {list(weights.spatial_weight.shape)}"
     if norm.kind not in NORMS:
-        raise _refused(f"norm must be one of {', '.join(NORMS)}, got {norm.kind!r}")
+        return f"norm must be one of {', '.join(NORMS)}, got {norm.kind!r}"
     if (norm.kind == "fixed", norm.kind == "fixed") != (norm.mean is not None, norm.var is not None):
-        raise _refused('mean and var belong to norm="fixed", and to it alone')
-
-
-def _refused(what: str) -> ValueError:
-    return ValueError(f"cbam: {what}")
+        return 'mean and var belong to norm="fixed", and to it alone'
+    return None

@@ -41,8 +41,7 @@ def pooled(x: Tensor, size: int) -> Tensor:
         return x
     if not torch.is_grad_enabled():
         return F.avg_pool2d(x, size)
-    y: Tensor = AveragePool.apply(x, size)
-    return y
+    return AveragePool.apply(x, size)
 
 
 class AveragePool(torch.autograd.Function):
@@ -67,8 +66,7 @@ class AveragePoolTransposed(torch.autograd.Function):
         sizes = (*grad_y.shape[:2], height, width)
         # avg_pool2d_backward reads only its shape and memory format
         x = torch.empty(sizes, dtype=grad_y.dtype, device=grad_y.device, memory_format=torch.channels_last)
-        grad: Tensor = torch.ops.aten.avg_pool2d_backward(grad_y, x, [size] * 2, [size] * 2, [0, 0], False, True, None)
-        return grad
+        return torch.ops.aten.avg_pool2d_backward(grad_y, x, [size] * 2, [size] * 2, [0, 0], False, True, None)
 
     @staticmethod
     def backward(ctx: Any, grad_grad_x: Tensor) -> tuple[Tensor, None, None, None]:

@@ -25,8 +25,7 @@ FEW, WIDE = 20_000_000, 64 * 128  # see _as_matrices
 
 def depthwise(x: Tensor, w: Tensor) -> Tensor:
     """D(x, w) for x [N, C, H, W], w [C, 1, k, k] with k odd; stride 1, zero padding k // 2. Any order of derivative."""
-    y: Tensor = Depthwise.apply(in_autocast_dtype(x), in_autocast_dtype(w))
-    return y
+    return Depthwise.apply(in_autocast_dtype(x), in_autocast_dtype(w))
 
 
 def pointwise(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = None) -> Tensor:

@@ -67,8 +67,7 @@ def depthwise_separable(
     dtype = _check(x, weights, prologue, resize, residual)
     call = dispatch.Call.of(x, weights.kernel_size, dtype)
     run = dispatch.choose("depthwise_separable", BACKENDS, kernels, call).run
-    y: Tensor = run(x, weights, prologue, resize, residual, packed)
-    return y
+    return run(x, weights, prologue, resize, residual, packed)
 
 
 def pointwise(
@@ -88,8 +87,7 @@ def pointwise(
     _check_dtype("pointwise", dtype, "weight", weight)
     _check_dtype("pointwise", dtype, "bias", bias)
     run = dispatch.choose("pointwise", POINTWISE, kernels, dispatch.Call.of(x, 1, dtype)).run
-    y: Tensor = run(x, weight, bias, packed)
-    return y
+    return run(x, weight, bias, packed)
 
 
 def packed(pointwise_weight: Tensor, dtype: torch.dtype, *, kernels: str = "fused") -> Tensor | None:

@@ -7,25 +7,19 @@ too. No GPU has run them yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
-from itertools import product
 
 import torch
 from torch import Tensor
 
 from raccgan.kernels import triton_runtime as runtime
 from raccgan.kernels.moments import autograd
-from raccgan.kernels.triton_runtime import Compilation, Config, empty_in_order, in_order, jit, pixels_of, tile_of, tl
+from raccgan.kernels.triton_runtime import Config, empty_in_order, in_order, jit, pixels_of, tile_of, tl
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`raccgan.kernels.moments`. x is read in place where it is NCHW or channels_last, copied otherwise.
-
-    The same bits in every run.
-    """
-    mean, var = torch.ops.raccgan.moments_triton(x)
-    return mean, var
+    """As :func:`raccgan.kernels.moments`, the same bits in every run. x is copied if not NCHW or channels_last."""
+    return torch.ops.raccgan.moments_triton(x)
 
 
 @jit
@@ -116,10 +110,7 @@ def sweep_tile(channels: int, pixels: int, channels_last: bool) -> Config:
 
 
 def fill_moments(x: Tensor, mean: Tensor, var: Tensor, *, pre_relu: bool = False) -> None:
-    """Write mean and biased variance of x, or of its ReLU: [C] of the batch, or [N, C] of each sample.
-
-    NaN of no pixels, as PyTorch's are.
-    """
+    """Write mean and biased variance of x, or its ReLU: [C] of the batch or [N, C] of each sample; NaN of no pixels."""
     x = in_order(x)
     (n, c, height, width), last = x.shape, not x.is_contiguous()
     pixels, groups = height * width, n if mean.dim() == 2 else 1
@@ -177,14 +168,3 @@ _OPS = [
     )
 ]
 autograd.register_both("moments_triton", empty_in_order)
-
-
-def compilations() -> Iterator[Compilation]:
-    """The kernels in every configuration, dtype and layout, for tests that compile them without a GPU."""
-    with runtime.noted() as found:
-        layers = ((96, 128, False), (128, 128, True), (128, 16, True), (64, 32, True))
-        for dtype, (c, size, last) in product(runtime.DTYPES, layers):
-            x, of_channels = runtime.meta(dtype, 2, c, size, size, last=last), runtime.meta(torch.float32, c)
-            _forward(x)
-            _backward(of_channels, of_channels, x, of_channels)
-    return iter(found)

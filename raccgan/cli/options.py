@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, with its errors in one line, examples left as they are written, and commands as the user types them."""
 
     def __init__(self, command: str, description: str, examples: str, arguments: str = "") -> None:
-        """``arguments`` stand before the options in the line on usage, such as ``RUN IMAGE ...``."""
+        """``arguments`` stand before the options in the line on usage, such as ``RUN IMAGE ...``. RUN is added here."""
         prog = as_typed(f"python -m raccgan.{command}")
         super().__init__(
             prog=prog,
@@ -34,6 +34,8 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        if arguments.startswith("RUN"):
+            self.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, one_line(f"error: {message}; {self.prog} --help shows all options") + "\n")
@@ -50,10 +52,7 @@ def as_typed(text: str) -> str:
 
 
 def add_settings(parser: argparse.ArgumentParser, only: Iterable[str] | None = None) -> None:
-    """One option a setting of :class:`Config`; a setting that is not given is not in the parsed arguments.
-
-    The options are in groups, or those of the settings ``only`` in none.
-    """
+    """An option a setting of :class:`Config`, in groups, or those of ``only`` in none; absent where it is not given."""
     groups: dict[str, Any] = {}
     for f in dataclasses.fields(Config):
         if only is not None and f.name not in only:
@@ -157,13 +156,15 @@ def note_missing_library(kernels: str) -> None:
 
 
 def call(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Run a command; what a person can mend becomes one line on standard error and exit status 2.
-
-    The process of a rank ends here and does not return.
-    """
+    """Run a command; what a person can mend is one line on standard error, and status 2. A rank's process ends here."""
     keep_freed()
     try:
-        status = _left(command, arguments)
+        try:
+            status = command(arguments)
+        except BaseException as error:
+            ranks.leave(error)
+            raise
+        ranks.leave()
         print(end="", flush=True)  # what cannot be written is said here and not at the end of Python
     except InputError as error:
         status = _error(error)
@@ -186,16 +187,6 @@ def call(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
             raise
         status = _error("the GPU's memory is full; lower --batch-size or --score-batch")
     ranks.end(status)
-    return status
-
-
-def _left(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    try:
-        status = command(arguments)
-    except BaseException as error:
-        ranks.leave(error)
-        raise
-    ranks.leave()
     return status
 
 

@@ -17,12 +17,9 @@ from typing import Any, TypeVar
 
 from raccgan.errors import InputError
 
-BEAT = 0.5
-"""Seconds between heartbeats."""
-SILENT = 2.5
-"""Seconds without a heartbeat after which a rank is the reason of a failed collective."""
-GRACE = 5.0
-"""Seconds that the work has to end with its own line before the thread ends the process."""
+BEAT = 0.5  # seconds between heartbeats
+SILENT = 2.5  # seconds without a heartbeat after which a rank is the reason of a failed collective
+GRACE = 5.0  # seconds that the work has to end with its own line before the thread ends the process
 
 _LEFT = b"left"
 _NO_STORE = "rank 0, or torchrun on its machine, was lost"
@@ -42,9 +39,8 @@ def first_line(error: BaseException) -> str:
 class Heartbeat(threading.Thread):
     """Heartbeats of rank ``rank`` among ``world``, from now until :meth:`leave`.
 
-    Args:
-        store: the job's store (``torch.distributed.Store``), over a connection of this object's own.
-        timeout: seconds without a heartbeat after which a rank is given up.
+    ``store`` is the job's (``torch.distributed.Store``), over a connection of this object's own. A rank is given up
+    after ``timeout`` seconds without a heartbeat.
     """
 
     def __init__(self, store: Any, rank: int, world: int, timeout: float) -> None:
@@ -56,8 +52,7 @@ class Heartbeat(threading.Thread):
         self._speaking = threading.Lock()
         self._using = threading.Lock()
         self._count = 0
-        self.terminated = False
-        """Whether torchrun asked this process to end: because a rank was lost, or because torchrun itself ends."""
+        self.terminated = False  # by torchrun, because a rank was lost or because torchrun itself ends
         self.store.set(self._beats[rank], "0")
         self.store.wait(self._beats)
         self.start()
@@ -82,10 +77,8 @@ class Heartbeat(threading.Thread):
     def report(self, error: BaseException) -> None:
         """Tell the other ranks that this one ends, and why.
 
-        Raises, instead of ``error``:
-            InputError: the same line, with this rank's number.
-            SystemExit: another rank has said the line already.
-            LostRankError: it was a KeyboardInterrupt that torchrun sent because a rank was lost.
+        Instead of ``error`` this raises an InputError of the same line with this rank's number; or a SystemExit, if
+        another rank has said the line already; or a LostRankError, if torchrun interrupted because a rank was lost.
         """
         if isinstance(error, LostRankError | SystemExit):
             return
@@ -97,10 +90,10 @@ class Heartbeat(threading.Thread):
             if self.rank:
                 raise SystemExit(130) from None
             return
-        if not isinstance(error, InputError):
-            self._announce(f"rank {self.rank} stopped: {type(error).__name__}: {first_line(error)}")
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        self._announce(f"rank {self.rank} stopped: {kind}{first_line(error)}")
+        if kind:
             return
-        self._announce(f"rank {self.rank} stopped: {first_line(error)}")
         said = f"said/{hashlib.blake2b(str(error).encode(), digest_size=8).hexdigest()}"
         with suppress(RuntimeError):  # the store is gone: the line is said
             if self._ask(lambda: self.store.add(said, 1)) > 1:
@@ -128,7 +121,7 @@ class Heartbeat(threading.Thread):
         return self._announced()
 
     def _announced(self) -> str | None:
-        """The reason that the first rank to stop has left, its own or another rank's."""
+        """The reason that the first rank to stop has left."""
         return self.store.get("ended").decode() if self.store.check(["ended"]) else None
 
     def _ask(self, use: Callable[[], T]) -> T:

@@ -50,11 +50,7 @@ def job() -> Collectives:
 
 
 def place_in(environment: Mapping[str, str] = os.environ) -> Place:
-    """What torchrun, or another launcher that sets the same variables, says of this process.
-
-    Raises:
-        InputError: some of the variables are set and some are not.
-    """
+    """What torchrun, or a launcher with the same variables, says of this process; an InputError if some are missing."""
     if environment.get("WORLD_SIZE", "1") == "1":
         return Place()
     try:
@@ -76,12 +72,8 @@ def torchrun_job() -> str | None:
 def join(device: torch.device, timeout: float) -> Collectives:
     """Become a rank of the job that the environment names, if it names one, until :func:`leave`.
 
-    Args:
-        device: where this rank computes; NCCL serves a GPU, gloo a CPU.
-        timeout: seconds that a rank waits for the others before it gives them up.
-
-    Raises:
-        InputError: the other ranks did not come.
+    The rank computes on ``device``, a GPU with NCCL or a CPU with gloo, and waits ``timeout`` seconds for the others
+    before it gives them up; an InputError if they did not come.
     """
     global _job, _was_rank
     place = place_in()
@@ -121,11 +113,10 @@ def join(device: torch.device, timeout: float) -> Collectives:
 
 
 def _meet(store: Any, place: Place, timeout: float) -> str:
-    """A new name for this meeting of all ranks, under which their keys in the store are.
+    """A new name for this meeting of all ranks, for their keys in the store; a RuntimeError after ``timeout`` seconds.
 
     torchrun keeps the store and its keys when it restarts the ranks, and its restart count differs between machines
-    after a failure. So every rank asks under a random name, and rank 0 answers the last that asked in each place. A
-    RuntimeError if some have not come within ``timeout`` seconds.
+    after a failure. So every rank asks under a random name, and rank 0 answers the last that asked in each place.
     """
     mine = secrets.token_hex(8)
     if place.rank:
@@ -148,10 +139,7 @@ def _meet(store: Any, place: Place, timeout: float) -> str:
 
 
 def leave(error: BaseException | None = None) -> None:
-    """Part from the job, if there is one, and tell the others the ``error`` that ended this rank's work, if any.
-
-    Raises what :meth:`~raccgan.distributed.heartbeat.Heartbeat.report` raises in place of ``error``.
-    """
+    """Part from the job, if there is one, and report the ``error`` that ended this rank's work (Heartbeat.report)."""
     global _job
     if _job is None or _job.heartbeat is None:
         return
@@ -172,8 +160,7 @@ def leave(error: BaseException | None = None) -> None:
 def end(status: int) -> None:
     """End the process with this exit status if it was a rank.
 
-    Python's own end destroys C++ objects while their threads may still run: it aborted one in 16 short jobs, their work
-    done, on a machine with seven times its load.
+    Python's own end destroys C++ objects while their threads may still run: it aborted one in 16 short jobs under load.
     """
     if _was_rank:
         atexit._run_exitfuncs()

@@ -47,9 +47,11 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     settings = options.settings_of(given, but=("normal", "seed"))
     variants = _names(given.variants) or (list(VARIANTS) if given.summary else [DEFAULT])
-    wanted = trials(
-        given.table, variants=variants, normal=_names(given.normal), seeds=_seeds(given.seeds), settings=settings
-    )
+    seeds = _names(given.seeds)
+    if not seeds or not all(seed.isdecimal() for seed in seeds):
+        raise InputError(f"--seeds {given.seeds!r} are not numbers such as 0,1,2")
+    normal = _names(given.normal)
+    wanted = trials(given.table, variants=variants, normal=normal, seeds=[*map(int, seeds)], settings=settings)
     device = options.pick_device(given.device)
 
     from raccgan.experiment.results import Results
@@ -138,23 +140,15 @@ def _parser() -> options.Parser:
     return parser
 
 
-_SETTINGS = (
+_SETTINGS = (  # that may replace the table's own; such rows are others than the table's
     "fit", "brightness", "image_size", "base_width", "multipliers", "gan_steps", "batch_size", "critic_steps",
     "penalty", "generator_lr", "discriminator_lr", "ema", "encoder_steps", "encoder_lr", "generator_tuning", "kappa",
     "score", "control_steps", "score_batch", "kernels", "precision", "threads", "checkpoint_every",
 )  # fmt: skip
-"""Settings that may replace the table's own; such rows are others than the table's."""
 
 
 def _names(given: str) -> list[str]:
     return [name.strip() for name in given.split(",") if name.strip()]
-
-
-def _seeds(given: str) -> list[int]:
-    names = _names(given)
-    if not names or not all(name.isdecimal() for name in names):
-        raise InputError(f"--seeds {given!r} are not numbers such as 0,1,2")
-    return [int(name) for name in names]
 
 
 if __name__ == "__main__":

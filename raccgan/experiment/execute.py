@@ -11,7 +11,7 @@ import torch
 
 from raccgan.config import SCORES
 from raccgan.data.samples import spread
-from raccgan.evaluation.assessment import Assessment, evaluate_run
+from raccgan.evaluation.assessment import evaluate_run
 from raccgan.evaluation.metrics import auroc
 from raccgan.experiment.results import KEY, Figures
 from raccgan.experiment.tables import Trial
@@ -22,19 +22,15 @@ from raccgan.scoring.scorer import FORMULAS, Scored, Scorer, concatenate
 from raccgan.training.loop import PHASES, Training
 from raccgan.training.run import Run, prepare
 
-SPARE = 3000
-"""The most anomalous images of the training part that are scored."""
-
-TIMED = 1000
-"""The most test images that are scored for the time of scoring."""
+SPARE = 3000  # the most anomalous images of the training part that are scored
+TIMED = 1000  # the most test images that are scored for the time of scoring
 
 
 def execute(row: Trial, folder: Path, device: torch.device, data_root: Path) -> Figures:
     """Train and judge one row, and return its line; part of the row that is in its folder is continued.
 
-    Raises:
-        InputError: whatever is wrong with data, settings or folder, and numbers that are not finite.
-        raccgan.training.loop.Interrupted: Ctrl-C, after the step was finished and saved.
+    An InputError for whatever is wrong with data, settings or folder, and for numbers that are not finite; a
+    :class:`raccgan.training.loop.Interrupted` after Ctrl-C, when the step is finished and saved.
     """
     run = prepare(row.config, data_root, device)
     stored = checkpoints.load(folder) if (folder / checkpoints.NAME).exists() else None
@@ -51,10 +47,6 @@ def execute(row: Trial, folder: Path, device: torch.device, data_root: Path) -> 
     seconds, history = training.seconds, training.history
     assessment = evaluate_run(folder, run, scorer, calibration, seconds=seconds, history=history)
     assert assessment is not None  # a row is of one process
-    return _result(row, run, scorer, assessment)
-
-
-def _result(row: Trial, run: Run, scorer: Scorer, assessment: Assessment) -> Figures:
     found, kinds = assessment.metrics, _kinds(scorer, assessment.scored)
     return {
         **dict(zip(KEY, row.key, strict=True)),

@@ -15,12 +15,9 @@ from raccgan.experiment.tables import Benchmark, Trial
 from raccgan.outputs import figures
 from raccgan.outputs.files import write_csv
 
-Figures = dict[str, str]
-"""One line of the CSV, by column; an empty figure is one that the data do not define."""
+Figures = dict[str, str]  # one line of the CSV, by column; an empty figure is one that the data do not define
 
 CONTROLS = ("autoencoder", "nearest_neighbour")
-
-
 KEY = ("variant", "normal", "seed", "digest")
 HEADER = (
     *KEY, "auroc", "pixel_auroc", *CONTROLS, *(f"pixel_{name}" for name in CONTROLS),
@@ -30,8 +27,7 @@ HEADER = (
 """The columns: ``pixel_`` is the pixel AUROC of a control, ``auroc_`` the AUROC of a kind of score on the test images,
 and ``choice_`` that on the training part, held-out normal images against the images of all other classes there."""
 
-_YOUNGER = ("auroc_defects", "choice_defects")
-"""Columns that older tables lack; a figure is empty there."""
+_YOUNGER = ("auroc_defects", "choice_defects")  # columns that older tables lack; a figure is empty there
 
 
 class Results:

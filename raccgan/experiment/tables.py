@@ -20,7 +20,7 @@ SEEDS = (0, 1, 2)
 
 DEFAULT = "default"
 
-VARIANTS: Mapping[str, Mapping[str, Any]] = {
+VARIANTS: Mapping[str, Mapping[str, Any]] = {  # one change at a time to a table's configuration
     DEFAULT: {},
     # Where attention stands.
     "no-attention": {"attention_generator": "none"},
@@ -41,7 +41,6 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     # The generator's moving average.
     "no-average": {"ema": 0.0},
 }
-"""One change at a time to a table's configuration."""
 
 
 class Published(NamedTuple):
@@ -69,6 +68,7 @@ _GARMENTS = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot",
 )  # fmt: skip
 
+# Sized for a CPU, an hour or less a row. On a GPU the published widths are given as settings.
 BENCHMARKS: Mapping[str, Benchmark] = {
     "digits": Benchmark("digits", {"protocol": "one-vs-rest"}, _DIGITS),
     "mnist": Benchmark(
@@ -120,7 +120,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         note="screws turned upright, brightness levelled: in some copies of this data it alone tells good from defect",
     ),
 }
-"""Sized for a CPU, an hour or less a row. On a GPU the published widths are given as settings."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +150,10 @@ class Trial:
         return f"{self.variant}-{plain}-{self.seed}-{self.digest}"
 
 
+# Settings that change how a result is computed and not the result; and those that are younger than published rows, at
+# the value that those had without them.
 _HOW = ("kernels", "threads", "score_batch", "checkpoint_every", "rank_timeout")
-"""Settings that change how a result is computed and not the result."""
-
 _LATER: Mapping[str, Any] = {"generator_tuning": 0.0}
-"""Settings that are younger than published rows, at the value that those had without them."""
 
 
 def trials(
@@ -168,10 +166,8 @@ def trials(
 ) -> list[Trial]:
     """The rows of a table, seed by seed, so that every class is there once before one is there twice.
 
-    ``normal`` are the only normal classes, empty for all of the table; ``settings`` replace the table's own.
-
-    Raises:
-        InputError: no such table, variant or class, or settings that make no configuration.
+    ``normal`` are the only normal classes, empty for all of the table; ``settings`` replace the table's own. An
+    InputError if there is no such table, variant or class, or if the settings make no configuration.
     """
     if name not in BENCHMARKS:
         raise InputError(f"no experiment called {name!r}{closest(name, BENCHMARKS, 'experiments')}")

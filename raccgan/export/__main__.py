@@ -33,8 +33,7 @@ EXAMPLES = """\
 
 FORMATS = ("onnx", "torch")
 INPUTS = ("float32", "uint8")
-CHECKED = 64
-"""Images that the exported model is compared on."""
+CHECKED = 64  # images that the exported model is compared on
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -86,7 +85,6 @@ def _parser() -> options.Parser:
         EXAMPLES,
         "RUN",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its checkpoint")
     parser.add_argument(
         "--format", default="onnx", metavar="NAME", help="onnx, or torch for torch.export's .pt2 (default: onnx)"
     )

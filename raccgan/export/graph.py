@@ -33,13 +33,11 @@ OUTPUTS = {
 
 INPUTS = {"float32": "[-1, 1]: pixel / 255 * 2 - 1", "uint8": "0 to 255, as decoded and resized"}
 
+# What each format needs beside PyTorch, to be made and to be compared.
 PACKAGES: dict[str, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
-"""What each format needs beside PyTorch, to be made and to be compared."""
-
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
-TOLERANCE = 1e-3
-"""Largest relative difference of a score that is rounding; the runs tried, 8 to 32 px, came to about 1e-6."""
+TOLERANCE = 1e-3  # largest relative difference of a score that is rounding; at 8 to 32 px it came to about 1e-6
 
 Runner = Callable[[Tensor], list[Tensor]]
 
@@ -55,8 +53,7 @@ class Agreement(NamedTuple):
 class ScoringGraph(nn.Module):
     """Images to the tensors of :data:`OUTPUTS`, in that order.
 
-    ``conditions`` are the classes of which the lowest score counts, ``dtype`` is a name in :data:`INPUTS`. A score that
-    is not at most ``threshold`` is anomalous, one that is not a number too.
+    ``conditions`` are the classes of which the lowest score counts, ``dtype`` is a name in :data:`INPUTS`.
     """
 
     def __init__(self, stored: Checkpoint, conditions: Sequence[int], threshold: float, dtype: str) -> None:
@@ -96,8 +93,7 @@ def missing(form: str) -> list[str]:
 def export(graph: ScoringGraph, form: str, *, channels: int, size: int) -> bytes:
     """The content of a model file: ``onnx``, or ``torch`` for torch.export's .pt2. Any batch from 1 on."""
     example = torch.zeros(2, channels, size, size, dtype=getattr(torch, graph.dtype))
-    with warnings.catch_warnings():  # about PyTorch's own insides
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):  # about PyTorch's own insides
         program = torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
         if form == "torch":
             stream = io.BytesIO()
@@ -113,8 +109,7 @@ def export(graph: ScoringGraph, form: str, *, channels: int, size: int) -> bytes
 def load(content: bytes, form: str) -> Runner:
     """The exported graph in the runtime of its format, on the CPU: from images to the outputs, in their order."""
     if form == "torch":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             module = torch.export.load(io.BytesIO(content)).module()
         return lambda images: list(module(images))
     import onnxruntime
@@ -131,9 +126,7 @@ def agreement(
     Where the graph takes bytes, both see the images rounded to bytes; where it levels, the scorer gets them levelled.
     Images of one value everywhere are left out: their variance is 0, so the norms scale up nothing but rounding, and no
     two implementations agree (nor does either with float64: 13 % off at 8 px, 10 % at 16 px).
-
-    Raises:
-        InputError: no image is left, or a score differs by more than :data:`TOLERANCE`, with the difference.
+    An InputError if no image is left, or if a score differs by more than :data:`TOLERANCE`, with the difference.
     """
     images = images[images.flatten(1).amax(dim=1) > images.flatten(1).amin(dim=1)]
     if len(images) == 0:

@@ -3,7 +3,7 @@
 It is the unbiased estimate of the squared maximum mean discrepancy between two sets of images, with the kernel of KID
 (Binkowski et al., 2018) on d features a and b of an image each, k(a, b) = (a . b / d + 1)^3: 0 in the mean for two sets
 from one distribution. The features come from fixed random convolutions, so no network that was trained on photographs
-judges digits or X-rays (Naeem et al., 2020). docs/generate.md has measurements, also against a PCA of the pixels.
+judges digits or X-rays (Naeem et al., 2020). docs/generate.md has measurements.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from torch import Tensor
 
 from raccgan.models.randomness import stream
 
-MOST = 500
-"""Images of a kind that are compared: the estimate gains little from more, and time grows with their square."""
-
+MOST = 500  # images of a kind to compare: the estimate gains little from more, and time grows with their square
 FILTERS = 32
 SHUFFLES = 200
 
@@ -59,11 +57,7 @@ def features(x: Tensor, *, batch: int = 64) -> Tensor:
 
 
 def kernel_distance(a: Tensor, b: Tensor) -> float:
-    """Unbiased squared maximum mean discrepancy of features a [N, d] and b [M, d], N and M at least 2.
-
-    Raises:
-        ValueError: fewer than 2 of either.
-    """
+    """Unbiased squared maximum mean discrepancy of features a [N, d] and b [M, d]; a ValueError below 2 of either."""
     if min(len(a), len(b)) < 2:
         raise ValueError(f"a kernel distance needs at least 2 images of either kind, got {len(a)} and {len(b)}")
     return float(_distances(torch.cat([a, b]).double(), _first(a, b)[None]))
@@ -72,11 +66,9 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 def compare(generated: Tensor, train: Tensor, test: Tensor) -> Comparison:
     """How far generated, real training and noise images lie from real test images of the same class.
 
-    All are images [N, C, S, S] in [-1, 1] on the CPU, at least 2 of each. Features are centered on the test images'
-    mean and divided by their deviation, one number for all, so that a distance means the same for every data set.
-
-    Raises:
-        ValueError: fewer than 2 of one kind.
+    All are images [N, C, S, S] in [-1, 1] on the CPU, at least 2 of each, else a ValueError. Features are centered on
+    the test images' mean and divided by their deviation, one number for all, so that a distance means the same for
+    every data set.
     """
     reference = features(test).double()
     center = reference.mean(dim=0)
@@ -100,15 +92,12 @@ def compare(generated: Tensor, train: Tensor, test: Tensor) -> Comparison:
 
 
 def _first(a: Tensor, b: Tensor) -> Tensor:
-    """Which rows of both sets together are those of a: [N + M] of 1 and 0."""
+    """Which rows of both sets are those of a: [N + M] of 1 and 0."""
     return torch.cat([torch.ones(len(a)), torch.zeros(len(b))]).double()
 
 
 def _distances(both: Tensor, first: Tensor) -> Tensor:
-    """The distance [S] of the rows of ``both`` [K, d] in the first set to the others, for S choices ``first`` [S, K].
-
-    No image is compared with itself, which is what makes the estimate unbiased.
-    """
+    """The distances [S] of rows of ``both`` [K, d] in ``first`` [S, K] to the others; none is compared with itself."""
     kernel = (both @ both.T / both.shape[1] + 1) ** 3
     within = kernel - kernel.diagonal().diag()
     rest = 1 - first

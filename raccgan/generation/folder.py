@@ -24,11 +24,8 @@ from raccgan.outputs.pictures import sample_grid, write_image
 from raccgan.outputs.progress import Progress
 from raccgan.outputs.terminal import tell
 
-COLUMNS = 10
-"""Images of a class on a grid, and steps of an interpolation."""
-
-ROWS = 20
-"""The most classes on a grid."""
+COLUMNS = 10  # images of a class on a grid, and steps of an interpolation
+ROWS = 20  # the most classes on a grid
 
 
 def require_empty(out: Path) -> None:
@@ -37,8 +34,8 @@ def require_empty(out: Path) -> None:
         raise InputError(f"{out} is not empty: name another --out, so that these images are not mixed with others")
 
 
+# Real images of one class, of the training and of the test part: [N, C, S, S] in [-1, 1].
 RealImages: TypeAlias = tuple[Tensor, Tensor]
-"""Real images of one class, of the training and of the test part: [N, C, S, S] in [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +118,8 @@ def real_images(
 ) -> dict[str, RealImages]:
     """At most :data:`MOST` training and as many test images of each class, as the run's model takes them.
 
-    ``against`` is a data set by name, a list, or a folder; one without class folders is of one class, ``names[0]``.
-
-    Raises:
-        InputError: there are no such images, or fewer than two of a part.
+    ``against`` is a data set by name, a list, or a folder; one without class folders is of one class, ``names[0]``. An
+    InputError if there are no such images, or fewer than two of a part.
     """
     samples = _load(config, names, against, data_root)
     found = {}

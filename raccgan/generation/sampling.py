@@ -20,11 +20,7 @@ LOWEST_TRUNCATION = 0.1  # below, fewer than one coordinate in twelve is kept, a
 
 
 def latents(indices: Iterable[int], size: int, *, seed: int, truncation: float | None = None) -> Tensor:
-    """The latents z_i of ``indices``, [N, size], on the CPU.
-
-    Raises:
-        ValueError: ``truncation`` is below :data:`LOWEST_TRUNCATION` or not a number.
-    """
+    """The latents z_i of ``indices``, [N, size], on the CPU; a ValueError below :data:`LOWEST_TRUNCATION`."""
     if truncation is not None and not truncation >= LOWEST_TRUNCATION:
         raise ValueError(f"the truncation must be at least {LOWEST_TRUNCATION}, got {truncation}")
     rows = []
@@ -41,10 +37,9 @@ def latents(indices: Iterable[int], size: int, *, seed: int, truncation: float |
 def images(generator: Generator, z: Tensor, y: int, *, batch: int = 64) -> Tensor:
     """G(z, y) of latents z [N, latent] and the class of index y: [N, C, S, S] in [-1, 1], float32, on the CPU."""
     device = generator.embedding.weight.device
-    parts = [
-        generator(part.to(device), torch.full((len(part),), y, device=device)).float().cpu() for part in z.split(batch)
-    ]
-    return torch.cat(parts).contiguous()
+    batches = z.to(device).split(batch)
+    made = [generator(part, torch.full((len(part),), y, device=device)).float().cpu() for part in batches]
+    return torch.cat(made).contiguous()
 
 
 @torch.inference_mode()
@@ -55,19 +50,15 @@ def between_classes(generator: Generator, z: Tensor, first: int, last: int, step
     """
     table = generator.embedding.weight
     line = torch.lerp(table[first], table[last], torch.linspace(0, 1, steps, device=table.device)[:, None])
-    made: Tensor = torch.func.functional_call(
-        generator,
-        {"embedding.weight": line},
-        (z.to(table.device).expand(steps, -1), torch.arange(steps, device=table.device)),
-    )
+    inputs = z.to(table.device).expand(steps, -1), torch.arange(steps, device=table.device)
+    made: Tensor = torch.func.functional_call(generator, {"embedding.weight": line}, inputs)
     return made.float().cpu().contiguous()
 
 
 def between_latents(first: Tensor, last: Tensor, steps: int) -> Tensor:
-    """A path between two latents [latent], ends included: [steps, latent].
+    """A path between two latents [latent], ends included: [steps, latent], cos(t) first + sin(t) last.
 
-    It is cos(t) first + sin(t) last for t from 0 to a quarter turn: of two independent draws from N(0, 1) every point
-    is such a draw too. Halfway on a straight line the deviation would be 0.7.
+    Of two draws from N(0, 1) every point is such a draw too. Halfway on a straight line the deviation would be 0.7.
     """
     turn = torch.linspace(0, math.pi / 2, steps)[:, None]
     path = turn.cos() * first + turn.sin() * last

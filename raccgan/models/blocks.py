@@ -33,11 +33,9 @@ from raccgan.kernels.depthwise_separable import (
 )
 from raccgan.kernels.moments import moments
 
-EPS = 1e-5
-"""Added to the variance by which a batch norm divides."""
+EPS = 1e-5  # added to the variance by which a batch norm divides
 
-Affine = tuple[Tensor, Tensor]
-"""Scale and shift of a norm."""
+Affine = tuple[Tensor, Tensor]  # scale and shift of a norm
 
 
 @dataclass(frozen=True)
@@ -59,10 +57,9 @@ def couple(network: nn.Module, coupling: Coupling) -> None:
 
 
 class Pointwise(nn.Conv2d):
-    """A 1 x 1 convolution."""
+    """A 1 x 1 convolution, [N, C, H, W] to [N, D, H, W]."""
 
-    packed: Tensor | None
-    """The weight as the kernels read it, in networks for inference (:mod:`raccgan.models.inference`)."""
+    packed: Tensor | None  # the weight as the kernels read it, in networks for inference (raccgan.models.inference)
 
     def __init__(self, channels: int, out_channels: int, kernels: str) -> None:
         super().__init__(channels, out_channels, 1)
@@ -70,7 +67,6 @@ class Pointwise(nn.Conv2d):
         self.kernels = kernels
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to [N, D, H, W]."""
         return pointwise(x, self.weight, self.bias, kernels=self.kernels, packed=self.packed)
 
 
@@ -104,7 +100,6 @@ class Dense(nn.Module):
     def forward(
         self, x: Tensor, prologue: Prologue = NO_PROLOGUE, resize: Resize = SAME_SIZE, residual: Tensor | None = None
     ) -> Tensor:
-        """As :meth:`DepthwiseSeparable.forward`."""
         x = upsampled(apply_prologue(x, prologue), resize.upsample)
         x = pooled(self.convolution(x), resize.pool)
         return x if residual is None else x + residual
@@ -186,7 +181,7 @@ class ConditionalBatchNorm(NormOverBatch):
 
 
 class BatchNorm(NormOverBatch):
-    """Batch norm with weights and no condition, which can return its scale and shift."""
+    """Batch norm of [N, C, H, W] with weights and no condition, which can return its scale and shift."""
 
     num_batches_tracked: Tensor
 
@@ -195,14 +190,13 @@ class BatchNorm(NormOverBatch):
         self.register_buffer("num_batches_tracked", torch.tensor(0))  # as nn.BatchNorm2d has in checkpoints
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to [N, C, H, W]."""
         if self.training and self.coupling is not None:
             scale, shift = self.scale_and_shift(x)
             return (x * scale[0, :, None, None] + shift[0, :, None, None]).to(x.dtype)
         if self.training:
             self.num_batches_tracked.add_(1)
-        moments = self.running_mean, self.running_var
-        return F.batch_norm(x, *moments, self.weight, self.bias, self.training, self.momentum, EPS)
+        mean, var = self.running_mean, self.running_var
+        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, EPS)
 
     def scale_and_shift(self, x: Tensor) -> Affine:
         """The scale and shift, [N, C] each, that normalise x [N, C, H, W]."""
@@ -213,7 +207,7 @@ class BatchNorm(NormOverBatch):
 
 
 class CBAM(NormOverBatch):
-    """Convolutional block attention (Woo et al., 2018): see :mod:`raccgan.kernels.cbam`.
+    """Convolutional block attention (Woo et al., 2018) of [N, C, H, W]: see :mod:`raccgan.kernels.cbam`.
 
     ``norm="batch"`` keeps running moments for evaluation. ``norm="instance"`` couples no samples, which a critic under
     a gradient penalty requires.
@@ -228,7 +222,6 @@ class CBAM(NormOverBatch):
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to [N, C, H, W]."""
         mlp = (self.reduce.weight, self.reduce.bias, self.expand.weight, self.expand.bias)
         run = partial(cbam, x, CbamWeights(*mlp, self.spatial.weight, self.weight, self.bias), kernels=self.kernels)
         if self.norm == "batch" and not self.training:

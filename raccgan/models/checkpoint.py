@@ -27,11 +27,9 @@ from raccgan.outputs.files import sync_folder, write_atomically
 
 FORMAT = 5
 NAME = "checkpoint.safetensors"
-PICKLED_NAME = "checkpoint.pt"
-"""The name that checkpoints had up to format 4, which was PyTorch's pickle; it is refused with a line of its own."""
+PICKLED_NAME = "checkpoint.pt"  # up to format 4, which was PyTorch's pickle; it is refused with a line of its own
 
-History = dict[str, list[tuple[int, float]]]
-"""Points (step, value) of each loss curve."""
+History = dict[str, list[tuple[int, float]]]  # points (step, value) of each loss curve
 
 
 @dataclass
@@ -50,10 +48,10 @@ class Header:
 
 @dataclass
 class Checkpoint(Header):
-    networks: dict[str, Tensors] = field(default_factory=dict)
-    """The state dictionary of each network; the generator's average and the density are among them."""
-    optimisers: dict[str, Tensors] = field(default_factory=dict)
-    """Of each optimiser that has begun, as :func:`optimiser_state` gives it."""
+    """A whole checkpoint: the header and the tensors."""
+
+    networks: dict[str, Tensors] = field(default_factory=dict)  # state dictionaries by the names in Networks
+    optimisers: dict[str, Tensors] = field(default_factory=dict)  # optimiser_state of each one that has begun
     held_out: Tensors = field(default_factory=dict)
     """Of the held-out normal images, float32 [N] each: "score", and "peak", the maximum of the anomaly map. Empty
     before calibration."""
@@ -64,11 +62,7 @@ class Checkpoint(Header):
         return dataclasses.replace(self, threshold=threshold, held_out=scores, held_out_policy=policy)
 
     def restore(self, networks: Networks) -> None:
-        """Copy the weights into ``networks``.
-
-        Raises:
-            InputError: a tensor is missing or unknown, or of another shape or dtype.
-        """
+        """Copy the weights to ``networks``; an InputError if one is missing, unknown, or of another shape or dtype."""
         for name, network in networks.items():
             stored = self.networks.get(name, {})
             if problem := _difference(stored, network.state_dict()):
@@ -76,11 +70,7 @@ class Checkpoint(Header):
             network.load_state_dict(stored)
 
     def restore_optimiser(self, name: str, optimiser: torch.optim.Optimizer) -> None:
-        """Copy the state of an optimiser into ``optimiser``, whose learning rates and other settings stay.
-
-        Raises:
-            InputError: the state is of other weights.
-        """
+        """Copy a state into ``optimiser``, whose settings stay; an InputError if the state is of other weights."""
         weights = [weight for group in optimiser.param_groups for weight in group["params"]]
         likes = [{"step": torch.tensor(0.0), "exp_avg": weight, "exp_avg_sq": weight} for weight in weights]
         stored = self.optimisers.get(name, {})
@@ -108,11 +98,6 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> Tensors:
     return flat({str(index): of_weight for index, of_weight in optimiser.state_dict()["state"].items()})
 
 
-def recalibrate(path: Path, calibration: Calibration) -> None:
-    """Give the checkpoint at ``path`` another threshold; everything else in it stays, bit for bit."""
-    save(path, load(path).calibrated(calibration))
-
-
 def existing(path: Path) -> Path:
     """The checkpoint file that a path means: itself, or the one in a run's folder; an InputError if there is none."""
     file = path / NAME if path.is_dir() else path
@@ -130,11 +115,7 @@ def digest(checkpoint: Checkpoint) -> str:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Replace the checkpoint at ``path`` by a whole new one, which survives a power cut when this returns.
-
-    Raises:
-        InputError: the disk is full or the folder cannot be written.
-    """
+    """Replace the checkpoint at ``path`` by one that survives a power cut; an InputError if it cannot be written."""
     header = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(Header)}
     tensors = {name: getattr(checkpoint, name) for name in ("networks", "optimisers", "held_out")}
     content = tensor_file.packed({"format": FORMAT} | header, flat(tensors))
@@ -145,8 +126,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint file, or the one in a run's folder, in a few times its size of memory. No code in it is run.
 
-    Raises:
-        InputError: the file is missing, truncated, damaged or not a checkpoint of ours.
+    An InputError if the file is missing, truncated, damaged or not a checkpoint of ours.
     """
     path = existing(path)
     header, tensors = tensor_file.read(path)
@@ -164,7 +144,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def config_of(checkpoint: Checkpoint, **overrides: Any) -> Config:
-    """The configuration that a checkpoint was made with, with some settings of the run replaced."""
+    """The configuration of a checkpoint, with some settings replaced."""
     known = Config.__dataclass_fields__.keys() & checkpoint.config.keys()
     return Config(**{name: checkpoint.config[name] for name in known} | overrides)
 
@@ -180,8 +160,7 @@ def networks_of(checkpoint: Checkpoint, config: Config, device: torch.device) ->
 class _Undrawn(TorchFunctionMode):
     """Builds networks whose weights are replaced at once, and refuses networks of more than ``elements`` weights.
 
-    Weights are not made orthogonal, which is 1.7 of the 2.2 s of building at 128 px. (On PyTorch's meta device,
-    building takes 3 s: it imports Dynamo.)
+    Weights are not made orthogonal, which is 1.7 of the 2.2 s of building at 128 px; PyTorch's meta device takes 3 s.
     """
 
     def __init__(self, elements: int) -> None:
@@ -241,10 +220,9 @@ def _are_held_out(scores: Tensors) -> bool:
     )
 
 
-_RULES: dict[str, Callable[[Any], bool]] = {
+_RULES: dict[str, Callable[[Any], bool]] = {  # what the commands rely on beyond the types
     "classes": lambda names: 0 < len(names) == len(set(names)),
     "channels": lambda count: count in (1, 3),
     "steps": lambda steps: steps.keys() == {"gan", "encoder"} and all(count >= 0 for count in steps.values()),
     "held_out": _are_held_out,
 }
-"""What the commands rely on beyond the types."""

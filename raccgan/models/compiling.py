@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +14,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from raccgan.errors import InputError
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-Decompositions = Mapping[OpOverload, Callable[..., Any]]
-"""What stands in place of an op in a trace."""
+Decompositions = Mapping[OpOverload, Callable[..., Any]]  # what stands in place of an op in a trace
 
 
 def traced(
@@ -26,9 +23,7 @@ def traced(
     """The ops that ``function`` calls on tensors like ``inputs``, autograd's among them, without those nobody reads.
 
     Nothing is computed: fake tensors, which have no data, go through the function, at no cost in kernels or memory.
-
-    Raises:
-        ValueError: the function decides by a tensor's value.
+    A ValueError if the function decides by a tensor's value.
     """
     trace = make_fx(
         lambda *tensors: function(*tensors),  # make_fx counts a method's arguments with self
@@ -57,15 +52,10 @@ class CompileError(InputError):
         self.what, self.reason = what, reason
 
 
-def compiled(function: Function, what: str, **options: Any) -> Function:
-    """The function through torch.compile, in one graph; the first call compiles, in seconds to minutes.
+def compiled(function: Callable[..., Any], what: str, **options: Any) -> Callable[..., Any]:
+    """The function through torch.compile with these options, in one graph; the first call takes seconds to minutes.
 
-    Args:
-        what: names the function in the error.
-        options: of torch.compile.
-
-    Raises:
-        CompileError: at the first call, with the first paragraph of PyTorch's reason.
+    If PyTorch cannot compile it, that call raises a CompileError with ``what`` and the first paragraph of the reason.
     """
     generated = torch.compile(function, fullgraph=True, **options)
 
@@ -76,4 +66,4 @@ def compiled(function: Function, what: str, **options: Any) -> Function:
             # A paragraph and not a line: the first line may only name the PyTorch backend that raised the second.
             raise CompileError(what, " ".join(str(error).strip().partition("\n\n")[0].split())) from None
 
-    return cast(Function, run)
+    return run

@@ -26,17 +26,13 @@ from torch import Tensor, nn
 
 from raccgan.models.maps import smoothed
 
-RANK = 256
-"""Most eigenvectors that are kept: all of them for 16 px in the presets; at the published 128 px, 4.6 MB a class."""
+RANK = 256  # most eigenvectors that are kept: all for 16 px in the presets; at the published 128 px, 4.6 MB a class
 NARROWEST = 0.01
 """Smallest deviation of a coordinate, in units of all coordinates' root mean square: else a coordinate that never moved
 in training, such as a channel that is always 0, would decide alone."""
-REGIONS = 4
-"""Regions on each side of an image, as many as the smallest feature maps have pixels."""
-VISIBLE = 1e-4
-"""Added to a squared difference, of images in [-1, 1], before its logarithm: about one grey level of 256, squared."""
-TEXTURE = 2 * REGIONS**2
-"""Coordinates of the texture, and of the defects."""
+REGIONS = 4  # on each side of an image, as many as the smallest feature maps have pixels
+VISIBLE = 1e-4  # added to a squared difference before its logarithm: about one grey level of 256, squared
+TEXTURE = 2 * REGIONS**2  # coordinates of the texture, and of the defects
 
 
 class Vectors(NamedTuple):
@@ -57,9 +53,8 @@ class Vectors(NamedTuple):
 
 
 def contrast(x: Tensor) -> Tensor:
-    """[N, S, S] of images [N, C, S, S]: squared difference to the pixels below and to the right, mean over channels.
-
-    The last row and column have those of the row and column before them.
+    """[N, S, S] of images [N, C, S, S]: squared difference to the pixels below and to the right, mean over channels; in
+    the last row and column, that of the row and column before them.
     """
     down, right = x[:, :, 1:, :-1] - x[:, :, :-1, :-1], x[:, :, :-1, 1:] - x[:, :, :-1, :-1]
     inner = (down.square() + right.square()).mean(dim=1, keepdim=True)  # in three dimensions none may be 0

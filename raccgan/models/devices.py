@@ -9,12 +9,10 @@ from raccgan.kernels import dispatch
 
 
 def pick_device(name: str, local_rank: int | None = None, local_world: int = 1) -> torch.device:
-    """The torch device of that name; ``auto`` is a GPU where torch can use one. An InputError if there is none such.
+    """The torch device of a name: ``cpu``, ``cuda``, ``cuda:1`` ...; ``auto`` is a GPU where torch can use one.
 
-    Args:
-        name: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
-        local_rank: the number of a rank among the ``local_world`` ranks of this machine, and of the GPU that it has;
-            None in a process of its own.
+    Rank ``local_rank`` of the ``local_world`` ranks of this machine has the GPU of that number; it is None in a process
+    of its own. An InputError if there is no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -16,10 +16,8 @@ class Discriminator(nn.Module):
     """D(x, y): one number an image, and the features f(x) that the encoder's loss and the score compare.
 
     All blocks but the last halve the image, so it arrives at 4 x 4. The head takes the sum of the features over pixels,
-    or all of them. Nothing couples the samples of a batch, which the gradient penalty requires.
-
-    Args:
-        config, channels, classes: as of :class:`raccgan.models.generator.Generator`, whose widths this mirrors.
+    or all of them. Nothing couples the samples of a batch, which the gradient penalty requires. The widths mirror the
+    generator's.
     """
 
     def __init__(self, config: Config, channels: int, classes: int) -> None:
@@ -46,5 +44,4 @@ class Discriminator(nn.Module):
         """Critic values [N] of images x [N, C, H, W] in [-1, 1] as members of the classes y [N] (int64)."""
         f = self.features(x)
         h = flattened(f) if self.head == "flatten" else f.sum(dim=(2, 3))
-        value: Tensor = self.linear(h).squeeze(1) + (self.embedding(y) * h).sum(dim=1)
-        return value
+        return self.linear(h).squeeze(1) + (self.embedding(y) * h).sum(dim=1)

@@ -18,10 +18,7 @@ class Encoder(nn.Module):
     ``config.encoder_conditioning`` says how the class enters. "film": an embedding scales and shifts every norm of the
     trunk, and adds a term of its own to each coordinate of the latent. "scalar", the authors' form: <embedding(y), h>,
     one number, is added to all coordinates. ``config.encoder_latent`` is "linear", as z is N(0, 1); or the authors'
-    "tanh", whose latents stay in [-1, 1].
-
-    Args:
-        config, channels, classes: as of :class:`raccgan.models.generator.Generator`, whose widths this mirrors.
+    "tanh", whose latents stay in [-1, 1]. The widths mirror the generator's.
     """
 
     def __init__(self, config: Config, channels: int, classes: int) -> None:
@@ -47,16 +44,12 @@ class Encoder(nn.Module):
         return self._latent(self._trunk(x, y)[-1], y)
 
     def describe(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The latents [N, latent], and the descriptors [N, described] of :mod:`raccgan.models.density`.
-
-        A descriptor is the latent, and the mean activation of every channel after each block.
-        """
+        """The latents [N, latent], and the descriptors [N, described] of :mod:`raccgan.models.density`."""
         outputs = self._trunk(x, y)
         z = self._latent(outputs[-1], y)
         return z, torch.cat([z, *(F.relu(h).mean(dim=(2, 3)) for h in outputs)], dim=1)
 
     def _trunk(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        """The output of each block."""
         condition = self.embedding(y) if self.class_term is not None else None
         h, outputs = self.stem(x), []
         for block in self.blocks:
@@ -68,8 +61,5 @@ class Encoder(nn.Module):
         condition = self.embedding(y)
         h = flattened(F.relu(h))
         z: Tensor = self.linear(h)
-        if self.class_term is not None:
-            z = z + self.class_term(condition)
-        else:
-            z = z + (condition * h).sum(dim=1, keepdim=True)
+        z = z + ((condition * h).sum(dim=1, keepdim=True) if self.class_term is None else self.class_term(condition))
         return torch.tanh(z) if self.output == "tanh" else z

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SMOOTHING = 1 / 32
-"""Standard deviation of the Gaussian that smooths a map, as a share of the image's side."""
+SMOOTHING = 1 / 32  # standard deviation of the Gaussian that smooths a map, as a share of the image's side
 
 
 def smoothed(map: Tensor) -> Tensor:

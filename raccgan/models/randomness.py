@@ -1,8 +1,7 @@
 """Random numbers as a pure function of (seed, name, step).
 
-Each draw of a training step comes from a generator made for that step, so a resumed run continues with the numbers of
-an uninterrupted one, and no random state is saved. Draws are made on the CPU: a seed means the same numbers on every
-device.
+A step draws from a generator made for it, so a resumed run continues with the numbers of an uninterrupted one, and no
+random state is saved. Draws are made on the CPU: a seed means the same numbers on every device.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
 """A traced list of ops as one Python function that calls the ops one after the other and does nothing else.
 
-torch.fx generates such a function too. Its function gets every weight as an attribute of a module, calls every op
-through a Python method, and has a local variable for each of some thousand results. A frame of that size exceeds the
-chunk of memory that Python keeps for frames, so each call from it maps and unmaps memory. The function made here uses a
-variable again once its tensor is dead, holds weights as globals, and calls ops as PyTorch's C++ has them.
-
-One core of an AMD EPYC, 30 November 2026, PyTorch 2.13: torch.fx's function takes 1.16 of the median time for the score
-of one image at 8 px, and 1.12 for a digits step of 32 images; 1.06 and 1.09 with weights as arguments.
+torch.fx's own function gets every weight as an attribute of a module, calls every op through a Python method, and has a
+local variable for each of some thousand results. A frame of that size exceeds the chunk of memory that Python keeps for
+frames, so each call from it maps and unmaps memory. The function made here uses a variable again once its tensor is
+dead, holds weights as globals, and calls ops as PyTorch's C++ has them. On one core of an AMD EPYC with PyTorch 2.13,
+torch.fx's takes 1.16 of the median time for the score of one image at 8 px, and 1.12 for a digits step of 32 images.
 """
 
 from __future__ import annotations
@@ -24,11 +22,8 @@ from torch.fx.node import map_aggregate, map_arg
 
 
 def straight_line(trace: GraphModule, *, constant: bool = False) -> Callable[..., Any]:
-    """The trace as a function of its inputs. A tensor is freed after the last op that reads it.
-
-    Args:
-        trace: of :func:`raccgan.models.compiling.traced`.
-        constant: the weights stay where they are, so that views of them are taken once, now.
+    """A trace of :func:`raccgan.models.compiling.traced` as a function of its inputs, which frees each tensor after the
+    last op that reads it. ``constant``: the weights stay where they are, so that views of them are taken once, now.
     """
     nodes = list(trace.graph.nodes)
     last_reader = {read: node for node in nodes for read in node.all_input_nodes}
@@ -36,18 +31,16 @@ def straight_line(trace: GraphModule, *, constant: bool = False) -> Callable[...
     for read, node in last_reader.items():
         last_read_by[node].append(read)
     source = _Source()
-    for node in nodes:
+    for node in nodes[:-1]:
         if node.op == "placeholder":
             source.add_parameter(node)
         elif node.op == "get_attr":
             source.add_constant(node, operator.attrgetter(node.target)(trace))
-        elif node.op == "output":
-            source.add_return(node.args[0])
         elif constant and isinstance(node.target, OpOverload) and node.target.is_view and source.knows_inputs(node):
             source.add_constant(node, node.target(*map_arg(node.args, source.value), **node.kwargs))
         else:
             source.add_call(node, last_read_by[node])
-    return source.function()
+    return source.function(returns=nodes[-1].args[0])
 
 
 class _Name(str):
@@ -76,16 +69,19 @@ class _Source:
         self._names[node] = self._global("constant", value)
 
     def knows_inputs(self, node: Node) -> bool:
-        """Whether all that the node reads are constants."""
         return all(self._names[read] in self._globals for read in node.all_input_nodes)
 
     def value(self, node: Node) -> Any:
-        """The value of a constant."""
         return self._globals[self._names[node]]
 
     def add_call(self, node: Node, last_read: Iterable[Node]) -> None:
-        """Call the node's op, and free the variables that nothing reads after it."""
-        call = self._call(node)
+        target, arguments = node.target, [self._text(one) for one in node.args]
+        if target is operator.getitem:
+            call = f"{arguments[0]}[{arguments[1]}]"
+        else:
+            keywords = [f"{name}={self._text(one)}" for name, one in node.kwargs.items()]
+            called = target.op if isinstance(target, OpOverload) else target
+            call = f"{self._global(str(target), called)}({', '.join([*arguments, *keywords])})"
         held = [name for name in (self._names[read] for read in last_read) if name not in self._globals]
         if node.users:
             self._names[node] = held.pop() if held else self._variable()
@@ -93,22 +89,11 @@ class _Source:
         self._statements += [call, *(f"{name} = None" for name in held)]
         self._free += held
 
-    def add_return(self, result: Any) -> None:
-        self._statements.append(f"return {self._text(result)}")
-
-    def function(self) -> Callable[..., Any]:
-        source = "\n    ".join([f"def straight_line({', '.join(self._parameters)}):", *self._statements])
+    def function(self, returns: Any) -> Callable[..., Any]:
+        lines = [f"def straight_line({', '.join(self._parameters)}):", *self._statements]
+        source = "\n    ".join([*lines, f"return {self._text(returns)}"])
         exec(compile(source, "<trace>", "exec"), self._globals)
-        function: Callable[..., Any] = self._globals["straight_line"]
-        return function
-
-    def _call(self, node: Node) -> str:
-        target, arguments = node.target, [self._text(one) for one in node.args]
-        if target is operator.getitem:
-            return f"{arguments[0]}[{arguments[1]}]"
-        keywords = [f"{name}={self._text(one)}" for name, one in node.kwargs.items()]
-        called = target.op if isinstance(target, OpOverload) else target
-        return f"{self._global(str(target), called)}({', '.join([*arguments, *keywords])})"
+        return self._globals["straight_line"]
 
     def _text(self, value: Any) -> str:
         return repr(map_aggregate(value, self._leaf))
@@ -127,7 +112,7 @@ class _Source:
         return f"v{self._variables}"
 
     def _global(self, like: str, value: Any) -> str:
-        """The name of the global for a value, one for each value; the name begins like ``like``."""
+        """The name, which begins like ``like``, of the one global for a value."""
         name = self._global_of.get(id(value))
         if name is None:
             name = f"{re.sub(r'[^a-z0-9]+', '_', like.lower())}_{len(self._globals)}"

@@ -1,7 +1,6 @@
 """Files of named tensors with a JSON header and a checksum, in the safetensors format. Reading one runs no code.
 
-The metadata of the format is one entry, ``raccgan``: a hash of the header's text and of every tensor, a space, and the
-header as a JSON object.
+The format's metadata is one entry, ``raccgan``: a hash of the header's text and of every tensor, a space, the header.
 """
 
 from __future__ import annotations
@@ -32,11 +31,7 @@ def packed(header: Mapping[str, Any], tensors: Tensors) -> bytes:
 
 
 def read(path: Path) -> tuple[dict[str, Any], Tensors]:
-    """The header and the tensors of a file, in no more memory than three times its size.
-
-    Raises:
-        InputError: the file is a pickle, truncated, damaged or of another kind.
-    """
+    """The header and tensors of a file, in three times its size of memory; an InputError if it is not whole or ours."""
     with path.open("rb") as file:
         start = file.read(9)
         file.seek(0)

@@ -1,9 +1,8 @@
 """Trace a training step once into a flat list of ops; then replay the list, or compile it.
 
-Between its kernels a training step runs Python, and autograd, which builds a graph in each step and walks through it.
 torch.compile does not differentiate twice, as a gradient penalty requires. So autograd runs first and the ops that it
-calls, those of both derivatives among them, are traced. Replayed, they give the same bits without autograd, and the
-list is a function that torch.compile takes. In a score, Python is a quarter of the time of a small image.
+calls, those of both derivatives among them, are traced. Replayed, they give the same bits without the time of Python
+and autograd between the kernels, which is a quarter of a small image's score; and torch.compile takes the list.
 """
 
 from __future__ import annotations
@@ -22,23 +21,18 @@ from raccgan.models import compiling
 from raccgan.models.compiling import Decompositions, storage_address, traced
 from raccgan.models.straight_line import straight_line
 
-Terms = dict[str, Tensor]
-"""What is reported of a step: scalars without graph, by name."""
+Terms = dict[str, Tensor]  # what is reported of a step: scalars without graph, by name
 
-Objective = Callable[..., tuple[Tensor, Terms]]
-"""A differentiable loss, and what is reported of it, as a function of a step's tensors."""
+Objective = Callable[..., tuple[Tensor, Terms]]  # of a step's tensors: a differentiable loss, and what is reported
 
-OFTEN = 200
-"""Calls after which a trace of them pays: it takes as long as it saves in a hundred to five hundred calls."""
+OFTEN = 200  # calls after which a trace pays: it takes as long as it saves in a hundred to five hundred calls
 
 _Layout = tuple[torch.Size, tuple[int, ...]]
-
-_Found = tuple[Terms, list[Tensor | None]]
-"""The terms, and a gradient for each weight that the loss depends on."""
+_Found = tuple[Terms, list[Tensor | None]]  # the terms, and a gradient for each weight that the loss depends on
 
 
 class TracedStep:
-    """The terms and gradients of an objective, traced at the first call and replayed from then on.
+    """The terms of an objective and the gradients of ``weights``, traced at the first call and then replayed.
 
     Python's control flow is frozen at the first call: backends, trainable weights, shapes, memory formats. The
     objective must not decide by a tensor's value nor draw random numbers. Weights and buffers remain the networks' own.
@@ -46,8 +40,6 @@ class TracedStep:
     than once are added in float32, since each use is a cast of its own.
 
     Args:
-        objective: the loss.
-        weights: whose gradients are computed.
         networks: all whose buffers the objective may update.
         compiled: torch.compile turns the list into C++, in one to two minutes: the same up to rounding.
         rounded: the objective is of bfloat16, in which the gradients of a new network are mostly rounding: those of the
@@ -74,10 +66,8 @@ class TracedStep:
     def __call__(self, *inputs: Tensor) -> Terms:
         """Leave the gradients in the weights' ``grad``, as ``backward`` does if there are none, and return the terms.
 
-        Raises:
-            ValueError: shapes or memory formats differ from the first call's; or the objective decides by a value.
-            CompileError: at the first call, the list does not compile here, and there is no ``warn``.
-            InputError: at the first call, the compiled list computes something else.
+        A ValueError if shapes or memory formats differ from the first call's, or the objective decides by a value. At
+        the first call, a CompileError if there is no ``warn``, and an InputError if the compiled list is wrong.
         """
         layouts = [_layout(t) for t in inputs]
         if self._replay is None:
@@ -131,11 +121,7 @@ class Replayed:
     """A function of tensors without gradients, traced for every shape with which it is called often: the same bits.
 
     The function must not decide by a tensor's value, draw random numbers or change a tensor; its weights must stay as
-    they are. Calls from several threads are safe.
-
-    Args:
-        function: of tensors.
-        after: the call of a shape, counted from 1, at which it is traced.
+    they are. Calls from several threads are safe. ``after`` is the call of a shape, from 1, at which it is traced.
     """
 
     def __init__(self, function: Callable[..., Any], after: int = OFTEN) -> None:
@@ -203,10 +189,8 @@ def _require_alike(got: _Found, wanted: _Found, *, rounded: bool) -> None:
 
 
 def _embedding_gradient(gradient: Tensor, index: Tensor, count: int, padding: int, by_frequency: bool) -> Tensor:
-    """The gradient of an embedding as a matrix product.
-
-    torch.compile's C++ of the sum writes past the tensor's end with two threads, up to PyTorch 2.13:
-    https://github.com/pytorch/pytorch/issues/191837.
+    """The gradient of an embedding as a matrix product: torch.compile's C++ of the sum writes past the end of its
+    tensor with two threads, up to PyTorch 2.13 (https://github.com/pytorch/pytorch/issues/191837).
     """
     chosen = torch.arange(count, device=index.device)[:, None] == index.flatten()
     return chosen.to(gradient.dtype) @ gradient.flatten(0, -2)

@@ -20,8 +20,7 @@ from typing import Any, BinaryIO
 from raccgan.errors import InputError
 from raccgan.outputs.terminal import say
 
-LOCK = ".raccgan-lock"
-"""The lock file of a folder. The lock ends with its process, so the file of a killed run stops nobody."""
+LOCK = ".raccgan-lock"  # of a folder; the lock ends with its process, so the file of a killed run stops nobody
 
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from raccgan.outputs.files import said
 Row = dict[str, Any]
 
 
-class Journal:
+class Journal(AbstractContextManager["Journal"]):
     """Open, or continue, the journal at ``path``; ``restart`` throws away what is there.
 
     ``run`` is what the rows depend on. A journal of another run is an InputError that names what differs; a damaged
@@ -47,9 +48,6 @@ class Journal:
         """The run is complete."""
         self.path.unlink()
 
-    def __enter__(self) -> Journal:
-        return self
-
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
@@ -62,16 +60,18 @@ class Journal:
             return
         try:
             there, *batches = map(json.loads, whole.split(b"\n"))
-        except (ValueError, RecursionError):
-            there, batches = None, []
-        if not isinstance(there, dict) or not all(map(_is_batch, batches)):
+            rows = [row for batch in batches for row in batch]
+            ours = all(isinstance(row, dict) and {"path", "stamp"} <= row.keys() for row in rows)
+        except (ValueError, TypeError, RecursionError):
+            ours = False
+        if not ours or not isinstance(there, dict):
             raise InputError(f"{self.path} is damaged: add --restart to score anew")
         if differ := differences(there, run):
             raise InputError(
                 f"{self.path.parent} holds part of another run ({differ}): name another --out, repeat the command of "
                 "that run to finish it, or add --restart to throw it away"
             )
-        self.rows = [row for batch in batches for row in batch]
+        self.rows = rows
         self._file.truncate(len(whole) + 1)
 
     def _append(self, line: Row | Sequence[Row]) -> None:
@@ -81,10 +81,6 @@ class Journal:
                 left = left[self._file.write(left) :]
         except OSError as error:
             raise InputError(f"cannot write {self.path}: {said(error)}, then repeat the command to go on") from None
-
-
-def _is_batch(rows: Any) -> bool:
-    return isinstance(rows, list) and all(isinstance(row, dict) and {"path", "stamp"} <= row.keys() for row in rows)
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from tqdm import tqdm
@@ -14,7 +15,7 @@ from raccgan.outputs.terminal import one_line, say
 LINE_EVERY = 15.0  # seconds between plain lines
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """A counter from ``start`` to ``total`` on standard error; ``update`` takes live figures to show beside it.
 
     Without ``lines`` a standard error that is no terminal gets none, for commands that scripts call. Where not
@@ -53,9 +54,6 @@ class Progress:
             self._bar.write(one_line(line), file=sys.stderr)
         else:
             say(line)
-
-    def __enter__(self) -> Progress:
-        return self
 
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from raccgan.config import Config
 from raccgan.data.dataset import ImageDataset
@@ -24,8 +23,7 @@ from raccgan.models.networks import Networks
 from raccgan.outputs.progress import Progress
 from raccgan.scoring.scorer import Scored, Scorer, concatenate
 
-DENSITY_IMAGES = 10_000
-"""The density of a class is fitted to at most this many training images."""
+DENSITY_IMAGES = 10_000  # the most training images that the density of a class is fitted to
 
 T = TypeVar("T")
 
@@ -35,7 +33,9 @@ def fit_density(networks: Networks, data: ImageDataset, *, batch: int) -> None:
     """Fit ``networks.density`` to the normal images of training, ``batch`` a pass, and copy it to every rank."""
     device = next(networks.encoder.parameters()).device
     encoder, generator = frozen(networks.encoder), frozen(networks.average)
-    chosen = _evenly(data.labels, DENSITY_IMAGES)
+    members = [(data.labels == k).nonzero()[:, 0] for k in data.labels.unique()]
+    evenly = [of[torch.linspace(0, len(of) - 1, min(DENSITY_IMAGES, len(of))).round().long()] for of in members]
+    chosen = torch.cat(evenly).tolist()
 
     def vectors(indices: Sequence[int]) -> Vectors:
         x, y = data.images(indices).to(device), data.labels[indices].to(device)
@@ -69,8 +69,8 @@ def calibration_for(
 ) -> Calibration:
     """The threshold of a trained run under a configuration and a label policy that may differ from the checkpoint's.
 
-    The scores in the checkpoint serve if they are of the same kind and policy; else ``held_out`` images are scored.
-    ``quantile`` is what the user asked for, None for the checkpoint's threshold if there is one.
+    Scores in the checkpoint serve if they are of the same kind and policy; else ``held_out`` images are scored. Without
+    a ``quantile`` it is the checkpoint's threshold, if there is one.
     """
     policy = scorer.label_policy
     as_stored = policy == stored.held_out_policy and config.score == config_of(stored).score
@@ -90,14 +90,10 @@ def choose_threshold(
 ) -> float:
     """The threshold to decide with; the checkpoint's own where nothing else is given.
 
-    Args:
-        stored: the checkpoint, which holds the scores of the held-out normal images.
-        threshold: this one.
-        quantile: this quantile, 0 to 1, of those scores, interpolated between two of them.
-        sensitivity: the lowest of those scores that at most this share of them, at least 0 and below 1, exceeds.
-
-    Raises:
-        InputError: more than one is given, one is out of range, or the checkpoint holds nothing to take it from.
+    ``threshold`` is taken as it is. ``quantile``, 0 to 1, is that of the held-out normal images' scores in the
+    checkpoint, interpolated between two of them. ``sensitivity``, at least 0 and below 1, means the lowest of those
+    scores that at most this share of them exceeds. An InputError if more than one is given, one is out of range, or
+    the checkpoint holds nothing to take it from.
     """
     if sum(value is not None for value in (threshold, quantile, sensitivity)) > 1:
         raise InputError("threshold, quantile and sensitivity exclude each other: give one")
@@ -129,11 +125,7 @@ def choose_threshold(
 
 
 def threshold_of(held_out_scores: np.ndarray, quantile: float) -> float:
-    """A quantile of the scores [N] of normal images that were held out of training.
-
-    Raises:
-        InputError: there are no such scores.
-    """
+    """A quantile of the scores [N] of held-out normal images; an InputError if there are none."""
     if len(held_out_scores) == 0:
         raise InputError("no held-out normal images, so there is no threshold; raise --held-out")
     return float(np.quantile(held_out_scores, quantile))
@@ -144,12 +136,6 @@ def score_dataset(scorer: Scorer, data: ImageDataset, title: str, *, details: bo
     indices = range(len(data))
     found = _dealt_out(indices, scorer.batch, title, lambda some: scorer.score(data.images(some), details=details))
     return None if found is None else concatenate(found)
-
-
-def _evenly(labels: Tensor, most: int) -> list[int]:
-    """The indices of at most ``most`` images of each class, at even distances."""
-    members = [(labels == k).nonzero()[:, 0] for k in labels.unique()]
-    return [i for of in members for i in of[torch.linspace(0, len(of) - 1, min(most, len(of))).round().long()].tolist()]
 
 
 def _dealt_out(indices: Sequence[int], batch: int, title: str, compute: Callable[[Sequence[int]], T]) -> list[T] | None:

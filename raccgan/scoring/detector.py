@@ -39,8 +39,7 @@ Batch: TypeAlias = "One | Iterable[One]"
 """One image, several, or an array [N, H, W] or [N, H, W, C], or a tensor [N, C, H, W]. An array of three axes is one
 image in colour where the last axis is at most 4, else N grey ones."""
 
-CHUNK = 8
-"""Images that one thread decodes at a time: handing over one small image costs as much as decoding it."""
+CHUNK = 8  # images that a thread decodes at a time: handing over one small image costs as much as decoding it
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,7 @@ class Skipped:
     path: Path | None = None
 
 
-Read: TypeAlias = tuple[Path | None, Decoded]
-"""The file of an image, and the image as a model takes it."""
+Read: TypeAlias = tuple[Path | None, Decoded]  # the file of an image, and the image as a model takes it
 
 
 class Peak(NamedTuple):
@@ -114,32 +112,24 @@ class Detector:
         compiled: bool = False,
         **settings: Any,
     ) -> Detector:
-        """Read a run's folder, or a checkpoint file.
+        """Read a run's folder, or a checkpoint file; an InputError if there is no such one, device or class.
 
         Args:
-            path: the folder or the file.
             threshold, quantile, sensitivity: at most one of them decides instead of the checkpoint's threshold, see
                 :func:`raccgan.scoring.calibration.choose_threshold`.
             label_policy, compiled: see :class:`raccgan.scoring.scorer.Scorer`.
             device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: a GPU where there is one.
             settings: settings of :class:`Config` that change how, not what: ``kernels``, ``score_batch``.
-
-        Raises:
-            InputError: no such checkpoint, device or class, or nothing to take the threshold from.
         """
         stored = checkpoints.load(Path(path))
         chosen = choose_threshold(stored, threshold=threshold, quantile=quantile, sensitivity=sensitivity)
         return cls(stored, chosen, pick_device(device), label_policy=label_policy, compiled=compiled, **settings)
 
     def score(self, images: Batch, *, details: bool = True) -> list[Result]:
-        """Score one image or several; one result each, in order.
+        """Score one image or several (:data:`Batch`) of any size, grey or colour; one result each, in order.
 
-        Args:
-            images: see :data:`Batch`. Any size, grey or colour; resized as in training.
-            details: keep map, image and reconstruction; they take (2 C + 1) size² floats an image.
-
-        Raises:
-            InputError: an image cannot be read, or its values have no defined scale; names it and the reason.
+        ``details`` keeps map, image and reconstruction: (2 C + 1) size² floats an image. An InputError names an image
+        that cannot be read, or whose values have no defined scale, and the reason.
         """
         results: list[Result] = []
         for found in self.scan(images, details=details):
@@ -155,7 +145,8 @@ class Detector:
 
     def scan_batches(self, images: Batch, *, details: bool = True) -> Iterator[list[Result | Skipped]]:
         """:meth:`scan` in the batches that are scored together; the next ones are decoded meanwhile."""
-        for batch in _read_batches(images, self.scorer.batch, self.config, self.channels):
+        read_ahead = _read_ahead(_each(images), self.scorer.batch, self.config, self.channels)
+        while batch := list(islice(read_ahead, self.scorer.batch)):
             results = self._results([read for read in batch if not isinstance(read, Skipped)], details)
             yield [read if isinstance(read, Skipped) else next(results) for read in batch]
 
@@ -187,26 +178,15 @@ class Detector:
             )
 
 
-def _read_batches(images: Batch, batch: int, config: Config, channels: int) -> Iterator[list[Read | Skipped]]:
-    """The images in order, ``batch`` at a time, as a model of this configuration takes them."""
-    read = _read_ahead(_each(images), batch, config, channels)
-    while some := list(islice(read, batch)):
-        yield some
-
-
 def _read_ahead(images: Iterator[One], batch: int, config: Config, channels: int) -> Iterator[Read | Skipped]:
-    """The images one by one, while threads decode at least the next two batches."""
-
-    def read_chunk(chunk: list[One]) -> list[Read | Skipped]:
-        return [_read(image, config, channels) for image in chunk]
-
+    """The images in order, as a model takes them, while threads decode at least the next two batches."""
     workers, chunk = min(16, len(os.sched_getaffinity(0))), min(CHUNK, batch)
     ahead = 2 * max(workers, -(-batch // chunk))
     waiting = deque[Future[list[Read | Skipped]]]()
     with ThreadPoolExecutor(workers) as pool:
         try:
             while some := list(islice(images, chunk)):
-                waiting.append(pool.submit(read_chunk, some))
+                waiting.append(pool.submit(lambda few: [_read(image, config, channels) for image in few], some))
                 if len(waiting) > ahead:
                     yield from waiting.popleft().result()
             while waiting:

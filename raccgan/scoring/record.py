@@ -48,35 +48,24 @@ class ScoreRecord:
 
     @property
     def anomalous(self) -> bool:
-        """True where the score is above the threshold."""
         return self.score > self.threshold
 
     def values(self) -> dict[str, Any]:
-        """Every field by its name, in the order of columns."""
         return {name: getattr(self, name) for name in FIELDS}
 
     def to_journal(self) -> dict[str, Any]:
         """What stays when the threshold changes, its numbers as tables show them."""
         return {name: rounded(getattr(self, name)) for name in _KEPT}
 
-    @classmethod
-    def from_journal(cls, row: Mapping[str, Any], threshold: float) -> ScoreRecord:
-        """The record that ``row``, which may hold more, was made from."""
-        return cls(threshold=threshold, **{name: row[name] for name in _KEPT})
-
 
 FIELDS = tuple(f.name for f in dataclasses.fields(ScoreRecord))
 _KEPT = tuple(name for name in FIELDS if name not in ("threshold", "predicted"))
 
+# The terms of every score: what each is, and what the page calls it.
 TERMS = {f.name: f.metadata["help"] for f in dataclasses.fields(ScoreRecord) if "help" in f.metadata}
-"""The terms of every score, and what each is."""
-
 TITLES = {f.name: f.metadata["title"] for f in dataclasses.fields(ScoreRecord) if "title" in f.metadata}
-"""The terms, as the page calls them."""
 
-FILE_COLUMNS = ("path", *FIELDS)
-"""The columns of the table of scored files."""
-
+FILE_COLUMNS = ("path", *FIELDS)  # of the table of scored files
 _OF_FILES = ("threshold", "map_max", "map_x", "map_y")
 TEST_COLUMNS = ("path", "class", "label", *(name for name in FIELDS if name not in _OF_FILES))
 """The columns of the table of scored test images; ``label`` is the true decision."""
@@ -93,18 +82,14 @@ class Table:
 
     @classmethod
     def of(cls, rows: Sequence[Row], threshold: float) -> Table:
-        """The table of a journal's rows.
-
-        Raises:
-            InputError: a row is not one of ours.
-        """
+        """The table of a journal's rows; an InputError if one is not of ours."""
         table = cls([], [], [], rounded(threshold))
         for row in rows:
             if "reason" in row:
                 table.skipped.append({"path": row["path"], "reason": row["reason"]})
                 continue
             try:
-                record = ScoreRecord.from_journal(row, table.threshold).values()
+                record = ScoreRecord(threshold=table.threshold, **{name: row[name] for name in _KEPT}).values()
             except (KeyError, TypeError):
                 raise InputError("the journal of this run is damaged: add --restart to score anew") from None
             files = {name: row[name] for name in ("map", "overlay") if name in row}
@@ -114,7 +99,6 @@ class Table:
 
     @property
     def anomalous(self) -> int:
-        """How many images are."""
         return sum(record["predicted"] == "anomalous" for record in self.records)
 
     def write(self, out: Path, made_with: Mapping[str, Any], about: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ from raccgan.data.listing import (
 from raccgan.data.samples import printable
 from raccgan.distributed.collectives import SINGLE, Collectives
 from raccgan.errors import InputError
-from raccgan.outputs.files import write_atomically
+from raccgan.outputs.files import stamp, write_atomically
 from raccgan.outputs.journal import Journal, Row, differences
 from raccgan.outputs.overlays import LONGEST, MapScale, overlay
 from raccgan.outputs.progress import Progress
@@ -40,8 +40,7 @@ RESULTS = ("scores.csv", "scores.json", "summary.json", "report.html")
 FOLDERS = ("maps", "overlays")
 _OWN_NAME = re.compile(r"-[0-9a-f]{12}\.(npy|png)$")
 
-WRITERS = 8
-"""Threads that write maps and overlays, and wait for the disk: a file is on it before its row is."""
+WRITERS = 8  # threads that write maps and overlays, and wait for the disk: a file is on it before its row is
 
 
 class Found(NamedTuple):
@@ -111,8 +110,7 @@ class Wanted(NamedTuple):
 def take_folder(out: Path, run: Mapping[str, Any], *, restart: bool) -> None:
     """Refuse results in ``out`` of another checkpoint or other settings; or ``restart``: remove what a run left there.
 
-    Raises:
-        InputError: ``summary.json`` is not of this command, or what the scores depend on differs from ``run``.
+    An InputError if ``summary.json`` is not of this command, or if what the scores depend on differs from ``run``.
     """
     if restart:
         for name in RESULTS:
@@ -138,11 +136,11 @@ def score_files(
 ) -> list[Row]:
     """A row for each file, each file given once, in order; the journal gets the rows batch by batch.
 
-    Rows of unchanged files that the journal holds already are not scored again. This is the first rank of ``job``; the
-    other ranks call :func:`help_first`.
+    Rows of files whose size and time have not changed since are not scored again. This is the first rank of ``job``;
+    the other ranks call :func:`help_first`.
     """
     done = {row["path"]: row for row in journal.rows}
-    stamps = {path: _stamp(path) for path in files}
+    stamps = {path: list(found[1:]) if (found := stamp(path)) else None for path in files}  # size and time
     known = {path: None for path in files if (row := done.get(printable(path))) and row["stamp"] == stamps[path]}
     todo = [path for path in files if path not in known]
     for name in FOLDERS:
@@ -190,15 +188,6 @@ def _say_skipped(rows: Iterable[Row], progress: Progress) -> None:
             progress.say(f"skipped: {row['reason']}")
 
 
-def _stamp(path: Path) -> list[int] | None:
-    """Size and time of a file: a row of a file that has changed since does not count."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
-
-
 def _row(found: Result | Skipped, wanted: Wanted, stamps: Mapping[Path, list[int] | None]) -> Row:
     """What the journal keeps of an image, whose map and overlay are on the disk when this returns."""
     assert found.path is not None
@@ -206,7 +195,8 @@ def _row(found: Result | Skipped, wanted: Wanted, stamps: Mapping[Path, list[int
     if isinstance(found, Skipped):
         return row | {"reason": found.reason}
     row |= found.to_journal()
-    map, name = found.map, _own_name(found.path)
+    own = hashlib.blake2b(os.fsencode(found.path), digest_size=6).hexdigest()  # a name of its own, as _OWN_NAME has it
+    map, name = found.map, f"{re.sub(r'[^A-Za-z0-9._-]', '_', found.path.stem)[:80]}-{own}"
     if wanted.maps:
         assert map is not None
         row["map"] = f"maps/{name}.npy"
@@ -224,18 +214,9 @@ def _row(found: Result | Skipped, wanted: Wanted, stamps: Mapping[Path, list[int
 
 
 def overlay_of(result: Result, scale: MapScale) -> Image.Image:
-    """The map of a scored file over the upright original, at most LONGEST pixels on its longer side.
-
-    The file is read again, because originals may be large and are not kept. InputError: it cannot be read any more.
-    """
+    """The map of a scored file over the upright original, of LONGEST pixels at most; an InputError if it has gone."""
     assert result.path is not None
     assert result.map is not None
     original = read_upright(result.path, LONGEST)
     height, width = original.shape[:2]
     return Image.fromarray(overlay(original, result.place.lay(result.map, width, height), scale))
-
-
-def _own_name(path: Path) -> str:
-    """A file name of its own for each path, as _OWN_NAME has it."""
-    own = hashlib.blake2b(os.fsencode(path), digest_size=6).hexdigest()
-    return f"{re.sub(r'[^A-Za-z0-9._-]', '_', path.stem)[:80]}-{own}"

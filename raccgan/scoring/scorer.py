@@ -43,6 +43,7 @@ class Lowest(NamedTuple):
     pair: Tensor  # [N] int64: the index of (image, class) among all pairs
 
 
+# What each choice of the setting ``score`` makes of the reconstruction error R and the distances.
 FORMULAS: dict[str, Callable[[Tensor, Distances], Tensor]] = {
     "reconstruction": lambda r, d: r,
     "density": lambda r, d: d.density,
@@ -51,7 +52,6 @@ FORMULAS: dict[str, Callable[[Tensor, Distances], Tensor]] = {
     "both": lambda r, d: (d.density * d.texture_density).sqrt(),
     "all": lambda r, d: d.density * (d.texture_density * r).sqrt(),
 }
-"""What each choice of the setting ``score`` makes of the reconstruction error R and the distances."""
 
 
 class ScoreModule(nn.Module):
@@ -59,11 +59,7 @@ class ScoreModule(nn.Module):
 
     R = mean (x - x')^2 + kappa mean (f(x) - f(x'))^2, as f-AnoGAN has it, with x' = G(E(x, y), y) and the
     discriminator's features f. The distances are those from normal images of class y (:mod:`raccgan.models.density`).
-
-    Args:
-        networks: whose average generator, discriminator, encoder and density score; in eval mode.
-        conditions: the classes y of which the lowest score counts.
-        config: kind of score, kappa and kernels.
+    The networks are in eval mode; the lowest score of the classes ``conditions`` counts.
     """
 
     places: Tensor
@@ -151,16 +147,12 @@ class Scorer:
     library's convolutions (a relative 1e-4 is tested). Precision is float32, whatever training used.
 
     Args:
-        config: kind of score, kappa, kernels, and how many pairs of image and class make one pass.
-        networks: trained, with a fitted density.
-        classes: names of the normal classes.
         label_policy: ``minimum`` for the lowest score over all normal classes, or the name of a normal class, known
             beforehand, to score under that one alone. The image's own label never enters.
         compiled: send networks and score through torch.compile, which needs a C++ compiler. The first images take some
             twenty seconds longer, all others 1.0 to 1.4 times as long as replayed passes.
 
-    Raises:
-        InputError: the label policy is no class, or the density is not fitted.
+    An InputError if the label policy is no class of ``classes``, or if the density of ``networks`` is not fitted.
     """
 
     def __init__(
@@ -207,15 +199,18 @@ class Scorer:
     def score(self, images: Tensor, *, details: bool = False) -> Scored:
         """Score images [N, C, H, W] in [-1, 1]; with ``details``, maps and reconstructions too.
 
-        Raises:
-            InputError: the images are not finite or not in [-1, 1].
+        An InputError if the images have no pixels, or are not finite or not in [-1, 1].
         """
-        _check_range(images)
         n = images.shape[0]
         if n == 0:
             none = torch.empty(0)
             pixels, shape = (none.view(0, *images.shape[2:]), images) if details else (None, None)
             return Scored(none, none.long(), dict.fromkeys(TERMS, none), pixels, shape)
+        if images.numel() == 0:
+            raise InputError(f"images must have pixels, got {list(images.shape)}")
+        low, high = images.aminmax()
+        if not (low >= -1.0001 and high <= 1.0001):  # also false for NaN
+            raise InputError(f"images must be in [-1, 1] and finite, got values from {low:.4g} to {high:.4g}")
         if details and n > self.batch:  # reconstructions under every class are kept until the best is known
             return concatenate([self.score(part, details=True) for part in images.split(self.batch)])
         x = images.to(self.device, torch.float32)
@@ -239,16 +234,5 @@ class Scorer:
 
 
 def compiler_options(device: torch.device) -> dict[str, Any]:
-    """Options of torch.compile for a scorer: on a CPU, C++ calls one kernel after the other.
-
-    For one image at 32 px that takes 0.9 of the time with Python between the kernels.
-    """
+    """Options of torch.compile: on a CPU, C++ calls the kernels, in 0.9 of Python's time for one image at 32 px."""
     return {"cpp_wrapper": True} if device.type == "cpu" else {}
-
-
-def _check_range(images: Tensor) -> None:
-    if images.numel() == 0:
-        return
-    low, high = images.aminmax()
-    if not (low >= -1.0001 and high <= 1.0001):  # also false for NaN
-        raise InputError(f"images must be in [-1, 1] and finite, got values from {low:.4g} to {high:.4g}")

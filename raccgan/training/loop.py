@@ -27,8 +27,7 @@ from raccgan.training.steps import Steps, cannot_trace
 
 PHASES = ("gan", "encoder")
 
-WORTH_TRACING = 200
-"""Steps of a phase from which on tracing them is faster: a trace takes as long as ten to a hundred steps."""
+WORTH_TRACING = 200  # steps of a phase from which on a trace pays: it takes as long as ten to a hundred steps
 
 _TITLES = {"gan": "generator and discriminator", "encoder": "encoder"}
 
@@ -38,30 +37,19 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Training(Steps):
-    """Steps on a data set, how many of each phase are done, and their checkpoints.
+    """Steps on a data set, how many of each phase are done, and their checkpoints in the file ``path``.
 
     The batch of a step is a function of (seed, phase, step), as its random draws are, so a resumed run computes what
     the uninterrupted one would have. With several ranks, rank 0 writes the checkpoints.
 
     Args:
-        run, data: the configuration and the job of the ranks; the images to train on.
-        path: the file of the checkpoints.
-        resumed: the checkpoint to go on from; None for new networks.
+        resumed: the checkpoint to go on from. An InputError if it does not fit the run's configuration, or if
+            ``generator_tuning`` became zero, or positive, after the encoder's training began.
         compiled: send the steps through torch.compile; one that does not compile is replayed, and a line says why.
-
-    Raises:
-        InputError: the checkpoint does not fit the run's configuration, or ``generator_tuning`` became zero, or
-            positive, after the encoder's training began.
     """
 
     def __init__(
-        self,
-        run: Run,
-        data: ImageDataset,
-        path: Path,
-        resumed: Checkpoint | None = None,
-        *,
-        compiled: bool = False,
+        self, run: Run, data: ImageDataset, path: Path, resumed: Checkpoint | None = None, *, compiled: bool = False
     ) -> None:
         if resumed is not None:
             networks = checkpoints.networks_of(resumed, run.config, run.device)
@@ -73,8 +61,7 @@ class Training(Steps):
         self.steps = dict.fromkeys(PHASES, 0)
         self.goals = {"gan": run.config.gan_steps, "encoder": run.config.encoder_steps}
         self.history: History = {}
-        self.calibration: Calibration | None = None
-        """The threshold and the scores that it comes from, for the next checkpoint; a step of training clears it."""
+        self.calibration: Calibration | None = None  # for the next checkpoint; a step of training clears it
         self.seconds = 0.0
         self._saved_at = "none was written yet"
         if resumed is not None:
@@ -83,9 +70,8 @@ class Training(Steps):
     def run(self, phase: str) -> None:
         """Run one phase from where it stands to its goal.
 
-        Raises:
-            InputError: losses or weights that are not finite, with the step and the last good checkpoint.
-            Interrupted: Ctrl-C or SIGTERM, on any rank, after the step was finished and saved.
+        An InputError names the step and the last good checkpoint if losses or weights are not finite. After Ctrl-C or
+        SIGTERM on any rank, Interrupted is raised once the step is finished and saved.
         """
         step_of = {"gan": self.gan_step, "encoder": self.encoder_step}[phase]
         start, goal = self.steps[phase], self.goals[phase]
@@ -130,24 +116,20 @@ class Training(Steps):
             yield images.to(self.device, memory_format=torch.channels_last), labels.to(self.device)
 
     def _trace_if_worth_it(self, phase: str) -> None:
-        """Trace the phase's steps if that is possible and faster; it was not measured on a GPU.
-
-        All steps of the phase count, done or not, so that a resumed run rounds as an uninterrupted one does.
-        """
+        """Trace the phase's steps if that is possible and faster; it was not measured on a GPU."""
         self.traced = {}
+        # All steps count, done or not, so that a resumed run rounds as an uninterrupted one does.
+        pays = self.goals[phase] >= WORTH_TRACING and self.device.type == "cpu"
         if self.compiled:
             say(f"{_TITLES[phase]}: compiling the step, which takes one to two minutes")
             self.trace(compiled=True, warn=cache(say))  # D's step and G's do not compile for one reason
-        elif (
-            self.goals[phase] >= WORTH_TRACING and self.device.type == "cpu" and not cannot_trace(self.config, self.job)
-        ):
+        elif pays and not cannot_trace(self.config, self.job):
             self.trace()
 
     def save(self, phase: str) -> None:
         """Write the checkpoint, on rank 0.
 
-        Raises:
-            InputError: a weight is not finite: the last good checkpoint stays; or the file cannot be written.
+        An InputError if a weight is not finite: the last good checkpoint stays; or if the file cannot be written.
         """
         for name, network in self.networks.items():
             if not all(bool(p.isfinite().all()) for p in network.parameters()):
@@ -195,10 +177,7 @@ class Training(Steps):
 
 @contextmanager
 def finish_step_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a flag that is read between steps; the second interrupts at once.
-
-    Outside of the main thread, where Python sets no signal handlers, the flag stays False.
-    """
+    """Turn the first Ctrl-C or SIGTERM into a flag that is read between steps; the second interrupts at once."""
     asked = False
 
     def handler(number: int, frame: Any) -> None:
@@ -210,7 +189,7 @@ def finish_step_on_interrupt() -> Iterator[Callable[[], bool]]:
     previous: dict[signal.Signals, Any] = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            with suppress(ValueError):  # not the main thread
+            with suppress(ValueError):  # outside of the main thread Python sets no handlers, and the flag stays False
                 previous[number] = signal.signal(number, handler)
         yield lambda: asked
     finally:

@@ -26,11 +26,8 @@ class Losses:
     def discriminator(self, real: Tensor, y: Tensor, z: Tensor, mix: Tensor) -> tuple[Tensor, Terms]:
         """penalty * gradient penalty - (E[D(real)] - E[D(fake)]), whose gradients reach D's weights.
 
-        Args:
-            real: images [N, C, H, W] in [-1, 1].
-            y: their classes [N], and those of the images that G makes of ``z``.
-            z: latents [N, latent].
-            mix: where between real and fake each interpolate lies, [N, 1, 1, 1] in [0, 1].
+        Images ``real`` [N, C, H, W] in [-1, 1] and the images that G makes of latents z [N, latent] are of the classes
+        y [N]; ``mix`` [N, 1, 1, 1] in [0, 1] is where between real and fake each interpolate lies.
         """
         g, d = self.networks.generator, self.networks.discriminator.requires_grad_(True)
         with torch.no_grad(), self._precision(real):
@@ -61,8 +58,7 @@ class Losses:
 def critic_loss(critic: Discriminator, real: Tensor, fake: Tensor, y: Tensor, mix: Tensor) -> tuple[Tensor, Tensor]:
     """E[D(real)] - E[D(fake)], which D maximises, and the gradient penalty between real and fake: scalars.
 
-    Arguments as of :meth:`Losses.discriminator`; ``fake`` is without graph. Gradients: first order, for the critic's
-    weights.
+    Arguments as of :meth:`Losses.discriminator`; ``fake`` is without graph. Gradients: first order, for D's weights.
     """
     value_real, value_fake = critic(torch.cat([real, fake]), torch.cat([y, y])).chunk(2)
     wasserstein = value_real.mean() - value_fake.mean()

@@ -15,11 +15,8 @@ from raccgan.errors import InputError
 from raccgan.models.checkpoint import NAME, PICKLED_NAME, Checkpoint, load
 from raccgan.outputs.files import stamp, write_json, write_text
 
-SETTINGS = "config.json"
-"""The file of a run's settings, from which a run that was killed before its first checkpoint begins again."""
-
-JOB = ".torchrun-job"
-"""The file that names the job of torchrun which writes into a folder, until the job is done."""
+SETTINGS = "config.json"  # from which a run that was killed before its first checkpoint begins again
+JOB = ".torchrun-job"  # names the job of torchrun which writes into a folder, until the job is done
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,7 @@ class Start:
 def find(request: Request) -> Start:
     """The folder of the run that a command line asks for, and what is there to go on from.
 
-    Raises:
-        InputError: the folder holds another run, or there is nothing to resume, or it cannot be read.
+    An InputError if the folder holds another run, or if there is nothing to resume, or it cannot be read.
     """
     out, source = _place(request)
     seen = stamp(out / NAME)
@@ -66,8 +62,7 @@ def find(request: Request) -> Start:
 def begin(start: Start, config: Config, torchrun_job: str | None) -> None:
     """Write the settings, and the name of the job, into the run's folder, which is locked by this process.
 
-    Raises:
-        InputError: another run has written its checkpoint there since :func:`find`.
+    An InputError if another run has written its checkpoint there since :func:`find`.
     """
     if stamp(start.out / NAME) != start.stamp:
         raise InputError(f"another run has written into {start.out} just now: give the command again")
@@ -82,7 +77,6 @@ def end(out: Path) -> None:
 
 
 def _place(request: Request) -> tuple[Path, Path | None]:
-    """The run's folder, and what to go on from."""
     begun = _begun(request)
     if begun is not None and (request.resume is None or (begun / NAME).exists()):
         return begun, begun if (begun / NAME).exists() else None

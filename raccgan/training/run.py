@@ -21,8 +21,7 @@ from raccgan.errors import InputError
 from raccgan.outputs.progress import Progress
 from raccgan.outputs.terminal import say
 
-CACHE_BYTES = 2 << 30
-"""The most memory that decoded images may take on a machine."""
+CACHE_BYTES = 2 << 30  # the most memory that decoded images may take on a machine
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,7 @@ class Run:
 
 
 def prepare(config: Config, data_root: Path, device: torch.device, job: Collectives = SINGLE) -> Run:
-    """Load the data set and split it, and set the number of threads.
-
-    Raises:
-        InputError: whatever is wrong with the data, the protocol or the classes; another rank found other images.
-    """
+    """Load and split the data, set the threads; an InputError for bad data, protocol or classes, or if ranks differ."""
     if config.threads:
         torch.set_num_threads(config.threads)
     problems: list[str] | None = [] if config.unreadable == "skip" else None
@@ -68,9 +63,8 @@ def prepare(config: Config, data_root: Path, device: torch.device, job: Collecti
     normal = names_of(config.normal, source.classes)
     split = make_split(source, config.protocol or None, normal, held_out=config.held_out, seed=config.seed)
     job.require_alike(f"the images of {config.dataset}", lambda: _digest(split))
-    resolved = replace(
-        config, protocol=config.protocol or source.default_protocol, normal=text_of(split.normal_classes)
-    )
+    protocol = config.protocol or source.default_protocol
+    resolved = replace(config, protocol=protocol, normal=text_of(split.normal_classes))
     return Run(resolved, split, source, config.channels or source.channels, device, job)
 
 
@@ -114,6 +108,5 @@ def _say_skipped(job: Collectives, problems: Iterable[str]) -> None:
 
 
 def _digest(split: Split) -> str:
-    """Which images are for what, in their order."""
     names = [[(sample.key, sample.label) for sample in part] for part in (split.train, split.held_out, split.test)]
     return hashlib.blake2b(repr(names).encode(errors="surrogatepass"), digest_size=16).hexdigest()

@@ -3,12 +3,11 @@
     python -m tests.kernels.ahead [FAMILY ...]
 
 prints registers, shared memory, spills and matrix instructions of each, and fails where one spills or does not fit.
-The families plug in by a function ``compilations`` in their ``triton.py``.
+The families plug in by a function each in ``shipped.py``.
 """
 
 from __future__ import annotations
 
-import importlib
 import re
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 import torch
 
 from raccgan.kernels import dispatch, triton_runtime
-from raccgan.kernels.triton_runtime import Compilation
+from tests.kernels.shipped import Compilation, compilations
 
 SIZES = {"any": 0, "multiples of 16": 16, "all 1": 1}
 """What Triton finds out about the integers of a launch, and compiles apart: a 1 becomes a constant."""
@@ -66,7 +65,7 @@ def compile_all(family: str, every: int = 1) -> Iterator[Compiled]:
     With ``every`` only that share of the configurations, and each kernel once.
     """
     seen = set()
-    for number, compilation in enumerate(importlib.import_module(f"raccgan.kernels.{family}.triton").compilations()):
+    for number, compilation in enumerate(compilations(family)):
         first = compilation.kernel.__name__ not in seen
         if not first and number % every:
             continue
@@ -83,8 +82,7 @@ def compile_one(family: str, compilation: Compilation, architecture: int, sizes:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel, config = compilation.kernel, compilation.config
-    constants = {**compilation.constants, **config.tile}
+    kernel, constants = compilation.kernel, dict(compilation.constants)
     integers = [name for name, kind in compilation.signature.items() if kind == "i32"]
     typed = dict(compilation.signature)
     if SIZES[sizes] == 1:
@@ -102,7 +100,7 @@ def compile_one(family: str, compilation: Compilation, architecture: int, sizes:
     compiled = triton.compile(
         ASTSource(kernel, signature, constants, aligned),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
+        options={"num_warps": compilation.num_warps, "num_stages": compilation.num_stages},
     )
     ptx = compiled.asm["ptx"]
     registers, spilled = _resources(ptx)
@@ -132,11 +130,10 @@ def _resources(ptx: str) -> tuple[int, int]:
 
 def _title(compilation: Compilation) -> str:
     types = "".join(dict.fromkeys(re.findall(r"\*(\w+)", " ".join(compilation.signature.values()))))
-    constants = {name: value for name, value in compilation.constants.items() if value is not None}
-    shown = " ".join(f"{name}={value}" for name, value in {**constants, **compilation.config.tile}.items())
+    shown = " ".join(f"{name}={value}" for name, value in compilation.constants.items() if value is not None)
     absent = [name for name, value in compilation.constants.items() if value is None]
     without = f" without {','.join(absent)}" if absent else ""
-    return f"{compilation.kernel.__name__} {types} {shown} warps={compilation.config.num_warps}{without}"
+    return f"{compilation.kernel.__name__} {types} {shown} warps={compilation.num_warps}{without}"
 
 
 def main(arguments: list[str]) -> int:

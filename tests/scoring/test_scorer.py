@@ -206,6 +206,9 @@ def test_images_outside_the_range_are_refused(run_and_scorer: tuple[Run, Scorer]
 def test_no_images_give_no_scores(run_and_scorer: tuple[Run, Scorer]) -> None:
     _, scorer = run_and_scorer
     assert scorer.score(torch.empty(0, 1, 8, 8)).score.shape == (0,)
+    assert scorer.score(torch.empty(0, 1, 0, 0)).score.shape == (0,)
+    with pytest.raises(InputError, match=r"must have pixels, got \[2, 1, 0, 0\]"):
+        scorer.score(torch.empty(2, 1, 0, 0))
 
 
 def test_the_threshold_is_a_quantile_of_held_out_scores() -> None:

@@ -1,5 +1,4 @@
 // The forward pass of ops/depthwise.h, y = L relu(z scale + shift), alone and with the pointwise convolution after it.
-#include "../pointwise/product.h"
 #include "task.h"
 
 namespace raccgan::RACCGAN_TARGET {

@@ -1,5 +1,6 @@
 // The products of a pointwise convolution and of its gradient in x: many rows, few columns, few numbers to add up.
-#include "product.h"
+#include "../kernels.h"
+#include "../threads.h"
 #include "tiles.h"
 
 namespace raccgan::RACCGAN_TARGET {

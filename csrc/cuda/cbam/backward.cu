@@ -173,9 +173,9 @@ template <class T, int V> void run(Queue& queue, const Backward& args) {
 }
 }  // namespace
 
-int64_t cbam_backward_floats(const CbamBackwardArgs& args) { return Backward(args, nullptr).scratch.floats; }
+int64_t scratch_floats(const CbamBackwardArgs& args) { return Backward(args, nullptr).scratch.floats; }
 
-const char* cbam_backward(const CbamBackwardArgs& args, float* scratch, int device, void* stream) {
+const char* queue_pass(const CbamBackwardArgs& args, float* scratch, int device, void* stream) {
   Queue queue(device, stream);
   queue.take(too_large(args.shape));
   const Backward all(args, scratch);

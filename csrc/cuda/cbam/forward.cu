@@ -159,11 +159,11 @@ template <class T, int V> __global__ void __launch_bounds__(kThreads) apply(Cbam
 }
 }  // namespace
 
-int64_t cbam_forward_floats(const CbamForwardArgs& args) {
+int64_t scratch_floats(const CbamForwardArgs& args) {
   return args.shape.n * ceiling(pixels(args.shape), kTilePixels) * (4 + 2 * args.shape.c);
 }
 
-const char* cbam_forward(const CbamForwardArgs& args, float* scratch, int device, void* stream) {
+const char* queue_pass(const CbamForwardArgs& args, float* scratch, int device, void* stream) {
   const CbamShape& s = args.shape;
   const int64_t tiles = ceiling(pixels(s), kTilePixels);
   double* const partial = reinterpret_cast<double*>(scratch);

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../common/columns.h"
-#include "passes.h"
+#include "../passes.h"
 
 namespace raccgan::cuda { namespace {
 constexpr int64_t kTilePixels = 256;  // pixels

@@ -1,5 +1,4 @@
 // The forward, backward and double backward pass of ops/depthwise.h on a GPU: deterministic, no atomics.
-#include "depthwise.h"
 #include "convolve.h"
 #include "correlate.h"
 
@@ -105,28 +104,16 @@ struct Pass : Tensors {
           to);
   }
 };
-template <class Args> int64_t floats_of(const Args& args) { return Pass(tensors(args), nullptr).scratch.floats; }
-
-template <class Args> const char* run(const Args& args, float* scratch, int device, void* stream) {
-  Queue queue(device, stream);
-  Pass(tensors(args), scratch).run(queue);
-  return queue.error;
-}
 }  // namespace
 
-int64_t forward_floats(const DepthwiseForwardArgs& args) { return floats_of(args); }
-int64_t backward_floats(const DepthwiseBackwardArgs& args) { return floats_of(args); }
-int64_t double_backward_floats(const DepthwiseDoubleBackwardArgs& args) { return floats_of(args); }
-
-const char* forward(const DepthwiseForwardArgs& args, float* scratch, int device, void* stream) {
-  return run(args, scratch, device, stream);
-}
-
-const char* backward(const DepthwiseBackwardArgs& args, float* scratch, int device, void* stream) {
-  return run(args, scratch, device, stream);
-}
-
-const char* double_backward(const DepthwiseDoubleBackwardArgs& args, float* scratch, int device, void* stream) {
-  return run(args, scratch, device, stream);
-}
+#define RACCGAN_PASS(Args)                                                                         \
+  int64_t scratch_floats(const Args& args) { return Pass(tensors(args), nullptr).scratch.floats; } \
+  const char* queue_pass(const Args& args, float* scratch, int device, void* stream) {             \
+    Queue queue(device, stream);                                                                   \
+    Pass(tensors(args), scratch).run(queue);                                                       \
+    return queue.error;                                                                            \
+  }
+RACCGAN_PASS(DepthwiseForwardArgs)
+RACCGAN_PASS(DepthwiseBackwardArgs)
+RACCGAN_PASS(DepthwiseDoubleBackwardArgs)
 }  // namespace raccgan::cuda

@@ -282,9 +282,9 @@ struct Workspace {
 };
 }  // namespace
 
-int64_t fused_floats(const FusedArgs& args) { return Workspace{args, {nullptr}}.scratch.floats; }
+int64_t scratch_floats(const FusedArgs& args) { return Workspace{args, {nullptr}}.scratch.floats; }
 
-const char* fused(const FusedArgs& args, float* memory, int device, void* stream) {
+const char* queue_pass(const FusedArgs& args, float* memory, int device, void* stream) {
   const DepthwiseLayer& s = args.layer;
   const Workspace work{args, {memory}};
   Queue queue(device, stream);

@@ -2,8 +2,7 @@
 // folded in.
 #pragma once
 
-#include "../moments.h"
-#include "depthwise.h"
+#include "../passes.h"
 #include "tiles.h"
 
 namespace raccgan::cuda { namespace {

@@ -1,5 +1,5 @@
 """CBAM in Triton: see :mod:`.op`."""
 
-from raccgan.kernels.cbam.triton.op import cbam, compilations
+from raccgan.kernels.cbam.triton.op import cbam
 
-__all__ = ["cbam", "compilations"]
+__all__ = ["cbam"]

@@ -32,9 +32,7 @@ def find_flow(
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
-    spatial, normalised = spatial_gate(
-        scores, mean, var, norm_weight, norm_bias, sample, pixel, in_image, pixels, eps, GROUPED
-    )
+    spatial, normalised = spatial_gate(scores, mean, var, norm_weight, norm_bias, sample, pixel, pixels, eps, GROUPED)
     largest = tl.load(planes + sample * 2 * pixels + pixel, mask=in_image, other=0.0)
     dot = tl.zeros([PIXEL_TILE], tl.float32)
     tied = tl.zeros([PIXEL_TILE], tl.float32)
@@ -249,9 +247,7 @@ def apply_back(
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
-    spatial, _normalised = spatial_gate(
-        scores, mean, var, norm_weight, norm_bias, sample, pixel, in_image, pixels, eps, GROUPED
-    )
+    spatial, _normalised = spatial_gate(scores, mean, var, norm_weight, norm_bias, sample, pixel, pixels, eps, GROUPED)
     largest = tl.load(planes + sample * 2 * pixels + pixel, mask=in_image, other=0.0)
     e_max = tl.load(grad_planes + sample * 2 * pixels + pixel, mask=in_image, other=0.0)
     e_mean = tl.load(grad_planes + (sample * 2 + 1) * pixels + pixel, mask=in_image, other=0.0)

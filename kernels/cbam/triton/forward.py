@@ -151,13 +151,11 @@ def find_scores(
 
 
 @jit
-def spatial_gate(
-    scores, mean, var, norm_weight, norm_bias, sample, pixel, in_image, pixels, eps, GROUPED: tl.constexpr
-):
+def spatial_gate(scores, mean, var, norm_weight, norm_bias, sample, pixel, pixels, eps, GROUPED: tl.constexpr):
     """The gate of some pixels, and their normalised scores; each sample has moments of its own where GROUPED."""
     group = sample if GROUPED else 0
     over = tl.rsqrt(tl.load(var + group).to(tl.float32) + eps)
-    score = tl.load(scores + sample * pixels + pixel, mask=in_image, other=0.0)
+    score = tl.load(scores + sample * pixels + pixel, mask=pixel < pixels, other=0.0)
     normalised = (score - tl.load(mean + group).to(tl.float32)) * over
     slope, bias = tl.load(norm_weight).to(tl.float32), tl.load(norm_bias).to(tl.float32)
     return tl.sigmoid(normalised * slope + bias), normalised
@@ -172,10 +170,8 @@ def apply(
     CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, PIXEL_TILE: tl.constexpr, CHANNEL_TILE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
-    sample, pixel, in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
-    spatial, _normalised = spatial_gate(
-        scores, mean, var, norm_weight, norm_bias, sample, pixel, in_image, pixels, eps, GROUPED
-    )
+    sample, pixel, _in_image = pixels_of(program, tiles, pixels, PIXEL_TILE)
+    spatial, _normalised = spatial_gate(scores, mean, var, norm_weight, norm_bias, sample, pixel, pixels, eps, GROUPED)
     for first in range(0, CHANNELS, CHANNEL_TILE):
         _, _, inside, at, value, own = gated_tile(
             x, gate, sample, pixel, first, pixels, CHANNELS, CHANNELS_LAST, CHANNEL_TILE

@@ -8,9 +8,8 @@ them for sm_80 and sm_90.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cache, partial
-from itertools import product
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,14 +22,11 @@ from raccgan.kernels.cbam.options import CbamNorm, CbamWeights
 from raccgan.kernels.cbam.triton import backward as back
 from raccgan.kernels.cbam.triton import forward
 from raccgan.kernels.moments.triton import join_moments
-from raccgan.kernels.triton_runtime import Compilation, Config, cdiv, empty_in_order, launch, meta, power_of_two
+from raccgan.kernels.triton_runtime import Config, cdiv, empty_in_order, launch, power_of_two
 
 
 def cbam(x: Tensor, weights: CbamWeights, norm: CbamNorm) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`raccgan.kernels.cbam.cbam`. x is read in place where it is NCHW or channels_last, copied otherwise.
-
-    The same bits in every run, like all gradients.
-    """
+    """As :func:`raccgan.kernels.cbam.cbam`, the same bits in every run. x is copied if not NCHW or channels_last."""
     return autograd.run(torch.ops.raccgan.cbam_triton, x, weights, norm)
 
 
@@ -210,26 +206,3 @@ _OPS = [
     )
 ]
 autograd.register_both("cbam_triton", empty_in_order, _saved_sizes)
-
-# Channels, of the hidden layer, kernel size, height and width, channels_last: few and many, and each sweep's tiles.
-_LAYERS = ((96, 6, 7, 128, False), (128, 6, 7, 128, True), (4, 2, 7, 64, False), (8, 2, 7, 128, True))
-
-
-def compilations() -> Iterator[Compilation]:
-    """For tests without a GPU: sweeps in every dtype and layout, the rest for few and many channels, with each norm."""
-    floats = partial(meta, torch.float32)
-    norms = dict(zip(runtime.DTYPES, ("instance", "batch", "batch"), strict=True))
-    cases = [(dtype, *layer, norms[dtype]) for dtype, layer in product(runtime.DTYPES, _LAYERS)]
-    cases.append((torch.float32, 1536, 96, 3, 32, True, "fixed"))
-    with runtime.noted() as found:
-        for dtype, c, hidden, k, size, last, kind in cases:
-            moments = floats(1) if kind == "fixed" else None
-            mlp = floats(hidden, c), floats(hidden), floats(c, hidden), floats(c)
-            x = meta(dtype, 2, c, size, size, last=last)
-            tensors = CbamTensors(x, *mlp, floats(1, 2, k, k), floats(1), floats(1), moments, moments)
-            given = (*tensors, kind == "batch", 1e-5)
-            _, mean, _, saved = _forward(*given)
-            grad = None if kind == "fixed" else mean
-            arguments = (x, grad, grad, *given, saved, *CbamNeeds(*5 * (True,)))
-            _backward_pass(arguments, autograd.backward_shapes(empty_in_order, *arguments))
-    return iter(found)

@@ -51,8 +51,7 @@ def depthwise(x: Tensor, w: Tensor, prologue: Prologue = NO_PROLOGUE, resize: Re
 
     Gradients: every order, for x, w, scale and shift.
     """
-    y: Tensor = torch.ops.raccgan.depthwise_native(x, w, prologue.scale, prologue.shift, *Options.of(prologue, resize))
-    return y
+    return torch.ops.raccgan.depthwise_native(x, w, prologue.scale, prologue.shift, *Options.of(prologue, resize))
 
 
 def _composed(options: Options, x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor]:

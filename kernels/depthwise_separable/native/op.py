@@ -4,9 +4,8 @@
     y = pointwise(u) + residual                                                       :mod:`pointwise`
 
 On a CPU, where no gradient is recorded, one op does both and adds the depthwise bias as it writes u. Each thread takes
-chunks of the batch through both, so that the product reads a tile of u from the cache. Measured within one run on two
-cores of an AMD EPYC: scores of 16 images took 0.91 (32 px) and 0.94 (128 px) of the time, in bfloat16 0.95 and 0.95,
-and the score of one image 0.97 to 0.98. Training keeps u for the gradient of the pointwise weights and gains nothing.
+chunks of the batch through both, so that the product reads a tile of u from the cache (docs/kernels.md has times).
+Training keeps u for the gradient of the pointwise weights and gains nothing.
 
 On a GPU, one kernel computes y from x where :func:`fuses`; elsewhere the library computes the product. A 1 x 1
 convolution is one matrix product after the prologue, which PyTorch's operations compute.
@@ -83,10 +82,9 @@ def depthwise_separable(
         return y if residual is None or inside is not None else y + residual
     if _in_one_call(x, weights, prologue, resize, residual):
         scale, shift = prologue.scale, prologue.shift
-        y = torch.ops.raccgan.depthwise_separable_native(
+        return torch.ops.raccgan.depthwise_separable_native(
             x, *weights.float(), scale, shift, residual, packed, *Options.of(prologue, resize)
         )
-        return y
     pool = resize.pool if resize.upsample == 1 else 1  # the kernels resize one way or the other
     u = depthwise(x, weights.depthwise, prologue, Resize(resize.upsample, pool))
     return product(*convolutions.operands(pooled(u, resize.pool // pool), weights), residual)
@@ -127,10 +125,9 @@ def fused(
     Gradients: every order, for all tensors. The depthwise result is not kept for them, but computed again where
         pointwise's is needed.
     """
-    y: Tensor = torch.ops.raccgan.depthwise_native_fused(
+    return torch.ops.raccgan.depthwise_native_fused(
         x, w, pointwise, bias, prologue.scale, prologue.shift, residual, *Options.of(prologue, resize), _tf32(x)
     )
-    return y
 
 
 def _tf32(x: Tensor) -> bool:

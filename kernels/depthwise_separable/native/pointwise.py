@@ -66,14 +66,10 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | N
 
 
 def packed(w: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """w [D, C, 1, 1] in the order in which :func:`product` multiplies images of ``dtype`` by it, or None.
-
-    Behind a label, which says what the numbers are made of and for. A call that needs others reads w.
-    """
+    """w [D, C, 1, 1] as :func:`product` reads it for images of ``dtype``, with a label, or None; other calls read w."""
     if w.device.type != "cpu" or dtype not in DTYPES:
         return None
-    found: Tensor = torch.ops.raccgan.pointwise_native_packed(w.detach().float(), dtype == torch.bfloat16)
-    return found
+    return torch.ops.raccgan.pointwise_native_packed(w.detach().float(), dtype == torch.bfloat16)
 
 
 def _backward(ctx: Any, needs: Sequence[bool], g: Tensor) -> tuple[Tensor | None, ...]:

@@ -134,11 +134,8 @@ def launch_fused(
 
 
 def _tile(c: int, d: int, height: int, width: int) -> Config:
-    """Rows times columns positions, some channels at a time, and output channels.
-
-    The widest strip uses each weight most.
-    """
-    rows, outputs = launch.rows_of(height), _outputs_of(c, d)
+    """Rows times columns positions, some channels at a time, and output channels; the widest uses each weight most."""
+    rows, outputs = min(4, power_of_two(height)), _outputs_of(c, d)
     columns = max(16 // rows, min(16, power_of_two(width)))
     channels = max(16, min(32, power_of_two(c)))
     # 64 values of the product a thread; half of that where values are loaded one by one.
@@ -212,5 +209,4 @@ def fused(
     d = pointwise.shape[0]
     bias = None if bias is None else bias.expand(d)
     residual = None if residual is None else residual.expand((x.shape[0], d, *size))
-    y: Tensor = _fused(x, convolution.w, pointwise, bias, residual, *affine, *convolution.stride, *size)
-    return y
+    return _fused(x, convolution.w, pointwise, bias, residual, *affine, *convolution.stride, *size)

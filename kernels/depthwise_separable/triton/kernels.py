@@ -57,10 +57,7 @@ def _affine(scale, shift, center, n, c, channels):
 
 @jit
 def _columns(columns, end, c, channels, stride_c, stride_w):
-    """Of a row [columns, channels]: offsets, and what is there, which columns are before ``end``.
-
-    A row is then a scalar offset and a scalar condition more.
-    """
+    """Of a row [columns, channels]: offsets, and what is there, before ``end``. A row is one scalar of each more."""
     there = ((columns >= 0) & (columns < end))[:, None] & (c < channels)[None, :]
     return (columns.to(tl.int64) * stride_w)[:, None] + (c.to(tl.int64) * stride_c)[None, :], there
 

@@ -30,10 +30,6 @@ class Affine(NamedTuple):
     pre_relu: bool = False
     relu: bool = False
 
-    @property
-    def nothing(self) -> bool:
-        return self.scale is None and not (self.pre_relu or self.relu)
-
     def tensors(self) -> tuple[Tensor | None, ...]:
         return tuple(map(dense, self[:3]))
 
@@ -59,10 +55,7 @@ PLAIN = Stride()
 
 
 class Convolution(NamedTuple):
-    """A depthwise convolution with its weights [C, 1, K, K] float32, K odd for stride 1 and even otherwise.
-
-    Without weights, in :func:`ops.vjp` alone, no convolution.
-    """
+    """A depthwise convolution by w [C, 1, K, K] float32, K odd for stride 1, else even; without w, as in vjp, none."""
 
     w: Tensor | None = None
     stride: Stride = PLAIN
@@ -115,11 +108,6 @@ def strips_of(config: Config, height: int, width: int, up: int = 1) -> int:
     return up * up * cdiv(cdiv(height, up), rows) * cdiv(cdiv(width, up), columns)
 
 
-def rows_of(height: int) -> int:
-    """The rows of a strip."""
-    return min(4, power_of_two(height))
-
-
 def _strip(
     c: int, height: int, width: int, channels_last: bool, *, up: int = 1, most: int = 4
 ) -> tuple[Config, int, int]:
@@ -131,7 +119,7 @@ def _strip(
     else:
         columns = min(64, columns)
         channels = min(power_of_two(c), max(1, 512 // columns))
-    tile = {"TILE_ROWS": min(most, rows_of(cdiv(height, up))), "TILE_COLUMNS": columns, "TILE_CHANNELS": channels}
+    tile = {"TILE_ROWS": min(most, power_of_two(cdiv(height, up))), "TILE_COLUMNS": columns, "TILE_CHANNELS": channels}
     config = Config(tile, num_warps=_warps(columns * channels // 8), num_stages=1)
     return config, strips_of(config, height, width, up), cdiv(c, channels)
 

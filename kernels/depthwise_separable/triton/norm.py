@@ -132,5 +132,4 @@ def normalised(x: Tensor, convolution: Convolution, height: int, width: int, aff
     A node of its own, so that x's gradients by the convolution and by the moments are not two images to be added.
     """
     scale, shift, _, *relus = affine
-    y: Tensor = _normalised(x, convolution.w, scale, shift, *relus, *convolution.stride, height, width, eps)[0]
-    return y
+    return _normalised(x, convolution.w, scale, shift, *relus, *convolution.stride, height, width, eps)[0]

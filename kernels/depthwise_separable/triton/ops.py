@@ -21,7 +21,7 @@ If a or b is x itself, the center is subtracted from it; otherwise nothing is. :
 into phi.
 
 Images are float32, bfloat16 or float16; weights, scale, shift and center [N, C] and all sums are float32. Results are
-channels_last, and the same bits every time. A registered op takes the tuples of :mod:`arguments` field by field.
+channels_last, and the same bits every time. A registered op takes the tuples of :mod:`launch` field by field.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def depthwise_vjp(
     """The gradients of x, scale and shift of D(phi(x), w)."""
     if not any(needs):
         return None, None, None
-    if affine.nothing:
+    if affine.scale is None and not (affine.pre_relu or affine.relu):
         return depthwise(grad_y, convolution.transposed(), x.shape[2], x.shape[3]), None, None
     term = Term(x, affine.scale, centered=affine.center is not None)
     return vjp(grad_y, convolution.transposed(), term, x, affine, needs)
@@ -97,8 +97,7 @@ def depthwise(x: Tensor, convolution: Convolution, height: int, width: int, affi
 
     Gradients: any order, for x, w, scale and shift.
     """
-    y: Tensor = _depthwise(x, convolution.w, *affine, *convolution.stride, height, width)
-    return y
+    return _depthwise(x, convolution.w, *affine, *convolution.stride, height, width)
 
 
 def _correlation_backward(ctx: Any, needs: Sequence[bool], grad_w: Tensor) -> _Tensors:
@@ -122,8 +121,7 @@ def _correlation(*inputs: Any) -> Tensor:
 
 def correlation(x: Tensor, grad: Tensor, kernel_size: int, stride: Stride, affine: Affine = NO_AFFINE) -> Tensor:
     """C(phi(x), grad) [C, 1, k, k] float32: the gradient of D's weights, ``grad`` being that of its result."""
-    w: Tensor = _correlation(x, grad, *affine, kernel_size, *stride)
-    return w
+    return _correlation(x, grad, *affine, kernel_size, *stride)
 
 
 def _vjp_arguments(*inputs: Any) -> tuple[Tensor, Convolution, Term, Tensor, Affine]:
@@ -216,5 +214,4 @@ def jvp(first: Term, second: Term, added: Tensor | None, x: Tensor, affine: Affi
 
     Gradients: any order, for the others.
     """
-    out: Tensor = _jvp(*first[:2], added, *second[:2], x, *affine, second.centered)
-    return out
+    return _jvp(*first[:2], added, *second[:2], x, *affine, second.centered)

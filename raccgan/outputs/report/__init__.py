@@ -67,12 +67,14 @@ def write_report(path: Path, report: Report) -> None:
     if not all(_STRIP.fullmatch(image.strip) for image in images):  # a journal that somebody else began, for instance
         raise InputError(f"{path}: a picture of it is no picture; add --restart to score anew")
     style, script = _part("page.css"), _part("page.js")
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False)
     parts = {
         "title": html.escape(report.title),
         "policy": f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}",
         "style": style,
         "script": script,
-        "data": _json(data),
+        # JSON that no HTML parser can leave early: it holds no angle bracket and no ampersand.
+        "data": text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"),
     }
 
     def write(file: BinaryIO) -> None:
@@ -117,9 +119,3 @@ def _part(name: str) -> str:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _json(value: Any) -> str:
-    """JSON that no HTML parser can leave early: it holds no angle bracket and no ampersand."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
