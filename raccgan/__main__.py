@@ -20,6 +20,7 @@ COMMANDS = {  # each is the module ``raccgan.COMMAND``, and ``python -m raccgan.
     "generate": "make images with a trained generator, and compare them with real ones",
     "export": "write a trained run as one ONNX or torch.export graph",
     "experiment": "train and test a table of runs: every normal class, every seed",
+    "check": "say what training would understand of a folder of images, and stop",
     "doctor": "say which kernels run on this machine, and why not the others",
 }
 _WITHIN_A_FOLDER = ("export", "experiment")  # whose ``main`` is in ``raccgan.COMMAND.__main__``

@@ -85,6 +85,7 @@ def _scores(stored: Checkpoint, given: argparse.Namespace) -> tuple[dict[str, Te
     """What the named images get, and how many of them could not be read."""
     import torch
 
+    from raccgan.data.inventory import about_images
     from raccgan.scoring.detector import Detector, Skipped
     from raccgan.scoring.score_files import find
 
@@ -94,6 +95,8 @@ def _scores(stored: Checkpoint, given: argparse.Namespace) -> tuple[dict[str, Te
     device = options.pick_device(given.device)
     detector = Detector(stored, 0.0, device, label_policy=given.label_policy, **settings)
     options.note_missing_library(detector.config.kernels)
+    for line in about_images(found.files, found.left_out, detector.config.brightness):
+        say(line)
     problems = list(found.problems)
     scores, peaks = [], []
     with Progress("normal images", len(found.files), unit="image", lines=False) as progress:

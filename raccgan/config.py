@@ -46,7 +46,9 @@ class Config:
     dataset: str = _data("digits", "digits, mnist, fashion-mnist, mvtec, chest-xray; or a folder, or a .csv list")
     category: str = _data("", "which category of an MVTec folder, such as screw")
     protocol: str = _data("", "one-vs-rest, leave-one-out or folder (default: what suits the data set)")
-    normal: str = _data("", "normal classes, comma-separated (default: what suits the data set)")
+    normal: str = _data(
+        "", "normal classes, comma-separated, a name with a comma in quotes (default: what suits the data set)"
+    )
     held_out: float = _data(0.15, "share of the normal training images kept for the threshold", low=0.01, high=0.9)
     fit: str = _data(
         "stretch",

@@ -73,20 +73,21 @@ def main(arguments: Sequence[str]) -> int:
 
 def _detect(detector: Detector, stored: Checkpoint, given: argparse.Namespace) -> int:
     """Score the files and write the results; the exit status."""
+    from raccgan.data.inventory import about_images
     from raccgan.models.checkpoint import digest
     from raccgan.outputs.overlays import MapScale
     from raccgan.scoring.record import Table
     from raccgan.scoring.score_files import FOLDERS, Wanted, find, score_files, take_folder
 
-    found = find(given.images)
+    found = find(given.images, given.out)
     for problem in found.problems:
         say(f"skipped: {problem}")
-    if found.masks_left_out:
-        say(f"left out: {found.masks_left_out} masks in ground_truth")
     if given.threshold is None and given.label_policy != stored.held_out_policy:
         say(f"note: the threshold is of scores under {stored.held_out_policy!r}, not {given.label_policy!r}")
     if not found.files:
         raise InputError(f"no image to score: {found.problems[0] if found.problems else 'none was named'}")
+    for line in about_images(found.files, found.left_out, detector.config.brightness):
+        say(line)
     made_with = {  # what the scores depend on, beside the files
         "checkpoint": digest(stored),
         "label_policy": given.label_policy,
@@ -94,6 +95,7 @@ def _detect(detector: Detector, stored: Checkpoint, given: argparse.Namespace) -
         "score_batch": detector.config.score_batch,
         "compile": given.compile,
     }
+    about = {"run": str(given.run), "classes": stored.classes, "left_out": found.left_out}
     kept = {name: getattr(given, name) for name in ("maps", "overlays", "report")}
     wanted = Wanted(given.out, **kept, scale=MapScale.of(stored.held_out))
     with own_folder(given.out, FOLDERS) as out:
@@ -108,7 +110,7 @@ def _detect(detector: Detector, stored: Checkpoint, given: argparse.Namespace) -
                 raise KeyboardInterrupt(f"{done}; the same command goes on") from None
             table = Table.of(rows, detector.threshold)
             if table.records:
-                table.write(out, made_with, {"run": str(given.run), "classes": stored.classes})
+                table.write(out, made_with, about)
             if table.records and given.report:
                 table.write_report(out / "report.html", stored, str(given.run))
             journal.remove()

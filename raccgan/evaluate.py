@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     from raccgan.models.devices import require_kernels
     from raccgan.scoring.calibration import calibration_for
     from raccgan.scoring.scorer import Scorer
-    from raccgan.training.run import prepare, readable
+    from raccgan.training.run import prepare, readable, say_understood
 
     settings = options.settings_of(given)
     job = ranks.join(device, settings.get("rank_timeout", Config.rank_timeout))
@@ -52,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     if config.unreadable == "skip":
         run, _ = readable(run)
     checkpoints.check_same_model(stored, run.config, run.classes, run.channels)
+    say_understood(run)
     folder = given.out or (given.run if given.run.is_dir() else given.run.parent)
     with job.entered_on_first(lambda: own_folder(folder)) as out:
         networks = checkpoints.networks_of(stored, run.config, device)

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     from raccgan.models.devices import require_kernels
     from raccgan.training import places
     from raccgan.training.loop import Training
-    from raccgan.training.run import prepare, readable
+    from raccgan.training.run import prepare, readable, say_understood
     from raccgan.training.steps import cannot_trace
 
     asked = options.settings_of(given)
@@ -77,6 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.compile and (reason := cannot_trace(run.config, job)) is not None:
         raise InputError(f"--compile works {reason}")
     job.require_divisible(run.config.batch_size)
+    say_understood(run)
     run, data = readable(run)
     if run.config.batch_size > len(data):
         raise InputError(

@@ -11,7 +11,7 @@ import raccgan
 
 PACKAGE = Path(raccgan.__file__).parent
 
-COMMANDS = ("train", "evaluate", "detect", "calibrate", "generate", "export", "experiment", "doctor")
+COMMANDS = ("check", "train", "evaluate", "detect", "calibrate", "generate", "export", "experiment", "doctor")
 FOLDERS = (
     "cli", "config", "data", "distributed", "errors", "evaluation", "generation", "kernels", "models", "outputs",
     "scoring", "training",
@@ -25,7 +25,7 @@ LAYERS = (
     ("training", "scoring"),
     ("evaluation", "generation", "export"),
     ("cli",),
-    ("train", "evaluate", "detect", "calibrate", "generate", "doctor", "experiment"),
+    ("check", "train", "evaluate", "detect", "calibrate", "generate", "doctor", "experiment"),
     ("__main__", "experiment.__main__", "export.__main__"),
 )
 """From the bottom to the top, without ``raccgan.``; the longest name that a module begins with counts."""

@@ -73,8 +73,10 @@ def add_settings(parser: argparse.ArgumentParser, only: Iterable[str] | None = N
         )
 
 
-def add_places(parser: argparse.ArgumentParser, *, data_root: bool = True, device: bool = True, out: str = "") -> None:
-    """Options for the folders of data and results, and for the device."""
+def add_places(
+    parser: argparse.ArgumentParser, *, data_root: bool = True, device: bool = True, out: str | None = ""
+) -> None:
+    """Options for the folders of data and results (None: no results), and for the device."""
     group = parser.add_argument_group("places")
     if data_root:
         group.add_argument(
@@ -86,6 +88,8 @@ def add_places(parser: argparse.ArgumentParser, *, data_root: bool = True, devic
         )
     if device:
         group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+    if out is None:
+        return
     group.add_argument(
         "--out",
         type=Path,

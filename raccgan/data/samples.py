@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from numpy.typing import NDArray
 
@@ -16,7 +16,13 @@ from raccgan.outputs.terminal import STEERING, escaped
 Pixels = NDArray[Any]
 """H x W or H x W x C pixels: uint8, uint16, or float in [0, 1]."""
 
-SplitName = Literal["train", "test"]
+MaskFiles = Path | tuple[Path, ...]
+"""The ground truth of an image: a file, or several that mark a part each."""
+
+T = TypeVar("T")
+
+SplitName = Literal["train", "test", "valid"]
+"""Images of ``valid`` are neither trained on nor tested; normal ones calibrate the threshold."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Sample:
     label: str  # class name: "3", "good", "NORMAL"
     split: SplitName
     image: Path | Pixels = field(compare=False, repr=False)  # a file, or pixels already in memory
-    mask: Path | None = None  # ground truth, non-zero = anomalous
+    mask: MaskFiles | None = None  # ground truth, bright = anomalous
 
 
 @dataclass(frozen=True)
@@ -41,10 +47,21 @@ class Source:
     default_normal: tuple[str, ...]  # empty: the user has to say
     default_protocol: str
     official_split: bool = True  # False: the 60/40 split is ours
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # reason -> what -> how many
+    notes: tuple[str, ...] = ()  # what a person should know of how it was read, a line each
+
+    def with_notes(self, *notes: str) -> Source:
+        """The same with more notes."""
+        return replace(self, notes=self.notes + notes)
 
 
-def spread(samples: Sequence[Sample], most: int) -> list[Sample]:
-    """At most that many samples, at even distances over their order: each part of it keeps its share."""
+def files_of(mask: MaskFiles | None) -> tuple[Path, ...]:
+    """The files of a mask; none where there is no mask."""
+    return () if mask is None else mask if isinstance(mask, tuple) else (mask,)
+
+
+def spread(samples: Sequence[T], most: int) -> list[T]:
+    """At most that many samples, or images, at even distances over their order: each part of it keeps its share."""
     step = max(1, len(samples) / most)
     return [samples[int(i * step)] for i in range(min(most, len(samples)))]
 

@@ -6,8 +6,10 @@ is not normal is anomalous. The normal classes are named (``3 5``) or excluded (
 
 from __future__ import annotations
 
+import csv
 import difflib
 import hashlib
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -27,9 +29,9 @@ class Split:
 
     normal_classes: tuple[str, ...]  # order = condition index
     train: tuple[Sample, ...]
-    held_out: tuple[Sample, ...]  # from the training part, never trained on: calibrates the threshold
+    held_out: tuple[Sample, ...]  # of the valid or training part, never trained on: calibrates the threshold
     test: tuple[Sample, ...]  # normal and anomalous
-    spare: tuple[Sample, ...] = ()  # anomalous, of the training part: neither trained on nor tested
+    spare: tuple[Sample, ...] = ()  # anomalous, of the training or valid part: neither trained on nor tested
 
     def is_anomalous(self, sample: Sample) -> bool:
         """True where the sample's class is none of the normal ones."""
@@ -41,10 +43,11 @@ def make_split(
 ) -> Split:
     """Split a source by a protocol; None is the source's own.
 
-    ``normal`` holds class names, or ``!name`` for all but that one; empty, it means the source's default. ``held_out``
-    is the share of the normal training images of each class that is kept from training: at least one image is held out
-    and at least one trains. ``seed`` chooses the held-out images, and nothing else. An InputError says that a protocol
-    or class is unknown, that normal images are too few, or that the test part could not be evaluated.
+    ``normal`` holds class names, or ``!name`` for all but that one; empty, it means the source's default. Of a class
+    with images in the source's ``valid`` part, these are held out; of another, ``held_out`` is the share of the
+    training images that is kept from training: at least one image is held out and at least one trains. ``seed`` chooses
+    the held-out images, and nothing else. An InputError says that a protocol or class is unknown, that normal images
+    are too few, or that the test part could not be evaluated.
     """
     protocol = protocol or source.default_protocol
     if protocol not in PROTOCOLS:
@@ -56,8 +59,13 @@ def make_split(
     kept: list[Sample] = []
     for label in classes:
         members = [sample for sample in source.samples if sample.label == label and sample.split == "train"]
+        valid = [sample for sample in source.samples if sample.label == label and sample.split == "valid"]
         if not members:
             raise InputError(f"{source.name} has no training image of the normal class {label!r}")
+        if valid:
+            kept += valid
+            training += members
+            continue
         if len(members) == 1:
             raise InputError(
                 f"{source.name} has only one training image of the normal class {label!r}; "
@@ -70,7 +78,7 @@ def make_split(
     test = _test_samples(source, protocol, classes)
     tested = {sample.key for sample in test}
     others = (sample for sample in source.samples if sample.label not in classes)
-    spare = tuple(sample for sample in others if sample.split == "train" and sample.key not in tested)
+    spare = tuple(sample for sample in others if sample.split != "test" and sample.key not in tested)
     return Split(classes, tuple(training), tuple(kept), tuple(test), spare)
 
 
@@ -99,6 +107,23 @@ def split_by_class(samples: Sequence[Sample]) -> tuple[Sample, ...]:
     for keys in by_class.values():
         training.update(hash_order(keys, salt="split by class")[: _share(TRAIN_SHARE, len(keys))])
     return tuple(replace(sample, split="train" if sample.key in training else "test") for sample in samples)
+
+
+def names_of(text: str, classes: Sequence[str]) -> list[str]:
+    """The classes that a text such as ``3,5`` or ``!7`` names; a name with a comma in it may stand in quotes."""
+    whole = text.strip()
+    if whole in classes or whole.removeprefix("!") in classes:
+        return [whole]
+    names = next(csv.reader([text], skipinitialspace=True), [])
+    return [name if name in classes else name.strip() for name in names if name.strip()]
+
+
+def text_of(names: Iterable[str]) -> str:
+    """The text from which :func:`names_of` reads these names."""
+    text, names = io.StringIO(), list(names)
+    spaced = any(name != name.strip() for name in names)
+    csv.writer(text, lineterminator="", quoting=csv.QUOTE_ALL if spaced else csv.QUOTE_MINIMAL).writerow(names)
+    return text.getvalue()
 
 
 def closest(name: str, known: Iterable[str], what: str = "classes") -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +51,20 @@ class Assessment:
     controls: dict[str, NDArray[np.float64]]  # scores [N] of each control
 
     def summary(self) -> str:
-        """Metrics and decisions in two lines, for the terminal."""
+        """Metrics and decisions in two lines, and one on the masks that are missing, for the terminal."""
         image, pixel, confusion = self.metrics["image"], self.metrics["pixel"], self.metrics["image"]["confusion"]
         beside = ", ".join(
             f"{name.replace('_', ' ')} {_shown(found['auroc'])}" for name, found in self.metrics["controls"].items()
         )
         pixels = f", pixel AUROC {_shown(pixel['auroc'])}" if pixel["auroc"] is not None else ""
+        of_pixels = self.metrics["masks"]
+        left_out = f"\n{of_pixels['note']}" if of_pixels["note"] else ""
         anomalies = confusion["true_positive"] + confusion["false_negative"]
         normal = confusion["false_positive"] + confusion["true_negative"]
         return (
             f"image AUROC {_shown(image['auroc'])}, AUPR {_shown(image['auprc'])}{pixels}  (controls: {beside})\n"
             f"at threshold {self.threshold:.4g}: {confusion['true_positive']} of {anomalies} anomalies found, "
-            f"{confusion['false_positive']} of {normal} normal images taken for anomalies"
+            f"{confusion['false_positive']} of {normal} normal images taken for anomalies{left_out}"
         )
 
 
@@ -201,14 +205,21 @@ def _assess(run: Run, scorer: Scorer, threshold: float, *, seconds: float, detai
     control_scores = {name: maps.double().mean(dim=(1, 2)).numpy() for name, maps in control_maps.items()}
     pixel = metrics.PixelMetrics(auroc=None, aupro=None)
     pixel_aurocs: dict[str, float | None] = dict.fromkeys(control_maps)
-    if has_masks:
-        masks = _masks(run)
-        pixel = metrics.pixel_metrics(scored.details()[0], masks)
+    masks = _masks(run)
+    if masks.images:
+        truth = masks.stacked()
+        pixel = metrics.pixel_metrics(scored.details()[0][masks.images], truth)
         for name, maps in control_maps.items():  # smoothed as ours are
-            pixel_aurocs[name] = metrics.auroc(smoothed(maps).flatten().numpy(), masks.ravel())
+            pixel_aurocs[name] = metrics.auroc(smoothed(maps[masks.images]).flatten().numpy(), truth.ravel())
     found = {
         "image": dataclasses.asdict(metrics.image_metrics(scored.score.numpy(), anomalous, threshold)),
         "pixel": dataclasses.asdict(pixel),
+        "masks": {
+            "images": len(masks.images),
+            "without_mask": masks.without,
+            "empty": masks.empty,
+            "note": masks.note(int(anomalous.sum())),
+        },
         "controls": {
             name: {"auroc": metrics.auroc(values, anomalous), "pixel_auroc": pixel_aurocs[name]}
             for name, values in control_scores.items()
@@ -242,11 +253,54 @@ def _shown(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.3f}"
 
 
-def _masks(run: Run) -> NDArray[np.bool_]:
-    """[N, H, W]; an image without a mask file is normal everywhere."""
-    empty = np.zeros((run.config.image_size, run.config.image_size), dtype=bool)
-    masks = (_true_mask(run, sample) for sample in run.split.test)
-    return np.stack([empty if mask is None else mask for mask in masks])
+@dataclass(frozen=True)
+class _Masks:
+    """The test images whose every pixel is known to be normal or anomalous, and how many anomalous ones are not."""
+
+    size: int
+    images: list[int]  # places among the test images; empty where no anomalous image has a mask
+    known: list[NDArray[np.bool_] | None]  # of each of these; None where all is normal
+    without: int  # anomalous images without a mask
+    empty: int  # anomalous images whose masks mark nothing that the model sees
+
+    def stacked(self) -> NDArray[np.bool_]:
+        """[N, H, W]."""
+        masks = np.zeros((len(self.known), self.size, self.size), dtype=bool)
+        for place, mask in enumerate(self.known):
+            if mask is not None:
+                masks[place] = mask
+        return masks
+
+    def note(self, anomalous: int) -> str | None:
+        """Why there are no pixel metrics, or how many images they leave out; None where there is nothing to say."""
+        if not anomalous:
+            return "no pixel metrics: no test image is anomalous"
+        reasons = {"have no mask": self.without, "have one that marks nothing that the model sees": self.empty}
+        said = ", ".join(f"{count} {why}" for why, count in reasons.items() if count)
+        if not self.images:
+            return f"no pixel metrics: of {anomalous} anomalous test images {said}"
+        return f"left out of pixel metrics: of {anomalous} anomalous test images {said}" if said else None
+
+
+def _masks(run: Run) -> _Masks:
+    """An image of a normal class is normal everywhere, unless a mask says otherwise."""
+    images: list[int] = []
+    known: list[NDArray[np.bool_] | None] = []
+    without, empty, marked = 0, 0, 0
+    with ThreadPoolExecutor() as pool:
+        read = list(pool.map(partial(_true_mask, run), run.split.test))
+    for place, (sample, mask) in enumerate(zip(run.split.test, read, strict=True)):
+        if run.split.is_anomalous(sample):
+            without += mask is None
+            empty += mask is not None and not mask.any()
+            if mask is None or not mask.any():
+                continue
+            marked += 1
+        images.append(place)
+        known.append(mask)
+    if marked == 0:
+        images, known = [], []
+    return _Masks(run.config.image_size, images, known, without, empty)
 
 
 def _control_maps(run: Run, test: ImageDataset) -> dict[str, Tensor]:

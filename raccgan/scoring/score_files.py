@@ -16,7 +16,16 @@ import numpy as np
 from PIL import Image
 
 from raccgan.data.images.decode import read_upright
-from raccgan.data.listing import IMAGE_SUFFIXES, list_images, matching
+from raccgan.data.listing import (
+    MASKS,
+    LeftOut,
+    is_image_name,
+    left_out_line,
+    list_files,
+    matching,
+    no_image,
+    without_apart,
+)
 from raccgan.data.samples import printable
 from raccgan.distributed.collectives import SINGLE, Collectives
 from raccgan.errors import InputError
@@ -35,45 +44,57 @@ WRITERS = 8  # threads that write maps and overlays, and wait for the disk: a fi
 
 
 class Found(NamedTuple):
-    """The files that the arguments mean, each once, and a line for every argument that means none."""
+    """The files that the arguments mean, each once, a line for every argument that means none, and what is left out."""
 
     files: tuple[Path, ...]
     problems: tuple[str, ...]
-    masks_left_out: int
+    left_out: LeftOut
 
 
-def find(arguments: Sequence[str]) -> Found:
+def find(arguments: Sequence[str], out: Path | None = None) -> Found:
     """Files, folders (with all below them) and patterns such as ``scans/**/*.png``, in the order given.
 
-    ``ground_truth`` beside ``test``, where MVTec's layout has its masks, is left out unless it is named.
+    Masks, linked folders, results of ours and the folder ``out`` are left out unless they are named.
     """
     files: dict[Path, None] = {}
     problems: list[str] = []
-    masks = 0
+    left_out = LeftOut()
     for argument in arguments:
         try:
-            for path in _meant(argument, problems):
-                folders = () if "ground_truth" in Path(argument).parts else path.parents
-                if any(one.name == "ground_truth" and (one.parent / "test").is_dir() for one in folders):
-                    masks += 1
-                else:
-                    files[path] = None
+            files |= dict.fromkeys(_meant(argument, out, problems, left_out))
         except InputError as error:
             problems.append(str(error))
-    return Found(tuple(files), tuple(problems), masks)
+    return Found(tuple(files), tuple(problems), left_out)
 
 
-def _meant(argument: str, problems: list[str]) -> Iterator[Path]:
+def _meant(argument: str, out: Path | None, problems: list[str], left_out: LeftOut) -> list[Path]:
     path = Path(argument)
     if path.is_dir():
-        yield from list_images(path, problems)
-    elif os.path.lexists(path) or not glob.has_magic(argument):
-        yield path  # a file that is not there is named when it is read
-    else:
-        inside = [match for match in matching(argument, problems) if match.suffix.lower() in IMAGE_SUFFIXES]
-        if not inside:
-            raise InputError(f"no image matches {printable(argument)}")
-        yield from (match for match in inside if not match.is_dir())
+        found = list_files(path, problems, but=out)
+        left_out.merge(found.left_out)
+        for mask in found.masks:
+            left_out.add(MASKS, printable(mask.parent.relative_to(path)))
+        if not found.images:
+            raise no_image(path, left_out)
+        return found.images
+    if os.path.lexists(path) or not glob.has_magic(argument):
+        return [path]  # a file that is not there is named when it is read
+    other_case: set[Path] = set()
+    matches = matching(argument, problems, other_case)
+    images = without_apart([match for match in matches if _is_image(match)], argument, out, left_out)
+    for match in matches:
+        if not _is_image(match) and not match.is_dir():
+            left_out.add("files of other kinds", match.suffix.lower() or "no ending")
+    for match in other_case:
+        left_out.add("files whose names match the pattern in other case alone", printable(match.name))
+    if not images:
+        left = f" (left out: {left_out_line(left_out)})" if left_out else ""
+        raise InputError(f"no image matches {printable(argument)}{left}")
+    return images
+
+
+def _is_image(path: Path) -> bool:
+    return is_image_name(path.name) and not path.is_dir()
 
 
 class Wanted(NamedTuple):

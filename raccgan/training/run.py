@@ -12,9 +12,10 @@ import torch
 
 from raccgan.config import Config
 from raccgan.data.dataset import ImageDataset
-from raccgan.data.samples import Sample
+from raccgan.data.inventory import lines_of
+from raccgan.data.samples import Sample, Source
 from raccgan.data.sources.registry import load_source
-from raccgan.data.splits import Split, make_split
+from raccgan.data.splits import Split, make_split, names_of, text_of
 from raccgan.distributed.collectives import SINGLE, Collectives
 from raccgan.errors import InputError
 from raccgan.outputs.progress import Progress
@@ -29,6 +30,7 @@ class Run:
 
     config: Config
     split: Split
+    source: Source  # what the split is of
     channels: int
     device: torch.device
     job: Collectives = SINGLE
@@ -58,12 +60,12 @@ def prepare(config: Config, data_root: Path, device: torch.device, job: Collecti
     problems: list[str] | None = [] if config.unreadable == "skip" else None
     source = load_source(config.dataset, data_root, category=config.category or None, problems=problems)
     _say_skipped(job, problems or ())
-    normal = [name.strip() for name in config.normal.split(",") if name.strip()]
+    normal = names_of(config.normal, source.classes)
     split = make_split(source, config.protocol or None, normal, held_out=config.held_out, seed=config.seed)
     job.require_alike(f"the images of {config.dataset}", lambda: _digest(split))
     protocol = config.protocol or source.default_protocol
-    resolved = replace(config, protocol=protocol, normal=",".join(split.normal_classes))
-    return Run(resolved, split, config.channels or source.channels, device, job)
+    resolved = replace(config, protocol=protocol, normal=text_of(split.normal_classes))
+    return Run(resolved, split, source, config.channels or source.channels, device, job)
 
 
 def readable(run: Run) -> tuple[Run, ImageDataset]:
@@ -90,6 +92,13 @@ def readable(run: Run) -> tuple[Run, ImageDataset]:
             data = run.dataset(kept)
         read.append(data)
     return run, read[0]
+
+
+def say_understood(run: Run) -> None:
+    """Say what was understood of the data; on rank 0 alone."""
+    if run.job.first:
+        for line in lines_of(run.source, run.split, run.config.brightness):
+            say(line)
 
 
 def _say_skipped(job: Collectives, problems: Iterable[str]) -> None:

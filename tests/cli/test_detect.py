@@ -108,11 +108,46 @@ def test_the_test_part_of_mvtec_and_the_whole_category_without_its_masks(tmp_pat
         (category / name).mkdir(parents=True)
         Image.new("L", (8, 8)).save(category / name / "0.png")
     assert len(score_files.find([str(category / "test")]).files) == 2
-    found = score_files.find([str(category)])
-    assert len(found.files) == 3
-    assert found.masks_left_out == 1
+    for wanted in (category, f"{category}/**/*.png"):
+        found = score_files.find([str(wanted)])
+        assert len(found.files) == 3
+        assert sum(found.left_out["masks"].values()) == 1
     for named in (category / "ground_truth", category / "ground_truth" / "scratch" / "0.png"):
         assert len(score_files.find([str(named)]).files) == 1, "named on purpose"
+
+
+@pytest.mark.parametrize("named", [".", "*/*.png", "**/*.png"])
+def test_what_is_not_an_image_to_score_is_left_out_and_counted(
+    images: Path, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks, results of ours, the folder of the results, other kinds of files, links, and names in other case."""
+    monkeypatch.chdir(images)
+    mask = Image.fromarray(np.eye(12, 20, dtype=np.uint8) * 255)
+    for name in ("mask/0.png", "a/0_GT.png", "before/overlays/0-1.png", "now/0.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        mask.save(name)
+    for name in ("before/scores.csv", "before/summary.json", "a/x.dcm", "a/none"):
+        Path(name).write_text("x")
+    Path("a/linked").symlink_to(images / "b")
+    found = score_files.find([named], Path("now"))
+    assert [path.as_posix() for path in found.files] == [f"{'a' if i < 11 else 'b'}/{i}.png" for i in range(23)]
+    counted = {reason: sum(counts.values()) for reason, counts in found.left_out.items()}
+    below = {"linked folders, which are not followed": 1, "files of other kinds": 2} if named == "." else {}
+    ours = {".": 2, "*/*.png": 1, "**/*.png": 2}[named]  # whole folders, or the pictures in them
+    assert counted == {"masks": 2, "results of raccgan": ours} | below
+
+
+def test_results_in_the_folder_of_the_images_are_left_out(trained: Path, images: Path) -> None:
+    for _ in range(2):
+        assert run(detect, trained, images, "--out", images, "--overlays") == 0
+        assert len(table(images / "scores.csv")) == 23
+
+
+def test_names_in_other_case_are_counted(images: Path) -> None:
+    (images / "a" / "0.png").rename(images / "a" / "0.PNG")
+    found = score_files.find([f"{images}/a/*.png"])
+    assert len(found.files) == 10
+    assert found.left_out == {"files whose names match the pattern in other case alone": {"0.PNG": 1}}
 
 
 def test_exit_status_and_last_line_are_for_scripts(
@@ -135,12 +170,12 @@ def test_exit_status_and_last_line_are_for_scripts(
     assert "no image to score" in refused(capsys, detect, trained, f"{tmp_path}/*.gif", "--out", tmp_path / "none")
 
 
-def test_nothing_but_the_last_line_where_there_is_no_terminal(
+def test_what_was_found_and_the_last_line_where_there_is_no_terminal(
     trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(detect, trained, images, "--out", tmp_path / "out") == 0
     said = capsys.readouterr()
-    assert said.err == ""
+    assert said.err == "23 images: 8-bit grey, 20 x 12 pixels\n"
     assert len(said.out.splitlines()) == 1
 
 

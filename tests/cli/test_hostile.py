@@ -171,7 +171,8 @@ def test_images_that_claim_to_be_huge_cost_a_line_and_no_memory(trained: Path, t
     command = [sys.executable, "-c", measured, str(trained), str(folder), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1, done.stderr
-    *lines, most = done.stderr.splitlines()
+    found, *lines, most = done.stderr.splitlines()
+    assert found == "10 images: 8-bit grey, 8 x 8 pixels"
     assert len(lines) == 9, lines
     assert all(line.startswith("skipped: ") for line in lines)
     assert sum(f"has more than {MOST_PIXELS} pixels" in line for line in lines) >= 6

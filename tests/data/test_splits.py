@@ -2,12 +2,17 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from raccgan.config import Config
 from raccgan.data.samples import Sample, Source, SplitName
 from raccgan.data.sources.registry import load_source
-from raccgan.data.splits import PROTOCOLS, hash_order, make_split, split_by_class
+from raccgan.data.splits import PROTOCOLS, hash_order, make_split, names_of, split_by_class, text_of
 from raccgan.errors import InputError
+from raccgan.training.run import prepare
 
 
 def a_source(train: dict[str, int], test: dict[str, int], **changes: object) -> Source:
@@ -196,3 +201,46 @@ def test_long_class_lists_are_cut() -> None:
     many = a_source({str(i): 2 for i in range(50)}, {"0": 1})
     with pytest.raises(InputError, match="19 and 30 more"):
         make_split(many, None, ["x"])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a", "b"],
+        ["a, b", "c"],
+        ["ok, checked"],
+        ['say "a"', "b"],
+        [" a ", "b"],
+        ["!a", "b"],
+        ["a;b"],
+        ["größe"],
+        ["1,5"],
+    ],
+)
+def test_any_names_of_classes_are_read_back(names: list[str]) -> None:
+    """What a run stores as its normal classes is what it is evaluated and resumed with."""
+    assert names_of(text_of(names), names) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("3, 5", ["3", "5"]), ("!7", ["!7"]), ("", []), ("ok, checked", ["ok, checked"]),
+        ("!ok, checked", ["!ok, checked"]),
+        ('"ok, checked", 3', ["ok, checked", "3"]), ("a,,b,", ["a", "b"]),
+    ],
+)  # fmt: skip
+def test_names_as_people_write_them(text: str, names: list[str]) -> None:
+    assert names_of(text, ["3", "5", "7", "ok, checked"]) == names
+
+
+def test_a_class_with_a_comma_is_evaluated_after_it_was_trained(tmp_path: Path) -> None:
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    for label in ("a, b", "c", "bad"):
+        for index in range(4):
+            (tmp_path / label).mkdir(exist_ok=True)
+            Image.fromarray(pixels + index).save(tmp_path / label / f"{index}.png")
+    run = prepare(Config(dataset=str(tmp_path), normal="!bad"), tmp_path, torch.device("cpu"))
+    assert run.classes == ["a, b", "c"]
+    again = prepare(run.config, tmp_path, torch.device("cpu"))
+    assert (again.classes, again.split) == (run.classes, run.split)

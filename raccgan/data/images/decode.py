@@ -1,25 +1,27 @@
 """Decodes files and arrays to pixels in [-1, 1], and mask files to booleans, with one geometry for both.
 
 Pixels are float32 as soon as they are read. The stored type alone says what is white: 255 for all 8-bit and palette
-kinds, whose colour space becomes RGB first; 65535 for 16-bit grey and 32-bit integers; 1 for floats. Values past that,
-NaN and infinity are refused. Pillow reads 16-bit colour as 8-bit. Alpha is composited over black, the first frame
-counts, and the EXIF orientation is applied. Grey becomes colour by repetition, colour grey by its luminance.
+kinds, whose colour space becomes RGB first; 4095 for 12-bit TIFF, 65535 for 16-bit grey and 32-bit integers; 1 for
+floats. Values past that, NaN and infinity are refused. Pillow reads 16-bit colour as 8-bit. Alpha is composited over
+black, the first frame counts, and the EXIF orientation is applied. Grey becomes colour by repetition, colour grey by
+its luminance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from raccgan.data.images.geometry import Float, Placement, place_in_square
-from raccgan.data.images.opening import FORMATS, open_image, room
-from raccgan.data.samples import Pixels, Sample, printable
+from raccgan.data.images.geometry import Float, Placement, covered, place_in_square
+from raccgan.data.images.masks import marked
+from raccgan.data.images.opening import FORMATS, kind_of, open_image, room
+from raccgan.data.samples import MaskFiles, Pixels, Sample, files_of, printable
 from raccgan.errors import InputError
 
 SPREAD = 4.0  # how many deviations from its mean a levelled image reaches at -1 and 1
@@ -48,7 +50,7 @@ def decode_placed(
 ) -> Decoded:
     """``decode`` that also says where in the original the square lies; the same arguments and errors."""
     with ExitStack() as held:
-        unit = _read_unit(image, held)
+        unit = read_unit(image, held)
         place = place_in_square(unit, size, fit)
         return Decoded(_finish(place.take(_planes(unit))[None], channels, brightness)[0], place)
 
@@ -68,7 +70,7 @@ def decode_stack(images: Pixels, *, size: int, channels: int, fit: str = "stretc
 def read_upright(path: Path, longest: int) -> NDArray[np.uint8]:
     """The pixels of a file for the eye: uint8 H x W x 3, upright, the longer side ``longest`` at most."""
     with ExitStack() as held:
-        unit = _read_unit(path, held)
+        unit = read_unit(path, held)
         unit *= 255
         pixels = np.rint(unit, out=unit).astype(np.uint8)
         original = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
@@ -78,23 +80,84 @@ def read_upright(path: Path, longest: int) -> NDArray[np.uint8]:
         return np.broadcast_to(shown.reshape(*shown.shape[:2], -1), (*shown.shape[:2], 3))
 
 
-def decode_mask(path: Path, image: Path | Pixels, *, size: int, fit: str = "stretch") -> NDArray[np.bool_]:
-    """Read a ground-truth mask: bool [size, size], True where any channel is not zero; nearest neighbour.
+def decode_mask(mask: MaskFiles, image: Path | Pixels, *, size: int, fit: str = "stretch") -> NDArray[np.bool_]:
+    """Read a ground-truth mask, or all of an image's: bool [size, size], True where any pixel of a cell is marked.
 
-    The mask goes through the geometry of ``decode``, so that it stays aligned with the image that it marks. ``align``
-    looks at that image, and demands one of the mask's size.
+    :func:`raccgan.data.images.masks.marked` says which pixels are. The mask goes through the geometry of ``decode``, so
+    that it stays aligned with the image that it marks: a smaller or larger mask is brought to the image's size, and one
+    that was drawn on an image as its file stores it is turned upright with it. A mask of other proportions, or one of
+    which nobody can tell how it lies, is an InputError.
     """
+    anomalous = read_mask(mask, image)
+    if fit != "align":
+        return place_in_square(anomalous[..., None], size, fit).take_mask(anomalous)
     with ExitStack() as held:
-        anomalous: NDArray[np.bool_] = np.any(_read_unit(path, held) > 0, axis=-1)
-        if fit != "align":
-            return place_in_square(anomalous[..., None], size, fit).take_mask(anomalous)
-        marked = _read_unit(image, held)
-        if marked.shape[:2] != anomalous.shape:
+        return place_in_square(read_unit(image, held), size, fit).take_mask(anomalous)
+
+
+def read_mask(mask: MaskFiles, image: Path | Pixels) -> NDArray[np.bool_]:
+    """The anomalous pixels of an image [H, W], upright and in the image's size; see :func:`decode_mask`."""
+    lies = _lies(image)
+    parts = []
+    for path in files_of(mask):
+        with ExitStack() as held:  # one after the other: threads that hold one file and wait for another would block
+            parts.append(marked(read_unit(path, held)))
+    return np.logical_or.reduce(
+        [_laid(part, path, image, lies) for part, path in zip(parts, files_of(mask), strict=True)]
+    )
+
+
+class _Lies(NamedTuple):
+    """How a file stores an image: its size when it stands upright, and the EXIF orientation, 0 where it has none."""
+
+    height: int
+    width: int
+    orientation: int
+
+
+def _lies(image: Path | Pixels) -> _Lies:
+    if not isinstance(image, Path):
+        return _Lies(image.shape[0], image.shape[1], 0)
+    with _opened(image) as opened:
+        # Pillow would decode a whole PNG to look for what may stand at its end.
+        known = opened.format != "PNG" or "exif" in opened.info
+        orientation = int(opened.getexif().get(_ORIENTATION, 0)) if known else 0
+        # Of a TIFF, Pillow's size is the upright one already.
+        turned = orientation in _ON_ITS_SIDE and opened.format != "TIFF"
+        height, width = opened.size if turned else opened.size[::-1]
+        return _Lies(height, width, orientation)
+
+
+def _laid(mask: NDArray[np.bool_], path: Path, image: Path | Pixels, lies: _Lies) -> NDArray[np.bool_]:
+    """A mask, turned as its image is if it was drawn on the image as the file stores it, in the image's size."""
+    turn = _UPRIGHT.get(lies.orientation)
+    if turn is not None and mask.any() and not _lies(path).orientation:
+        stored = lies.orientation in _ON_ITS_SIDE and _alike(mask.shape, (lies.width, lies.height))
+        upright = lies.orientation in _ON_ITS_SIDE and _alike(mask.shape, (lies.height, lies.width))
+        if stored and not upright:
+            mask = turn(mask)
+        elif stored or (not upright and lies.orientation not in _ON_ITS_SIDE):
             raise InputError(
-                f"{printable(path)} is {anomalous.shape[1]} x {anomalous.shape[0]} pixels, its image "
-                f"{marked.shape[1]} x {marked.shape[0]}: to be turned with it, it has to be as large"
+                f"{_name(image)} is turned by its EXIF orientation {lies.orientation}, and {printable(path)} has none, "
+                "so that nobody can tell whether it was drawn before or after: save both upright"
             )
-        return place_in_square(marked, size, fit).take_mask(anomalous)
+    if mask.shape == (lies.height, lies.width):
+        return mask
+    if not _alike(mask.shape, (lies.height, lies.width)):
+        raise InputError(
+            f"{printable(path)} is {mask.shape[1]} x {mask.shape[0]} pixels, its image {lies.width} x {lies.height}: "
+            "a mask needs the proportions of its image"
+        )
+    return covered(mask, (0, 0, mask.shape[1], mask.shape[0]), lies.width, lies.height)
+
+
+def _alike(one: tuple[int, ...], other: tuple[int, int]) -> bool:
+    """True where two sizes have the same proportions, up to the rounding of a size."""
+    return abs(one[0] * other[1] - one[1] * other[0]) <= max(other)
+
+
+def _name(image: Path | Pixels) -> str:
+    return printable(image) if isinstance(image, Path) else "the array"
 
 
 def count_channels(samples: Sequence[Sample], most: int = 200) -> int:
@@ -103,10 +166,11 @@ def count_channels(samples: Sequence[Sample], most: int = 200) -> int:
     A file that cannot be opened is passed over here; ``ImageDataset.problems`` names it.
     """
     step = max(1, -(-len(samples) // most))
-    return 3 if any(_is_colour(sample.image) for sample in samples[::step]) else 1
+    return 3 if any(is_colour(sample.image) for sample in samples[::step]) else 1
 
 
-def _is_colour(image: Path | Pixels) -> bool:
+def is_colour(image: Path | Pixels) -> bool:
+    """True where an image has colours, by its header; False where that cannot be read."""
     if not isinstance(image, Path):
         return image.ndim == 3 and image.shape[2] >= 3
     try:
@@ -171,21 +235,27 @@ def _unit(pixels: Pixels, what: str) -> Float:
     return unit
 
 
-def _read_unit(image: Path | Pixels, held: ExitStack) -> Float:
+def read_unit(image: Path | Pixels, held: ExitStack) -> Float:
     """The pixels of :func:`_unit`; ``held`` keeps the room that a file takes, until its pixels are needed no more."""
     if not isinstance(image, Path):
         return _unit(image, "the array")
-    return _unit(_read(image, held), printable(image))
+    with _opened(image) as opened:
+        held.enter_context(room(opened.width * opened.height))
+        pixels = pixels_of(opened, printable(image))
+    return _unit(pixels, printable(image))
 
 
-def _read(path: Path, held: ExitStack) -> Pixels:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """:func:`open_image`, where everything that is raised is an InputError with the file and the reason."""
     try:
         with open_image(path) as opened:
-            held.enter_context(room(opened.width * opened.height))
-            return pixels_of(opened, printable(path))
+            yield opened
     except InputError:
         raise
     except UnidentifiedImageError:
+        if kind := kind_of(path):
+            raise InputError(f"{printable(path)} is {kind}, which is not read here: convert it to PNG") from None
         raise InputError(f"{printable(path)} is no image of a kind that is read here ({', '.join(FORMATS)})") from None
     except Exception as error:  # on damaged bytes Pillow's decoders raise anything, from OSError to struct.error
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
@@ -198,7 +268,7 @@ def pixels_of(opened: Image.Image, what: str = "the image") -> Pixels:
     Integer pixels past 65535 are an InputError; damaged bytes behind a lazily loaded image raise what Pillow raises.
     """
     opened.load()
-    turn = _UPRIGHT.get(opened.getexif().get(0x0112, 1))
+    turn = _UPRIGHT.get(opened.getexif().get(_ORIENTATION, 1))
     mode = opened.mode
     if opened.has_transparency_data and mode[:1] not in "IF":
         wanted = "LA" if mode in ("L", "LA") else "RGBA"
@@ -212,8 +282,26 @@ def pixels_of(opened: Image.Image, what: str = "the image") -> Pixels:
         )
     if mode[:1] == "I":
         pixels = pixels.astype(np.uint16)  # native byte order
+    if opened.format == "TIFF":
+        pixels = _as_the_tiff_means(opened, pixels, what)
     return turn(pixels) if turn else pixels
 
+
+def _as_the_tiff_means(opened: Image.Image, pixels: Pixels, what: str) -> Pixels:
+    """The pixels of a TIFF with what Pillow leaves undone: 12 bits, and black for white in more than 8 bits."""
+    tags: Mapping[int, Any] = opened.tag_v2  # type: ignore[attr-defined]
+    bits, signed, white_is_zero = tags.get(258, (1,)), 2 in tags.get(339, (1,)), tags.get(262) == 0
+    if signed and bits[0] <= 8:
+        raise InputError(f"{what} has signed 8-bit pixels, which have no defined white: save it as unsigned")
+    if bits[0] == 12 and pixels.dtype == np.uint16:
+        pixels = pixels.astype(np.float32) / 4095
+    if white_is_zero and opened.mode[:1] in "IF":
+        return (1 if pixels.dtype.kind == "f" else np.uint16(65535)) - pixels
+    return pixels
+
+
+_ORIENTATION = 0x0112
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 # How to turn each EXIF orientation upright. On arrays, because Pillow does not turn every 16-bit mode.
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {

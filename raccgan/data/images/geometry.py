@@ -36,7 +36,7 @@ class Placement(ABC):
 
     @abstractmethod
     def take_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """A mask [height, width] as [size, size]: the nearest pixel's; False in black bars."""
+        """A mask [height, width] as [size, size]: True where any pixel of a cell is; False in black bars."""
 
     @abstractmethod
     def original(self, row: int, column: int) -> tuple[int, int]:
@@ -74,6 +74,32 @@ def place_in_square(image: NDArray[Any], size: int, fit: str) -> Placement:
     return Boxed(height, width, size, box, slice(upper, upper + rows), slice(left_bar, left_bar + columns))
 
 
+def covered(
+    mask: NDArray[np.bool_], box: tuple[float, float, float, float], width: int, height: int
+) -> NDArray[np.bool_]:
+    """[height, width] cells over a box (left, upper, right, lower) of a mask: True where any pixel of a cell is marked.
+
+    A pixel belongs to the cell that its middle lies in. A cell finer than pixels has the pixel under its own middle.
+    """
+    left, upper, right, lower = box
+    (first, last), (top, bottom) = _pixels_of(left, right, width), _pixels_of(upper, lower, height)
+    # Sums over everything above and to the left, so that a cell is four look-ups however many pixels it has.
+    sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.int32)
+    np.cumsum(mask, axis=0, out=sums[1:, 1:])
+    np.cumsum(sums, axis=1, out=sums)
+    rows = sums[bottom] - sums[top]
+    return rows[:, last] > rows[:, first]
+
+
+def _pixels_of(start: float, stop: float, cells: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first pixel of each cell between start and stop, and the one after its last."""
+    edges = start + np.arange(cells + 1) * ((stop - start) / cells)
+    borders = np.ceil(edges - 0.5).astype(np.int64)
+    first, last = borders[:-1], borders[1:]
+    under = np.floor((edges[:-1] + edges[1:]) / 2).astype(np.int64)
+    return np.where(first < last, first, under), np.where(first < last, last, under + 1)
+
+
 @dataclass(frozen=True, eq=False)
 class Boxed(Placement):
     """An upright rectangle of the image fills an upright rectangle of the square."""
@@ -99,8 +125,7 @@ class Boxed(Placement):
 
     def take_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         result = np.zeros((self.size, self.size), dtype=bool)
-        resized = Image.fromarray(mask.astype(np.uint8)).resize(self.resized, Image.Resampling.NEAREST, self.box)
-        result[self.rows, self.columns] = np.asarray(resized)
+        result[self.rows, self.columns] = covered(mask, self.box, *self.resized)
         return result
 
     def original(self, row: int, column: int) -> tuple[int, int]:
@@ -140,7 +165,17 @@ class Turned(Placement):
         return result
 
     def take_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        return self._sampled(mask.astype(np.uint8), self.size, order=0) > 0
+        # The pixel under the middle of a cell where cells are finer than pixels; every marked pixel where they are not.
+        result: NDArray[np.bool_] = self._sampled(mask.astype(np.uint8), self.size, order=0) > 0
+        back = self.size * np.linalg.inv(np.stack([self.pose.down, self.pose.right], axis=1))
+        some = 1 << 20  # pixels at a time, because a place takes 16 bytes
+        marked = np.flatnonzero(mask)
+        for start in range(0, len(marked), some):
+            places = np.stack(np.unravel_index(marked[start : start + some], mask.shape), axis=1)
+            cells = np.floor((places + 0.5 - self.pose.corner) @ back.T).astype(int)
+            rows, columns = cells[((cells >= 0) & (cells < self.size)).all(axis=1)].T
+            result[rows, columns] = True
+        return result
 
     def original(self, row: int, column: int) -> tuple[int, int]:
         corner, down, right = self.pose

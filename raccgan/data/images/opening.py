@@ -45,6 +45,58 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         raise InputError(f"{printable(path)} has more than {MOST_PIXELS} pixels: make it smaller first") from None
 
 
+# The first bytes of files that are often taken for images of the kinds above: (place, bytes, what the file is).
+_KINDS = (
+    (4, b"ftypavif", "an AVIF image"),
+    (4, b"ftypavis", "an AVIF image"),
+    (4, b"ftyphei", "an HEIC image"),
+    (4, b"ftyphev", "an HEIC image"),
+    (4, b"ftypmif1", "an HEIC or AVIF image"),
+    (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (0, b"\xff\x0a", "a JPEG XL image"),
+    (0, b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (0, b"II*\0", "a TIFF of an unusual kind"),
+    (0, b"MM\0*", "a TIFF of an unusual kind"),
+    (0, b"II+\0", "a BigTIFF"),
+    (0, b"MM\0+", "a BigTIFF"),
+    (128, b"DICM", "a DICOM file"),
+    (344, b"n+1\0", "a NIfTI file"),
+    (0, b"8BPS", "a Photoshop file"),
+    (0, b"v/1\x01", "an OpenEXR image"),
+    (0, b"\x93NUMPY", "a NumPy array"),
+    (0, b"%PDF", "a PDF document"),
+    (0, b"PK\x03\x04", "a zip archive"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"<svg", "an SVG drawing"),
+    (0, b"<!doctype html", "a web page"),
+    (0, b"<html", "a web page"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS without its content"),
+)
+
+
+def kind_of(path: Path) -> str:
+    """What a file is that is no image of FORMATS, in words; empty where that is not known, or it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(512)
+    except OSError:
+        return ""
+    lower = start.lower()  # of tags in any case; no other signature loses by it
+    return next((what for at, mark, what in _KINDS if lower[at : at + len(mark)] == mark.lower()), "")
+
+
+def frames_of_tiff(path: Path) -> int:
+    """How many pages a TIFF has; 1 for other files, whose frames are one picture or an animation."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return 1
+    try:
+        with open_image(path) as opened:
+            return int(getattr(opened, "n_frames", 1))
+    except Exception:  # a damaged file makes Pillow raise anything, and is named where it is decoded
+        return 1
+
+
 _in_work = 0
 _less_in_work = threading.Condition()
 

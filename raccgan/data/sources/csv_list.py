@@ -1,48 +1,63 @@
-"""A CSV list of images: columns ``path``, ``label``, ``split`` (train or test) and, where there are any, ``mask``.
+"""A CSV list of images: columns ``path``, ``label``, ``split`` and, where there are any, ``mask`` and ``category``.
 
-Paths are relative to the list, other columns are ignored, and the encoding is UTF-8. A cell may be as our own tables
-write it: a ``'`` before what a spreadsheet would run, odd characters of a file's name escaped.
+Columns may be called as other programs call them, and be separated by commas, semicolons or tabs. Paths are relative to
+the list or to the folder above it; backslashes count as slashes, and an absolute path of another machine is found by
+its end. Other columns are ignored, and the encoding is UTF-8. A cell may be as our own tables write it: a ``'`` before
+what a spreadsheet would run, odd characters of a file's name escaped.
 """
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TextIO
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple, TextIO
 
+from raccgan.data.layouts import split_of
 from raccgan.data.samples import Sample, Source, path_of, printable
-from raccgan.data.sources.folder import SPLITS, describe
+from raccgan.data.sources.reading import describe
+from raccgan.data.splits import closest
 from raccgan.errors import InputError
 from raccgan.outputs.files import cell_text
 from raccgan.outputs.terminal import one_line
 
 COLUMNS = ("path", "label", "split")
 
+NAMES = {
+    "path": ("image", "image_path", "file_name", "filename", "filepath", "file_path", "file", "img", "img_path"),
+    "label": ("class", "class_name", "target", "defect", "defect_type"),
+    "split": ("set", "subset", "partition", "phase"),
+    "mask": ("mask_path", "mask_file", "mask_filename", "ground_truth", "gt", "gt_path"),
+    "category": ("object",),
+}
+"""What other programs call the columns."""
+
+SEPARATORS = ",;\t"
+
 LONGEST_LINE = 1 << 18  # characters; a file without line ends would otherwise be read whole
 
 
-def load_csv(root: Path, problems: list[str] | None = None) -> Source:
-    """Load a list, or the only one in the folder ``root``.
+def load_csv(root: Path, problems: list[str] | None = None, category: str | None = None) -> Source:
+    """Load a list, or the only one in the folder ``root``; of a list with several categories, one.
 
     A line that cannot be used adds a line to ``problems``, and the others go on; without ``problems`` it is an
     InputError, as a list without lines, without a column, or that is not there.
     """
-    lists = sorted(root.glob("*.csv")) if root.is_dir() else [root]
-    if len(lists) != 1:
-        found = ", ".join(printable(path.name) for path in lists) or "none"
-        raise InputError(f"{printable(root)} should hold one .csv file, and holds {found}: name the file itself")
-    path = lists[0]
-    if not path.is_file():
-        raise InputError(f"no file {printable(path)}: name a .csv file with the columns {', '.join(COLUMNS)}")
+    path = _the_list(root)
+    rows = list(_rows(path))
+    chosen = _category(path, [row for _, row in rows], category)
     samples: list[Sample] = []
     first_line: dict[str, int] = {}
-    for line, row in _rows(path):
+    moved = 0
+    for line, row in rows:
+        if chosen is not None and row["category"] != chosen:
+            continue
         try:
-            sample = _sample(path, line, row)
+            sample, elsewhere = _sample(path, line, row)
             # One image on two lines could be trained on and tested.
-            same = first_line.setdefault(os.path.normpath(path.parent / sample.key), line)
+            assert isinstance(sample.image, Path)
+            same = first_line.setdefault(os.path.normpath(sample.image), line)
             if same != line:
                 raise InputError(f"{printable(path)} line {line}: {row['path']} is on line {same} already; remove one")
         except InputError as error:
@@ -51,10 +66,40 @@ def load_csv(root: Path, problems: list[str] | None = None) -> Source:
             problems.append(str(error))
         else:
             samples.append(sample)
+            moved += elsewhere
     if not samples:
         why = f"no line that can be used: {problems[0]}" if problems else "a header but no images: add lines"
         raise InputError(f"{printable(path)} has {why}")
-    return describe(printable(path.name), samples)
+    name = printable(path.name) + (f" {chosen}" if chosen else "")
+    source = describe(name, samples)
+    if moved:
+        note = f"{moved} lines of {printable(path)} have paths of another machine; their ends are read, such as "
+        source = source.with_notes(note + samples[-1].key)
+    return source
+
+
+def _the_list(root: Path) -> Path:
+    lists = sorted(root.glob("*.csv")) if root.is_dir() else [root]
+    if len(lists) != 1:
+        found = ", ".join(printable(path.name) for path in lists) or "none"
+        raise InputError(f"{printable(root)} should hold one .csv file, and holds {found}: name the file itself")
+    if not lists[0].is_file():
+        raise InputError(f"no file {printable(lists[0])}: name a .csv file with the columns {', '.join(COLUMNS)}")
+    return lists[0]
+
+
+def _category(path: Path, rows: Sequence[dict[str, str]], category: str | None) -> str | None:
+    """The category that is asked for, or the only one; None in a list without any."""
+    categories = list(dict.fromkeys(row["category"] for row in rows if row.get("category")))
+    if category is None and len(categories) > 1:
+        raise InputError(
+            f"{printable(path)} has several categories: name one, for example --category {categories[0]}; "
+            f"there are {', '.join(categories)}"
+        )
+    if category is not None and category not in categories:
+        hint = closest(category, categories, "categories") if categories else ": leave --category out"
+        raise InputError(f"{printable(path)} has no category {category!r}{hint}")
+    return category or (categories[0] if categories else None)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -62,23 +107,42 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         # utf-8-sig: spreadsheet programs put a byte order mark first.
         with path.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.reader(_lines(path, opened))
-            header = [name.strip().lower() for name in next(reader, [])]
-            if missing := [name for name in COLUMNS if name not in header]:
-                raise InputError(
-                    f"{printable(path)} line 1: no column {', '.join(missing)}; the first line has to name the "
-                    f"columns {', '.join(COLUMNS)}, with commas between them"
-                )
+            lines = _lines(path, opened)
+            first = next(lines, "")
+            # Of a header, unlike of other lines, the separator is what occurs most.
+            separator = max(SEPARATORS, key=first.count)
+            header = _header(path, next(csv.reader([first], delimiter=separator), []))
+            reader = csv.reader(lines, delimiter=separator)
             for values in reader:
                 if any(value.strip() for value in values):
                     padded = values + [""] * (len(header) - len(values))
-                    yield reader.line_num, dict(zip(header, (value.strip() for value in padded), strict=False))
+                    yield 1 + reader.line_num, dict(zip(header, (value.strip() for value in padded), strict=False))
     except UnicodeDecodeError:
         raise InputError(f"{printable(path)} is not UTF-8: save it as CSV UTF-8") from None
     except csv.Error as error:
-        raise InputError(f"{printable(path)} line {reader.line_num}: {error}") from None
+        raise InputError(f"{printable(path)} line {1 + reader.line_num}: {error}") from None
     except OSError as error:
         raise InputError(f"cannot read {printable(path)}: {error.strerror}") from None
+
+
+def _header(path: Path, cells: Sequence[str]) -> list[str]:
+    """The names of the columns, those of other programs replaced by ours."""
+    header = [cell.strip().lower() for cell in cells]
+    for name, others in NAMES.items():
+        there = [column for column in header if column in others]
+        if name in header or not there:
+            continue
+        if len(there) > 1:
+            raise InputError(
+                f"{printable(path)} line 1: the columns {' and '.join(there)} may both be the {name}: call one {name}"
+            )
+        header[header.index(there[0])] = name
+    if missing := [name for name in COLUMNS if name not in header]:
+        raise InputError(
+            f"{printable(path)} line 1: no column {', '.join(missing)}; the first line has to name the "
+            f"columns {', '.join(COLUMNS)}, with commas between them"
+        )
+    return header
 
 
 def _lines(path: Path, opened: TextIO) -> Iterator[str]:
@@ -88,25 +152,42 @@ def _lines(path: Path, opened: TextIO) -> Iterator[str]:
         yield line
 
 
-def _sample(path: Path, line: int, row: dict[str, str]) -> Sample:
+def _sample(path: Path, line: int, row: dict[str, str]) -> tuple[Sample, bool]:
+    """The sample of a line, and whether its path was found by its end alone."""
     where = f"{printable(path)} line {line}"
     for name in COLUMNS:
         if not row[name]:
             raise InputError(f"{where}: no {name}; every line needs {', '.join(COLUMNS)}")
-    split = next((split for split in SPLITS if split == row["split"].lower()), None)
+    split = split_of(row["split"])
     if split is None:
-        raise InputError(f"{where}: the split is {row['split']!r}; it has to be train or test")
+        raise InputError(f"{where}: the split is {row['split']!r}; it has to be train, test or valid")
     label = cell_text(row["label"])
     if label != one_line(label):
         raise InputError(f"{where}: the label {one_line(label)} holds characters that cannot be seen")
     image = _existing(path, where, row["path"])
-    mask = _existing(path, where, row["mask"]) if row.get("mask") else None
-    return Sample(printable(image), label, split, path.parent / image, mask and path.parent / mask)
+    mask = _existing(path, where, row["mask"]).file if row.get("mask") else None
+    return Sample(printable(image.name), label, split, image.file, mask), image.by_end
 
 
-def _existing(path: Path, where: str, name: str) -> Path:
-    """The file that a cell names, relative to the list unless it is absolute."""
-    for file in (path_of(cell_text(name)), Path(cell_text(name)), Path(name)):
-        if (path.parent / file).is_file():
-            return file
+class _File(NamedTuple):
+    name: Path  # as tables show it
+    file: Path
+    by_end: bool
+
+
+def _existing(path: Path, where: str, name: str) -> _File:
+    """The file that a cell names, relative to the list or to the folder above it unless it is absolute."""
+    cell = cell_text(name)
+    windows = PureWindowsPath(cell)
+    for given in (path_of(cell), Path(cell), Path(name), Path(windows.as_posix())):
+        for base in (path.parent, path.parent.parent):
+            if (base / given).is_file():
+                return _File(given, base / given, by_end=False)
+    foreign = windows if windows.is_absolute() else PurePosixPath(cell)
+    if foreign.is_absolute():
+        for start in range(1, len(foreign.parts)):
+            end = Path(*foreign.parts[start:])
+            for base in (path.parent, path.parent.parent):
+                if (base / end).is_file():
+                    return _File(end, base / end, by_end=True)
     raise InputError(f"{where}: no file {name}; paths are relative to {printable(path.parent)}")

@@ -1,8 +1,11 @@
-"""Images in folders, one folder a class; the content of the folder tells the layouts apart.
+"""Images in folders, one folder a class; the names of the folders tell the layouts apart.
 
-``train/<class>`` and ``test/<class>`` is an official split. MVTec AD is this with ``train/good`` alone, and masks in
-``ground_truth/<class>/<image>_mask.png``. ``<class>`` alone, such as ``normal`` and ``abnormal``, is split here, 60% of
-each class for training. Several folders with official splits are categories, of which one is loaded.
+``train/<class>`` and ``test/<class>`` is an official split, perhaps with ``validation/<class>``; MVTec AD, MVTec AD 2
+and MVTec LOCO are this with ``train/good`` alone. ``<class>`` alone, such as ``normal`` and ``abnormal``, is split
+here, 60% of each class for training. Masks lie in folders such as ``ground_truth`` anywhere beside or below these, or
+as ``x_mask.png`` beside ``x.png``; ``masks.py`` finds their images. Where every image has a mask and no folder names a
+normal class, as in Kolektor's sets, the masks say which images are normal. Several folders of either kind are
+categories, of which one is loaded.
 """
 
 from __future__ import annotations
@@ -10,13 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from raccgan.data.images.decode import count_channels
-from raccgan.data.listing import IMAGE_SUFFIXES, list_images, subfolders, visible
-from raccgan.data.samples import Sample, Source, SplitName, natural_key, printable
-from raccgan.data.splits import closest, split_by_class
+from raccgan.data.layouts import NORMAL_NAMES, is_container, is_mask_folder, is_results, is_unlabelled, split_of
+from raccgan.data.listing import RESULTS, list_files, names_in, subfolders
+from raccgan.data.samples import Source, SplitName, printable
+from raccgan.data.sources.reading import Reading
+from raccgan.data.splits import closest
 from raccgan.errors import InputError
-
-NORMAL_NAMES = frozenset({"normal", "good", "ok", "healthy"})  # normal unless the user says otherwise
 
 SPLITS: tuple[SplitName, SplitName] = ("train", "test")
 
@@ -29,27 +31,60 @@ def load_folder(root: Path, category: str | None = None) -> Source:
     if not root.is_dir():
         raise InputError(f"no folder {printable(root)}: name the folder that holds the images")
     folder = root
-    if category is not None or (not is_split(root) and any(map(is_split, subfolders(root)))):
+    if category is not None or _has_categories(root):
         folder = choose_category(root, category)
     name = printable(folder.resolve().name)
     if is_split(folder):
         return load_split(folder, base=root, name=name)
-    folders = _class_folders(root)
-    for one, missing in (SPLITS, SPLITS[::-1]):
-        if root / one in folders:
-            raise InputError(f"{printable(root)} has {one}/ but no {missing}/: add it, or rename {one}/")
-    samples = [sample for path in folders for sample in _samples(path, root, "train")]
-    return describe(name, split_by_class(samples), official_split=False)
+    if parts := split_folders(_inmost(folder)[-1]):
+        missing = "/ and ".join(split for split in SPLITS if split not in parts)
+        first = printable(next(iter(parts.values())).name)
+        raise InputError(f"{printable(folder)} has {first}/ but no {missing}/: add it, or rename {first}/")
+    reading = Reading(root)
+    if _has_parts_in_classes(folder):
+        for path in subfolders(folder):
+            if is_mask_folder(path):
+                reading.take_masks(path)
+            else:
+                for split, part in split_folders(path).items():
+                    reading.add(part, path, split)
+        return reading.source(name)
+    reading.read(folder, None)
+    return reading.source(name, official_split=False)
 
 
 def is_split(folder: Path) -> bool:
-    """True where ``folder`` has ``train/`` and ``test/``."""
-    return all((folder / split).is_dir() for split in SPLITS)
+    """True where ``folder`` has ``train/`` and ``test/``, by any of their names."""
+    return folder.is_dir() and split_folders(_inmost(folder)[-1]).keys() >= set(SPLITS)
+
+
+def split_folders(folder: Path) -> dict[SplitName, Path]:
+    """The parts of an official split; one part under two names is an InputError."""
+    found: dict[SplitName, Path] = {}
+    for path in subfolders(folder):
+        split = split_of(path.name)
+        if split is not None and split in found and path.resolve() != found[split].resolve():
+            raise InputError(
+                f"{printable(folder)} has {found[split].name}/ and {path.name}/, which mean the same: make one of them"
+            )
+        if split is not None:
+            found[split] = path
+    return found
+
+
+def _inmost(folder: Path) -> list[Path]:
+    """The folder, and the ``images/`` or ``data/`` in it that holds all but masks, and so on."""
+    holders = [folder]
+    while True:
+        inside = [path for path in subfolders(holders[-1]) if not is_mask_folder(path)]
+        if len(inside) != 1 or not is_container(inside[0].name):
+            return holders
+        holders.append(inside[0])
 
 
 def choose_category(folder: Path, category: str | None) -> Path:
     """The folder of one category: the named one, or the only one."""
-    categories = {printable(path.name): path for path in subfolders(folder) if is_split(path)}
+    categories = {printable(path.name): path for path in subfolders(folder) if is_split(path) or _is_sorted(path)}
     if not categories:
         raise InputError(f"{printable(folder)} has no category: no folder in it has train/ and test/")
     first, *others = categories
@@ -66,62 +101,50 @@ def choose_category(folder: Path, category: str | None) -> Path:
     return categories[category]
 
 
-def load_split(folder: Path, *, base: Path, name: str) -> Source:
-    """Load ``train/<class>`` and ``test/<class>``, with the masks of ``ground_truth/<class>`` where they are.
+def load_split(folder: Path, *, base: Path, name: str, but: Sequence[str] = ()) -> Source:
+    """Load ``train/<class>`` and ``test/<class>``, ``validation/<class>`` and the masks where they are.
 
-    The keys of the samples are paths relative to ``base``.
+    The keys of the samples are paths relative to ``base``; folders called as in ``but`` are left out.
     """
-    samples: list[Sample] = []
-    for split, truth in zip(SPLITS, (None, folder / "ground_truth"), strict=True):
-        for path in _class_folders(folder / split):
-            samples += _samples(path, base, split, truth)
-    return describe(name, samples)
+    reading = Reading(base)
+    holders = _inmost(folder)
+    parts = {path: split for split, path in split_folders(holders[-1]).items() if path.name not in but}
+    for path in sorted(parts, key=lambda path: ("train", "test", "valid").index(parts[path])):
+        reading.read(path, parts[path])
+    taken = {path.resolve() for path in parts}
+    for path in (path for holder in holders for path in subfolders(holder)):
+        if path in holders or path.resolve() in taken:
+            continue
+        if is_mask_folder(path):
+            reading.take_masks(path)
+        elif is_results(names_in(path)):
+            reading.left_out.add(RESULTS, f"{printable(path.name)}/")
+        elif (files := list_files(path)).images:
+            why = "images of a test part without labels" if is_unlabelled(path.name) else "images beside the parts"
+            reading.left_out.add(why, f"{printable(path.name)}/", len(files.images))
+        else:
+            reading.left_out.merge(files.left_out)
+    return reading.source(name)
 
 
-def describe(name: str, samples: Sequence[Sample], *, official_split: bool = True) -> Source:
-    """The source of these samples: classes in natural order, channels from the headers, normal by its usual name."""
-    classes = tuple(sorted({sample.label for sample in samples}, key=natural_key))
-    usual = tuple(label for label in classes if label.lower() in NORMAL_NAMES)
-    return Source(
-        name=name,
-        samples=tuple(samples),
-        classes=classes,
-        channels=count_channels(samples),
-        default_normal=usual if len(usual) == 1 else (),
-        default_protocol="folder" if len(usual) == 1 else "one-vs-rest",
-        official_split=official_split,
-    )
+def _has_parts_in_classes(folder: Path) -> bool:
+    """True where a folder holds classes, and each of these its images in ``train/`` and ``test/``, or one of them."""
+    classes = [path for path in subfolders(folder) if not is_mask_folder(path)]
+    inside = [subfolders(path) for path in classes]
+    if not classes or not all(parts and all(split_of(part.name) for part in parts) for parts in inside):
+        return False
+    return not any(subfolders(part) for parts in inside for part in parts if not is_mask_folder(part))
 
 
-def _class_folders(folder: Path) -> list[Path]:
-    folders = subfolders(folder)
-    if not folders:
-        has_images = any(path.suffix.lower() in IMAGE_SUFFIXES for path in visible(folder))
-        what = "images but no class folder" if has_images else "neither images nor class folders"
-        raise InputError(
-            f"{printable(folder)} has {what}: put the images into one folder a class, "
-            f"for example {printable(folder / 'normal')}"
-        )
-    return folders
+def _has_categories(folder: Path) -> bool:
+    """True where the folders in ``folder`` are data sets of their own."""
+    if is_split(folder) or _has_parts_in_classes(folder):
+        return False
+    inside = [path for path in subfolders(folder) if not is_mask_folder(path) and not is_container(path.name)]
+    return any(map(is_split, inside)) or (bool(inside) and all(map(_is_sorted, inside)))
 
 
-def _samples(folder: Path, base: Path, split: SplitName, truth: Path | None = None) -> list[Sample]:
-    label, images = printable(folder.name), list_images(folder)
-    masks = _masks(truth / folder.name, images) if truth else {}
-    return [Sample(printable(image.relative_to(base)), label, split, image, masks.get(image)) for image in images]
-
-
-def _masks(folder: Path, images: Sequence[Path]) -> dict[Path, Path]:
-    """The mask of each image: ``<image>_mask`` or ``<image>`` with any image ending. All or none."""
-    if not folder.is_dir():
-        return {}
-    there = {path.stem: path for path in visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES}
-    found = {image: there.get(f"{image.stem}_mask", there.get(image.stem)) for image in images}
-    masks = {image: mask for image, mask in found.items() if mask is not None}
-    if masks and len(masks) < len(images):
-        first = next(image for image in images if image not in masks)
-        raise InputError(
-            f"no mask for {printable(first)} in {printable(folder)} ({len(images) - len(masks)} are missing): "
-            "add them, or move the folder away to go without masks"
-        )
-    return masks
+def _is_sorted(folder: Path) -> bool:
+    """True where a folder holds a normal class by its usual name, and another class beside it."""
+    inside = [path for path in subfolders(_inmost(folder)[-1]) if not is_mask_folder(path)]
+    return len(inside) > 1 and any(path.name.casefold() in NORMAL_NAMES for path in inside)

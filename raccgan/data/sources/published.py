@@ -37,7 +37,7 @@ def load_mvtec(root: Path, category: str | None = None) -> Source:
 def load_chest_xray(root: Path) -> Source:
     """Load ``{train,test}/{NORMAL,PNEUMONIA}`` from ``root/chest_xray``, or from ``root`` where it has these itself.
 
-    The ``val`` folder of some copies, 16 images, is not read.
+    The ``val`` folder of some copies, 16 images, is left out: too few to take a threshold from.
     """
     folder = next((folder for folder in (root / "chest_xray", root) if is_split(folder)), None)
     if folder is None:
@@ -45,7 +45,7 @@ def load_chest_xray(root: Path) -> Source:
             f"no chest X-rays in {printable(root)}: put train/ and test/, each with NORMAL/ and PNEUMONIA/, into "
             f"{printable(root / 'chest_xray')} (data.mendeley.com, 10.17632/rscbjbr9sj.2)"
         )
-    source = load_split(folder, base=root, name="chest-xray")
+    source = load_split(folder, base=root, name="chest-xray", but=("val",))
     if source.classes != XRAY_CLASSES:
         raise InputError(
             f"{printable(folder)} has the classes {', '.join(source.classes)} instead of {', '.join(XRAY_CLASSES)}; "

@@ -42,7 +42,10 @@ SOURCES: dict[str, Entry] = {
     "mvtec": Entry(load_mvtec, "MVTec AD in ROOT/mvtec/<category>; needs a category where there are several"),
     "chest-xray": Entry(without_categories(load_chest_xray), "chest X-rays in ROOT/chest_xray/{train,test}/<class>"),
     "folder": Entry(load_folder, "ROOT itself: {train,test}/<class>, or one folder a class"),
-    "csv": Entry(without_categories(load_csv), "ROOT is a .csv file with columns path, label, split and perhaps mask"),
+    "csv": Entry(
+        lambda root, category: load_csv(root, category=category),
+        "ROOT is a .csv file with columns path, label, split and perhaps mask, category",
+    ),
 }
 
 
@@ -57,7 +60,8 @@ def load_source(dataset: str, root: Path, *, category: str | None = None, proble
         return SOURCES[dataset].load(root, category)
     path = Path(dataset)
     if path.is_dir():
-        return load_folder(path, category)
+        visa = path / "split_csv" / "1cls.csv"  # VisA's own split for training on normal images alone
+        return load_csv(visa, problems, category) if visa.is_file() else load_folder(path, category)
     if path.suffix.lower() == ".csv":
-        return without_categories(lambda root: load_csv(root, problems))(path, category)
+        return load_csv(path, problems, category)
     raise InputError(f"no dataset, folder or .csv file {printable(path)!r}{closest(dataset, list(SOURCES), 'names')}")

@@ -66,14 +66,19 @@ def test_absolute_paths_and_the_only_list_of_a_folder(listed: Path) -> None:
     [
         ("", "list.csv line 1: no column path, label, split; the first line has to name"),
         ("path,label\n", "list.csv line 1: no column split"),
-        ("path;label;split\n", "line 1: no column path, label, split; .* with commas"),
+        ("path|label|split\n", "line 1: no column path, label, split; .* with commas"),
+        (
+            "image,file_name,label,split\n",
+            "line 1: the columns image and file_name may both be the path: call one path",
+        ),
+        ("path,label,split\nC:\\gone\\9.png,a,train\n", r"line 2: no file C:.gone.9.png; paths are relative to"),
         ("path,label,split\n", "has a header but no images"),
         (
             "path,label,split\nimg/0.png,a,train\nimg/9.png,a,train\n",
             "line 3: no file img/9.png; paths are relative to",
         ),
         ("path,label,split\nimg,a,train\n", "line 2: no file img;"),
-        ("path,label,split\n\nimg/0.png,a,val\n", "line 3: the split is 'val'; it has to be train or test"),
+        ("path,label,split\n\nimg/0.png,a,extra\n", "line 3: the split is 'extra'; it has to be train, test or valid"),
         ("path,label,split\nimg/0.png,,train\n", "line 2: no label"),
         ("path,label,split\nimg/0.png,a\n", "line 2: no split"),
         ("path,label,split\n,a,test\n", "line 2: no path"),
@@ -124,3 +129,52 @@ def test_absent_list(tmp_path: Path) -> None:
         InputError, match=r"no file .*nowhere.csv: name a .csv file with the columns path, label, split"
     ):
         load_csv(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize(
+    "header",
+    ["path label split mask", "image class set mask_path", "FileName label split ground_truth",
+     "filepath label split gt",
+     "file_name target phase mask", "image_path defect_type subset mask_file"],
+)  # fmt: skip
+def test_columns_as_other_programs_call_them(listed: Path, separator: str, header: str) -> None:
+    rows = [header.split(), ["img/0.png", "good", "Train", ""], ["img/1.png", "bad", "testing", "img/m.png"]]
+    (listed / "list.csv").write_text("".join(separator.join(row) + "\n" for row in rows))
+    found = [(s.key, s.label, s.split, s.mask) for s in load_csv(listed / "list.csv").samples]
+    assert found == [("img/0.png", "good", "train", None), ("img/1.png", "bad", "test", listed / "img/m.png")]
+
+
+def test_a_validation_part(listed: Path) -> None:
+    lines = ["img/0.png,good,train", "img/1.png,good,val", "img/2.png,good,test"]
+    (listed / "list.csv").write_text("\n".join(["path,label,split", *lines]))
+    split = make_split(load_csv(listed / "list.csv"), None, ())
+    assert [sample.key for sample in split.held_out] == ["img/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "by_end"),
+    [
+        (r"img\0.png", False), (r".\img\0.png", False), (r"C:\Users\me\data\img\0.png", True),
+        (r"\\server\share\img\0.png", True), ("/home/somebody/data/img/0.png", True), ("D:/x/img/0.png", True),
+    ],
+)  # fmt: skip
+def test_paths_of_another_machine(listed: Path, cell: str, by_end: bool) -> None:
+    (listed / "list.csv").write_text(f"path,label,split,mask\n{cell},good,train,{cell.replace('0.png', 'm.png')}\n")
+    source = load_csv(listed / "list.csv")
+    assert source.samples[0].key == "img/0.png"
+    assert source.samples[0].image == listed / "img/0.png"
+    assert source.samples[0].mask == listed / "img/m.png"
+    assert bool(source.notes) == by_end
+    assert not by_end or "1 lines of" in source.notes[0]
+
+
+def test_a_list_in_a_folder_of_lists_and_its_categories(listed: Path) -> None:
+    (listed / "lists").mkdir()
+    path = listed / "lists/all.csv"
+    path.write_text("object,path,label,split\nscrew,img/0.png,good,train\nnut,img/1.png,good,train\n")
+    assert [s.key for s in load_csv(path, category="nut").samples] == ["img/1.png"]
+    with pytest.raises(InputError, match=r"several categories: name one, for example --category screw; .* screw, nut"):
+        load_csv(path)
+    with pytest.raises(InputError, match=r"no category 'nuts'; did you mean 'nut'"):
+        load_csv(path, category="nuts")
