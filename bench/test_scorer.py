@@ -113,7 +113,9 @@ class Trained:
                 frozen(made.discriminator, dtype),
                 frozen(made.encoder, dtype),
                 frozen(made.average, dtype),
+                made.pathology,
                 made.density,
+                made.evidence,
             )
         return Scoring(made, self.model.config.kappa, kernels, dtype)
 

@@ -27,7 +27,7 @@ class Draws(NamedTuple):
 
     regions: Tensor  # [N, REGIONS, 6]: where, how long, how wide, turned how far, how soft
     edges: Tensor  # [N, REGIONS, COARSE, COARSE], normal
-    count: Tensor  # [N]: how many regions
+    number: Tensor  # [N]: how many regions
     chance: Tensor  # [N, 7]: which kinds of fault there are
     amount: Tensor  # [N, 6]: how much of each
     moves: Tensor  # [N, 5]: how the other image lies, and which way a shift goes
@@ -74,14 +74,14 @@ def regions(draws: Draws, size: int) -> Tensor:
     y, x = line[:, None], line[None, :]
     noise = F.interpolate(draws.edges, size=(size, size), mode="bicubic", align_corners=False)
     narrowest = max(NARROWEST, 1 / size)
-    mask = torch.zeros(len(draws.count), size, size)
+    mask = torch.zeros(len(draws.number), size, size)
     for i in range(REGIONS):
         at_y, at_x, long, wide, turn, soft = (part[:, :, 0] for part in _columns(draws.regions[:, i]))
         axes = [narrowest * (WIDEST / narrowest) ** part for part in (long, wide)]
         dy, dx, angle = y - (0.1 + 0.8 * at_y), x - (0.1 + 0.8 * at_x), turn * math.pi
         u, v = dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin()
         inside = 1 - (u / axes[0]).square() - (v / axes[1]).square() + 0.7 * noise[:, i]
-        there = (draws.count * REGIONS >= i).float()[:, None, None]
+        there = (draws.number * REGIONS >= i).float()[:, None, None]
         mask = torch.maximum(mask, there * torch.sigmoid(torch.exp(2.5 * soft) * inside))
     return mask[:, None]
 

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from raccgan.data.dataset import ImageDataset
 from raccgan.data.images.decode import decode_mask
 from raccgan.data.samples import Sample
-from raccgan.evaluation import controls, metrics
+from raccgan.evaluation import metrics
+from raccgan.evaluation.beside import Control, trained_on_nothing_else, untrained
 from raccgan.models.checkpoint import Calibration, History
 from raccgan.models.maps import smoothed
 from raccgan.models.randomness import stream
@@ -26,15 +25,11 @@ from raccgan.outputs import figures
 from raccgan.outputs.files import write_csv, write_json
 from raccgan.outputs.overlays import MapScale
 from raccgan.outputs.pictures import sample_grid
-from raccgan.outputs.progress import Progress
 from raccgan.outputs.report import Report, Shown, strip, write_report
 from raccgan.scoring.calibration import score_dataset
 from raccgan.scoring.record import TEST_COLUMNS, TITLES, ScoreRecord, cells, decision
 from raccgan.scoring.scorer import Scored, Scorer
 from raccgan.training.run import Run
-
-CONTROL_BYTES = 1 << 30
-"""The most training pixels, as float32, that the controls see."""
 
 MOST_CLASSES = 20
 """Rows of ``samples.png``."""
@@ -48,21 +43,30 @@ class Assessment:
     scored: Scored
     anomalous: NDArray[np.bool_]  # [N], the truth
     threshold: float
-    controls: dict[str, NDArray[np.float64]]  # scores [N] of each control
+    controls: dict[str, Control]
+
+    def by_auroc(self) -> list[str]:
+        """The controls whose image AUROC is defined, the best first."""
+        known = {name: found["auroc"] for name, found in self.metrics["controls"].items() if found["auroc"] is not None}
+        return sorted(known, key=lambda name: -known[name])
+
+    def best_control(self) -> str:
+        """Its name and image AUROC."""
+        for name in self.by_auroc()[:1]:
+            return f"{name.replace('_', ' ')} {_shown(self.metrics['controls'][name]['auroc'])}"
+        return "n/a"
 
     def summary(self) -> str:
         """Metrics and decisions in two lines, and one on the masks that are missing, for the terminal."""
         image, pixel, confusion = self.metrics["image"], self.metrics["pixel"], self.metrics["image"]["confusion"]
-        beside = ", ".join(
-            f"{name.replace('_', ' ')} {_shown(found['auroc'])}" for name, found in self.metrics["controls"].items()
-        )
         pixels = f", pixel AUROC {_shown(pixel['auroc'])}" if pixel["auroc"] is not None else ""
         of_pixels = self.metrics["masks"]
         left_out = f"\n{of_pixels['note']}" if of_pixels["note"] else ""
         anomalies = confusion["true_positive"] + confusion["false_negative"]
         normal = confusion["false_positive"] + confusion["true_negative"]
         return (
-            f"image AUROC {_shown(image['auroc'])}, AUPR {_shown(image['auprc'])}{pixels}  (controls: {beside})\n"
+            f"image AUROC {_shown(image['auroc'])}, AUPR {_shown(image['auprc'])}{pixels}  "
+            f"(best control: {self.best_control()})\n"
             f"at threshold {self.threshold:.4g}: {confusion['true_positive']} of {anomalies} anomalies found, "
             f"{confusion['false_positive']} of {normal} normal images taken for anomalies{left_out}"
         )
@@ -156,8 +160,8 @@ def _write_reconstructions(path: Path, run: Run, assessment: Assessment, scorer:
 def _write_roc(path: Path, assessment: Assessment) -> None:
     scores, anomalous = assessment.scored.score.numpy(), assessment.anomalous
     curves = {"RA-CCGAN": figures.RocCurve(*metrics.roc(scores, anomalous), assessment.metrics["image"]["auroc"])}
-    for name, values in assessment.controls.items():
-        auroc = assessment.metrics["controls"][name]["auroc"]
+    for name in assessment.by_auroc()[:2]:
+        values, auroc = assessment.controls[name].scores, assessment.metrics["controls"][name]["auroc"]
         curves[name.replace("_", " ")] = figures.RocCurve(*metrics.roc(values, anomalous), auroc)
     figures.roc_and_histogram(path, scores, anomalous, assessment.threshold, curves)
 
@@ -171,7 +175,6 @@ def _write_page(
     ):
         picture = strip(test.images([i])[0].numpy(), reconstruction, map, scale, _true_mask(run, sample))
         images.append(Shown(row | {"map_max": float(map.max())}, picture))
-    beside = assessment.metrics["controls"].items()
     report = Report(
         title=f"{name} against the test images of {run.config.dataset}",
         threshold=assessment.threshold,
@@ -181,7 +184,7 @@ def _write_page(
         facts={
             "normal classes": ", ".join(run.classes),
             "protocol": run.config.protocol,
-            **{f"{control.replace('_', ' ')} AUROC": _shown(found["auroc"]) for control, found in beside},
+            "best control's AUROC": assessment.best_control(),
         },
         run=name,
         auroc=assessment.metrics["image"]["auroc"],
@@ -198,19 +201,21 @@ def _assess(run: Run, scorer: Scorer, threshold: float, *, seconds: float, detai
     test = run.dataset(run.split.test)
     has_masks = any(sample.mask is not None for sample in run.split.test)
     scored = score_dataset(scorer, test, "test scores", details=has_masks or details)
-    if scored is None:
+    behind_untrained = untrained(run, test)
+    if scored is None or behind_untrained is None:
         return None
     anomalous = np.array([run.split.is_anomalous(sample) for sample in run.split.test])
-    control_maps = _control_maps(run, test)
-    control_scores = {name: maps.double().mean(dim=(1, 2)).numpy() for name, maps in control_maps.items()}
+    beside = trained_on_nothing_else(run, test) | {"untrained": Control(behind_untrained.score.double().numpy())}
     pixel = metrics.PixelMetrics(auroc=None, aupro=None)
-    pixel_aurocs: dict[str, float | None] = dict.fromkeys(control_maps)
+    pixel_aurocs: dict[str, float | None] = dict.fromkeys(beside)
     masks = _masks(run)
     if masks.images:
         truth = masks.stacked()
         pixel = metrics.pixel_metrics(scored.details()[0][masks.images], truth)
-        for name, maps in control_maps.items():  # smoothed as ours are
-            pixel_aurocs[name] = metrics.auroc(smoothed(maps[masks.images]).flatten().numpy(), truth.ravel())
+        for name, control in beside.items():
+            if control.maps is not None:  # smoothed as ours are
+                smooth = smoothed(control.maps[masks.images])
+                pixel_aurocs[name] = metrics.auroc(smooth.flatten().numpy(), truth.ravel())
     found = {
         "image": dataclasses.asdict(metrics.image_metrics(scored.score.numpy(), anomalous, threshold)),
         "pixel": dataclasses.asdict(pixel),
@@ -221,8 +226,8 @@ def _assess(run: Run, scorer: Scorer, threshold: float, *, seconds: float, detai
             "note": masks.note(int(anomalous.sum())),
         },
         "controls": {
-            name: {"auroc": metrics.auroc(values, anomalous), "pixel_auroc": pixel_aurocs[name]}
-            for name, values in control_scores.items()
+            name: {"auroc": metrics.auroc(control.scores, anomalous), "pixel_auroc": pixel_aurocs[name]}
+            for name, control in beside.items()
         },
         "threshold": threshold,
         "seed": run.config.seed,
@@ -239,7 +244,7 @@ def _assess(run: Run, scorer: Scorer, threshold: float, *, seconds: float, detai
             "test_anomalous": int(anomalous.sum()),
         },
     }
-    return Assessment(found, scored, anomalous, threshold, control_scores)
+    return Assessment(found, scored, anomalous, threshold, beside)
 
 
 def _true_mask(run: Run, sample: Sample) -> NDArray[np.bool_] | None:
@@ -301,21 +306,3 @@ def _masks(run: Run) -> _Masks:
     if marked == 0:
         images, known = [], []
     return _Masks(run.config.image_size, images, known, without, empty)
-
-
-def _control_maps(run: Run, test: ImageDataset) -> dict[str, Tensor]:
-    """Error maps [N, S, S] of the two plain controls on the same split: a GAN has to beat them."""
-    train = run.dataset(run.split.train)
-    most = max(1, CONTROL_BYTES // (4 * run.channels * run.config.image_size**2))
-    known = train.images(np.linspace(0, len(train) - 1, min(most, len(train))).round().astype(int).tolist())
-    asked = test.images(range(len(test)))
-    with Progress("control: autoencoder", run.config.control_steps) as progress:
-        errors = controls.autoencoder(
-            known,
-            asked,
-            seed=run.config.seed,
-            steps=run.config.control_steps,
-            device=run.device,
-            progress=lambda step, steps: progress.update(),
-        )
-    return {"autoencoder": errors, "nearest_neighbour": controls.nearest_neighbour(known, asked)}

@@ -12,12 +12,12 @@ import torch
 from raccgan.config import SCORES
 from raccgan.data.samples import spread
 from raccgan.evaluation.assessment import evaluate_run
+from raccgan.evaluation.beside import MAPPED
 from raccgan.evaluation.metrics import auroc
 from raccgan.experiment.results import KEY, Figures
 from raccgan.experiment.tables import Trial
 from raccgan.models import checkpoint as checkpoints
-from raccgan.models.density import Distances
-from raccgan.scoring.calibration import calibrate, fit_density, score_dataset
+from raccgan.scoring.calibration import calibrate, fit_density, fit_evidence, score_dataset
 from raccgan.scoring.scorer import FORMULAS, Scored, Scorer, concatenate
 from raccgan.training.loop import PHASES, Training
 from raccgan.training.run import Run, prepare
@@ -40,8 +40,9 @@ def execute(row: Trial, folder: Path, device: torch.device, data_root: Path) -> 
     for phase in PHASES:
         training.run(phase)
     fit_density(training.networks, training.data, batch=run.config.score_batch)
-    scorer = Scorer(run.config, training.networks, run.classes)
     held_out = run.dataset(run.split.held_out)
+    fit_evidence(run.config, training.networks, run.classes, held_out)
+    scorer = Scorer(run.config, training.networks, run.classes)
     training.calibration = calibration = calibrate(scorer, held_out, quantile=run.config.quantile)
     training.save(PHASES[-1])
     seconds, history = training.seconds, training.history
@@ -53,12 +54,12 @@ def execute(row: Trial, folder: Path, device: torch.device, data_root: Path) -> 
         "auroc": _figure(found["image"]["auroc"]),
         "pixel_auroc": _figure(found["pixel"]["auroc"]),
         **{name: _figure(control["auroc"]) for name, control in found["controls"].items()},
-        **{f"pixel_{name}": _figure(control["pixel_auroc"]) for name, control in found["controls"].items()},
+        **{f"pixel_{name}": _figure(found["controls"][name]["pixel_auroc"]) for name in MAPPED},
         **{f"auroc_{name}": _figure(auroc(scores, assessment.anomalous)) for name, scores in kinds.items()},
         **_choices(run, scorer),
         "train_seconds": f"{found['seconds']:.0f}",
         "score_seconds_per_1000": f"{_scoring_seconds(run, scorer):.2f}",
-        "steps": f"{run.config.gan_steps}+{run.config.encoder_steps}",
+        "steps": "+".join(str(getattr(run.config, f"{phase}_steps")) for phase in PHASES),
         "kernels": run.config.kernels,
         "threads": str(torch.get_num_threads()),
         "machine": _machine(run.device),
@@ -79,8 +80,8 @@ def _choices(run: Run, scorer: Scorer) -> Figures:
 def _kinds(scorer: Scorer, scored: Scored) -> dict[str, np.ndarray]:
     """Every kind of score, [N], under the class that the model's own score chose."""
     reconstruction = scored.terms["residual"] + scorer.module.kappa * scored.terms["feature"]
-    distances = Distances(*(scored.terms[name] for name in Distances._fields))
-    return {name: FORMULAS[name](reconstruction, distances).numpy() for name in SCORES}
+    terms = scored.terms | {"reconstruction": reconstruction}
+    return {name: FORMULAS[name](scorer.module.evidence, terms).numpy() for name in SCORES}
 
 
 def _scoring_seconds(run: Run, scorer: Scorer) -> float:

@@ -11,23 +11,27 @@ from statistics import mean, stdev
 
 from raccgan.config import SCORES
 from raccgan.errors import InputError
+from raccgan.evaluation.beside import CONTROLS, MAPPED
 from raccgan.experiment.tables import Benchmark, Trial
 from raccgan.outputs import figures
 from raccgan.outputs.files import write_csv
 
 Figures = dict[str, str]  # one line of the CSV, by column; an empty figure is one that the data do not define
 
-CONTROLS = ("autoencoder", "nearest_neighbour")
 KEY = ("variant", "normal", "seed", "digest")
 HEADER = (
-    *KEY, "auroc", "pixel_auroc", *CONTROLS, *(f"pixel_{name}" for name in CONTROLS),
+    *KEY, "auroc", "pixel_auroc", *CONTROLS, *(f"pixel_{name}" for name in MAPPED),
     *(f"auroc_{name}" for name in SCORES), *(f"choice_{name}" for name in SCORES),
     "train_seconds", "score_seconds_per_1000", "steps", "kernels", "threads", "machine", "torch",
 )  # fmt: skip
 """The columns: ``pixel_`` is the pixel AUROC of a control, ``auroc_`` the AUROC of a kind of score on the test images,
 and ``choice_`` that on the training part, held-out normal images against the images of all other classes there."""
 
-_YOUNGER = ("auroc_defects", "choice_defects")  # columns that older tables lack; a figure is empty there
+# Columns that older tables lack; a figure is empty there.
+_YOUNGER = (
+    *(f"{what}_{score}" for what in ("auroc", "choice") for score in ("defects", "learned")),
+    *(name for name in CONTROLS if name not in MAPPED),
+)
 
 
 class Results:
@@ -154,17 +158,19 @@ def _beside(
     _, first = _first(by_variant)
     beside: list[tuple[str, Mean, Mean | None, str]] = []
     for name in CONTROLS:
-        image, pixel = (mean_of(first, column, len(table.normal)) for column in (name, f"pixel_{name}"))
+        image = mean_of(first, name, len(table.normal))
+        pixel = mean_of(first, f"pixel_{name}", len(table.normal)) if name in MAPPED else None
         if image is not None:
             beside.append((name.replace("_", " "), image, pixel, "control, same split"))
     return beside + [(other.name, Mean(other.auroc), None, other.source) for other in table.published]
 
 
 def _losing(results: Mapping[Trial, Figures]) -> list[str]:
-    """A row that a plain control beats says so."""
-    lost = [
-        f"  {row.normal}, seed {row.seed}: {line['auroc']} against {best}"
-        for row, line in results.items()
-        if float(line["auroc"]) <= float(best := max(line[control] for control in CONTROLS))
-    ]
-    return ["", "not above both controls:", *lost] if lost else []
+    """A row that a control beats says so."""
+    lost = []
+    for row, line in results.items():
+        known = {control: float(line[control]) for control in CONTROLS if line[control]}
+        best = max(known, key=lambda control: known[control], default="")
+        if best and float(line["auroc"]) <= known[best]:
+            lost.append(f"  {row.normal}, seed {row.seed}: {line['auroc']} against {line[best]} ({best})")
+    return ["", "not above every control:", *lost] if lost else []

@@ -115,8 +115,10 @@ class Density(nn.Module):
     def forward(self, vectors: Vectors, observed: Observed, y: int) -> Distances:
         """Distances [N] of N images from the normal images of class y."""
         both = zip(self._gaussians, (*vectors, *observed[1:]), strict=True)
-        *first, places, c4, c8, c16 = (gaussian(v, y) for gaussian, v in both)
-        return Distances(*first, places.sqrt().mean(dim=1).square(), places.amax(dim=1), c4, c8, c16)
+        found: list[Tensor] = [gaussian(v, y) for gaussian, v in both]
+        places = found.pop(4)
+        found[4:4] = [places.sqrt().mean(dim=1).square(), places.amax(dim=1)]
+        return Distances(*found)
 
     def under(self, vectors: Vectors, observed: Observed, classes: Sequence[int]) -> Distances:
         """Distances [N, K] from each of K classes, of N images' vectors [N, K, ...] under them, and as observed."""

@@ -38,7 +38,7 @@ T = TypeVar("T")
 def fit_density(networks: Networks, data: ImageDataset, *, batch: int) -> None:
     """Fit ``networks.density`` to the normal images of training, ``batch`` a pass, and copy it to every rank."""
     device = next(networks.encoder.parameters()).device
-    encoder, generator, pathology = (frozen(each) for each in (networks.encoder, networks.average, networks.pathology))
+    encoder, generator, pathology = frozen(networks.encoder), frozen(networks.average), frozen(networks.pathology)
 
     def seen(indices: Sequence[int]) -> tuple[Vectors, Observed]:
         x, y = data.images(indices).to(device), data.labels[indices].to(device)

@@ -188,8 +188,17 @@ class Scorer:
             )
         self.label_policy = label_policy
         conditions = [i for i, name in enumerate(classes) if label_policy in (MINIMUM, name)]
-        copies = {name: frozen(network) for name, network in networks.items() if name != "generator"}
-        self.module = ScoreModule(Networks(generator=copies["average"], **copies), conditions, config)
+        average = frozen(networks.average)
+        copies = Networks(
+            average,
+            frozen(networks.discriminator),
+            frozen(networks.encoder),
+            average,
+            frozen(networks.pathology),
+            frozen(networks.density),
+            frozen(networks.evidence),
+        )
+        self.module = ScoreModule(copies, conditions, config)
         self.device = next(networks.encoder.parameters()).device
         self.module.to(self.device)
         self.pairs = config.score_batch
