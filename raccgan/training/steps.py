@@ -89,7 +89,8 @@ class Steps:
         return self._descend("encoder", x, y)
 
     def pathology_step(self, step: int, x: Tensor, y: Tensor) -> Terms:
-        """One step that tells normal images from synthetic pathologies; the learning rate falls to zero on a cosine.
+        """One step that tells normal images from synthetic pathologies; the learning rate falls to zero in the last
+        fifth.
 
         x are three batches: normal images, those that get a pathology, and those of which parts are pasted.
         """
@@ -103,7 +104,7 @@ class Steps:
         normal, base, other = x.chunk(3)
         ill, _ = synthetic(base, other, Draws(*(part.to(self.device) for part in draws)))
         for group in self.optimisers["pathology"].param_groups:
-            group["lr"] = PATHOLOGY_LR * 0.5 * (1 + math.cos(math.pi * step / self.config.pathology_steps))
+            group["lr"] = PATHOLOGY_LR * min(1.0, 5 * (1 - step / self.config.pathology_steps))
         return self._descend("pathology", normal, ill.contiguous(memory_format=torch.channels_last))
 
     def _descend(self, name: str, *inputs: Tensor) -> Terms:
