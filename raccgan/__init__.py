@@ -6,12 +6,22 @@ package imports neither torch nor the compiled library: the names below are load
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raccgan.errors import InputError
     from raccgan.scoring.detector import Detector, Result
+
+try:
+    import fcntl  # noqa: F401
+
+    os.sched_getaffinity  # noqa: B018
+except (ImportError, AttributeError):
+    raise ImportError(
+        "raccgan runs on Linux alone, and this is another system: use a Linux machine or container, or WSL 2 on Windows"
+    ) from None
 
 __version__ = "0.1.0"
 

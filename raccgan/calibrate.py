@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
 
     from raccgan.models import checkpoint as checkpoints
-    from raccgan.scoring.calibration import choose_threshold
+    from raccgan.scoring.calibration import choose_pixel_threshold, choose_threshold, note_few
 
     file = checkpoints.existing(given.run)
     with own_folder(file.parent):  # a training that goes on there would lose steps to what is read here
@@ -53,7 +53,12 @@ def main(arguments: Sequence[str]) -> int:
             quantile = checkpoints.config_of(stored).quantile
         fresh = dataclasses.replace(stored, threshold=None, held_out=held_out)
         threshold = choose_threshold(fresh, threshold=given.threshold, quantile=quantile, sensitivity=given.sensitivity)
-        checkpoints.recalibrate(file, checkpoints.Calibration(threshold, held_out, policy))
+        if given.images:
+            fresh.pixel_threshold = None  # that of other images
+        pixel_threshold = choose_pixel_threshold(fresh, quantile=quantile, sensitivity=given.sensitivity)
+        checkpoints.recalibrate(file, checkpoints.Calibration(threshold, held_out, policy, pixel_threshold))
+        if quantile is not None:
+            note_few(len(held_out.get("score", ())), quantile)
         before = "none" if stored.threshold is None else f"{stored.threshold:.4g}"
         count = len(held_out.get("score", ()))
         above = int((held_out["score"] > threshold).sum()) if count else 0

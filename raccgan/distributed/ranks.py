@@ -108,7 +108,7 @@ def join(device: torch.device, timeout: float) -> Collectives:
     except RuntimeError as error:
         raise InputError(
             f"rank {place.rank} of {place.world} found no job at {os.environ.get('MASTER_ADDR')}:"
-            f"{os.environ.get('MASTER_PORT')} within {timeout:.0f} s: {first_line(error)}"
+            f"{os.environ.get('MASTER_PORT')} within {timeout:.0f} s: {first_line(error)}{_mend(error)}"
         ) from None
     _job, _was_rank = Collectives(place.rank, place.world, place.local_world, heartbeat), True
 
@@ -118,6 +118,13 @@ def join(device: torch.device, timeout: float) -> Collectives:
 
     signal.signal(signal.SIGTERM, terminated)
     return _job
+
+
+def _mend(error: RuntimeError) -> str:
+    """The way out where gloo finds no address of its own machine, to which it says no more than that."""
+    unresolved = any(word in str(error).lower() for word in ("resolve", "getaddrinfo", "hostname", "address", "ifaddr"))
+    how = "GLOO_SOCKET_IFNAME names the network interface to use, such as lo on one machine or eth0"
+    return f"; if this machine's own name leads nowhere, {how}" if unresolved else ""
 
 
 def _meet(store: Any, place: Place, timeout: float) -> str:

@@ -29,6 +29,7 @@ class ScoreRecord:
     """One image's score, what it is made of, and the decision. Fields are columns of tables, in this order."""
 
     score: float  # higher is more anomalous
+    normalised: float = field(init=False)  # the score from 0 to 1, 0.5 at the threshold
     threshold: float
     predicted: str = field(init=False)  # "anomalous" if the score is above the threshold, else "normal"
     nearest_class: str  # the normal class under which the image looks most normal
@@ -44,6 +45,7 @@ class ScoreRecord:
     map_y: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "normalised", normalised(self.score, self.threshold))
         object.__setattr__(self, "predicted", decision(self.anomalous))
 
     @property
@@ -66,7 +68,7 @@ class ScoreRecord:
 
 
 FIELDS = tuple(f.name for f in dataclasses.fields(ScoreRecord))
-_KEPT = tuple(name for name in FIELDS if name not in ("threshold", "predicted"))
+_KEPT = tuple(name for name in FIELDS if name not in ("normalised", "threshold", "predicted"))
 
 TERMS = {f.name: f.metadata["help"] for f in dataclasses.fields(ScoreRecord) if "help" in f.metadata}
 """The terms of every score, and what each is."""
@@ -108,7 +110,7 @@ class Table:
             except (KeyError, TypeError):
                 raise InputError("the journal of this run is damaged: add --restart to score anew") from None
             files = {name: row[name] for name in ("map", "overlay") if name in row}
-            table.records.append({"path": row["path"]} | record | files)
+            table.records.append({"path": row["path"]} | record | {"normalised": rounded(record["normalised"])} | files)
             table.strips.append(row.get("strip", ""))
         return table
 
@@ -139,6 +141,17 @@ class Table:
             run=run,
         )
         write_report(path, report)
+
+
+def normalised(score: float, threshold: float) -> float:
+    """A score from 0 to 1: s / (s + t), which is 0.5 at the threshold t and 2/3 at twice the threshold.
+
+    It grows with the score. Scores are distances, so none is below 0; one below 0 is 0 here. Of a threshold that is not
+    above 0, all that is above it is 1.
+    """
+    if threshold <= 0:
+        return 0.5 if score == threshold else float(score > threshold)
+    return max(score, 0.0) / (max(score, 0.0) + threshold)
 
 
 def decision(anomalous: bool) -> str:
