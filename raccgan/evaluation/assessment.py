@@ -54,7 +54,8 @@ class Assessment:
         beside = ", ".join(
             f"{name.replace('_', ' ')} {_shown(found['auroc'])}" for name, found in self.metrics["controls"].items()
         )
-        pixels = f", pixel AUROC {_shown(pixel['auroc'])}" if pixel["auroc"] is not None else ""
+        marked = f", F1 {_shown(pixel['f1'])}, IoU {_shown(pixel['iou'])}" if pixel["f1"] is not None else ""
+        pixels = f", pixel AUROC {_shown(pixel['auroc'])}{marked}" if pixel["auroc"] is not None else ""
         anomalies = confusion["true_positive"] + confusion["false_negative"]
         normal = confusion["false_positive"] + confusion["true_negative"]
         return (
@@ -83,7 +84,7 @@ def evaluate_run(
         history: losses by name, for the picture of them.
         report_of: the user's name for the run, with which ``report.html`` is written; empty for no report.
     """
-    assessment = _assess(run, scorer, calibration.threshold, seconds=seconds, details=bool(report_of))
+    assessment = _assess(run, scorer, calibration, seconds=seconds, details=bool(report_of))
     if assessment is None:
         return None
     write_json(out / "metrics.json", assessment.metrics)
@@ -165,7 +166,10 @@ def _write_page(
     for i, (sample, row, map, reconstruction) in enumerate(
         zip(run.split.test, rows, *assessment.scored.details(), strict=True)
     ):
-        picture = strip(test.images([i])[0].numpy(), reconstruction, map, scale, _true_mask(run, sample))
+        threshold = calibration.pixel_threshold
+        predicted = None if threshold is None else map > np.float64(threshold)
+        mask = _true_mask(run, sample)
+        picture = strip(test.images([i])[0].numpy(), reconstruction, map, scale, mask, predicted=predicted)
         images.append(Shown(row | {"map_max": float(map.max())}, picture))
     beside = assessment.metrics["controls"].items()
     report = Report(
@@ -186,12 +190,14 @@ def _write_page(
     write_report(path, report)
 
 
-def _assess(run: Run, scorer: Scorer, threshold: float, *, seconds: float, details: bool = False) -> Assessment | None:
+def _assess(
+    run: Run, scorer: Scorer, calibration: Calibration, *, seconds: float, details: bool = False
+) -> Assessment | None:
     """Score the test images, and compute the metrics and those of the controls; None on ranks but the first.
 
     ``seconds`` is the training time, for the record; ``details`` keeps maps and reconstructions, for a report.
     """
-    test = run.dataset(run.split.test)
+    test, threshold = run.dataset(run.split.test), calibration.threshold
     has_masks = any(sample.mask is not None for sample in run.split.test)
     scored = score_dataset(scorer, test, "test scores", details=has_masks or details)
     if scored is None:
@@ -203,9 +209,9 @@ def _assess(run: Run, scorer: Scorer, threshold: float, *, seconds: float, detai
     pixel_aurocs: dict[str, float | None] = dict.fromkeys(control_maps)
     if has_masks:
         masks = _masks(run)
-        pixel = metrics.pixel_metrics(scored.details()[0], masks)
+        pixel = metrics.pixel_metrics(scored.details()[0], masks, threshold=calibration.pixel_threshold)
         for name, maps in control_maps.items():  # smoothed as ours are
-            pixel_aurocs[name] = metrics.auroc(smoothed(maps).flatten().numpy(), masks.ravel())
+            pixel_aurocs[name] = metrics.pixel_metrics(smoothed(maps).numpy(), masks).auroc
     found = {
         "image": dataclasses.asdict(metrics.image_metrics(scored.score.numpy(), anomalous, threshold)),
         "pixel": dataclasses.asdict(pixel),

@@ -124,7 +124,7 @@ def _parser() -> options.Parser:
         "--opset",
         type=int,
         metavar="N",
-        help="version of ONNX's operators, 18 to 25, for the runtime that is to read the file (default: 18, the oldest)",
+        help="version of ONNX's operators, 18 to 25, for the runtime that reads the file (default: 18, the oldest)",
     )
     options.add_label_policy(parser)
     options.add_places(parser, device=False, out="exported")

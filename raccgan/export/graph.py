@@ -112,8 +112,8 @@ def missing(form: str) -> list[str]:
 def export(graph: ScoringGraph, form: str, *, channels: int, size: int, opset: int | None = None) -> bytes:
     """The content of a model file: ``onnx``, or ``torch`` for torch.export's .pt2. Any batch from 1 on.
 
-    ``opset`` is the version of ONNX's operators, None for the lowest of OPSETS. The file's IR version is the lowest that
-    the opset needs, so that old runtimes read it.
+    ``opset`` is the version of ONNX's operators, None for the lowest of OPSETS. The file's IR version is the lowest
+    that the opset needs, so that old runtimes read it.
 
     Raises:
         InputError: the packages that are installed cannot write this opset.

@@ -38,7 +38,7 @@ class Peak(NamedTuple):
 class Result(ScoreRecord):
     """The record of one image's score, and what it was scored from. Arrays are read-only, and None without details.
 
-    ``mask`` and ``boxes`` are worked out when they are first asked for.
+    ``mask`` and ``boxes`` are worked out when they are first asked for, and are None without details too.
     """
 
     peak: Peak
@@ -51,23 +51,22 @@ class Result(ScoreRecord):
 
     @cached_property
     def marked(self) -> Marked | None:
-        """The map over the upright original, and which of its pixels are above the threshold of pixels."""
+        """Mask and boxes; None without details, or without a threshold of pixels."""
         if self.map is None or self.pixel_threshold is None:
             return None
-        found = regions.marked(self.map, self.place, self.pixel_threshold)
-        for array in found:
-            array.setflags(write=False)
+        found = regions.mark(self.map, self.place, self.pixel_threshold)
+        found.mask.setflags(write=False)
         return found
 
     @property
     def mask(self) -> NDArray[np.bool_] | None:
-        """The anomalous pixels [height, width] of the upright original."""
+        """The anomalous pixels [height, width] of the upright original: its map is above the threshold of pixels."""
         return None if self.marked is None else self.marked.mask
 
-    @cached_property
+    @property
     def boxes(self) -> tuple[Box, ...] | None:
         """The regions of the mask, that with the largest peak first; empty where no pixel is anomalous."""
-        return None if self.marked is None else regions.boxes(self.marked)
+        return None if self.marked is None else self.marked.boxes
 
 
 class Detector:

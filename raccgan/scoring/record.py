@@ -88,7 +88,7 @@ TEST_COLUMNS = ("path", "class", "label", *(name for name in FIELDS if name not 
 class Table:
     """The rows of a whole run with the decisions."""
 
-    records: list[Row]  # by FILE_COLUMNS, and "map" and "overlay" where they were wanted
+    records: list[Row]  # by FILE_COLUMNS, and "map", "overlay", "mask" and "boxes" where they were wanted
     strips: list[str]  # of each record, if the rows are of a run with a report
     skipped: list[Row]  # path and reason
     threshold: float
@@ -109,7 +109,7 @@ class Table:
                 record = ScoreRecord.from_journal(row, table.threshold).values()
             except (KeyError, TypeError):
                 raise InputError("the journal of this run is damaged: add --restart to score anew") from None
-            files = {name: row[name] for name in ("map", "overlay") if name in row}
+            files = {name: row[name] for name in ("map", "overlay", "mask", "boxes") if name in row}
             table.records.append({"path": row["path"]} | record | {"normalised": rounded(record["normalised"])} | files)
             table.strips.append(row.get("strip", ""))
         return table

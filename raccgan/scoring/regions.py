@@ -25,29 +25,27 @@ class Box(NamedTuple):
 
 
 class Marked(NamedTuple):
-    """The map of an image laid over its upright original, or over a smaller copy, and what is anomalous there."""
+    """What of an image is anomalous."""
 
-    map: Float  # [height, width]
-    mask: NDArray[np.bool_]  # [height, width]: the map is above the threshold
-
-
-def marked(map: Float, place: Placement, threshold: float, *, longest: int = 0) -> Marked:
-    """Lay a map [size, size] over the upright original that ``place`` knows; of it ``longest`` pixels at most."""
-    share = min(1.0, longest / max(place.height, place.width)) if longest else 1.0
-    width, height = (max(1, round(side * share)) for side in (place.width, place.height))
-    laid = place.lay(map, width, height)
-    return Marked(laid, laid > np.float64(threshold))  # not in float32, in which the threshold could round down
+    mask: NDArray[np.bool_]  # [height, width] of the upright original
+    boxes: tuple[Box, ...]  # of its regions, at most MOST_BOXES, that with the largest peak first
 
 
-def boxes(found: Marked) -> tuple[Box, ...]:
-    """The regions of a mask, at most MOST_BOXES, that with the largest peak first."""
-    if not found.mask.any():
-        return ()
-    from scipy import ndimage  # here, because few images have any, and importing it takes a tenth of a second
+def mark(map: Float, place: Placement, threshold: float) -> Marked:
+    """Lay a map [size, size] over the upright original that ``place`` knows, and mark what is above the threshold."""
+    if not (map > np.float64(threshold)).any():  # not in float32, in which the threshold could round down
+        return Marked(np.zeros((place.height, place.width), dtype=bool), ())
+    laid = place.lay(map, place.width, place.height)
+    mask = laid > np.float64(threshold)
+    return Marked(mask, _boxes(laid, mask))
 
-    regions, count = ndimage.label(found.mask, structure=np.ones((3, 3), dtype=bool))
+
+def _boxes(map: Float, mask: NDArray[np.bool_]) -> tuple[Box, ...]:
+    from scipy import ndimage  # here, because few images need it, and importing it takes a tenth of a second
+
+    regions, count = ndimage.label(mask, structure=np.ones((3, 3), dtype=bool))
     areas = np.bincount(regions.ravel(), minlength=count + 1)[1:].tolist()
-    peaks = np.asarray(ndimage.maximum(found.map, regions, np.arange(1, count + 1))).tolist()
+    peaks = np.asarray(ndimage.maximum(map, regions, np.arange(1, count + 1))).tolist()
     made = [
         Box(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start, area, peak)
         for (rows, columns), area, peak in zip(ndimage.find_objects(regions), areas, peaks, strict=True)
