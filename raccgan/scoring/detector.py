@@ -97,7 +97,7 @@ class Detector:
         self.classes = tuple(stored.classes)
         self.threshold = threshold
         self.pixel_threshold = choose_pixel_threshold(stored, threshold=pixel_threshold)
-        self._made_of = dataclasses.replace(stored, optimisers={}, history={})
+        self.stored = dataclasses.replace(stored, optimisers={}, history={})
         self._options = {"label_policy": label_policy, "compiled": compiled, **settings}
         self._warned = False  # of tensors in [0, 1]
         self.channels = stored.channels
@@ -142,7 +142,7 @@ class Detector:
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = self._options | {"pixel_threshold": self.pixel_threshold}
-        return _remade, (vars(self._made_of), self.threshold, str(self.scorer.device), options)
+        return _remade, (vars(self.stored), self.threshold, str(self.scorer.device), options)
 
     def score(
         self,

@@ -80,7 +80,7 @@ class Reader:
 
     def batches(self, images: Batch, batch: int) -> Iterator[list[Read | Skipped]]:
         """The images in order, ``batch`` at a time."""
-        read = self._ahead(map(self._looked_at, self._each(images)), batch)
+        read = self._ahead(self.each(images), batch)
         while some := list(islice(read, batch)):
             yield some
 
@@ -101,26 +101,26 @@ class Reader:
                 for future in waiting:
                     future.cancel()
 
-    def _each(self, images: Batch) -> Iterator[One]:
+    def each(self, images: Batch) -> Iterator[One]:
         """Every single image of a batch, whatever form the batch has."""
         if isinstance(images, (str, Path, Image.Image)):
             yield images
         elif isinstance(images, Tensor):
-            yield from (images if images.dim() == 4 else [images])
+            yield from map(self._looked_at, images if images.dim() == 4 else [images])
         elif isinstance(images, np.ndarray):
             grey = images.ndim == 3 and images.shape[-1] > 4 and not self._has_planes(images)
             yield from (images if images.ndim == 4 or grey else [images])
         else:
             for image in images:
-                yield from self._each(image)
+                yield from self.each(image)
 
     def _has_planes(self, array: NDArray[Any]) -> bool:
         """Whether an array of three axes may be one image whose first axis, not its last, is that of colours."""
         return array.shape[0] == 3 or (array.shape[0] == 4 and self.channels == 3)
 
-    def _looked_at(self, image: One) -> One:
+    def _looked_at(self, image: Tensor) -> Tensor:
         """The image, after the one warning that a tensor in [0, 1] calls for."""
-        if self.range is None and not self.warned and isinstance(image, Tensor) and image.numel() and image.min() >= 0:
+        if self.range is None and not self.warned and image.numel() and image.min() >= 0:
             self.warned = True
             warnings.warn(
                 "a tensor without a value below 0 was taken as [-1, 1]: give range=(0, 1) for tensors in [0, 1], or "
@@ -142,18 +142,24 @@ class Reader:
 
     def _decode(self, image: Path | Image.Image | NDArray[Any] | Tensor) -> Decoded:
         size, fit, brightness = self.config.image_size, self.config.fit, self.config.brightness
-        if isinstance(image, Tensor):
+        if isinstance(image, Tensor) and brightness == "keep" and fit != "align":
             planes = self._planes(image)
-            by_pixel = np.moveaxis(planes, 0, -1)  # [H, W, C]
-            as_seen = brightness == "keep" and fit != "align"
-            if as_seen and planes.shape == (self.channels, size, size):
-                return Decoded(planes, place_in_square(by_pixel, size, fit))
-            image = (by_pixel + 1) / 2
-        elif isinstance(image, Image.Image):
-            image = pixels_of(image)
-        elif isinstance(image, np.ndarray):
-            image = self._by_pixel(image)
-        return decode_placed(image, size=size, channels=self.channels, fit=fit, brightness=brightness)
+            if planes.shape == (self.channels, size, size):  # as the model sees it
+                return Decoded(planes, place_in_square(np.moveaxis(planes, 0, -1), size, fit))
+        pixels = self.pixels(image)
+        return decode_placed(pixels, size=size, channels=self.channels, fit=fit, brightness=brightness)
+
+    def pixels(self, image: One) -> Path | NDArray[Any]:
+        """One image as :func:`raccgan.data.images.decode.decode` takes it: a file, or H x W or H x W x C.
+
+        Raises:
+            InputError: the shape or dtype of an array or a tensor is not that of an image.
+        """
+        if isinstance(image, Tensor):
+            return (np.moveaxis(self._planes(image), 0, -1) + 1) / 2
+        if isinstance(image, Image.Image):
+            return pixels_of(image)
+        return self._by_pixel(image) if isinstance(image, np.ndarray) else Path(image)
 
     def _planes(self, image: Tensor) -> Float:
         """A tensor as [C, H, W] in [-1, 1]."""
