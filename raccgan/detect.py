@@ -121,7 +121,8 @@ def _detect(detector: Detector, stored: Checkpoint, given: argparse.Namespace) -
                 about = {"run": str(given.run), "classes": stored.classes}
                 table.write(out, made_with, {"pixel_threshold": detector.pixel_threshold, **about})
             if table.records and given.report:
-                table.write_report(out / "report.html", stored, str(given.run))
+                marked = detector.pixel_threshold if given.masks else None
+                table.write_report(out / "report.html", stored, str(given.run), marked)
             journal.remove()
     skipped = len(table.skipped) + len(found.problems)
     if not table.records:

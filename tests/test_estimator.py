@@ -134,7 +134,7 @@ def test_nothing_is_scored_before_fitting() -> None:
     [
         "check_no_attributes_set_in_init", "check_get_params_invariance", "check_set_params",
         "check_parameters_default_constructible", "check_estimator_cloneable", "check_estimator_repr",
-        "check_valid_tag_types", "check_estimator_get_tags_default_keys", "check_mixin_order",
+        "check_valid_tag_types", "check_mixin_order",
     ],
 )  # fmt: skip
 def test_scikit_learns_own_checks_that_need_no_table(check: str) -> None:

@@ -26,8 +26,8 @@ from raccgan.outputs.overlays import MapScale
 from raccgan.outputs.pictures import sample_grid
 from raccgan.outputs.progress import Progress
 from raccgan.outputs.report import Report, Shown, strip, write_report
-from raccgan.scoring.calibration import score_dataset
-from raccgan.scoring.record import TEST_COLUMNS, TITLES, ScoreRecord, cells, decision
+from raccgan.scoring.calibration import score_dataset, without_reconstructions
+from raccgan.scoring.record import TEST_COLUMNS, TITLES, ScoreRecord, about_marks, cells, decision
 from raccgan.scoring.scorer import Scored, Scorer
 from raccgan.training.run import Run
 
@@ -181,6 +181,7 @@ def _write_page(
         facts={
             "normal classes": ", ".join(run.classes),
             "protocol": run.config.protocol,
+            **about_marks(calibration.pixel_threshold),
             **{f"{control.replace('_', ' ')} AUROC": _shown(found["auroc"]) for control, found in beside},
         },
         run=name,
@@ -199,7 +200,8 @@ def _assess(
     """
     test, threshold = run.dataset(run.split.test), calibration.threshold
     has_masks = any(sample.mask is not None for sample in run.split.test)
-    scored = score_dataset(scorer, test, "test scores", details=has_masks or details)
+    whole = {} if details else {"kept": without_reconstructions}
+    scored = score_dataset(scorer, test, "test scores", details=has_masks or details, **whole)
     if scored is None:
         return None
     anomalous = np.array([run.split.is_anomalous(sample) for sample in run.split.test])
@@ -209,7 +211,8 @@ def _assess(
     pixel_aurocs: dict[str, float | None] = dict.fromkeys(control_maps)
     if has_masks:
         masks = _masks(run)
-        pixel = metrics.pixel_metrics(scored.details()[0], masks, threshold=calibration.pixel_threshold)
+        assert scored.map is not None
+        pixel = metrics.pixel_metrics(scored.map.numpy(), masks, threshold=calibration.pixel_threshold)
         for name, maps in control_maps.items():  # smoothed as ours are
             pixel_aurocs[name] = metrics.pixel_metrics(smoothed(maps).numpy(), masks).auroc
     found = {

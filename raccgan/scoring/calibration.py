@@ -6,6 +6,7 @@ are the same bit for bit for any number of ranks.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -56,12 +57,12 @@ def fit_density(networks: Networks, data: ImageDataset, *, batch: int) -> None:
 def calibrate(scorer: Scorer, held_out: ImageDataset, *, quantile: float) -> Calibration:
     """The thresholds of scores and of pixels: a quantile (0 to 1) of the scores, and of the map maxima, of held-out
     normal images; with these numbers."""
-    scored = score_dataset(scorer, held_out, "held-out scores", details=True)
+    scored = score_dataset(scorer, held_out, "held-out scores", details=True, kept=_peaks)
 
     def calibration() -> Calibration:
         assert scored is not None
-        maps, _ = scored.details()
-        scores = {"score": scored.score, "peak": torch.from_numpy(maps.max(axis=(1, 2)))}
+        assert scored.map is not None
+        scores = {"score": scored.score, "peak": scored.map.flatten()}
         note_few(len(scored.score), quantile)
         threshold, pixel_threshold = (threshold_of(values.numpy(), quantile) for values in scores.values())
         return Calibration(threshold, scores, scorer.label_policy, pixel_threshold)
@@ -194,11 +195,35 @@ def threshold_of(held_out_scores: np.ndarray, quantile: float) -> float:
     return float(np.quantile(held_out_scores, quantile))
 
 
-def score_dataset(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = False) -> Scored | None:
-    """The scores of a data set, in its order; None on ranks but the first. ``title`` is that of the progress bar."""
-    indices = range(len(data))
-    found = _dealt_out(indices, scorer.batch, title, lambda some: scorer.score(data.images(some), details=details))
+def score_dataset(
+    scorer: Scorer,
+    data: ImageDataset,
+    title: str,
+    *,
+    details: bool = False,
+    kept: Callable[[Scored], Scored] = lambda scored: scored,
+) -> Scored | None:
+    """The scores of a data set, in its order; None on ranks but the first.
+
+    ``title`` is that of the progress bar. ``kept`` is what is kept of each batch, where details are too large.
+    """
+
+    def score(some: Sequence[int]) -> Scored:
+        return kept(scorer.score(data.images(some), details=details))
+
+    found = _dealt_out(range(len(data)), scorer.batch, title, score)
     return None if found is None else concatenate(found)
+
+
+def without_reconstructions(scored: Scored) -> Scored:
+    """The same, for a data set whose maps are wanted alone."""
+    return dataclasses.replace(scored, reconstruction=None)
+
+
+def _peaks(scored: Scored) -> Scored:
+    """The same with the maxima [N, 1, 1] of the maps in their place."""
+    assert scored.map is not None
+    return dataclasses.replace(scored, map=scored.map.amax(dim=(1, 2), keepdim=True), reconstruction=None)
 
 
 def _evenly(labels: Tensor, most: int) -> list[int]:

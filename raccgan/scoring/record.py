@@ -127,8 +127,11 @@ class Table:
         summary |= {"threshold": self.threshold, **about, "made_with": dict(made_with), "skipped_files": self.skipped}
         write_json(out / "summary.json", summary)
 
-    def write_report(self, path: Path, stored: Checkpoint, run: str) -> None:
-        """The page of a table whose rows were scored for a report, by a checkpoint that the user calls ``run``."""
+    def write_report(self, path: Path, stored: Checkpoint, run: str, marked: float | None = None) -> None:
+        """The page of a table whose rows were scored for a report, by a checkpoint that the user calls ``run``.
+
+        ``marked`` is the threshold of the pixels that have a line round them, if any have.
+        """
         held_out = stored.held_out["score"].tolist() if stored.held_out else []
         report = Report(
             title=f"{len(self.records)} images scored with {run}",
@@ -137,10 +140,19 @@ class Table:
             images=[Shown(record, strip) for record, strip in zip(self.records, self.strips, strict=True)],
             held_out=[rounded(score) for score in held_out],
             skipped=self.skipped,
-            facts={"normal classes": ", ".join(stored.classes), "model": f"{stored.config['image_size']} px"},
+            facts={
+                "normal classes": ", ".join(stored.classes),
+                "model": f"{stored.config['image_size']} px",
+                **about_marks(marked),
+            },
             run=run,
         )
         write_report(path, report)
+
+
+def about_marks(threshold: float | None) -> dict[str, str]:
+    """What a page says about the line round anomalous pixels; nothing where there is none."""
+    return {} if threshold is None else {"green line": f"round pixels whose map is above {threshold:.4g}"}
 
 
 def normalised(score: float, threshold: float) -> float:
