@@ -113,8 +113,8 @@ def fewer_a_batch(run: Run, images: int) -> Run:
             f"{images} images to train on cannot be dealt out to {ranks} ranks: start fewer, or add images"
         )
     if run.job.first:
-        parts = f"of the normal images, {len(run.split.held_out)} are held out for the threshold"
-        say(f"note: there are {images} images to train on ({parts}), so a batch is {batch} of them instead of {wanted}")
+        parts = f"beside {len(run.split.held_out)} held out for the threshold and {len(run.split.test)} to test"
+        say(f"note: there are {images} images to train on, {parts}, so a batch has {batch} instead of {wanted}")
     return replace(run, config=replace(run.config, batch_size=batch))
 
 

@@ -25,7 +25,7 @@ def test_the_data_of_a_run_are_found_from_another_folder(
     there.mkdir()
     shapes(here / "scans", ["normal", "ill"], 12)
     monkeypatch.chdir(here)
-    assert run(train, "--dataset", "scans", "--out", tmp_path / "run", *TINY_OPTIONS, "--batch-size=4") == 0
+    assert run(train, "--dataset", "scans", "--out", tmp_path / "run", *TINY_OPTIONS, "--image-size=8") == 0
     monkeypatch.chdir(there)
     assert run(evaluate, tmp_path / "run", "--out", tmp_path / "judged") == 0
     assert run(train, "--resume", tmp_path / "run", "--encoder-steps", 8) == 0
@@ -42,11 +42,11 @@ def test_the_data_of_a_run_are_found_from_another_folder(
 def test_a_batch_is_no_larger_than_the_images_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shapes(tmp_path / "ten", ["good", "bad"], 10)
     options = [option for option in TINY_OPTIONS if not option.startswith("--batch-size")]
-    assert run(train, "--dataset", tmp_path / "ten", "--out", tmp_path / "run", *options, "--batch-size", 16) == 0
+    assert run(train, "--dataset", tmp_path / "ten", "--out", tmp_path / "run", *options, "--image-size", 8) == 0
     said = capsys.readouterr().err
     assert (
-        "note: there are 5 images to train on (of the normal images, 1 are held out for the threshold), so a batch is "
-        "5 of them instead of 16" in said
+        "note: there are 5 images to train on, beside 1 held out for the threshold and 14 to test, so a batch has 5 "
+        "instead of 16" in said
     )
     assert "note: the threshold rests on 1 held-out normal image, and a 0.95 quantile needs 20" in said
     assert checkpoints.load(tmp_path / "run").config["batch_size"] == 5
