@@ -92,7 +92,8 @@ def _scores(stored: Checkpoint, given: argparse.Namespace) -> tuple[dict[str, Te
     """What the named images get, and how many of them could not be read."""
     import torch
 
-    from raccgan.scoring.detector import Detector, Skipped
+    from raccgan.scoring.detector import Detector
+    from raccgan.scoring.reading import Skipped
     from raccgan.scoring.score_files import find
 
     found = find(given.images)

@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn import metrics as sklearn_metrics
 
 from raccgan.errors import InputError
-from raccgan.evaluation.pooled import PixelMetrics, Pooled
+from raccgan.evaluation.pooled import PixelMetrics as PixelMetrics
+from raccgan.evaluation.pooled import Pooled
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

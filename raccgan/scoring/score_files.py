@@ -26,7 +26,8 @@ from raccgan.outputs.journal import Journal, Row, differences
 from raccgan.outputs.overlays import LONGEST, PREDICTED, MapScale, boxed, outlined, overlay
 from raccgan.outputs.progress import Progress
 from raccgan.outputs.report import strip
-from raccgan.scoring.detector import Detector, Result, Skipped
+from raccgan.scoring.detector import Detector, Result
+from raccgan.scoring.reading import Skipped
 from raccgan.scoring.record import rounded
 
 RESULTS = ("scores.csv", "scores.json", "summary.json", "report.html")

@@ -17,7 +17,8 @@ import raccgan
 from raccgan import Detector, InputError, train
 from raccgan.models.maps import smoothed
 from raccgan.outputs.overlays import MapScale, overlay
-from raccgan.scoring.detector import Result, Skipped
+from raccgan.scoring.detector import Result
+from raccgan.scoring.reading import Skipped
 from raccgan.scoring.score_files import overlay_of
 from tests.cli.test_commands import run
 from tests.conftest import TINY_OPTIONS
