@@ -123,8 +123,8 @@ def join(device: torch.device, timeout: float) -> Collectives:
 def _mend(error: RuntimeError) -> str:
     """The way out where gloo finds no address of its own machine, to which it says no more than that."""
     unresolved = any(word in str(error).lower() for word in ("resolve", "getaddrinfo", "hostname", "address", "ifaddr"))
-    how = "GLOO_SOCKET_IFNAME names the network interface to use, such as lo on one machine or eth0"
-    return f"; if this machine's own name leads nowhere, {how}" if unresolved else ""
+    how = "torchrun --local-addr 127.0.0.1 (or this machine's address), or GLOO_SOCKET_IFNAME with the interface to use"
+    return f"; where this machine's own name leads nowhere, {how}, mends that" if unresolved else ""
 
 
 def _meet(store: Any, place: Place, timeout: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -25,18 +24,22 @@ def test_the_data_of_a_run_are_found_from_another_folder(
     there.mkdir()
     shapes(here / "scans", ["normal", "ill"], 12)
     monkeypatch.chdir(here)
-    assert run(train, "--dataset", "scans", "--out", tmp_path / "run", *TINY_OPTIONS, "--image-size=8") == 0
+    options = (*TINY_OPTIONS, "--image-size=8", "--phase=gan")
+    assert run(train, "--dataset", "scans", "--out", tmp_path / "run", *options) == 0
+    stored = checkpoints.load(tmp_path / "run")
     monkeypatch.chdir(there)
-    assert run(evaluate, tmp_path / "run", "--out", tmp_path / "judged") == 0
-    assert run(train, "--resume", tmp_path / "run", "--encoder-steps", 8) == 0
-    shapes(there / "scans", ["normal", "ill"], 7)  # what lies here under the same name is meant before that
-    assert run(evaluate, tmp_path / "run", "--out", tmp_path / "judged") == 0
-    assert json.loads((tmp_path / "judged" / "metrics.json").read_text())["images"]["train"] == 3
+    found = prepare(checkpoints.config_of(stored), tmp_path, CPU)
+    assert found.config.dataset == str(here / "scans")
+    assert len(found.split.train) == 6
+    assert run(train, "--resume", tmp_path / "run", "--phase=gan", "--gan-steps=7") == 0
+    shapes(there / "scans", ["normal", "ill"], 7)
+    found = prepare(checkpoints.config_of(stored), tmp_path, CPU)
+    assert len(found.split.train) == 3, "what lies here under the same name comes first"
+    assert prepare(checkpoints.config_of(stored, dataset="digits"), tmp_path, CPU).config.dataset == "digits"
     monkeypatch.chdir(tmp_path)
     (here / "scans").rename(here / "moved")
-    line = refused(capsys, evaluate, tmp_path / "run")
-    assert f"--dataset names where it lies, seen from {tmp_path}" in line
-    assert run(evaluate, tmp_path / "run", "--out", tmp_path / "judged", "--dataset", here / "moved") == 0
+    assert "--dataset names where it lies" in refused(capsys, evaluate, tmp_path / "run")
+    assert checkpoints.load(tmp_path / "run").dataset_at == str(here / "scans")
 
 
 def test_a_batch_is_no_larger_than_the_images_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,10 +113,10 @@ def test_detect_writes_masks_and_boxes_and_draws_them(trained: Path, tmp_path: P
     (tmp_path / "in").mkdir()
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / "in" / f"{i}.png")
-    options = ("--masks", "--overlays", "--report", "--pixel-threshold", 0.1)
+    options = ("--masks", "--overlays", "--report", "--pixel-threshold", 0.05)
     assert run(detect, trained, tmp_path / "in", "--out", tmp_path / "out", *options) == 0
     records = json.loads((tmp_path / "out" / "scores.json").read_text())
-    detector = Detector.load(trained, pixel_threshold=0.1)
+    detector = Detector.load(trained, pixel_threshold=0.05)
     for record, result in zip(records, detector.score([r["path"] for r in records]), strict=True):
         mask = np.asarray(Image.open(tmp_path / "out" / record["mask"]))
         assert mask.shape == (30, 20)
@@ -127,7 +127,7 @@ def test_detect_writes_masks_and_boxes_and_draws_them(trained: Path, tmp_path: P
         assert record["boxes"][0]["peak"] == pytest.approx(result.boxes[0].peak, rel=1e-6)
         drawn = np.asarray(Image.open(tmp_path / "out" / record["overlay"]))
         assert (drawn == PREDICTED).all(axis=2).any()
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["pixel_threshold"] == 0.1
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["pixel_threshold"] == 0.05
     assert run(detect, trained, tmp_path / "in", "--out", tmp_path / "plain", "--overlays") == 0
     [plain, *_] = json.loads((tmp_path / "plain" / "scores.json").read_text())
     assert "mask" not in plain
