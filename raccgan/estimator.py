@@ -153,8 +153,8 @@ class RACCGAN(BaseEstimator):  # type: ignore[misc]  # scikit-learn brings no an
         check_is_fitted(self, "detector_")
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        self.detector_.stored.threshold = self.threshold_
-        checkpoints.save(folder / checkpoints.NAME, self.detector_.stored)
+        stored = replace(self.detector_.stored, threshold=float(self.threshold_))
+        checkpoints.save(folder / checkpoints.NAME, stored)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto") -> RACCGAN:
@@ -165,7 +165,7 @@ class RACCGAN(BaseEstimator):  # type: ignore[misc]  # scikit-learn brings no an
         """
         detector = Detector.load(path, device=device)
         config = detector.config
-        made = cls(contamination=1 - config.quantile, random_state=config.seed, device=device)
+        made = cls(contamination=round(1 - config.quantile, 12), random_state=config.seed, device=device)
         named = ("image_size", "gan_steps", "encoder_steps")
         made.set_params(**{name: getattr(config, name) for name in named})
         made.settings = {k: v for k, v in config.to_dict().items() if k not in (*named, *_OURS)}
