@@ -41,7 +41,7 @@ LONGEST = frozenset(("ptx", "export", "test_docs.py", "test_crash.py", "distribu
 """Folders and files that take longest. They go first, so that no process has one left when the others are done."""
 
 KILLS = {"short": 1, "long": 50}
-RANDOM_CASES = {"short": 20, "long": 1000}
+RANDOM_CASES = {"short": 10, "long": 1000}
 SOAK_STEPS = {"short": 150, "long": 5000}
 DETECTED = {"short": (300, 1200), "long": (10_000, 100_000)}
 

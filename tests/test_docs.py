@@ -29,7 +29,10 @@ ROOT = Path(__file__).parents[1]
 INDEX = ROOT / "docs" / "README.md"
 PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {INDEX})  # docs/api is made of docstrings
 
-LONG = ("add-an-op", "distributed", "experiments", "export", "generate", "measuring", "scores-and-thresholds")
+LONG = (
+    "add-an-op", "distributed", "experiments", "export", "generate", "measuring", "reliability", "results",
+    "scores-and-thresholds",
+)  # fmt: skip
 """The pages whose commands take longest."""
 
 # Runs the blocks on its standard input: [place, language, code, folder of a shell's block] each.

@@ -85,7 +85,10 @@ def per_read(instructions: Counter[str]) -> float:
     return instructions["FFMA"] / max(1, words)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(one, marks=() if one == ARCHITECTURES[-1] else pytest.mark.long) for one in ARCHITECTURES],
+)
 def test_what_the_kernels_are_made_of(architecture: str, disassembler: str, setup_py: dict[str, Any]) -> None:
     found = {
         name: instructions

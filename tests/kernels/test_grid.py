@@ -175,12 +175,24 @@ def test_compiles_in_one_graph(family: Family, implementation: str, case: str, d
     assert made["x"].grad is not None
 
 
+OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+"""All that torch.library.opcheck knows."""
+
+
 @pytest.mark.parametrize(
     "layout", [pytest.param(one, marks=() if one == "channels_last" else pytest.mark.long) for one in LAYOUTS]
 )
 @grid()
-def test_opcheck(family: Family, implementation: str, case: str, device: str, layout: str) -> None:
-    """Every op of ours that an implementation calls, forward and backward, with the inputs it calls it with."""
+def test_opcheck(
+    family: Family, implementation: str, case: str, device: str, layout: str, pytestconfig: pytest.Config
+) -> None:
+    """Every op of ours that an implementation calls, forward and backward, with the inputs it calls it with.
+
+    The short run has each op traced with changing shapes, which takes longest, at its family's first case alone.
+    """
+    tried = list(OPCHECKS)
+    if case != next(iter(family.cases)) and not pytestconfig.getoption("long"):
+        tried.remove("test_aot_dispatch_dynamic")
     inputs = family.inputs(case, torch.float32, device, layout)
     skip_unless_served(family, implementation, inputs)
     with OwnOps() as own:
@@ -193,7 +205,7 @@ def test_opcheck(family: Family, implementation: str, case: str, device: str, la
         checked.add(kind)
         fresh = tuple(a.detach().clone().requires_grad_() if isinstance(a, Tensor) else a for a in arguments)
         # Whether numbers are right other tests say; two ways of tracing one op were 1.3e-5 apart on an Intel Xeon.
-        torch.library.opcheck(op, fresh, atol=1e-4, rtol=1e-4)
+        torch.library.opcheck(op, fresh, test_utils=tried, atol=1e-4, rtol=1e-4)
     assert (
         own.calls
         or implementation not in ("native", "triton")

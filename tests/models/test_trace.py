@@ -32,6 +32,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "wide": {"image_size": 32, "base_width": 5, "multipliers": "3,2,1,1", "generator_tuning": 0.5},
 }
 
+LONG = ("dense", "wide")
+
 
 def steps(training: Training, count: int = 3) -> list[dict[str, float]]:
     """What so many steps of both phases report."""
@@ -43,7 +45,10 @@ def steps(training: Training, count: int = 3) -> list[dict[str, float]]:
     return reported
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param(SETTINGS[name], id=name, marks=pytest.mark.long if name in LONG else ()) for name in SETTINGS],
+)
 @pytest.mark.parametrize("kernels", ["fused", pytest.param("reference", marks=pytest.mark.long)])
 def test_a_traced_step_has_the_bits_of_a_step(tiny: Make, settings: dict[str, Any], kernels: str) -> None:
     """Losses, weights, running moments and singular vectors."""
