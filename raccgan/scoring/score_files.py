@@ -7,10 +7,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -29,6 +29,8 @@ from raccgan.outputs.report import strip
 from raccgan.scoring.detector import Detector, Result
 from raccgan.scoring.reading import Skipped
 from raccgan.scoring.record import rounded
+
+T = TypeVar("T")
 
 RESULTS = ("scores.csv", "scores.json", "summary.json", "report.html")
 FOLDERS = ("maps", "overlays", "masks")
@@ -140,13 +142,27 @@ def score_files(
         ThreadPoolExecutor(WRITERS) as pool,
     ):
         _say_skipped((done[printable(path)] for path in known), progress)
-        for batch in _scan(detector, todo, details, job):
-            rows = list(pool.map(lambda found: _row(found, wanted, stamps), batch))
+        batches = _scan(detector, todo, details, job)
+        for rows in _one_behind(pool, lambda found: _row(found, wanted, stamps), batches):
             journal.add(rows)
             done |= {row["path"]: row for row in rows}
             _say_skipped(rows, progress)
-            progress.update(len(batch))
+            progress.update(len(rows))
     return [done[printable(path)] for path in files]
+
+
+def _one_behind(
+    pool: ThreadPoolExecutor, write: Callable[[T], Row], batches: Iterable[Sequence[T]]
+) -> Iterator[list[Row]]:
+    """What ``write`` makes of each batch; the threads of ``pool`` write one while the next is scored."""
+    waiting: list[Future[Row]] = []
+    for batch in batches:
+        begun = [pool.submit(write, found) for found in batch]
+        if waiting:
+            yield [future.result() for future in waiting]
+        waiting = begun
+    if waiting:
+        yield [future.result() for future in waiting]
 
 
 def help_first(detector: Detector, job: Collectives) -> None:
