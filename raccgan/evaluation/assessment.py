@@ -28,8 +28,8 @@ from raccgan.outputs.overlays import MapScale
 from raccgan.outputs.pictures import sample_grid
 from raccgan.outputs.progress import Progress
 from raccgan.outputs.report import Report, Shown, strip, write_report
-from raccgan.scoring.calibration import score_dataset
-from raccgan.scoring.record import TEST_COLUMNS, TITLES, ScoreRecord, cells, decision
+from raccgan.scoring.calibration import score_dataset, without_reconstructions
+from raccgan.scoring.record import TEST_COLUMNS, TITLES, ScoreRecord, about_marks, cells, decision
 from raccgan.scoring.scorer import Scored, Scorer
 from raccgan.training.run import Run
 
@@ -56,7 +56,8 @@ class Assessment:
         beside = ", ".join(
             f"{name.replace('_', ' ')} {_shown(found['auroc'])}" for name, found in self.metrics["controls"].items()
         )
-        pixels = f", pixel AUROC {_shown(pixel['auroc'])}" if pixel["auroc"] is not None else ""
+        marked = f", F1 {_shown(pixel['f1'])}, IoU {_shown(pixel['iou'])}" if pixel["f1"] is not None else ""
+        pixels = f", pixel AUROC {_shown(pixel['auroc'])}{marked}" if pixel["auroc"] is not None else ""
         of_pixels = self.metrics["masks"]
         left_out = f"\n{of_pixels['note']}" if of_pixels["note"] else ""
         anomalies = confusion["true_positive"] + confusion["false_negative"]
@@ -87,7 +88,7 @@ def evaluate_run(
         history: losses by name, for the picture of them.
         report_of: the user's name for the run, with which ``report.html`` is written; empty for no report.
     """
-    assessment = _assess(run, scorer, calibration.threshold, seconds=seconds, details=bool(report_of))
+    assessment = _assess(run, scorer, calibration, seconds=seconds, details=bool(report_of))
     if assessment is None:
         return None
     write_json(out / "metrics.json", assessment.metrics)
@@ -169,7 +170,10 @@ def _write_page(
     for i, (sample, row, map, reconstruction) in enumerate(
         zip(run.split.test, rows, *assessment.scored.details(), strict=True)
     ):
-        picture = strip(test.images([i])[0].numpy(), reconstruction, map, scale, _true_mask(run, sample))
+        threshold = calibration.pixel_threshold
+        predicted = None if threshold is None else map > np.float64(threshold)
+        mask = _true_mask(run, sample)
+        picture = strip(test.images([i])[0].numpy(), reconstruction, map, scale, mask, predicted=predicted)
         images.append(Shown(row | {"map_max": float(map.max())}, picture))
     beside = assessment.metrics["controls"].items()
     report = Report(
@@ -181,6 +185,7 @@ def _write_page(
         facts={
             "normal classes": ", ".join(run.classes),
             "protocol": run.config.protocol,
+            **about_marks(calibration.pixel_threshold),
             **{f"{control.replace('_', ' ')} AUROC": _shown(found["auroc"]) for control, found in beside},
         },
         run=name,
@@ -190,14 +195,17 @@ def _write_page(
     write_report(path, report)
 
 
-def _assess(run: Run, scorer: Scorer, threshold: float, *, seconds: float, details: bool = False) -> Assessment | None:
+def _assess(
+    run: Run, scorer: Scorer, calibration: Calibration, *, seconds: float, details: bool = False
+) -> Assessment | None:
     """Score the test images, and compute the metrics and those of the controls; None on ranks but the first.
 
     ``seconds`` is the training time, for the record; ``details`` keeps maps and reconstructions, for a report.
     """
-    test = run.dataset(run.split.test)
+    test, threshold = run.dataset(run.split.test), calibration.threshold
     has_masks = any(sample.mask is not None for sample in run.split.test)
-    scored = score_dataset(scorer, test, "test scores", details=has_masks or details)
+    whole = {} if details else {"kept": without_reconstructions}
+    scored = score_dataset(scorer, test, "test scores", details=has_masks or details, **whole)
     if scored is None:
         return None
     anomalous = np.array([run.split.is_anomalous(sample) for sample in run.split.test])
@@ -208,9 +216,11 @@ def _assess(run: Run, scorer: Scorer, threshold: float, *, seconds: float, detai
     masks = _masks(run)
     if masks.images:
         truth = masks.stacked()
-        pixel = metrics.pixel_metrics(scored.details()[0][masks.images], truth)
+        assert scored.map is not None
+        maps_of = scored.map.numpy()[masks.images]
+        pixel = metrics.pixel_metrics(maps_of, truth, threshold=calibration.pixel_threshold)
         for name, maps in control_maps.items():  # smoothed as ours are
-            pixel_aurocs[name] = metrics.auroc(smoothed(maps[masks.images]).flatten().numpy(), truth.ravel())
+            pixel_aurocs[name] = metrics.pixel_metrics(smoothed(maps[masks.images]).numpy(), truth).auroc
     found = {
         "image": dataclasses.asdict(metrics.image_metrics(scored.score.numpy(), anomalous, threshold)),
         "pixel": dataclasses.asdict(pixel),
