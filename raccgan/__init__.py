@@ -1,23 +1,40 @@
 """RA-CCGAN: residual attention class-conditional GAN for unsupervised image anomaly detection.
 
-``raccgan --help`` lists the commands, and ``from raccgan import Detector`` scores images from Python. Importing the
-package imports neither torch nor the compiled library: the names below are loaded at their first use.
+``raccgan --help`` lists the commands. From Python, ``Detector`` scores images with a trained run, and ``RACCGAN`` is an
+estimator that trains too. Importing the package imports neither torch nor the compiled library: the names below are
+loaded at their first use.
 """
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raccgan.errors import InputError
+    from raccgan.estimator import RACCGAN
     from raccgan.scoring.detector import Detector, Result
+
+try:
+    import fcntl  # noqa: F401
+
+    os.sched_getaffinity  # noqa: B018
+except (ImportError, AttributeError):
+    raise ImportError(
+        "raccgan runs on Linux alone, and this is another system: use a Linux machine or container, or WSL 2 on Windows"
+    ) from None
 
 __version__ = "0.1.0"
 
-__all__ = ["Detector", "InputError", "Result", "__version__"]
+__all__ = ["RACCGAN", "Detector", "InputError", "Result", "__version__"]
 
-_HOMES = {"Detector": "raccgan.scoring.detector", "Result": "raccgan.scoring.detector", "InputError": "raccgan.errors"}
+_HOMES = {
+    "Detector": "raccgan.scoring.detector",
+    "InputError": "raccgan.errors",
+    "RACCGAN": "raccgan.estimator",
+    "Result": "raccgan.scoring.detector",
+}
 
 
 def __getattr__(name: str) -> Any:

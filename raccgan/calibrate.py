@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
 
     from raccgan.models import checkpoint as checkpoints
-    from raccgan.scoring.calibration import choose_threshold
+    from raccgan.scoring.calibration import choose_pixel_threshold, choose_threshold, note_few
 
     file = checkpoints.existing(given.run)
     with own_folder(file.parent):  # a training that goes on there would lose steps to what is read here
@@ -52,7 +52,13 @@ def main(arguments: Sequence[str]) -> int:
             quantile = checkpoints.config_of(stored).quantile
         fresh = dataclasses.replace(stored, threshold=None, held_out=held_out)
         threshold = choose_threshold(fresh, threshold=given.threshold, quantile=quantile, sensitivity=given.sensitivity)
-        checkpoints.save(file, stored.calibrated(checkpoints.Calibration(threshold, held_out, policy)))
+        if given.images:
+            fresh.pixel_threshold = None  # that of other images
+        pixel_threshold = choose_pixel_threshold(fresh, quantile=quantile, sensitivity=given.sensitivity)
+        made = checkpoints.Calibration(threshold, held_out, policy, pixel_threshold)
+        checkpoints.save(file, stored.calibrated(made))
+        if quantile is not None:
+            note_few(len(held_out.get("score", ())), quantile)
         before = "none" if stored.threshold is None else f"{stored.threshold:.4g}"
         count = len(held_out.get("score", ()))
         above = int((held_out["score"] > threshold).sum()) if count else 0
@@ -86,7 +92,8 @@ def _scores(stored: Checkpoint, given: argparse.Namespace) -> tuple[dict[str, Te
     import torch
 
     from raccgan.data.inventory import about_images
-    from raccgan.scoring.detector import Detector, Skipped
+    from raccgan.scoring.detector import Detector
+    from raccgan.scoring.reading import Skipped
     from raccgan.scoring.score_files import find
 
     found = find(given.images)

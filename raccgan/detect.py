@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     import torch
 
     from raccgan.models import checkpoint as checkpoints
-    from raccgan.scoring.calibration import choose_threshold
+    from raccgan.scoring.calibration import choose_pixel_threshold, choose_threshold
     from raccgan.scoring.detector import Detector
     from raccgan.scoring.score_files import help_first
 
@@ -60,10 +60,17 @@ def main(arguments: Sequence[str]) -> int:
     stored = job.on_first(lambda: checkpoints.load(given.run))
     chosen = {name: getattr(given, name) for name in ("threshold", "quantile", "sensitivity")}
     threshold = choose_threshold(stored, **chosen)
+    pixel_threshold = choose_pixel_threshold(stored, **chosen | {"threshold": given.pixel_threshold})
+    if given.masks and pixel_threshold is None:
+        raise InputError(
+            "the run holds no scores of held-out images to take the threshold of pixels from: give one "
+            "with --pixel-threshold, or run python -m raccgan.calibrate first"
+        )
     if getattr(given, "threads", 0):
         torch.set_num_threads(given.threads)
     settings = options.settings_of(given, but=("quantile", "threads"))
-    detector = Detector(stored, threshold, device, label_policy=given.label_policy, compiled=given.compile, **settings)
+    settings |= {"label_policy": given.label_policy, "compiled": given.compile, "pixel_threshold": pixel_threshold}
+    detector = Detector(stored, threshold, device, **settings)
     options.note_missing_library(detector.config.kernels)
     if not job.first:
         help_first(detector, job)
@@ -96,8 +103,10 @@ def _detect(detector: Detector, stored: Checkpoint, given: argparse.Namespace) -
         "compile": given.compile,
     }
     about = {"run": str(given.run), "classes": stored.classes, "left_out": found.left_out}
-    kept = {name: getattr(given, name) for name in ("maps", "overlays", "report")}
+    kept = {name: getattr(given, name) for name in ("maps", "overlays", "masks", "report")}
     wanted = Wanted(given.out, **kept, scale=MapScale.of(stored.held_out))
+    if given.masks:  # which a resumed run has to have alike
+        kept["masks"] = detector.pixel_threshold
     with own_folder(given.out, FOLDERS) as out:
         take_folder(out, made_with, restart=given.restart)
         with Journal(out / "scores.part", made_with | kept, restart=given.restart) as journal:
@@ -110,9 +119,10 @@ def _detect(detector: Detector, stored: Checkpoint, given: argparse.Namespace) -
                 raise KeyboardInterrupt(f"{done}; the same command goes on") from None
             table = Table.of(rows, detector.threshold)
             if table.records:
-                table.write(out, made_with, about)
+                table.write(out, made_with, {"pixel_threshold": detector.pixel_threshold, **about})
             if table.records and given.report:
-                table.write_report(out / "report.html", stored, str(given.run))
+                marked = detector.pixel_threshold if given.masks else None
+                table.write_report(out / "report.html", stored, str(given.run), marked)
             journal.remove()
     skipped = len(table.skipped) + len(found.problems)
     if not table.records:
@@ -138,6 +148,12 @@ def _parser() -> options.Parser:
     results.add_argument("--report", action="store_true", help="report.html: one page that shows and explains it all")
     results.add_argument("--overlays", action="store_true", help="overlays/*.png: the image with its anomaly map on it")
     results.add_argument(
+        "--masks",
+        action="store_true",
+        help="masks/*.png: the anomalous pixels in white, in the image's size; with boxes round them in scores.json, "
+        "and lines round them in overlays and report",
+    )
+    results.add_argument(
         "--maps", action="store_true", help="maps/*.npy: the anomaly maps, float32 in the model's size"
     )
     results.add_argument("--fail-on-anomaly", action="store_true", help="exit with status 3 where one is anomalous")
@@ -145,6 +161,13 @@ def _parser() -> options.Parser:
         "--restart", action="store_true", help="remove what an earlier run left in --out and score anew"
     )
     options.add_threshold(parser)
+    parser.add_argument(
+        "--pixel-threshold",
+        type=float,
+        metavar="X",
+        help="a pixel is anomalous where its map is above X (default: as "
+        "the threshold of images, from the maxima of held-out normal images' maps)",
+    )
     options.add_label_policy(parser)
     options.add_places(parser, data_root=False, out="detected")
     options.add_settings(parser, ("kernels", "score_batch", "threads", "rank_timeout"))

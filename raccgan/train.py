@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     from raccgan.models.devices import require_kernels
     from raccgan.training import places
     from raccgan.training.loop import Training
-    from raccgan.training.run import prepare, readable, say_understood
+    from raccgan.training.run import fewer_a_batch, prepare, readable, say_understood
     from raccgan.training.steps import cannot_trace
 
     asked = options.settings_of(given)
@@ -79,10 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     job.require_divisible(run.config.batch_size)
     say_understood(run)
     run, data = readable(run)
-    if run.config.batch_size > len(data):
-        raise InputError(
-            f"--batch-size {run.config.batch_size} is larger than the {len(data)} images there are to train on"
-        )
+    run = fewer_a_batch(run, len(data))
     with job.entered_on_first(lambda: own_folder(out)):  # last of all checks, so that a refused run leaves nothing
         job.on_first(lambda: places.begin(start, run.config, request.torchrun_job))
         if job.first:

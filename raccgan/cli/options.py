@@ -136,8 +136,27 @@ def pick_device(name: str) -> Any:
     """The torch device of that name; ``auto`` is a GPU where torch can use one. Each rank has its own GPU."""
     from raccgan.models import devices
 
+    settle_libraries()
     place = ranks.place_in()
     return devices.pick_device(name, place.local_rank if place.world > 1 else None, place.local_world)
+
+
+def settle_libraries() -> None:
+    """What a command's own process asks of PyTorch and Matplotlib before it works.
+
+    PyTorch counts the processors of the machine, of which a container may have a small share: no more threads than the
+    quota grants, unless the environment says how many. Where there is no home, Matplotlib says in three lines that its
+    cache is a temporary one: nobody can mend that.
+    """
+    import logging
+
+    import torch
+
+    from raccgan.data.cpus import quota_cpus
+
+    if "OMP_NUM_THREADS" not in os.environ and quota_cpus() < torch.get_num_threads():
+        torch.set_num_threads(quota_cpus())
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raccgan.data.cpus import usable_cpus
 from raccgan.data.images.decode import decode, decode_mask, decode_stack
 from raccgan.data.samples import Sample
 from raccgan.errors import InputError
@@ -135,7 +135,7 @@ def _in_threads(function: Callable[[int], T], indices: Sequence[int], few: int =
     if len(indices) <= few:
         yield from map(function, indices)
     else:
-        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(16, usable_cpus())) as pool:
             yield from pool.map(function, indices)
 
 

@@ -100,7 +100,7 @@ def join(device: torch.device, timeout: float) -> Collectives:
     except RuntimeError as error:
         raise InputError(
             f"rank {place.rank} of {place.world} found no job at {os.environ.get('MASTER_ADDR')}:"
-            f"{os.environ.get('MASTER_PORT')} within {timeout:.0f} s: {first_line(error)}"
+            f"{os.environ.get('MASTER_PORT')} within {timeout:.0f} s: {first_line(error)}{_mend(error)}"
         ) from None
     _job, _was_rank = Collectives(place.rank, place.world, place.local_world, heartbeat), True
 
@@ -110,6 +110,13 @@ def join(device: torch.device, timeout: float) -> Collectives:
 
     signal.signal(signal.SIGTERM, terminated)
     return _job
+
+
+def _mend(error: RuntimeError) -> str:
+    """The way out where gloo finds no address of its own machine, to which it says no more than that."""
+    unresolved = any(word in str(error).lower() for word in ("resolve", "getaddrinfo", "hostname", "address", "ifaddr"))
+    how = "torchrun --local-addr 127.0.0.1 (or this machine's address), or GLOO_SOCKET_IFNAME with the interface to use"
+    return f"; where this machine's own name leads nowhere, {how}, mends that" if unresolved else ""
 
 
 def _meet(store: Any, place: Place, timeout: float) -> str:

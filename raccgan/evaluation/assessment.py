@@ -26,8 +26,8 @@ from raccgan.outputs.files import write_csv, write_json
 from raccgan.outputs.overlays import MapScale
 from raccgan.outputs.pictures import sample_grid
 from raccgan.outputs.report import Report, Shown, strip, write_report
-from raccgan.scoring.calibration import score_dataset
-from raccgan.scoring.record import TEST_COLUMNS, TITLES, ScoreRecord, cells, decision
+from raccgan.scoring.calibration import score_dataset, without_reconstructions
+from raccgan.scoring.record import TEST_COLUMNS, TITLES, ScoreRecord, about_marks, cells, decision
 from raccgan.scoring.scorer import Scored, Scorer
 from raccgan.training.run import Run
 
@@ -59,7 +59,8 @@ class Assessment:
     def summary(self) -> str:
         """Metrics and decisions in two lines, and one on the masks that are missing, for the terminal."""
         image, pixel, confusion = self.metrics["image"], self.metrics["pixel"], self.metrics["image"]["confusion"]
-        pixels = f", pixel AUROC {_shown(pixel['auroc'])}" if pixel["auroc"] is not None else ""
+        marked = f", F1 {_shown(pixel['f1'])}, IoU {_shown(pixel['iou'])}" if pixel["f1"] is not None else ""
+        pixels = f", pixel AUROC {_shown(pixel['auroc'])}{marked}" if pixel["auroc"] is not None else ""
         of_pixels = self.metrics["masks"]
         left_out = f"\n{of_pixels['note']}" if of_pixels["note"] else ""
         anomalies = confusion["true_positive"] + confusion["false_negative"]
@@ -91,7 +92,7 @@ def evaluate_run(
         history: losses by name, for the picture of them.
         report_of: the user's name for the run, with which ``report.html`` is written; empty for no report.
     """
-    assessment = _assess(run, scorer, calibration.threshold, seconds=seconds, details=bool(report_of))
+    assessment = _assess(run, scorer, calibration, seconds=seconds, details=bool(report_of))
     if assessment is None:
         return None
     write_json(out / "metrics.json", assessment.metrics)
@@ -173,7 +174,10 @@ def _write_page(
     for i, (sample, row, map, reconstruction) in enumerate(
         zip(run.split.test, rows, *assessment.scored.details(), strict=True)
     ):
-        picture = strip(test.images([i])[0].numpy(), reconstruction, map, scale, _true_mask(run, sample))
+        threshold = calibration.pixel_threshold
+        predicted = None if threshold is None else map > np.float64(threshold)
+        mask = _true_mask(run, sample)
+        picture = strip(test.images([i])[0].numpy(), reconstruction, map, scale, mask, predicted=predicted)
         images.append(Shown(row | {"map_max": float(map.max())}, picture))
     report = Report(
         title=f"{name} against the test images of {run.config.dataset}",
@@ -184,6 +188,7 @@ def _write_page(
         facts={
             "normal classes": ", ".join(run.classes),
             "protocol": run.config.protocol,
+            **about_marks(calibration.pixel_threshold),
             "best control's AUROC": assessment.best_control(),
         },
         run=name,
@@ -193,14 +198,17 @@ def _write_page(
     write_report(path, report)
 
 
-def _assess(run: Run, scorer: Scorer, threshold: float, *, seconds: float, details: bool = False) -> Assessment | None:
+def _assess(
+    run: Run, scorer: Scorer, calibration: Calibration, *, seconds: float, details: bool = False
+) -> Assessment | None:
     """Score the test images, and compute the metrics and those of the controls; None on ranks but the first.
 
     ``seconds`` is the training time, for the record; ``details`` keeps maps and reconstructions, for a report.
     """
-    test = run.dataset(run.split.test)
+    test, threshold = run.dataset(run.split.test), calibration.threshold
     has_masks = any(sample.mask is not None for sample in run.split.test)
-    scored = score_dataset(scorer, test, "test scores", details=has_masks or details)
+    whole = {} if details else {"kept": without_reconstructions}
+    scored = score_dataset(scorer, test, "test scores", details=has_masks or details, **whole)
     behind_untrained = untrained(run, test)
     if scored is None or behind_untrained is None:
         return None
@@ -211,11 +219,12 @@ def _assess(run: Run, scorer: Scorer, threshold: float, *, seconds: float, detai
     masks = _masks(run)
     if masks.images:
         truth = masks.stacked()
-        pixel = metrics.pixel_metrics(scored.details()[0][masks.images], truth)
+        assert scored.map is not None
+        maps_of = scored.map.numpy()[masks.images]
+        pixel = metrics.pixel_metrics(maps_of, truth, threshold=calibration.pixel_threshold)
         for name, control in beside.items():
             if control.maps is not None:  # smoothed as ours are
-                smooth = smoothed(control.maps[masks.images])
-                pixel_aurocs[name] = metrics.auroc(smooth.flatten().numpy(), truth.ravel())
+                pixel_aurocs[name] = metrics.pixel_metrics(smoothed(control.maps[masks.images]).numpy(), truth).auroc
     found = {
         "image": dataclasses.asdict(metrics.image_metrics(scored.score.numpy(), anomalous, threshold)),
         "pixel": dataclasses.asdict(pixel),

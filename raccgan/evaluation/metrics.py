@@ -4,14 +4,16 @@ A higher score is more anomalous; an image is predicted anomalous if, and only i
 A number that the data do not define (one class missing) is None, never a guess.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 from sklearn import metrics as sklearn_metrics
 
 from raccgan.errors import InputError
+from raccgan.evaluation.pooled import PixelMetrics as PixelMetrics
+from raccgan.evaluation.pooled import Pooled
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -39,14 +41,6 @@ class ImageMetrics:
     precision: float | None
     recall: float | None
     balanced_accuracy: float | None
-
-
-@dataclass(frozen=True)
-class PixelMetrics:
-    """Pixel-level results in 0..1: area under the ROC and, up to a false positive rate, under the PRO curve."""
-
-    auroc: float | None
-    aupro: float | None
 
 
 def image_metrics(scores: ArrayLike, anomalous: ArrayLike, threshold: float) -> ImageMetrics:
@@ -79,36 +73,38 @@ def image_metrics(scores: ArrayLike, anomalous: ArrayLike, threshold: float) -> 
     )
 
 
-def pixel_metrics(maps: ArrayLike, masks: ArrayLike, max_fpr: float = 0.3) -> PixelMetrics:
-    """Judge anomaly ``maps [N, H, W]`` by the true ``masks [N, H, W]`` (bool, or 0 and 1), all pixels pooled.
+def pixel_metrics(
+    maps: Sequence[ArrayLike] | Floats,
+    masks: Sequence[ArrayLike] | Bools,
+    max_fpr: float = 0.3,
+    *,
+    threshold: float | None = None,
+) -> PixelMetrics:
+    """Judge anomaly maps by the true masks (bool, or 0 and 1), all pixels pooled.
 
+    ``maps`` and ``masks`` are [N, H, W], or N of [H, W] that may differ in size and are looked at one after the other.
     AUPRO is the area under mean region overlap against false positive rate from 0 to ``max_fpr``, over ``max_fpr``.
     Regions are 8-connected within one image. The overlap is the true positive rate of a ROC in which each anomalous
-    pixel weighs 1 / (size of its region) and a normal one 1. About 130 bytes a pixel are in use at the peak.
+    pixel weighs 1 / (size of its region) and a normal one 1. F1 and IoU are those of the pixels above ``threshold``,
+    and None without one. Memory does not grow with N: see :class:`Pooled`.
 
     Raises:
         InputError: a map holds NaN or infinity (the message names the first image).
         ValueError: the shapes differ or are not ``[N, H, W]``, or ``max_fpr`` is not in 0 < max_fpr <= 1.
     """
-    m, y = np.asarray(maps, dtype=np.float64), np.asarray(masks).astype(bool)
-    if m.ndim != 3 or m.shape != y.shape:
-        raise ValueError(f"maps and masks must both be [N, H, W], not {m.shape} and {y.shape}")
     if not 0 < max_fpr <= 1:
         raise ValueError(f"max_fpr must be in 0 < max_fpr <= 1, not {max_fpr}")
-    broken = ~np.isfinite(m).all(axis=(1, 2))
-    if broken.any():
-        raise InputError(f"the anomaly map of image {int(broken.argmax())} holds NaN or infinity: the model is broken")
-    if not _has_both(y):
-        return PixelMetrics(auroc=None, aupro=None)
-    weights = _region_weights(y)
-    fpr, overlap, _ = sklearn_metrics.roc_curve(y.ravel(), m.ravel(), sample_weight=weights.ravel())
-    inside = int(np.searchsorted(fpr, max_fpr, side="right"))
-    fpr_to_limit = np.append(fpr[:inside], max_fpr)
-    overlap_to_limit = np.append(overlap[:inside], np.interp(max_fpr, fpr, overlap))
-    return PixelMetrics(
-        auroc=auroc(m.ravel(), y.ravel()),
-        aupro=float(sklearn_metrics.auc(fpr_to_limit, overlap_to_limit) / max_fpr),
-    )
+    if len(maps) != len(masks):
+        raise ValueError(f"maps and masks must both be [N, H, W], not of {len(maps)} and {len(masks)} images")
+    pooled = Pooled(threshold)
+    for image, (map, mask) in enumerate(zip(maps, masks, strict=True)):
+        m, y = np.asarray(map), np.asarray(mask).astype(bool)
+        if m.ndim != 2 or m.shape != y.shape:
+            raise ValueError(f"maps and masks must both be [N, H, W], not {m.shape} and {y.shape} of an image")
+        if not np.isfinite(m).all():
+            raise InputError(f"the anomaly map of image {image} holds NaN or infinity: the model is broken")
+        pooled.add(m, y)
+    return pooled.metrics(max_fpr)
 
 
 def auroc(scores: ArrayLike, anomalous: ArrayLike) -> float | None:
@@ -150,12 +146,3 @@ def _best_f1(s: Floats, y: Bools) -> tuple[float, float]:
     # The curve counts score >= t; ours counts score > t, so the threshold is the next lower score.
     lower = s[s < reached[best]]
     return float(f1[best]), float(lower.max() if lower.size else np.nextafter(reached[best], -np.inf))
-
-
-def _region_weights(masks: Bools) -> Floats:
-    neighbours = np.zeros((3, 3, 3), dtype=bool)
-    neighbours[1] = True  # all 8 within an image, none across images
-    regions, count = ndimage.label(masks, structure=neighbours)
-    sizes = np.bincount(regions.ravel(), minlength=count + 1).astype(np.float64)
-    sizes[0] = 1  # the normal pixels
-    return 1 / sizes[regions]

@@ -46,22 +46,27 @@ def main(arguments: Sequence[str]) -> int:
 
     from raccgan.export import graph
     from raccgan.models import checkpoint as checkpoints
-    from raccgan.scoring.calibration import choose_threshold
+    from raccgan.scoring.calibration import choose_pixel_threshold, choose_threshold
     from raccgan.scoring.scorer import Scorer
 
     if missing := graph.missing(given.format):
         raise InputError(f"--format {given.format} needs {', '.join(missing)}: run pip install -e '.[export]'")
+    _check_opset(given.opset, given.format, graph.OPSETS)
     stored = checkpoints.load(given.run)
     config = checkpoints.config_of(stored)
+    options.settle_libraries()
     if config.threads:
         torch.set_num_threads(config.threads)
     threshold = choose_threshold(stored, threshold=given.threshold)
     options.note_missing_library(config.kernels)
     cpu = torch.device("cpu")
     scorer = Scorer(config, checkpoints.networks_of(stored, config, cpu), stored.classes, given.label_policy)
-    module = graph.ScoringGraph(stored, scorer.module.conditions, threshold, given.input)
+    pixel_threshold = choose_pixel_threshold(stored, threshold=given.pixel_threshold)
+    module = graph.ScoringGraph(stored, scorer.module.conditions, threshold, given.input, pixel_threshold)
     with own_folder(given.out) as out:
-        content = graph.export(module, given.format, channels=stored.channels, size=config.image_size)
+        content = graph.export(
+            module, given.format, channels=stored.channels, size=config.image_size, opset=given.opset
+        )
         images, source = _images(config, scorer, given.data_root)
         run = graph.load(content, given.format)
         found = graph.agreement(run, scorer, images, threshold, given.input, level=module.level)
@@ -69,12 +74,25 @@ def main(arguments: Sequence[str]) -> int:
             f"on {found.images} {source}: largest relative score difference {found.max_relative_difference:.1e}, "
             f"equal decisions {found.equal_decisions:.1%}"
         )
-        described = _description(stored, config, threshold, given, found._asdict() | {"on": source})
+        described = _description(stored, config, given) | {
+            "outputs": {name: graph.OUTPUTS[name] for name in module.outputs},
+            "threshold": threshold,
+            "pixel_threshold": pixel_threshold,
+            "agreement": found._asdict() | {"on": source},
+            **(graph.versions(content) if given.format == "onnx" else {}),
+        }
         file = out / described["file"]
         write_atomically(file, lambda stream: stream.write(content))
         write_json(file.with_name(f"{file.name}.json"), described)
         tell(f"the model is in {file}, how to call it in {file.name}.json")
     return 0
+
+
+def _check_opset(opset: int | None, form: str, known: tuple[int, int]) -> None:
+    if opset is not None and form != "onnx":
+        raise InputError(f"--opset is of --format onnx; --format {form} has none")
+    if opset is not None and not known[0] <= opset <= known[1]:
+        raise InputError(f"--opset {opset} cannot be written; it must be from {known[0]} to {known[1]}")
 
 
 def _parser() -> options.Parser:
@@ -96,6 +114,15 @@ def _parser() -> options.Parser:
     )
     parser.add_argument(
         "--threshold", type=float, metavar="X", help="decide with this threshold instead of the checkpoint's"
+    )
+    parser.add_argument(
+        "--pixel-threshold", type=float, metavar="X", help="mark pixels with this threshold of the map likewise"
+    )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        metavar="N",
+        help="version of ONNX's operators, 18 to 25, for the runtime that reads the file (default: 18, the oldest)",
     )
     options.add_label_policy(parser)
     options.add_places(parser, device=False, out="exported")
@@ -124,10 +151,8 @@ def _images(config: Config, scorer: Scorer, data_root: Path) -> tuple[Tensor, st
     return torch.cat([generated, noise]), "generated and noise images"
 
 
-def _description(
-    stored: Checkpoint, config: Config, threshold: float, given: argparse.Namespace, agreement: dict[str, Any]
-) -> dict[str, Any]:
-    """What a program needs to know to call the model and to read its answer."""
+def _description(stored: Checkpoint, config: Config, given: argparse.Namespace) -> dict[str, Any]:
+    """What a program needs to know to call the model and to read its answer, but for what the export found out."""
     import torch
 
     from raccgan.export import graph
@@ -143,12 +168,9 @@ def _description(
             "channels": {1: "grey", 3: "red, green, blue"}[stored.channels],
             "fit": config.fit,
         },
-        "outputs": graph.OUTPUTS,
         "classes": stored.classes,
         "label_policy": given.label_policy,
-        "threshold": threshold,
         "kappa": config.kappa,
-        "agreement": agreement,
         "raccgan": __version__,
         "torch": torch.__version__,
     }

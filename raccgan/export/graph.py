@@ -29,7 +29,12 @@ OUTPUTS = {
     "anomalous": "[batch] bool: true if, and only if, the score is not at most the threshold",
     **{name: f"[batch] float32: {what}" for name, what in TERMS.items()},
     "map": "[batch, size, size] float32: squared difference per pixel, mean over channels, smoothed",
+    "mask": "[batch, size, size] bool: true where the map is not at most the threshold of pixels",
 }
+"""Without ``mask`` where the checkpoint holds no threshold of pixels."""
+
+OPSETS = (18, 25)
+"""The versions of ONNX's operators that exports were tried with; PyTorch translates for none below."""
 
 INPUTS = {"float32": "[-1, 1]: pixel / 255 * 2 - 1", "uint8": "0 to 255, as decoded and resized"}
 
@@ -53,14 +58,24 @@ class Agreement(NamedTuple):
 class ScoringGraph(nn.Module):
     """Images to the tensors of :data:`OUTPUTS`, in that order.
 
-    ``conditions`` are the classes of which the lowest score counts, ``dtype`` is a name in :data:`INPUTS`.
+    ``conditions`` are the classes of which the lowest score counts, ``dtype`` is a name in :data:`INPUTS`. A score, or
+    a pixel of the map, that is not at most its threshold is anomalous, one that is not a number too.
     """
 
-    def __init__(self, stored: Checkpoint, conditions: Sequence[int], threshold: float, dtype: str) -> None:
+    def __init__(
+        self,
+        stored: Checkpoint,
+        conditions: Sequence[int],
+        threshold: float,
+        dtype: str,
+        pixel_threshold: float | None = None,
+    ) -> None:
         super().__init__()
         config = config_of(stored, kernels="reference")
         self.module = ScoreModule(networks_of(stored, config, torch.device("cpu")), conditions, config)
         self.threshold = _float32_below(threshold)
+        self.pixel_threshold = None if pixel_threshold is None else _float32_below(pixel_threshold)
+        self.outputs = [name for name in OUTPUTS if name != "mask" or pixel_threshold is not None]
         self.dtype = dtype
         self.level = config.brightness == "level"
         self.eval()  # before the spectral norms are worked out: in training mode each look moves their vectors
@@ -75,7 +90,8 @@ class ScoringGraph(nn.Module):
         lowest, map = self.module(_levelled(x) if self.level else x)
         score, *terms = lowest.scores
         # "not at most" instead of "above": an image with a NaN in it is never passed as normal.
-        return score, lowest.condition, ~(score <= self.threshold), *terms, map
+        masks = () if self.pixel_threshold is None else (~(map <= self.pixel_threshold),)
+        return score, lowest.condition, ~(score <= self.threshold), *terms, map, *masks
 
 
 def _levelled(x: Tensor) -> Tensor:
@@ -90,8 +106,15 @@ def missing(form: str) -> list[str]:
     return [name for name in PACKAGES[form] if importlib.util.find_spec(name) is None]
 
 
-def export(graph: ScoringGraph, form: str, *, channels: int, size: int) -> bytes:
-    """The content of a model file: ``onnx``, or ``torch`` for torch.export's .pt2. Any batch from 1 on."""
+def export(graph: ScoringGraph, form: str, *, channels: int, size: int, opset: int | None = None) -> bytes:
+    """The content of a model file: ``onnx``, or ``torch`` for torch.export's .pt2. Any batch from 1 on.
+
+    ``opset`` is the version of ONNX's operators, None for the lowest of OPSETS. The file's IR version is the lowest
+    that the opset needs, so that old runtimes read it.
+
+    Raises:
+        InputError: the packages that are installed cannot write this opset.
+    """
     example = torch.zeros(2, channels, size, size, dtype=getattr(torch, graph.dtype))
     with warnings.catch_warnings(action="ignore"):  # about PyTorch's own insides
         program = torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
@@ -99,11 +122,38 @@ def export(graph: ScoringGraph, form: str, *, channels: int, size: int) -> bytes
             stream = io.BytesIO()
             torch.export.save(program, stream)
             return stream.getvalue()
+        return _onnx(program, graph.outputs, OPSETS[0] if opset is None else opset).SerializeToString()
+
+
+def _onnx(program: Any, outputs: Sequence[str], opset: int) -> Any:
+    import onnx
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         made = torch.onnx.export(
-            program, dynamo=True, input_names=["images"], output_names=list(OUTPUTS), external_data=False, verbose=False
+            program,
+            dynamo=True,
+            input_names=["images"],
+            output_names=list(outputs),
+            opset_version=opset,
+            external_data=False,
+            verbose=False,
         )
     assert made is not None
-    return _with_named_batch(made.model_proto).SerializeToString()
+    model = _with_named_batch(made.model_proto)
+    if (version := versions(model)["opset"]) != opset:
+        raise InputError(f"--opset {opset}: the installed onnx and onnxscript make opset {version} of it; give that")
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
+    return model
+
+
+def versions(model: Any) -> dict[str, int]:
+    """The opset and the IR version of an ONNX model or of its file's content: what a runtime has to know."""
+    import onnx
+
+    model = onnx.load_from_string(model) if isinstance(model, bytes) else model
+    opset = next(part.version for part in model.opset_import if part.domain in ("", "ai.onnx"))
+    return {"opset": opset, "ir_version": model.ir_version}
 
 
 def load(content: bytes, form: str) -> Runner:

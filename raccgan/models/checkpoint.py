@@ -44,6 +44,8 @@ class Header:
     threshold: float | None = None
     seconds: float = 0.0  # of training so far, over all sessions
     held_out_policy: str = "minimum"  # the label policy that the held-out scores are under
+    pixel_threshold: float | None = None  # a pixel is anomalous where its map is above it
+    dataset_at: str = ""  # the absolute path of the data; empty where the data set is one that has a name
 
 
 @dataclass
@@ -58,8 +60,13 @@ class Checkpoint(Header):
 
     def calibrated(self, calibration: Calibration) -> Checkpoint:
         """The same with another threshold, and the scores that the threshold comes from."""
-        threshold, scores, policy = calibration.threshold, calibration.held_out, calibration.policy
-        return dataclasses.replace(self, threshold=threshold, held_out=scores, held_out_policy=policy)
+        return dataclasses.replace(
+            self,
+            threshold=calibration.threshold,
+            held_out=calibration.held_out,
+            held_out_policy=calibration.policy,
+            pixel_threshold=calibration.pixel_threshold,
+        )
 
     def restore(self, networks: Networks) -> None:
         """Copy the weights to ``networks``; an InputError if one is missing, unknown, or of another shape or dtype."""
@@ -86,11 +93,12 @@ class Checkpoint(Header):
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold, and the normal images' scores that it comes from."""
+    """Thresholds of scores and of pixels, and the normal images' scores and map maxima that they come from."""
 
     threshold: float
     held_out: Tensors
     policy: str
+    pixel_threshold: float | None = None  # None where no normal image's map is known
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> Tensors:
@@ -132,7 +140,7 @@ def load(path: Path) -> Checkpoint:
     header, tensors = tensor_file.read(path)
     if header.pop("format", None) != FORMAT:
         raise InputError(f"{path} is no checkpoint of this version of raccgan, which reads format {FORMAT}")
-    content, expected = header | _by_part(tensors), get_type_hints(Checkpoint)
+    content, expected = _LATER | header | _by_part(tensors), get_type_hints(Checkpoint)
     if unknown := content.keys() - expected.keys():
         raise InputError(f"{path} was refused: a checkpoint of raccgan holds no {min(unknown)!r}")
     for name, kind in expected.items():
@@ -144,9 +152,16 @@ def load(path: Path) -> Checkpoint:
 
 
 def config_of(checkpoint: Checkpoint, **overrides: Any) -> Config:
-    """The configuration of a checkpoint, with some settings replaced."""
+    """The configuration of a checkpoint, with some settings replaced.
+
+    Data that are no longer at the path given for training, as seen from here, are looked for where that path led then.
+    """
     known = Config.__dataclass_fields__.keys() & checkpoint.config.keys()
-    return Config(**{name: checkpoint.config[name] for name in known} | overrides)
+    settings = {name: checkpoint.config[name] for name in known}
+    there = checkpoint.dataset_at
+    if there and not Path(str(settings["dataset"])).exists() and Path(there).exists():
+        settings["dataset"] = there
+    return Config(**settings | overrides)
 
 
 def networks_of(checkpoint: Checkpoint, config: Config, device: torch.device) -> Networks:
@@ -219,6 +234,9 @@ def _are_held_out(scores: Tensors) -> bool:
         not scores or (scores.keys() == {"score", "peak"} and 0 < len(scores["score"]) == len(scores["peak"]))
     )
 
+
+# What a checkpoint of format 5 may lack, because raccgan came to write it later.
+_LATER: dict[str, Any] = {"pixel_threshold": None, "dataset_at": ""}
 
 _RULES: dict[str, Callable[[Any], bool]] = {  # what the commands rely on beyond the types
     "classes": lambda names: 0 < len(names) == len(set(names)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from raccgan.errors import InputError
@@ -40,3 +42,36 @@ def require_kernels(kernels: str, device: torch.device) -> None:
         dispatch.require(kernels, device)
     except dispatch.KernelError as error:
         raise InputError(str(error)) from None
+
+
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
+def settle(device: torch.device, *, compiled: bool = False) -> None:
+    """Make a forked child fit to compute; called before anything is.
+
+    PyTorch's threads do not survive a fork, and work for several would wait for them for ever. So a forked child
+    computes in one thread. Processes that are started anew (the method spawn) are left as they are.
+
+    Raises:
+        InputError: a forked child cannot use a GPU, nor steps that torch.compile made for several threads.
+    """
+    global _forked
+    if not _forked:
+        return
+    if device.type == "cuda" or compiled:
+        what = "a GPU" if device.type == "cuda" else "torch.compile"
+        raise InputError(
+            f"{what} does not work in a forked process: start processes by the method spawn, such as "
+            "multiprocessing.get_context('spawn'), and load the detector in each"
+        )
+    torch.set_num_threads(1)
+    _forked = False

@@ -8,6 +8,7 @@ and autograd between the kernels, which is a quarter of a small image's score; a
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from threading import Lock
@@ -128,7 +129,7 @@ class Replayed:
         self._function, self._after = function, after
         self._calls: Counter[Hashable] = Counter()
         self._replays: dict[Hashable, Callable[..., Any]] = {}
-        self._one_at_a_time = Lock()
+        self._locks: dict[int, Lock] = {}  # by process: in a forked child, one that its parent held would stay locked
 
     def __call__(self, *inputs: Tensor) -> Any:
         key = tuple((*_layout(t), t.dtype) for t in inputs)
@@ -138,7 +139,8 @@ class Replayed:
             if self._calls[key] < self._after:
                 return self._function(*inputs)
             # Not in inference mode, in which PyTorch traces upsampling as the gathering of each pixel.
-            with self._one_at_a_time, torch.inference_mode(False), torch.no_grad():
+            one_at_a_time = self._locks.setdefault(os.getpid(), Lock())
+            with one_at_a_time, torch.inference_mode(False), torch.no_grad():
                 replay = self._replays.get(key)
                 if replay is None:
                     replay = straight_line(traced(self._function, inputs), constant=True)

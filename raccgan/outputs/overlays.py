@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor
 
 Float = NDArray[np.float32]
 
-OUTLINE = (6, 182, 212)  # the colour round what a mask marks, which no map has
+OUTLINE = (6, 182, 212)  # the colour round what is truly anomalous, which no map has
+PREDICTED = (132, 204, 22)  # and round what is predicted to be
 LONGEST = 1024  # pixels of the longer side of an overlay; larger originals are made smaller
 
 
@@ -53,12 +55,30 @@ def overlay(image: NDArray[np.uint8], map: NDArray[Any], scale: MapScale) -> NDA
     return np.rint(grey * (1 - opaque) + colour * opaque).astype(np.uint8)
 
 
-def outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def outlined(
+    picture: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[int, int, int] = OUTLINE
+) -> NDArray[np.uint8]:
     """A copy of a picture [H, W, 3] with a line along the inner border of a mask [H, W]."""
     padded = np.pad(mask, 1)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     result = picture.copy()
-    result[mask & ~inside] = OUTLINE
+    result[mask & ~inside] = colour
+    return result
+
+
+def boxed(picture: NDArray[np.uint8], boxes: Iterable[Mapping[str, Any]], scale: float = 1.0) -> NDArray[np.uint8]:
+    """A copy of a picture [H, W, 3] with a line round each box, one pixel away from it where there is room.
+
+    Boxes have ``x``, ``y``, ``width`` and ``height`` in pixels of which the picture has ``scale`` each way.
+    """
+    result = picture.copy()
+    height, width = picture.shape[:2]
+    for box in boxes:
+        left, top = (max(0, int(box[name] * scale) - 1) for name in ("x", "y"))
+        right = min(width - 1, math.ceil((box["x"] + box["width"]) * scale))
+        bottom = min(height - 1, math.ceil((box["y"] + box["height"]) * scale))
+        result[[top, bottom], left : right + 1] = PREDICTED
+        result[top : bottom + 1, [left, right]] = PREDICTED
     return result
 
 

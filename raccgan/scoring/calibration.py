@@ -6,6 +6,8 @@ are the same bit for bit for any number of ranks.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -26,6 +28,7 @@ from raccgan.models.networks import Networks
 from raccgan.models.pathology import Observed
 from raccgan.models.randomness import stream
 from raccgan.outputs.progress import Progress
+from raccgan.outputs.terminal import say
 from raccgan.scoring.scorer import Scored, Scorer, concatenate
 
 DENSITY_IMAGES = 5_000  # the most training images that the density of a class is fitted to
@@ -83,16 +86,30 @@ def fit_evidence(config: Config, networks: Networks, classes: Sequence[str], hel
 
 
 def calibrate(scorer: Scorer, held_out: ImageDataset, *, quantile: float) -> Calibration:
-    """The threshold, which is a quantile (0 to 1) of the scores of held-out normal images, with these scores."""
-    scored = score_dataset(scorer, held_out, "held-out scores", details=True)
+    """The thresholds of scores and of pixels: a quantile (0 to 1) of the scores, and of the map maxima, of held-out
+    normal images; with these numbers."""
+    scored = score_dataset(scorer, held_out, "held-out scores", details=True, kept=_peaks)
 
     def calibration() -> Calibration:
         assert scored is not None
-        maps, _ = scored.details()
-        scores = {"score": scored.score, "peak": torch.from_numpy(maps.max(axis=(1, 2)))}
-        return Calibration(threshold_of(scored.score.numpy(), quantile), scores, scorer.label_policy)
+        assert scored.map is not None
+        scores = {"score": scored.score, "peak": scored.map.flatten()}
+        note_few(len(scored.score), quantile)
+        threshold, pixel_threshold = (threshold_of(values.numpy(), quantile) for values in scores.values())
+        return Calibration(threshold, scores, scorer.label_policy, pixel_threshold)
 
     return ranks.job().on_first(calibration)
+
+
+def note_few(held_out: int, quantile: float) -> None:
+    """Say that a threshold rests on too few images: fewer than one of them is expected above the quantile."""
+    if 0 < held_out * (1 - quantile) < 1 - 1e-9 and quantile < 1:
+        images = "1 held-out normal image" if held_out == 1 else f"{held_out} held-out normal images"
+        needed = math.ceil(1 / (1 - quantile) - 1e-9)
+        say(
+            f"note: the threshold rests on {images}, and a {quantile:g} quantile needs {needed}: raise --held-out, or "
+            "calibrate with more normal images"
+        )
 
 
 def calibration_for(
@@ -106,10 +123,11 @@ def calibration_for(
     policy = scorer.label_policy
     as_stored = policy == stored.held_out_policy and config.score == config_of(stored).score
     if stored.held_out and as_stored:
-        return Calibration(choose_threshold(stored, quantile=quantile), stored.held_out, policy)
+        pixel_threshold = choose_pixel_threshold(stored, quantile=quantile)
+        return Calibration(choose_threshold(stored, quantile=quantile), stored.held_out, policy, pixel_threshold)
     if stored.threshold is None or quantile is not None or not as_stored:
         return calibrate(scorer, held_out(), quantile=config.quantile)
-    return Calibration(stored.threshold, {}, policy)
+    return Calibration(stored.threshold, {}, policy, stored.pixel_threshold)
 
 
 def choose_threshold(
@@ -143,16 +161,54 @@ def choose_threshold(
             "the checkpoint holds no scores of held-out normal images: "
             "python -m raccgan.calibrate CHECKPOINT FOLDER_OF_NORMAL_IMAGES adds them"
         )
-    scores = stored.held_out["score"].numpy()
+    return _among(stored.held_out["score"].numpy(), quantile, sensitivity)
+
+
+def choose_pixel_threshold(
+    stored: Checkpoint,
+    *,
+    threshold: float | None = None,
+    quantile: float | None = None,
+    sensitivity: float | None = None,
+) -> float | None:
+    """The threshold of pixels: a pixel is anomalous where its map, the smoothed squared difference, is above it.
+
+    It comes from the maxima of the held-out normal images' maps as :func:`choose_threshold` has it from their scores:
+    with a quantile of 0.95, one normal image in twenty has an anomalous pixel at all. None where the checkpoint holds
+    neither a threshold of pixels nor such maxima.
+
+    Args:
+        stored: the checkpoint.
+        threshold: this one.
+        quantile, sensitivity: as in :func:`choose_threshold`; at most one of them.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+    if threshold is not None:
+        if not np.isfinite(threshold):
+            raise InputError(f"the threshold of pixels must be a finite number, got {threshold}")
+        return float(threshold)
+    if quantile is None and sensitivity is None:
+        if stored.pixel_threshold is not None:
+            return stored.pixel_threshold
+        quantile = config_of(stored).quantile
+    if not stored.held_out:
+        return None
+    return _among(stored.held_out["peak"].numpy(), quantile, sensitivity)
+
+
+def _among(values: np.ndarray, quantile: float | None, sensitivity: float | None) -> float:
+    """A quantile of held-out values [N], or the lowest of them that at most a share ``sensitivity`` exceeds."""
     if quantile is not None:
         if not 0 <= quantile <= 1:
             raise InputError(f"the quantile is {quantile}; it must be from 0 to 1")
-        return threshold_of(scores, quantile)
+        return threshold_of(values, quantile)
     assert sensitivity is not None
     if not 0 <= sensitivity < 1:
         raise InputError(f"the sensitivity is {sensitivity}; it is a share of normal images, at least 0 and below 1")
-    accepted = int(np.floor(sensitivity * len(scores) + 1e-9))  # 0.07 * 100 is 7.000000000000001, 0.29 * 100 is 28.99
-    return float(np.sort(scores)[len(scores) - 1 - accepted])
+    accepted = int(np.floor(sensitivity * len(values) + 1e-9))  # 0.07 * 100 is 7.000000000000001, 0.29 * 100 is 28.99
+    return float(np.sort(values)[len(values) - 1 - accepted])
 
 
 def threshold_of(held_out_scores: np.ndarray, quantile: float) -> float:
@@ -162,11 +218,35 @@ def threshold_of(held_out_scores: np.ndarray, quantile: float) -> float:
     return float(np.quantile(held_out_scores, quantile))
 
 
-def score_dataset(scorer: Scorer, data: ImageDataset, title: str, *, details: bool = False) -> Scored | None:
-    """The scores of a data set, in its order; None on ranks but the first. ``title`` is that of the progress bar."""
-    indices = range(len(data))
-    found = _dealt_out(indices, scorer.batch, title, lambda some: scorer.score(data.images(some), details=details))
+def score_dataset(
+    scorer: Scorer,
+    data: ImageDataset,
+    title: str,
+    *,
+    details: bool = False,
+    kept: Callable[[Scored], Scored] = lambda scored: scored,
+) -> Scored | None:
+    """The scores of a data set, in its order; None on ranks but the first.
+
+    ``title`` is that of the progress bar. ``kept`` is what is kept of each batch, where details are too large.
+    """
+
+    def score(some: Sequence[int]) -> Scored:
+        return kept(scorer.score(data.images(some), details=details))
+
+    found = _dealt_out(range(len(data)), scorer.batch, title, score)
     return None if found is None else concatenate(found)
+
+
+def without_reconstructions(scored: Scored) -> Scored:
+    """The same, for a data set whose maps are wanted alone."""
+    return dataclasses.replace(scored, reconstruction=None)
+
+
+def _peaks(scored: Scored) -> Scored:
+    """The same with the maxima [N, 1, 1] of the maps in their place."""
+    assert scored.map is not None
+    return dataclasses.replace(scored, map=scored.map.amax(dim=(1, 2), keepdim=True), reconstruction=None)
 
 
 def _dealt_out(indices: Sequence[int], batch: int, title: str, compute: Callable[[Sequence[int]], T]) -> list[T] | None:

@@ -29,6 +29,7 @@ class ScoreRecord:
     """One image's score, what it is made of, and the decision. Fields are columns of tables, in this order."""
 
     score: float  # higher is more anomalous
+    normalised: float = field(init=False)  # the score from 0 to 1, 0.5 at the threshold
     threshold: float
     predicted: str = field(init=False)  # "anomalous" if the score is above the threshold, else "normal"
     nearest_class: str  # the normal class under which the image looks most normal
@@ -55,6 +56,7 @@ class ScoreRecord:
     map_y: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "normalised", normalised(self.score, self.threshold))
         object.__setattr__(self, "predicted", decision(self.anomalous))
 
     @property
@@ -70,7 +72,7 @@ class ScoreRecord:
 
 
 FIELDS = tuple(f.name for f in dataclasses.fields(ScoreRecord))
-_KEPT = tuple(name for name in FIELDS if name not in ("threshold", "predicted"))
+_KEPT = tuple(name for name in FIELDS if name not in ("normalised", "threshold", "predicted"))
 
 # The terms of every score: what each is, and what the page calls it.
 TERMS = {f.name: f.metadata["help"] for f in dataclasses.fields(ScoreRecord) if "help" in f.metadata}
@@ -86,7 +88,7 @@ TEST_COLUMNS = ("path", "class", "label", *(name for name in FIELDS if name not 
 class Table:
     """The rows of a whole run with the decisions."""
 
-    records: list[Row]  # by FILE_COLUMNS, and "map" and "overlay" where they were wanted
+    records: list[Row]  # by FILE_COLUMNS, and "map", "overlay", "mask" and "boxes" where they were wanted
     strips: list[str]  # of each record, if the rows are of a run with a report
     skipped: list[Row]  # path and reason
     threshold: float
@@ -103,8 +105,8 @@ class Table:
                 record = ScoreRecord(threshold=table.threshold, **{name: row[name] for name in _KEPT}).values()
             except (KeyError, TypeError):
                 raise InputError("the journal of this run is damaged: add --restart to score anew") from None
-            files = {name: row[name] for name in ("map", "overlay") if name in row}
-            table.records.append({"path": row["path"]} | record | files)
+            files = {name: row[name] for name in ("map", "overlay", "mask", "boxes") if name in row}
+            table.records.append({"path": row["path"]} | record | {"normalised": rounded(record["normalised"])} | files)
             table.strips.append(row.get("strip", ""))
         return table
 
@@ -120,8 +122,11 @@ class Table:
         summary |= {"threshold": self.threshold, **about, "made_with": dict(made_with), "skipped_files": self.skipped}
         write_json(out / "summary.json", summary)
 
-    def write_report(self, path: Path, stored: Checkpoint, run: str) -> None:
-        """The page of a table whose rows were scored for a report, by a checkpoint that the user calls ``run``."""
+    def write_report(self, path: Path, stored: Checkpoint, run: str, marked: float | None = None) -> None:
+        """The page of a table whose rows were scored for a report, by a checkpoint that the user calls ``run``.
+
+        ``marked`` is the threshold of the pixels that have a line round them, if any have.
+        """
         held_out = stored.held_out["score"].tolist() if stored.held_out else []
         report = Report(
             title=f"{len(self.records)} images scored with {run}",
@@ -130,10 +135,30 @@ class Table:
             images=[Shown(record, strip) for record, strip in zip(self.records, self.strips, strict=True)],
             held_out=[rounded(score) for score in held_out],
             skipped=self.skipped,
-            facts={"normal classes": ", ".join(stored.classes), "model": f"{stored.config['image_size']} px"},
+            facts={
+                "normal classes": ", ".join(stored.classes),
+                "model": f"{stored.config['image_size']} px",
+                **about_marks(marked),
+            },
             run=run,
         )
         write_report(path, report)
+
+
+def about_marks(threshold: float | None) -> dict[str, str]:
+    """What a page says about the line round anomalous pixels; nothing where there is none."""
+    return {} if threshold is None else {"green line": f"round pixels whose map is above {threshold:.4g}"}
+
+
+def normalised(score: float, threshold: float) -> float:
+    """A score from 0 to 1: s / (s + t), which is 0.5 at the threshold t and 2/3 at twice the threshold.
+
+    It grows with the score. Scores are distances, so none is below 0; one below 0 is 0 here. Of a threshold that is not
+    above 0, all that is above it is 1.
+    """
+    if threshold <= 0:
+        return 0.5 if score == threshold else float(score > threshold)
+    return max(score, 0.0) / (max(score, 0.0) + threshold)
 
 
 def decision(anomalous: bool) -> str:

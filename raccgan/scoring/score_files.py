@@ -7,15 +7,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from raccgan.data.images.decode import read_upright
+from raccgan.data.images.opening import room
 from raccgan.data.listing import (
     MASKS,
     LeftOut,
@@ -31,13 +32,17 @@ from raccgan.distributed.collectives import SINGLE, Collectives
 from raccgan.errors import InputError
 from raccgan.outputs.files import stamp, write_atomically
 from raccgan.outputs.journal import Journal, Row, differences
-from raccgan.outputs.overlays import LONGEST, MapScale, overlay
+from raccgan.outputs.overlays import LONGEST, PREDICTED, MapScale, boxed, outlined, overlay
 from raccgan.outputs.progress import Progress
 from raccgan.outputs.report import strip
-from raccgan.scoring.detector import Detector, Result, Skipped
+from raccgan.scoring.detector import Detector, Result
+from raccgan.scoring.reading import Skipped
+from raccgan.scoring.record import rounded
+
+T = TypeVar("T")
 
 RESULTS = ("scores.csv", "scores.json", "summary.json", "report.html")
-FOLDERS = ("maps", "overlays")
+FOLDERS = ("maps", "overlays", "masks")
 _OWN_NAME = re.compile(r"-[0-9a-f]{12}\.(npy|png)$")
 
 WRITERS = 8  # threads that write maps and overlays, and wait for the disk: a file is on it before its row is
@@ -103,6 +108,7 @@ class Wanted(NamedTuple):
     out: Path
     maps: bool
     overlays: bool
+    masks: bool
     report: bool
     scale: MapScale
 
@@ -146,19 +152,33 @@ def score_files(
     for name in FOLDERS:
         if getattr(wanted, name):
             (wanted.out / name).mkdir(exist_ok=True)
-    details = wanted.maps or wanted.overlays or wanted.report
+    details = wanted.maps or wanted.overlays or wanted.masks or wanted.report
     with (
         Progress("scores", len(files), len(known), unit="image", lines=False) as progress,
         ThreadPoolExecutor(WRITERS) as pool,
     ):
         _say_skipped((done[printable(path)] for path in known), progress)
-        for batch in _scan(detector, todo, details, job):
-            rows = list(pool.map(lambda found: _row(found, wanted, stamps), batch))
+        batches = _scan(detector, todo, details, job)
+        for rows in _one_behind(pool, lambda found: _row(found, wanted, stamps), batches):
             journal.add(rows)
             done |= {row["path"]: row for row in rows}
             _say_skipped(rows, progress)
-            progress.update(len(batch))
+            progress.update(len(rows))
     return [done[printable(path)] for path in files]
+
+
+def _one_behind(
+    pool: ThreadPoolExecutor, write: Callable[[T], Row], batches: Iterable[Sequence[T]]
+) -> Iterator[list[Row]]:
+    """What ``write`` makes of each batch; the threads of ``pool`` write one while the next is scored."""
+    waiting: list[Future[Row]] = []
+    for batch in batches:
+        begun = [pool.submit(write, found) for found in batch]
+        if waiting:
+            yield [future.result() for future in waiting]
+        waiting = begun
+    if waiting:
+        yield [future.result() for future in waiting]
 
 
 def help_first(detector: Detector, job: Collectives) -> None:
@@ -201,22 +221,48 @@ def _row(found: Result | Skipped, wanted: Wanted, stamps: Mapping[Path, list[int
         assert map is not None
         row["map"] = f"maps/{name}.npy"
         write_atomically(wanted.out / row["map"], lambda file: np.save(file, map))
+    if wanted.masks:
+        row |= _marks(found, wanted.out, f"masks/{name}.png")
     if wanted.overlays:
         row["overlay"] = f"overlays/{name}.png"
-        picture = overlay_of(found, wanted.scale)
+        picture = overlay_of(found, wanted.scale, row.get("boxes"))
         write_atomically(wanted.out / row["overlay"], lambda file: picture.save(file, "PNG", compress_level=3))
     if wanted.report:
         assert found.image is not None
         assert found.reconstruction is not None
         assert map is not None
-        row["strip"] = strip(found.image, found.reconstruction, map, wanted.scale)
+        threshold = found.pixel_threshold
+        predicted = map > np.float64(threshold) if wanted.masks and threshold is not None else None
+        row["strip"] = strip(found.image, found.reconstruction, map, wanted.scale, predicted=predicted)
     return row
 
 
-def overlay_of(result: Result, scale: MapScale) -> Image.Image:
-    """The map of a scored file over the upright original, of LONGEST pixels at most; an InputError if it has gone."""
+def _marks(found: Result, out: Path, name: str) -> Row:
+    """The mask of a scored file, written below ``out``, and its boxes."""
+    with room(found.place.height * found.place.width):  # several maps as large as the original are in work
+        marked = found.marked
+        assert marked is not None
+        picture = Image.fromarray(marked.mask.astype(np.uint8) * 255)
+        write_atomically(out / name, lambda file: picture.save(file, "PNG", compress_level=3))
+        vars(found).pop("marked")  # the batch is in memory until all of it is written
+    boxes = [box._asdict() | {"peak": rounded(box.peak)} for box in marked.boxes]
+    return {"mask": name, "boxes": boxes}
+
+
+def overlay_of(result: Result, scale: MapScale, boxes: Sequence[Mapping[str, Any]] | None = None) -> Image.Image:
+    """The map of a scored file over the upright original, at most LONGEST pixels on its longer side.
+
+    With ``boxes``, of x, y, width and height, these are drawn, and a line round the anomalous pixels. The file is read
+    again, because originals may be large and are not kept. InputError: it cannot be read any more.
+    """
     assert result.path is not None
     assert result.map is not None
     original = read_upright(result.path, LONGEST)
     height, width = original.shape[:2]
-    return Image.fromarray(overlay(original, result.place.lay(result.map, width, height), scale))
+    laid = result.place.lay(result.map, width, height)
+    drawn = overlay(original, laid, scale)
+    if boxes:
+        assert result.pixel_threshold is not None
+        drawn = outlined(drawn, laid > np.float64(result.pixel_threshold), PREDICTED)
+        drawn = boxed(drawn, boxes, width / result.place.width)
+    return Image.fromarray(drawn)

@@ -16,6 +16,7 @@ from raccgan.errors import InputError
 from raccgan.kernels.anomaly_score import anomaly_score
 from raccgan.models import compiling
 from raccgan.models.density import Density, Vectors
+from raccgan.models.devices import settle
 from raccgan.models.evidence import Evidence
 from raccgan.models.inference import frozen
 from raccgan.models.maps import smoothed
@@ -186,7 +187,7 @@ class Scorer:
                 "what the networks make of normal images is not known yet: finish the training, "
                 "python -m raccgan.train --resume RUN"
             )
-        self.label_policy = label_policy
+        self.label_policy, self.compiled = label_policy, compiled
         conditions = [i for i, name in enumerate(classes) if label_policy in (MINIMUM, name)]
         average = frozen(networks.average)
         copies = Networks(
@@ -223,6 +224,7 @@ class Scorer:
 
         An InputError if the images have no pixels, or are not finite or not in [-1, 1].
         """
+        settle(self.device, compiled=self.compiled)
         n = images.shape[0]
         if n == 0:
             none = torch.empty(0)

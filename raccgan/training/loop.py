@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from raccgan.data.dataset import ImageDataset, StepBatches
+from raccgan.data.sources.registry import place_of
 from raccgan.errors import InputError
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.checkpoint import Calibration, Checkpoint, History
@@ -58,6 +59,7 @@ class Training(Steps):
         super().__init__(run.config, networks, run.job)
         self.data, self.path, self.compiled = data, path, compiled
         self.classes, self.channels = run.classes, run.channels
+        self.dataset_at = place_of(run.config.dataset)
         self.steps = dict.fromkeys(PHASES, 0)
         self.goals = {phase: getattr(run.config, f"{phase}_steps") for phase in PHASES}
         self.history: History = {}
@@ -143,6 +145,7 @@ class Training(Steps):
             steps=self.steps,
             history=self.history,
             seconds=self.seconds,
+            dataset_at=self.dataset_at,
         )
         if self.calibration is not None:
             checkpoint = checkpoint.calibrated(self.calibration)
@@ -164,7 +167,9 @@ class Training(Steps):
         self.steps |= resumed.steps
         self.history = {name: list(points) for name, points in resumed.history.items()}
         if resumed.threshold is not None:
-            self.calibration = Calibration(resumed.threshold, resumed.held_out, resumed.held_out_policy)
+            self.calibration = Calibration(
+                resumed.threshold, resumed.held_out, resumed.held_out_policy, resumed.pixel_threshold
+            )
         self.seconds = resumed.seconds
         self._saved_at = f"{self.path} as it was resumed"
 

@@ -101,6 +101,26 @@ def say_understood(run: Run) -> None:
             say(line)
 
 
+def fewer_a_batch(run: Run, images: int) -> Run:
+    """The run with a batch of no more than the images there are to train on, as ranks share it; a line if it is less.
+
+    Raises:
+        InputError: there are fewer images than ranks.
+    """
+    wanted, ranks = run.config.batch_size, run.job.world
+    batch = min(wanted, images // ranks * ranks)
+    if batch == wanted:
+        return run
+    if batch == 0:
+        raise InputError(
+            f"{images} images to train on cannot be dealt out to {ranks} ranks: start fewer, or add images"
+        )
+    if run.job.first:
+        parts = f"beside {len(run.split.held_out)} held out for the threshold and {len(run.split.test)} to test"
+        say(f"note: there are {images} images to train on, {parts}, so a batch has {batch} instead of {wanted}")
+    return replace(run, config=replace(run.config, batch_size=batch))
+
+
 def _say_skipped(job: Collectives, problems: Iterable[str]) -> None:
     if job.first:
         for problem in problems:

@@ -11,6 +11,7 @@ from sklearn.metrics import auc
 
 from raccgan.errors import InputError
 from raccgan.evaluation.metrics import Confusion, PixelMetrics, image_metrics, pixel_metrics, roc
+from raccgan.evaluation.pooled import Pooled
 
 
 @pytest.fixture(autouse=True)
@@ -193,3 +194,33 @@ def test_regions_touch_at_corners_but_not_across_images() -> None:
 def test_pixels_of_one_kind_define_nothing(value: bool) -> None:
     assert pixel_metrics(np.random.rand(2, 3, 3), np.full((2, 3, 3), value)) == PixelMetrics(None, None)
     assert pixel_metrics(np.zeros((0, 3, 3)), np.zeros((0, 3, 3))) == PixelMetrics(None, None)
+
+
+def test_f1_and_iou_at_a_threshold_and_maps_of_several_sizes() -> None:
+    maps = [np.array([[0.1, 0.9], [0.6, 0.4]]), np.array([[0.7, 0.5, 0.2]])]
+    masks = [np.array([[0, 1], [1, 0]]), np.array([[0, 1, 0]])]
+    found = pixel_metrics(maps, masks, threshold=0.5)  # at the threshold is normal
+    assert (found.f1, found.iou, found.threshold) == (2 * 2 / (3 + 3), 2 / 4, 0.5)
+    scores, anomalous = (np.concatenate([np.ravel(part) for part in of]) for of in (maps, masks))
+    assert found.auroc == pytest.approx(image_metrics(scores, anomalous, 0.0).auroc)
+    assert pixel_metrics(maps, masks).f1 is None
+    assert pixel_metrics(maps, masks, threshold=2.0).f1 == 0
+    with pytest.raises(ValueError, match="2 and 1"):
+        pixel_metrics(maps, masks[:1])
+
+
+@pytest.mark.parametrize("most", [64, 4000])
+def test_values_past_the_most_that_are_told_apart_count_as_ties(most: int) -> None:
+    """Memory is bounded by ``most``, whatever the number of pixels, and the numbers stay close."""
+    random = np.random.default_rng(0)
+    masks = random.random((20, 32, 32)) < 0.1
+    maps = (random.normal(size=masks.shape) + masks).astype(np.float32)
+    exact, pooled = pixel_metrics(maps, masks), Pooled(most=most)
+    for map, mask in zip(maps, masks, strict=True):
+        pooled.add(map, mask)
+        assert sum(len(keys) for keys, _ in pooled._waiting) <= most + map.size
+        assert len(pooled._keys) <= most
+    found = pooled.metrics(0.3)
+    assert exact.auroc == pytest.approx(image_metrics(maps.ravel(), masks.ravel(), 0.0).auroc, abs=1e-12)
+    assert found.auroc == pytest.approx(exact.auroc, abs=0.05 if most == 64 else 1e-4)
+    assert found.aupro == pytest.approx(exact.aupro, abs=0.1 if most == 64 else 1e-3)

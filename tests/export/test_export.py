@@ -36,7 +36,8 @@ Runner = Callable[[Tensor], list[Tensor]]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::FutureWarning")
 
 NAMES = (
-    "score", "nearest_class", "anomalous", "residual", "feature", "density", "texture_density", "defect_density", "map"
+    "score", "nearest_class", "anomalous", "residual", "feature", "density", "texture_density", "defect_density", "map",
+    "mask",
 )  # fmt: skip
 
 
@@ -55,6 +56,12 @@ class Trained:
     @property
     def threshold(self) -> float:
         threshold = checkpoints.load(self.run).threshold
+        assert threshold is not None
+        return threshold
+
+    @property
+    def pixel_threshold(self) -> float:
+        threshold = checkpoints.load(self.run).pixel_threshold
         assert threshold is not None
         return threshold
 
@@ -88,8 +95,12 @@ def exported(several: Trained, one: Trained, tmp_path_factory: pytest.TempPathFa
     for name, source, options in (
         ("several", several, ["--format", "onnx"]),
         ("several", several, ["--format", "torch"]),
-        ("one", one, ["--input", "uint8"]),
-        ("known", several, ["--format", "torch", "--label-policy", "middle", "--threshold", "0.25"]),
+        ("one", one, ["--input", "uint8", "--opset", "21"]),
+        (
+            "known",
+            several,
+            ["--format", "torch", "--label-policy", "middle", "--threshold", "0.25", "--pixel-threshold", "0.125"],
+        ),
     ):
         assert run(export, source.run, *options, "--out", place / name) == 0
     return {name: place / name for name in ("several", "one", "known")}
@@ -119,10 +130,11 @@ RUNTIMES = {
 }
 
 
-def agrees(found: list[Tensor], scorer: Scorer, images: Tensor, threshold: float) -> Tensor:
+def agrees(found: list[Tensor], scorer: Scorer, images: Tensor, threshold: float, pixel_threshold: float) -> Tensor:
     """All outputs of a model against the scorer's; the decisions."""
     wanted = scorer.score(images, details=True)
-    score, nearest, anomalous, *terms, maps = found
+    score, nearest, anomalous, *terms, maps, masks = found
+    assert torch.equal(masks.bool(), maps.double() > pixel_threshold)
     assert wanted.map is not None
     *expected, largest = wanted.score, *wanted.terms.values()
     *terms, defect_density = terms
@@ -144,10 +156,13 @@ def test_scores_classes_and_decisions_are_the_checkpoints(
     make, suffix = RUNTIMES[runtime]
     model = make(exported["several"] / f"model.{suffix}")
     scorer = several.scorer()
-    agrees(model(several.images[:1]), scorer, several.images[:1], several.threshold)
-    agrees(model(several.images[7:12]), scorer, several.images[7:12], several.threshold)
+    thresholds = several.threshold, several.pixel_threshold
+    agrees(model(several.images[:1]), scorer, several.images[:1], *thresholds)
+    agrees(model(several.images[7:12]), scorer, several.images[7:12], *thresholds)
     everything = model(several.images)
-    decided = agrees(everything, scorer, several.images, several.threshold)
+    decided = agrees(everything, scorer, several.images, *thresholds)
+    assert everything[-1].any()
+    assert not everything[-1].all()
     assert decided.any()
     assert not decided.all()
     assert set(everything[1].tolist()) == {0, 1}
@@ -159,14 +174,14 @@ def test_bytes_in_colour_levelled_and_one_class(one: Trained, exported: dict[str
     pixels = ((one.images + 1) * 127.5).round().to(torch.uint8)
     images = torch.from_numpy(levelled((pixels.to(torch.float32) / 255 * 2 - 1).numpy()))
     for part in (slice(0, 1), slice(3, 8), slice(None)):
-        decided = agrees(model(pixels[part]), one.scorer(), images[part], one.threshold)
+        decided = agrees(model(pixels[part]), one.scorer(), images[part], one.threshold, one.pixel_threshold)
     assert decided.any()
     assert not decided.all()
 
 
 def test_a_known_class_and_another_threshold(several: Trained, exported: dict[str, Path]) -> None:
     model = torch_export(exported["known"] / "model.pt2")
-    agrees(model(several.images), several.scorer("middle"), several.images, 0.25)
+    agrees(model(several.images), several.scorer("middle"), several.images, 0.25, 0.125)
     assert set(model(several.images)[1].tolist()) == {1}
 
 
@@ -184,6 +199,8 @@ def test_an_image_that_is_not_finite_is_never_passed_as_normal(
 def test_the_file_says_how_to_call_it(several: Trained, exported: dict[str, Path]) -> None:
     known = json.loads((exported["known"] / "model.pt2.json").read_text())
     assert (known["threshold"], known["label_policy"], known["kappa"]) == (0.25, "middle", 1.0)
+    assert known["pixel_threshold"] == 0.125
+    assert "opset" not in known
     bytes_in = json.loads((exported["one"] / "model.onnx.json").read_text())
     assert bytes_in["input"]["dtype"] == "uint8"
     assert bytes_in["input"]["channels"] == "red, green, blue"
@@ -197,7 +214,11 @@ def test_the_file_says_how_to_call_it(several: Trained, exported: dict[str, Path
     assert said["agreement"]["on"] == "held-out and test images"
     assert said["agreement"]["equal_decisions"] == 1
     assert 0 <= said["agreement"]["max_relative_difference"] < 1e-4
+    assert said["pixel_threshold"] == several.pixel_threshold
     model = onnx.load(exported["several"] / said["file"])
+    assert (said["opset"], said["ir_version"]) == (18, 8) == (model.opset_import[0].version, model.ir_version)
+    newer = onnx.load(exported["one"] / "model.onnx")
+    assert (bytes_in["opset"], bytes_in["ir_version"]) == (21, 10) == (newer.opset_import[0].version, newer.ir_version)
     onnx.checker.check_model(model, full_check=True)
     shape = model.graph.input[0].type.tensor_type.shape.dim
     assert [d.dim_param or d.dim_value for d in shape] == said["input"]["shape"]
@@ -276,7 +297,7 @@ def test_nothing_is_written_where_the_model_does_not_agree(
 ) -> None:
     """A model under one class in the place of the minimum over both."""
     other = (exported["known"] / "model.pt2").read_bytes()
-    monkeypatch.setattr(graph, "export", lambda graph, form, channels, size: other)
+    monkeypatch.setattr(graph, "export", lambda graph, form, **how: other)
     line = refused(capsys, export, several.run, "--format", "torch", "--out", tmp_path / "out")
     assert "nothing was written" in line
     assert not (tmp_path / "out").exists()
@@ -290,7 +311,7 @@ def test_without_the_data_it_is_compared_on_random_images(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     made = (exported["several"] / "model.pt2").read_bytes()
-    monkeypatch.setattr(graph, "export", lambda graph, form, channels, size: made)
+    monkeypatch.setattr(graph, "export", lambda graph, form, **how: made)
     data = several.run.parent / "data"
     data.rename(several.run.parent / "away")
     try:
@@ -309,6 +330,9 @@ def test_without_the_data_it_is_compared_on_random_images(
         (["--format", "tflite"], "--format 'tflite' is not one of onnx, torch"),
         (["--input", "int8"], "--input 'int8' is not one of float32, uint8"),
         (["--threshold", "nan"], "must be a finite number"),
+        (["--pixel-threshold", "nan"], "the threshold of pixels must be a finite number"),
+        (["--opset", "17"], "--opset 17 cannot be written; it must be from 18 to 25"),
+        (["--opset", "18", "--format", "torch"], "--opset is of --format onnx"),
         (["--label-policy", "bright"], "label policy 'bright' cannot apply"),
         (["--no-such-option"], "unrecognized arguments"),
     ],

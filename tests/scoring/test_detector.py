@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import raccgan
 from raccgan import Detector, InputError, train
 from raccgan.models.maps import smoothed
 from raccgan.outputs.overlays import MapScale, overlay
-from raccgan.scoring.detector import Result, Skipped
+from raccgan.scoring.detector import Result
+from raccgan.scoring.reading import Skipped
 from raccgan.scoring.score_files import overlay_of
 from tests.cli.test_commands import run
 from tests.conftest import TINY_OPTIONS
@@ -182,6 +184,62 @@ def test_what_cannot_be_scored_is_named(detector: Detector, tmp_path: Path) -> N
     ):
         with pytest.raises(InputError, match=words):
             detector.score(form)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_arrays_with_channels_first_are_refused(detector: Detector, dtype: type) -> None:
+    """Each of them would be three grey images."""
+    planes = (grey(3, 9, 11) / (1 if dtype == np.uint8 else 255)).astype(dtype)
+    for form in (planes, planes[None], [planes], np.stack([planes] * 5)):
+        with pytest.raises(InputError, match=r"channels first: an image is H x W x C"):
+            detector.score(form)
+        assert all(isinstance(found, Skipped) for found in detector.scan(form))
+    wanted = detector.score(np.moveaxis(planes, 0, -1))
+    assert len(wanted) == 1
+    assert len(detector.score(list(planes))) == len(detector.score(planes[..., None])) == 3
+
+
+def test_tensors_in_another_range_say_so_once_or_are_named(trained: Path) -> None:
+    detector = Detector.load(trained)
+    unit = torch.from_numpy(grey(4).astype(np.float32) / np.float32(255))[:, None]
+    expected = [r.score for r in detector.score(unit * 2 - 1, range=(-1, 1))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [r.score for r in detector.score(unit, range=(0, 1))] == pytest.approx(expected, rel=1e-5)
+        assert [r.score for r in detector.score(unit * 255, range=(0, 255))] == pytest.approx(expected, rel=1e-5)
+        wide = torch.from_numpy(grey(2, 12, 20).astype(np.float32))[:, None]
+        assert len(detector.score(wide, range=(0, 255))) == 2
+    with pytest.warns(UserWarning, match=r"give range=\(0, 1\)") as warned:
+        detector.score(torch.cat([unit, unit]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        detector.score(unit)
+    assert len(warned) == 1
+    for wrong in ((1, 0), (0, 0), (0, float("nan"))):
+        with pytest.raises(InputError, match="black has to be a lower number"):
+            detector.score(unit, range=wrong)
+
+
+def test_opencvs_order_of_colours_is_turned_where_it_is_said(tmp_path: Path) -> None:
+    for name, colour in (("good", 40), ("bad", 200)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = np.full((9, 9, 3), (colour, 90, 20 + i), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
+    model = (*TINY_OPTIONS, "--image-size", 8, "--latent", 8, "--batch-size", 2)
+    assert run(train, "--dataset", tmp_path / "data", "--out", tmp_path / "run", *model) == 0
+    detector = Detector.load(tmp_path / "run")
+    rgb = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    expected = [r.score for r in detector.score(rgb)]
+    assert [r.score for r in detector.score(rgb[..., ::-1], bgr=True)] == expected
+    assert [r.score for r in detector.score(rgb[..., ::-1])] != expected
+    opaque = np.concatenate([rgb[..., ::-1], np.full((3, 8, 8, 1), 255, np.uint8)], axis=-1)
+    assert [r.score for r in detector.score(opaque, bgr=True)] == expected
+    tensor = torch.from_numpy(np.moveaxis(rgb, -1, 1).astype(np.float32) / 255)
+    turned = detector.score(tensor.flip(1), bgr=True, range=(0, 1))
+    assert [r.score for r in turned] == pytest.approx(expected, rel=1e-4)
+    pictures = [Image.fromarray(image) for image in rgb]
+    assert [r.score for r in detector.score(pictures, bgr=True)] == expected  # they know their own order
 
 
 def test_decoding_stays_a_little_ahead_and_no_more(detector: Detector) -> None:

@@ -6,6 +6,7 @@ Decoding took at most 28 bytes a pixel (colour with alpha; 8 bytes for 8-bit gre
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -140,3 +141,14 @@ def _quiet() -> Iterator[None]:
             _quiet_users -= 1
             if _quiet_users == 0:
                 _quiet_filters.close()
+
+
+def _afresh() -> None:
+    """No image is in work in a forked child: the threads that had some, and held the locks, are its parent's."""
+    global _in_work, _less_in_work, _quiet_lock, _quiet_users
+    _in_work, _less_in_work = 0, threading.Condition()
+    _quiet_lock, _quiet_users = threading.Lock(), 0
+    _quiet_filters.close()
+
+
+os.register_at_fork(after_in_child=_afresh)

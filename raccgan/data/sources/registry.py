@@ -64,4 +64,14 @@ def load_source(dataset: str, root: Path, *, category: str | None = None, proble
         return load_csv(visa, problems, category) if visa.is_file() else load_folder(path, category)
     if path.suffix.lower() == ".csv":
         return load_csv(path, problems, category)
-    raise InputError(f"no dataset, folder or .csv file {printable(path)!r}{closest(dataset, list(SOURCES), 'names')}")
+    relative = "" if path.is_absolute() else f", seen from {printable(Path.cwd())}"
+    raise InputError(
+        f"no dataset, folder or .csv file {printable(path)!r}{closest(dataset, list(SOURCES), 'names')}; "
+        f"--dataset names where it lies{relative}"
+    )
+
+
+def place_of(dataset: str) -> str:
+    """The absolute path of a data set that is a folder or a list; empty where it is a name, or nothing is there."""
+    path = Path(dataset)
+    return str(path.resolve()) if dataset not in SOURCES and path.exists() else ""

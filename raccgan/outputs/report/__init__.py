@@ -24,7 +24,7 @@ from PIL import Image
 
 from raccgan.errors import InputError
 from raccgan.outputs.files import write_atomically
-from raccgan.outputs.overlays import Float, MapScale, outlined, overlay, to_uint8
+from raccgan.outputs.overlays import PREDICTED, Float, MapScale, outlined, overlay, to_uint8
 
 TILE = 128  # the largest side of a picture in the page, in pixels
 LOSSLESS = 64  # pictures up to this side keep every pixel; larger ones are photographs more often, and many
@@ -93,15 +93,23 @@ def _strips(images: Sequence[Shown]) -> Iterator[str]:
 
 
 def strip(
-    image: Float, reconstruction: Float, map: Float, scale: MapScale, mask: NDArray[np.bool_] | None = None
+    image: Float,
+    reconstruction: Float,
+    map: Float,
+    scale: MapScale,
+    mask: NDArray[np.bool_] | None = None,
+    *,
+    predicted: NDArray[np.bool_] | None = None,
 ) -> str:
     """Original, reconstruction and overlay side by side, as a data URI.
 
-    ``image`` and ``reconstruction`` are [C, S, S] in [-1, 1], ``map`` is [S, S], and ``mask`` [S, S], what is truly
-    anomalous, is outlined on the overlay.
+    ``image`` and ``reconstruction`` are [C, S, S] in [-1, 1], ``map`` is [S, S]. On original and overlay ``predicted``
+    [S, S], the anomalous pixels, is outlined, and on the overlay ``mask`` [S, S], what is truly anomalous.
     """
     original = to_uint8(image)
     shown = overlay(original, map, scale)
+    if predicted is not None:
+        original, shown = (outlined(picture, predicted, PREDICTED) for picture in (original, shown))
     shown = shown if mask is None else outlined(shown, mask)
     picture = Image.fromarray(np.concatenate([original, to_uint8(reconstruction), shown], axis=1))
     side = min(TILE, len(map))

@@ -1,0 +1,229 @@
+"""Training and scoring as one object, by the conventions of scikit-learn and PyOD."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from raccgan.config import Config, make_config
+from raccgan.data.images.decode import count_channels
+from raccgan.data.listing import IMAGE_SUFFIXES, list_images, visible
+from raccgan.data.samples import Sample, Source, printable
+from raccgan.data.sources.registry import SOURCES, load_source
+from raccgan.data.splits import Split, hash_order, make_split, names_of, text_of
+from raccgan.errors import InputError
+from raccgan.models import checkpoint as checkpoints
+from raccgan.models.devices import pick_device, require_kernels, settle
+from raccgan.scoring.calibration import calibrate, fit_density, fit_evidence
+from raccgan.scoring.detector import Detector
+from raccgan.scoring.reading import Batch, Reader
+from raccgan.scoring.scorer import Scorer
+from raccgan.training.loop import PHASES, Training
+from raccgan.training.run import Run, fewer_a_batch, readable
+
+SMALL = {"image_size": 32, "score": "both", "threads": 0}
+"""What the preset ``mnist-small`` is changed by where no preset is named: a few minutes on a CPU."""
+
+NORMAL = "normal"
+"""The class of images that come without one."""
+
+Floats = NDArray[np.float64]
+
+
+class RACCGAN(BaseEstimator):  # type: ignore[misc]  # scikit-learn brings no annotations
+    """An anomaly detector that is trained on normal images.
+
+    Conventions: constructor arguments are kept as they are, and ``get_params``, ``set_params`` and ``clone`` work as
+    scikit-learn has it; what training finds ends with ``_``. Labels and signs are PyOD's: a higher
+    :meth:`decision_function` is more anomalous, and :meth:`predict` gives 1 where it is above ``threshold_``, else 0.
+    :meth:`score_samples` has scikit-learn's sign: higher is more normal.
+
+    It can be pickled once it is trained. Training uses the random numbers of ``random_state`` alone.
+
+    Args:
+        preset: settings to start from, see :data:`raccgan.config.PRESETS`; None for 32 px and a few minutes on a CPU.
+        image_size: side of the square that images are resized to, in pixels; None for the preset's.
+        gan_steps, encoder_steps: steps of training; None for the preset's.
+        contamination: the share of normal images, above 0 and below 1, that may be judged anomalous; the threshold is
+            this quantile, from above, of the scores of images held out of training.
+        random_state: seed of everything random.
+        device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: a GPU where there is one.
+        settings: any other fields of :class:`raccgan.config.Config`, such as ``{"fit": "align"}``.
+
+    Attributes:
+        detector_: the :class:`raccgan.scoring.detector.Detector`, whose ``score`` has maps, masks and boxes too.
+        threshold_: above it an image is anomalous. It may be replaced.
+        decision_scores_: float64 [N], the scores of the images of ``fit``, those held out among them.
+        labels_: int64 [N], what ``predict`` says of them.
+    """
+
+    def __init__(
+        self,
+        preset: str | None = None,
+        image_size: int | None = None,
+        gan_steps: int | None = None,
+        encoder_steps: int | None = None,
+        contamination: float = 0.05,
+        random_state: int = 0,
+        device: str = "auto",
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.preset = preset
+        self.image_size = image_size
+        self.gan_steps = gan_steps
+        self.encoder_steps = encoder_steps
+        self.contamination = contamination
+        self.random_state = random_state
+        self.device = device
+        self.settings = settings
+
+    def fit(self, X: Batch, y: object = None) -> RACCGAN:
+        """Train on normal images.
+
+        Args:
+            X: normal images in any form of :data:`raccgan.scoring.reading.Batch`; or a folder of them; or a data set
+                that :func:`raccgan.data.sources.registry.load_source` knows by name or by its layout, of which the
+                normal images of the training part count, ``settings={"normal": ...}`` naming the normal classes.
+            y: ignored, since nothing anomalous is trained on.
+
+        Raises:
+            InputError: fewer than two images, one that cannot be read, or a setting out of range.
+        """
+        device = pick_device(self.device)
+        settle(device)
+        if not 0 < self.contamination < 1:
+            raise InputError(f"contamination={self.contamination}; it is a share, above 0 and below 1")
+        run, order = _run_of(self._config(X), X, device)
+        run, data = readable(run)
+        run = fewer_a_batch(run, len(data))
+        with tempfile.TemporaryDirectory(prefix="raccgan-") as folder:
+            file = Path(folder) / checkpoints.NAME
+            training = Training(run, data, file)
+            for phase in PHASES:
+                training.run(phase)
+            fit_density(training.networks, training.data, batch=run.config.score_batch)
+            scorer = Scorer(run.config, training.networks, run.classes)
+            held_out = run.dataset(run.split.held_out)
+            training.calibration = calibrate(scorer, held_out, quantile=run.config.quantile)
+            training.save(PHASES[-1])
+            stored = checkpoints.load(file)
+        self._detect_with(Detector(stored, training.calibration.threshold, device))
+        seen = sorted((*run.split.train, *run.split.held_out), key=lambda sample: order[sample.key])
+        self.decision_scores_ = self.decision_function([sample.image for sample in seen])
+        self.labels_ = (self.decision_scores_ > self.threshold_).astype(np.int64)
+        return self
+
+    def decision_function(self, X: Batch) -> Floats:
+        """Anomaly scores, float64 [N], of images in any form of :data:`raccgan.scoring.reading.Batch`, or of a folder.
+
+        Raises:
+            InputError: an image cannot be read.
+            sklearn.exceptions.NotFittedError: before :meth:`fit`.
+        """
+        check_is_fitted(self, "detector_")
+        images = list_images(Path(X)) if isinstance(X, (str, Path)) and Path(X).is_dir() else X
+        return np.array([result.score for result in self.detector_.score(images, details=False)], dtype=np.float64)
+
+    def score_samples(self, X: Batch) -> Floats:
+        """The negative of :meth:`decision_function`: higher is more normal."""
+        return -self.decision_function(X)
+
+    def predict(self, X: Batch) -> NDArray[np.int64]:
+        """int64 [N]: 1 for an anomalous image, 0 for a normal one."""
+        return (self.decision_function(X) > self.threshold_).astype(np.int64)
+
+    def fit_predict(self, X: Batch, y: object = None) -> NDArray[np.int64]:
+        """:meth:`fit`, and ``labels_``."""
+        return self.fit(X, y).labels_
+
+    def save(self, path: str | Path) -> None:
+        """Write the trained model into a folder, which is made, for :meth:`load` and the commands.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        check_is_fitted(self, "detector_")
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        stored = replace(self.detector_.stored, threshold=float(self.threshold_))
+        checkpoints.save(folder / checkpoints.NAME, stored)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "auto") -> RACCGAN:
+        """A trained model from what :meth:`save` wrote, or from the folder of a run of ``raccgan train``.
+
+        Raises:
+            InputError: no such checkpoint or device, or its training is not finished.
+        """
+        detector = Detector.load(path, device=device)
+        config = detector.config
+        made = cls(contamination=round(1 - config.quantile, 12), random_state=config.seed, device=device)
+        named = ("image_size", "gan_steps", "encoder_steps")
+        made.set_params(**{name: getattr(config, name) for name in named})
+        made.settings = {k: v for k, v in config.to_dict().items() if k not in (*named, *_OURS)}
+        made._detect_with(detector)
+        return made
+
+    def _detect_with(self, detector: Detector) -> None:
+        self.detector_, self.threshold_ = detector, detector.threshold
+
+    def _config(self, X: Batch) -> Config:
+        named = {name: getattr(self, name) for name in ("image_size", "gan_steps", "encoder_steps")}
+        given = {name: value for name, value in named.items() if value is not None} | dict(self.settings or {})
+        if taken := sorted(given.keys() & _OURS):
+            raise InputError(f"settings cannot hold {', '.join(taken)}: fit, contamination and random_state say that")
+        given |= {"quantile": round(1 - self.contamination, 12), "seed": int(self.random_state)}
+        given["dataset"] = str(X) if isinstance(X, (str, Path)) else "images"
+        return make_config(self.preset or "mnist-small", given if self.preset else SMALL | given)
+
+
+_OURS = frozenset({"dataset", "quantile", "seed"})
+"""Settings that other arguments decide."""
+
+
+def _run_of(config: Config, X: Batch, device: Any) -> tuple[Run, dict[str, int]]:
+    """The normal images to train on and those held out for the threshold, and the place of each by its key."""
+    require_kernels(config.kernels, device)
+    if isinstance(X, (str, Path)) and not _is_of_normal_images(Path(X)):
+        source = load_source(str(X), Path("data"), category=config.category or None)
+        normal = names_of(config.normal, source.classes)
+        split = make_split(source, config.protocol or None, normal, held_out=config.held_out, seed=config.seed)
+        split = replace(split, test=(), spare=())
+        config = replace(config, protocol=config.protocol or source.default_protocol)
+    else:
+        images: Any = list_images(Path(X)) if isinstance(X, (str, Path)) else X
+        samples = _samples(images, Reader(config, config.channels or 3))
+        split = _split(samples, config)
+        source = Source("images", samples, (NORMAL,), count_channels(samples), (NORMAL,), config.protocol)
+    config = replace(config, normal=text_of(split.normal_classes))
+    order = {sample.key: place for place, sample in enumerate(source.samples)}
+    return Run(config, split, source, config.channels or source.channels, device), order
+
+
+def _samples(images: Batch, reader: Reader) -> tuple[Sample, ...]:
+    pixels = [reader.pixels(image) for image in reader.each(images)]
+    if len(pixels) < 2:
+        raise InputError(f"{len(pixels)} images to train on: at least two are needed, one of them for the threshold")
+    keys = [f"{i} {printable(image)}" if isinstance(image, Path) else str(i) for i, image in enumerate(pixels)]
+    return tuple(Sample(key, NORMAL, "train", image) for key, image in zip(keys, pixels, strict=True))
+
+
+def _split(samples: Sequence[Sample], config: Config) -> Split:
+    kept = max(1, min(round(config.held_out * len(samples)), len(samples) - 1))
+    chosen = set(hash_order((sample.key for sample in samples), salt=f"held out {config.seed}")[:kept])
+    train, held_out = (tuple(s for s in samples if (s.key in chosen) == wanted) for wanted in (False, True))
+    return Split((NORMAL,), train, held_out, ())
+
+
+def _is_of_normal_images(path: Path) -> bool:
+    """Whether a path is a folder with images in it, and not with folders of classes alone."""
+    named = str(path) not in SOURCES and path.is_dir()
+    return named and any(file.suffix.lower() in IMAGE_SUFFIXES for file in visible(path))
