@@ -22,10 +22,9 @@ from raccgan.data.splits import Split, hash_order, make_split, names_of, text_of
 from raccgan.errors import InputError
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.devices import pick_device, require_kernels, settle
-from raccgan.scoring.calibration import calibrate, fit_density, fit_evidence
+from raccgan.scoring.calibration import calibrate, fitted_scorer
 from raccgan.scoring.detector import Detector
 from raccgan.scoring.reading import Batch, Reader
-from raccgan.scoring.scorer import Scorer
 from raccgan.training.loop import PHASES, Training
 from raccgan.training.run import Run, fewer_a_batch, readable
 
@@ -109,9 +108,8 @@ class RACCGAN(BaseEstimator):  # type: ignore[misc]  # scikit-learn brings no an
             training = Training(run, data, file)
             for phase in PHASES:
                 training.run(phase)
-            fit_density(training.networks, training.data, batch=run.config.score_batch)
-            scorer = Scorer(run.config, training.networks, run.classes)
             held_out = run.dataset(run.split.held_out)
+            scorer = fitted_scorer(run.config, training.networks, run.classes, training.data, held_out)
             training.calibration = calibrate(scorer, held_out, quantile=run.config.quantile)
             training.save(PHASES[-1])
             stored = checkpoints.load(file)

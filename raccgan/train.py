@@ -97,8 +97,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run_phases(training: Training, run: Run, phase: str, out: Path) -> None:
     """Train, calibrate and evaluate, or one part of that; on several ranks, the first alone evaluates."""
     from raccgan.evaluation.assessment import evaluate_run
-    from raccgan.scoring.calibration import calibrate, fit_density, fit_evidence
-    from raccgan.scoring.scorer import Scorer
+    from raccgan.scoring.calibration import calibrate, fitted_scorer
 
     if phase in ("all", "gan"):
         training.run("gan")
@@ -110,11 +109,9 @@ def _run_phases(training: Training, run: Run, phase: str, out: Path) -> None:
             say(f"the generator is trained; --phase encoder --resume {out} goes on")
         return
     held_out = run.dataset(run.split.held_out)
-    fit_density(training.networks, training.data, batch=run.config.score_batch)
-    fit_evidence(run.config, training.networks, run.classes, held_out)
+    scorer = fitted_scorer(run.config, training.networks, run.classes, training.data, held_out)
     if training.job.first and run.config.score == "learned":
         say(f"the score weighs {training.networks.evidence.described()}")
-    scorer = Scorer(run.config, training.networks, run.classes)
     training.calibration = calibration = calibrate(scorer, held_out, quantile=run.config.quantile)
     training.save("pathology")
     if phase == "encoder":

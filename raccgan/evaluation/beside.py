@@ -13,8 +13,8 @@ from raccgan.evaluation import controls
 from raccgan.evaluation.plain import PLAIN
 from raccgan.models.networks import build
 from raccgan.outputs.progress import Progress
-from raccgan.scoring.calibration import fit_density, fit_evidence, score_dataset
-from raccgan.scoring.scorer import Scored, Scorer
+from raccgan.scoring.calibration import fitted_scorer, score_dataset
+from raccgan.scoring.scorer import Scored
 from raccgan.training.run import Run
 
 MAPPED = ("autoencoder", "nearest_neighbour")  # have an anomaly map too
@@ -32,9 +32,9 @@ class Control(NamedTuple):
 def untrained(run: Run, test: ImageDataset) -> Scored | None:
     """Test scores of the run's own kind behind networks as they were drawn; all ranks call it, and rank 0 has them."""
     networks = build(run.config, channels=run.channels, classes=len(run.classes), device=run.device)
-    fit_density(networks, run.dataset(run.split.train), batch=run.config.score_batch)
-    fit_evidence(run.config, networks, run.classes, run.dataset(run.split.held_out))
-    return score_dataset(Scorer(run.config, networks, run.classes), test, "control: untrained networks")
+    train, held_out = (run.dataset(part) for part in (run.split.train, run.split.held_out))
+    scorer = fitted_scorer(run.config, networks, run.classes, train, held_out)
+    return score_dataset(scorer, test, "control: untrained networks")
 
 
 def trained_on_nothing_else(run: Run, test: ImageDataset) -> dict[str, Control]:

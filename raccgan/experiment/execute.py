@@ -17,7 +17,7 @@ from raccgan.evaluation.metrics import auroc
 from raccgan.experiment.results import KEY, Figures
 from raccgan.experiment.tables import Trial
 from raccgan.models import checkpoint as checkpoints
-from raccgan.scoring.calibration import calibrate, fit_density, fit_evidence, score_dataset
+from raccgan.scoring.calibration import calibrate, fitted_scorer, score_dataset
 from raccgan.scoring.scorer import FORMULAS, Scored, Scorer, concatenate
 from raccgan.training.loop import PHASES, Training
 from raccgan.training.run import Run, prepare
@@ -39,10 +39,8 @@ def execute(row: Trial, folder: Path, device: torch.device, data_root: Path) -> 
     training = Training(run, run.dataset(run.split.train), folder / checkpoints.NAME, stored)
     for phase in PHASES:
         training.run(phase)
-    fit_density(training.networks, training.data, batch=run.config.score_batch)
     held_out = run.dataset(run.split.held_out)
-    fit_evidence(run.config, training.networks, run.classes, held_out)
-    scorer = Scorer(run.config, training.networks, run.classes)
+    scorer = fitted_scorer(run.config, training.networks, run.classes, training.data, held_out)
     training.calibration = calibration = calibrate(scorer, held_out, quantile=run.config.quantile)
     training.save(PHASES[-1])
     seconds, history = training.seconds, training.history

@@ -85,6 +85,16 @@ def fit_evidence(config: Config, networks: Networks, classes: Sequence[str], hel
     ranks.job().copy_from_first([networks.evidence])
 
 
+def fitted_scorer(
+    config: Config, networks: Networks, classes: Sequence[str], train: ImageDataset, held_out: ImageDataset
+) -> Scorer:
+    """The scorer of trained networks, whose density is fitted to training images, and whose weights of terms to
+    held-out ones; both stay in ``networks``."""
+    fit_density(networks, train, batch=config.score_batch)
+    fit_evidence(config, networks, classes, held_out)
+    return Scorer(config, networks, classes)
+
+
 def calibrate(scorer: Scorer, held_out: ImageDataset, *, quantile: float) -> Calibration:
     """The thresholds of scores and of pixels: a quantile (0 to 1) of the scores, and of the map maxima, of held-out
     normal images; with these numbers."""
