@@ -139,8 +139,11 @@ def load(path: Path) -> Checkpoint:
     path = existing(path)
     header, tensors = tensor_file.read(path)
     if header.pop("format", None) != FORMAT:
-        raise InputError(f"{path} is no checkpoint of this version of raccgan, which reads format {FORMAT}")
-    content, expected = _LATER | header | _by_part(tensors), get_type_hints(Checkpoint)
+        raise InputError(
+            f"{path} is no checkpoint of this version of raccgan, which reads format {FORMAT}: train anew, or use the "
+            "version that wrote it"
+        )
+    content, expected = header | _by_part(tensors), get_type_hints(Checkpoint)
     if unknown := content.keys() - expected.keys():
         raise InputError(f"{path} was refused: a checkpoint of raccgan holds no {min(unknown)!r}")
     for name, kind in expected.items():
@@ -234,9 +237,6 @@ def _are_held_out(scores: Tensors) -> bool:
         not scores or (scores.keys() == {"score", "peak"} and 0 < len(scores["score"]) == len(scores["peak"]))
     )
 
-
-# What a checkpoint of format 5 may lack, because raccgan came to write it later.
-_LATER: dict[str, Any] = {"pixel_threshold": None, "dataset_at": ""}
 
 _RULES: dict[str, Callable[[Any], bool]] = {  # what the commands rely on beyond the types
     "classes": lambda names: 0 < len(names) == len(set(names)),

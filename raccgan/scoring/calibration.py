@@ -31,7 +31,7 @@ from raccgan.outputs.progress import Progress
 from raccgan.outputs.terminal import say
 from raccgan.scoring.scorer import Scored, Scorer, concatenate
 
-DENSITY_IMAGES = 5_000  # the most training images that the density of a class is fitted to
+DENSITY_IMAGES = 10_000  # the most training images that the density of a class is fitted to
 SYNTHETIC = 3  # pathologies that are made of each held-out image
 
 T = TypeVar("T")

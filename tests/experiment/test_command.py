@@ -15,7 +15,15 @@ import pytest
 from raccgan.cli import options
 from raccgan.experiment import __main__ as experiment
 
-SETTINGS = ["--base-width=4", "--gan-steps=4", "--encoder-steps=4", "--batch-size=8", "--control-steps=3"]
+SETTINGS = [
+    "--base-width=4",
+    "--gan-steps=4",
+    "--encoder-steps=4",
+    "--pathology-steps=4",
+    "--pathology-width=2",
+    "--batch-size=8",
+    "--control-steps=3",
+]
 
 
 def run(out: Path, *arguments: str) -> int:
