@@ -33,7 +33,6 @@ SHRINKAGE = 0.05
 NOTHING = 0.01  # all weights together: no term tells the two apart
 LEAST = 0.05  # deviation: one held-out image has none
 TINY = 1e-12
-MOST = 80.0  # float32 ends at exp(88)
 
 
 class Evidence(nn.Module):
@@ -51,12 +50,11 @@ class Evidence(nn.Module):
         self.register_buffer("weight", torch.empty(count).fill_(1 / count))
 
     def forward(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """exp of the weighted mean of the terms, each in deviations from its mean: about 1 for a normal image.
-
-        Terms and result have one shape.
+        """The weighted mean m of the terms, each in deviations from its mean, as a score above 0: 1 + m above the mean of
+        normal images, exp m below. Terms and result have one shape.
         """
         found = ((_stacked(terms) - self.mean) / self.deviation * self.weight).sum(dim=-1)
-        return torch.exp(found.clamp(max=MOST))
+        return torch.where(found > 0, 1 + found, torch.exp(found.clamp(max=0)))
 
     @torch.no_grad()
     def fit(self, normal: Mapping[str, Tensor], synthetic: Mapping[str, Tensor]) -> None:
