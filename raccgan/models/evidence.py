@@ -50,8 +50,8 @@ class Evidence(nn.Module):
         self.register_buffer("weight", torch.empty(count).fill_(1 / count))
 
     def forward(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The weighted mean m of the terms, each in deviations from its mean, as a score above 0: 1 + m above the mean of
-        normal images, exp m below. Terms and result have one shape.
+        """The weighted mean m of the terms, each in deviations from its mean, as a score above 0: 1 + m, or exp m where m
+        is below 0. Terms and result have one shape.
         """
         found = ((_stacked(terms) - self.mean) / self.deviation * self.weight).sum(dim=-1)
         return torch.where(found > 0, 1 + found, torch.exp(found.clamp(max=0)))
