@@ -28,8 +28,8 @@ TERMS = (
 )
 """What is weighed; all but the pathology's logit are positive, and enter as their logarithm."""
 LOGITS = frozenset(("pathology",))
-SHRINKAGE = 0.05
-"""Pull of each weight towards the mean of all: the synthetic pathologies are not the disease."""
+SHRINKAGE = 0.05  # pulls each weight towards the mean of all: the synthetic pathologies are not the disease
+RIDGE = 1e-3  # pulls all weights towards 0
 NOTHING = 0.01  # all weights together: no term tells the two apart
 LEAST = 0.05  # deviation: one held-out image has none
 TINY = 1e-12
@@ -50,8 +50,9 @@ class Evidence(nn.Module):
         self.register_buffer("weight", torch.empty(count).fill_(1 / count))
 
     def forward(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The weighted mean m of the terms, each in deviations from its mean, as a score above 0: 1 + m, or exp m where m
-        is below 0. Terms and result have one shape.
+        """The weighted mean m of the terms, each in deviations from its mean, as a score above 0: 1 + m, or exp m below.
+
+        Terms and result have one shape.
         """
         found = ((_stacked(terms) - self.mean) / self.deviation * self.weight).sum(dim=-1)
         return torch.where(found > 0, 1 + found, torch.exp(found.clamp(max=0)))
@@ -91,9 +92,9 @@ def _logistic(normal: np.ndarray, synthetic: np.ndarray) -> np.ndarray:
         apart = w[1:] - w[1:].mean()
         slope = share * (1 / (1 + np.exp(-np.clip(z, -500, 500))) - sides)
         value = (
-            (share * (np.logaddexp(0, z) - sides * z)).sum() + SHRINKAGE * (apart**2).sum() + 1e-3 * (w[1:] ** 2).sum()
+            (share * (np.logaddexp(0, z) - sides * z)).sum() + SHRINKAGE * (apart**2).sum() + RIDGE * (w[1:] ** 2).sum()
         )
-        return float(value), np.r_[slope.sum(), x.T @ slope + 2 * SHRINKAGE * apart + 2e-3 * w[1:]]
+        return float(value), np.r_[slope.sum(), x.T @ slope + 2 * SHRINKAGE * apart + 2 * RIDGE * w[1:]]
 
     count = x.shape[1]
     start = np.r_[0.0, np.full(count, 0.1)]
