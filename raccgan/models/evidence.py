@@ -50,7 +50,7 @@ class Evidence(nn.Module):
         self.register_buffer("weight", torch.empty(count).fill_(1 / count))
 
     def forward(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The weighted mean m of the terms, each in deviations from its mean, as a score above 0: 1 + m, or exp m below.
+        """The weighted mean m of the terms in deviations from their means, as a score above 0: 1 + m, or exp m below.
 
         Terms and result have one shape.
         """
