@@ -36,7 +36,8 @@ Runner = Callable[[Tensor], list[Tensor]]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::FutureWarning")
 
 NAMES = (
-    "score", "nearest_class", "anomalous", "residual", "feature", "density", "texture_density", "defect_density", "map",
+    "score", "nearest_class", "anomalous", "residual", "feature", "density", "texture_density", "defect_density",
+    "pathology", "feature_density", "place_density", "place_peak", "contrast_4", "contrast_8", "contrast_16", "map",
     "mask",
 )  # fmt: skip
 
@@ -136,12 +137,11 @@ def agrees(found: list[Tensor], scorer: Scorer, images: Tensor, threshold: float
     score, nearest, anomalous, *terms, maps, masks = found
     assert torch.equal(masks.bool(), maps.double() > pixel_threshold)
     assert wanted.map is not None
-    *expected, largest = wanted.score, *wanted.terms.values()
-    *terms, defect_density = terms
-    assert_each_close(defect_density, largest, rtol=1e-3, atol=1e-4)  # as the map's values
-    for ours, theirs in zip((score, *terms), expected, strict=True):
-        # Half of what an export is refused for; 1.4e-4 was seen, of one levelled image in 60 on an Intel Xeon.
-        assert_each_close(ours, theirs, rtol=5e-4, atol=1e-6)
+    for ours, (name, theirs) in zip((score, *terms), ({"score": wanted.score} | wanted.terms).items(), strict=True):
+        # Half of what an export is refused for; 1.4e-4 was seen, of one levelled image in 60 on an Intel Xeon. The
+        # largest errors are rounded as the map's values, and a logit may be 0.
+        loose = name in ("defect_density", "pathology")
+        assert_each_close(ours, theirs, rtol=1e-3 if loose else 5e-4, atol=1e-4 if loose else 1e-6)
     assert_each_close(maps, wanted.map, rtol=1e-3, atol=1e-4)
     assert torch.equal(nearest, wanted.condition)
     assert torch.equal(anomalous.bool(), wanted.score > threshold)

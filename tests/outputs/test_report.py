@@ -102,7 +102,7 @@ def shown(count: int, *, labelled: bool = False, name: Callable[[int], str] = "s
 
 
 def record(path: str, score: float, nearest: str, **more: int) -> dict[str, Any]:
-    terms = {"residual": score, "feature": 0.0, "density": 1.0, "texture_density": 1.0, "defect_density": 1.0}
+    terms = dict.fromkeys(TITLES, 1.0) | {"residual": score, "feature": 0.0}
     values = ScoreRecord(score=score, threshold=0.06, nearest_class=nearest, map_max=1.0, **terms, **more).values()
     return {"path": path} | values
 
