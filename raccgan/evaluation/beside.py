@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from raccgan.data.dataset import ImageDataset
@@ -54,7 +55,8 @@ def trained_on_nothing_else(run: Run, test: ImageDataset) -> dict[str, Control]:
         )
     maps = {"autoencoder": errors, "nearest_neighbour": controls.nearest_neighbour(known, asked)}
     found = {name: Control(each.double().mean(dim=(1, 2)).numpy(), each) for name, each in maps.items()}
-    with Progress("control: no network", len(PLAIN)) as progress:
+    # One thread, or the last digits would depend on how many there are.
+    with Progress("control: no network", len(PLAIN)) as progress, threadpool_limits(1):
         for name, method in PLAIN.items():
             found[name] = Control(method(known, asked))
             progress.update()

@@ -26,6 +26,7 @@ from typing import NamedTuple, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from raccgan.models.maps import smoothed
@@ -179,10 +180,11 @@ class Gaussian(nn.Module):
         rank = self.directions.shape[-2]
         members = v.double().cpu().numpy()
         self.images[y] = len(v)
-        for place in range(v.shape[1]) if v.dim() == 3 else (...,):
-            fitted = _fitted(members[:, place], rank)
-            for buffer, value in zip(list(self.buffers())[1:], fitted, strict=True):
-                buffer[y][place] = torch.as_tensor(value)
+        with threadpool_limits(1):  # or the last digits would depend on how many there are
+            for place in range(v.shape[1]) if v.dim() == 3 else (...,):
+                fitted = _fitted(members[:, place], rank)
+                for buffer, value in zip(list(self.buffers())[1:], fitted, strict=True):
+                    buffer[y][place] = torch.as_tensor(value)
 
 
 def _fitted(v: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:

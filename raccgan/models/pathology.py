@@ -74,12 +74,13 @@ class Pathology(nn.Module):
     def observe(self, x: Tensor) -> Observed:
         """All of :class:`Observed` of images x [N, C, H, W] in [-1, 1]."""
         outputs = self._trunk(x)
-        means = torch.cat([h.mean(dim=(2, 3)) for h in outputs], dim=1)
-        deviations = torch.cat([h.std(dim=(2, 3)) for h in outputs], dim=1)
+        means = [h.mean(dim=(2, 3)) for h in outputs]
+        centred = (h - mean[:, :, None, None] for h, mean in zip(outputs, means, strict=True))
+        deviations = [h.square().mean(dim=(2, 3)).sqrt() for h in centred]
         at = [F.avg_pool2d(h, h.shape[-1] // self.places).flatten(2) for h in outputs[: self.placed]]
         grids = (contrasts(x, min(grid, x.shape[-1] // 2)) for grid in GRIDS)
         return Observed(
-            self._logit(outputs[-1]), torch.cat([means, deviations], dim=1), torch.cat(at, dim=1).mT, *grids
+            self._logit(outputs[-1]), torch.cat([*means, *deviations], dim=1), torch.cat(at, dim=1).mT, *grids
         )
 
     def _trunk(self, x: Tensor) -> list[Tensor]:

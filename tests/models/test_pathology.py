@@ -24,7 +24,10 @@ def test_what_is_observed_has_the_sizes_that_are_fitted(size: int, multipliers: 
     assert seen.places.shape[1] == head.places**2
     for name, coordinates in head.sizes.items():
         assert getattr(seen, name).shape[-1] == coordinates, name
-    assert_each_close(seen.features[:, :4], outputs[0].mean(dim=(2, 3))[:, :4], rtol=1e-4, atol=1e-6)
+    first, half = outputs[0].shape[1], seen.features.shape[1] // 2
+    assert_each_close(seen.features[:, :first], outputs[0].mean(dim=(2, 3)), rtol=1e-4, atol=1e-6)
+    spread = outputs[0].std(dim=(2, 3), correction=0)
+    assert_each_close(seen.features[:, half : half + first], spread, rtol=1e-4, atol=1e-6)
     at = F.adaptive_avg_pool2d(outputs[0], head.places)
     assert_each_close(seen.places[:, 1, : at.shape[1]], at[:, :, 0, 1], rtol=1e-4, atol=1e-6)
 
