@@ -128,17 +128,15 @@ def export(graph: ScoringGraph, form: str, *, channels: int, size: int, opset: i
 def _onnx(program: Any, outputs: Sequence[str], opset: int) -> Any:
     import onnx
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        made = torch.onnx.export(
-            program,
-            dynamo=True,
-            input_names=["images"],
-            output_names=list(outputs),
-            opset_version=opset,
-            external_data=False,
-            verbose=False,
-        )
+    made = torch.onnx.export(
+        program,
+        dynamo=True,
+        input_names=["images"],
+        output_names=list(outputs),
+        opset_version=opset,
+        external_data=False,
+        verbose=False,
+    )
     assert made is not None
     model = _with_named_batch(made.model_proto)
     if (version := versions(model)["opset"]) != opset:

@@ -87,17 +87,6 @@ def kind_of(path: Path) -> str:
     return next((what for at, mark, what in _KINDS if lower[at : at + len(mark)] == mark.lower()), "")
 
 
-def frames_of_tiff(path: Path) -> int:
-    """How many pages a TIFF has; 1 for other files, whose frames are one picture or an animation."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return 1
-    try:
-        with open_image(path) as opened:
-            return int(getattr(opened, "n_frames", 1))
-    except Exception:  # a damaged file makes Pillow raise anything, and is named where it is decoded
-        return 1
-
-
 _in_work = 0
 _less_in_work = threading.Condition()
 
