@@ -14,7 +14,7 @@ import numpy as np
 from raccgan.data.images.decode import is_colour, read_mask, read_unit
 from raccgan.data.images.opening import open_image
 from raccgan.data.listing import left_out_line
-from raccgan.data.samples import Pixels, Sample, Source, spread
+from raccgan.data.samples import Pixels, Sample, Source, natural_key, spread
 from raccgan.data.splits import Split
 from raccgan.errors import InputError
 
@@ -62,10 +62,11 @@ def _parts(source: Source, split: Split | None) -> str:
 
 def _by_class(samples: Iterable[Sample], most: int = 10) -> str:
     counts = Counter(sample.label for sample in samples)
-    shown = [f"{label} {count}" for label, count in list(counts.items())[:most]]
-    if len(counts) > most:
-        shown.append(f"{len(counts) - most} classes more {sum(list(counts.values())[most:])}")
-    return ", ".join(shown)
+    shown = sorted(counts, key=natural_key)[:most]
+    words = [f"{label} {counts[label]}" for label in shown]
+    if more := len(counts) - len(shown):
+        words.append(f"{more} classes more {counts.total() - sum(counts[label] for label in shown)}")
+    return ", ".join(words)
 
 
 def _masks(source: Source, split: Split | None) -> str:

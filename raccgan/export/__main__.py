@@ -53,10 +53,9 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"--format {given.format} needs {', '.join(missing)}: run pip install -e '.[export]'")
     if given.opset is not None and given.format != "onnx":
         raise InputError(f"--opset is of --format onnx; --format {given.format} has none")
-    if given.opset is not None and not graph.OPSETS[0] <= given.opset <= graph.OPSETS[1]:
-        raise InputError(
-            f"--opset {given.opset} cannot be written; it must be from {graph.OPSETS[0]} to {graph.OPSETS[1]}"
-        )
+    first, last = graph.OPSETS
+    if given.opset is not None and not first <= given.opset <= last:
+        raise InputError(f"--opset {given.opset} cannot be written; it must be from {first} to {last}")
     stored = checkpoints.load(given.run)
     config = checkpoints.config_of(stored)
     options.settle_libraries()

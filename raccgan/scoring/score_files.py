@@ -93,7 +93,7 @@ def _meant(argument: str, out: Path | None, problems: list[str], left_out: LeftO
     for match in matches:
         if not is_image_name(match.name) and not match.is_dir():
             left_out.add("files of other kinds", match.suffix.lower() or "no ending")
-    for match in other_case:
+    for match in sorted(other_case):
         left_out.add("files whose names match the pattern in other case alone", printable(match.name))
     if not images:
         left = f" (left out: {left_out_line(left_out)})" if left_out else ""

@@ -75,7 +75,7 @@ def _inmost(folder: Path) -> list[Path]:
     """The folder, and the ``images/`` or ``data/`` in it that holds all but masks, and so on."""
     holders = [folder]
     while True:
-        inside = [path for path in subfolders(holders[-1]) if not is_mask_folder(path)]
+        inside = _without_masks(holders[-1])
         if len(inside) != 1 or not is_container(inside[0].name):
             return holders
         holders.append(inside[0])
@@ -121,7 +121,7 @@ def load_split(folder: Path, *, base: Path, name: str, but: Sequence[str] = ()) 
 
 def _has_parts_in_classes(folder: Path) -> bool:
     """True where a folder holds classes, and each of these its images in ``train/`` and ``test/``, or one of them."""
-    classes = [path for path in subfolders(folder) if not is_mask_folder(path)]
+    classes = _without_masks(folder)
     inside = [subfolders(path) for path in classes]
     if not classes or not all(parts and all(split_of(part.name) for part in parts) for parts in inside):
         return False
@@ -132,11 +132,15 @@ def _has_categories(folder: Path) -> bool:
     """True where the folders in ``folder`` are data sets of their own."""
     if is_split(folder) or _has_parts_in_classes(folder):
         return False
-    inside = [path for path in subfolders(folder) if not is_mask_folder(path) and not is_container(path.name)]
+    inside = [path for path in _without_masks(folder) if not is_container(path.name)]
     return any(map(is_split, inside)) or (bool(inside) and all(map(_is_sorted, inside)))
 
 
 def _is_sorted(folder: Path) -> bool:
     """True where a folder holds a normal class by its usual name, and another class beside it."""
-    inside = [path for path in subfolders(_inmost(folder)[-1]) if not is_mask_folder(path)]
+    inside = _without_masks(_inmost(folder)[-1])
     return len(inside) > 1 and any(path.name.casefold() in NORMAL_NAMES for path in inside)
+
+
+def _without_masks(folder: Path) -> list[Path]:
+    return [path for path in subfolders(folder) if not is_mask_folder(path)]
