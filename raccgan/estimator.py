@@ -62,7 +62,7 @@ class RACCGAN(BaseEstimator):  # type: ignore[misc]  # scikit-learn brings no an
 
     Attributes:
         detector_: the :class:`raccgan.scoring.detector.Detector`, whose ``score`` has maps, masks and boxes too.
-        threshold_: above it an image is anomalous. It may be replaced.
+        threshold_: above it an image is anomalous. It may be replaced, which leaves that of ``detector_`` as it is.
         decision_scores_: float64 [N], the scores of the images of ``fit``, those held out among them.
         labels_: int64 [N], what ``predict`` says of them.
     """
@@ -179,7 +179,7 @@ class RACCGAN(BaseEstimator):  # type: ignore[misc]  # scikit-learn brings no an
         if taken := sorted(given.keys() & _OURS):
             raise InputError(f"settings cannot hold {', '.join(taken)}: fit, contamination and random_state say that")
         given |= {"quantile": round(1 - self.contamination, 12), "seed": int(self.random_state)}
-        given["dataset"] = str(X) if isinstance(X, (str, Path)) else "images"
+        given["dataset"] = str(X) if isinstance(X, (str, Path)) else "images given to RACCGAN.fit"
         return make_config(self.preset or "mnist-small", given if self.preset else SMALL | given)
 
 
