@@ -263,5 +263,5 @@ def overlay_of(result: Result, scale: MapScale, boxes: Sequence[Mapping[str, Any
     if boxes:
         assert result.pixel_threshold is not None
         drawn = outlined(drawn, laid > np.float64(result.pixel_threshold), PREDICTED)
-        drawn = boxed(drawn, boxes, width / result.place.width)
+        drawn = boxed(drawn, boxes, (result.place.height, result.place.width))
     return Image.fromarray(drawn)
