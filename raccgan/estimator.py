@@ -31,11 +31,11 @@ from raccgan.scoring.scorer import Scorer
 from raccgan.training.loop import PHASES, Training
 from raccgan.training.run import Run, fewer_a_batch, readable
 
+# What the preset mnist-small is changed by where no preset is named: a few minutes on a CPU.
 SMALL = {"image_size": 32, "score": "both", "threads": 0}
-"""What the preset ``mnist-small`` is changed by where no preset is named: a few minutes on a CPU."""
-
-NORMAL = "normal"
-"""The class of images that come without one."""
+NORMAL = "normal"  # the class of images that come without one
+_NAMED = ("image_size", "gan_steps", "encoder_steps")  # settings that have an argument each
+_OURS = frozenset({"dataset", "quantile", "seed"})  # settings that other arguments decide
 
 Floats = NDArray[np.float64]
 
@@ -181,13 +181,6 @@ class RACCGAN(BaseEstimator):  # type: ignore[misc]  # scikit-learn brings no an
         given |= {"quantile": round(1 - self.contamination, 12), "seed": int(self.random_state)}
         given["dataset"] = str(X) if isinstance(X, (str, Path)) else "images given to RACCGAN.fit"
         return make_config(self.preset or "mnist-small", given if self.preset else SMALL | given)
-
-
-_NAMED = ("image_size", "gan_steps", "encoder_steps")
-"""Settings that have an argument each."""
-
-_OURS = frozenset({"dataset", "quantile", "seed"})
-"""Settings that other arguments decide."""
 
 
 def _run_of(config: Config, X: Batch, device: Any) -> tuple[Run, dict[str, int]]:

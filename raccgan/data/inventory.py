@@ -18,9 +18,7 @@ from raccgan.data.samples import Pixels, Sample, Source, natural_key, spread
 from raccgan.data.splits import Split
 from raccgan.errors import InputError
 
-DARK = 1 / 16
-"""A set of images of which none passes this share of its scale was stored with fewer bits than its files have."""
-
+DARK = 1 / 16  # images of which none passes this share of its scale have fewer bits than their files
 MOST_HEADERS = 200
 MOST_DECODED = 50
 

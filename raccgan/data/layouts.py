@@ -23,15 +23,14 @@ SPLIT_NAMES: dict[str, SplitName] = {
     "valid": "valid", "val": "valid", "validation": "valid", "validate": "valid", "dev": "valid",
 }  # fmt: skip
 
+# Words beside the name of a part that change nothing: test_public, train-set.
 BESIDE_SPLIT = frozenset({"set", "data", "dataset", "part", "split", "public", "images", "image", "imgs", "img"})
-"""Words beside the name of a part that change nothing: ``test_public``, ``train-set``, ``trainset``."""
 
+# Folders that only hold the images of the folder they lie in, or its classes.
 CONTAINERS = frozenset({"images", "image", "imgs", "img", "data", "pictures", "photos", "rgb"})
-"""Folders that only hold the images of the folder they lie in, or its classes."""
 
 MASK_WORDS = r"ground[ _.-]?truths?|gts?|masks?"
-WEAK_MASK_WORDS = r"labels?|annotations?|annos?|segmentations?|segs?"
-"""Words for masks that may as well name a class: what the files look like decides."""
+WEAK_MASK_WORDS = r"labels?|annotations?|annos?|segmentations?|segs?"  # or names of classes: the files decide
 
 _WORD = rf"(?:{MASK_WORDS}|{WEAK_MASK_WORDS})"
 _AT_END = re.compile(rf"(?:^{_WORD}|[ _.-]+{_WORD}(?:[ _.-]?[0-9]+)?)$", re.IGNORECASE)
@@ -39,12 +38,10 @@ _AT_START = re.compile(rf"^{_WORD}(?:[ _.-]+|$)", re.IGNORECASE)
 _STRONG = re.compile(MASK_WORDS, re.IGNORECASE)
 _NEVER_A_CLASS = re.compile(r"ground[ _.-]?truths?|gts?", re.IGNORECASE)
 
-OUR_FILES = (
+OUR_FILES = (  # a folder that holds all of one of these is a run of ours, or its results
     frozenset({".raccgan-lock"}), frozenset({"scores.part"}), frozenset({"summary.json", "scores.csv"}),
     frozenset({"metrics.json", "scores.csv"}), frozenset({"checkpoint.safetensors"}),
 )  # fmt: skip
-"""A folder that holds all of one of these is a run of ours, or its results."""
-
 OUR_PICTURES = frozenset({"samples.png", "reconstructions.png", "roc.png", "losses.png"})
 OUR_FOLDERS = frozenset({"overlays", "maps"})
 

@@ -15,21 +15,18 @@ from raccgan.data.layouts import OUR_FOLDERS, OUR_PICTURES, bare, is_mask_folder
 from raccgan.data.samples import natural_key, printable
 from raccgan.errors import InputError
 
-IMAGE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(  # in upper or lower case; files with other endings are left out, counted
     (
         ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".bmp", ".dib", ".tif", ".tiff", ".webp",
         ".gif", ".pgm", ".ppm", ".pbm", ".pnm",
     )
 )  # fmt: skip
-"""Files with other endings are no images and are left out, counted; upper and lower case are one."""
+_NO_DATA = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})  # hidden files of other systems
 
-_NO_DATA = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
-"""What other systems leave beside files: hidden ones by another name."""
-
+# Reasons to leave out.
 RESULTS = "results of raccgan"
 MASKS = "masks"
 LINKS = "linked folders, which are not followed"
-"""Three reasons to leave out."""
 
 
 class LeftOut(dict[str, Counter[str]]):

@@ -23,7 +23,7 @@ from raccgan.models.checkpoint import Checkpoint, config_of, networks_of
 from raccgan.scoring.record import TERMS
 from raccgan.scoring.scorer import ScoreModule, Scorer
 
-OUTPUTS = {
+OUTPUTS = {  # without "mask" where the checkpoint holds no threshold of pixels
     "score": "[batch] float32: the anomaly score, higher is more anomalous",
     "nearest_class": "[batch] int64: the place in classes of the normal class that the score is under",
     "anomalous": "[batch] bool: true if, and only if, the score is not at most the threshold",
@@ -31,10 +31,8 @@ OUTPUTS = {
     "map": "[batch, size, size] float32: squared difference per pixel, mean over channels, smoothed",
     "mask": "[batch, size, size] bool: true where the map is not at most the threshold of pixels",
 }
-"""Without ``mask`` where the checkpoint holds no threshold of pixels."""
 
-OPSETS = (18, 25)
-"""The versions of ONNX's operators that exports were tried with; PyTorch translates for none below."""
+OPSETS = (18, 25)  # versions of ONNX's operators that exports were tried with; PyTorch translates for none below
 
 INPUTS = {"float32": "[-1, 1]: pixel / 255 * 2 - 1", "uint8": "0 to 255, as decoded and resized"}
 

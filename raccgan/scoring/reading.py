@@ -34,11 +34,8 @@ Batch: TypeAlias = "One | Iterable[One]"
 image in colour where the last axis is at most 4, else N grey ones. Three grey ones could be the planes of one in
 colour, so an array [3, H, W] is refused: such images come as a list or as [3, H, W, 1]."""
 
-CHUNK = 8
-"""Images that one thread decodes at a time: handing over one small image costs as much as decoding it."""
-
-SIGNED = (-1.0, 1.0)
-"""The range of a tensor's values unless the caller says otherwise."""
+CHUNK = 8  # images that one thread decodes at a time: handing over a small image costs as much as decoding it
+SIGNED = (-1.0, 1.0)  # the range of a tensor's values unless the caller says otherwise
 
 
 @dataclass(frozen=True)

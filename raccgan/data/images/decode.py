@@ -137,9 +137,10 @@ def _laid(mask: NDArray[np.bool_], path: Path, image: Path | Pixels, lies: _Lies
         if stored and not upright:
             mask = turn(mask)
         elif stored:
+            assert isinstance(image, Path)  # an array has no orientation
             raise InputError(
-                f"{_name(image)} is turned by its EXIF orientation {lies.orientation}, and {printable(path)} has none, "
-                "so that nobody can tell whether it was drawn before or after: save both upright"
+                f"{printable(image)} is turned by its EXIF orientation {lies.orientation}, and {printable(path)} has "
+                "none, so that nobody can tell whether it was drawn before or after: save both upright"
             )
     if mask.shape == (lies.height, lies.width):
         return mask
@@ -154,10 +155,6 @@ def _laid(mask: NDArray[np.bool_], path: Path, image: Path | Pixels, lies: _Lies
 def _alike(one: tuple[int, ...], other: tuple[int, int]) -> bool:
     """True where two sizes have the same proportions, up to the rounding of a size."""
     return abs(one[0] * other[1] - one[1] * other[0]) <= max(other)
-
-
-def _name(image: Path | Pixels) -> str:
-    return printable(image) if isinstance(image, Path) else "the array"
 
 
 def count_channels(samples: Sequence[Sample], most: int = 200) -> int:

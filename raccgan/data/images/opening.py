@@ -48,8 +48,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 
 # The first bytes of files that are often taken for images of the kinds above: (place, bytes, what the file is).
 _KINDS = (
-    (4, b"ftypavif", "an AVIF image"),
-    (4, b"ftypavis", "an AVIF image"),
+    (4, b"ftypavi", "an AVIF image"),
     (4, b"ftyphei", "an HEIC image"),
     (4, b"ftyphev", "an HEIC image"),
     (4, b"ftypmif1", "an HEIC or AVIF image"),

@@ -25,17 +25,14 @@ from raccgan.outputs.terminal import one_line
 
 COLUMNS = ("path", "label", "split")
 
-NAMES = {
+NAMES = {  # what other programs call the columns
     "path": ("image", "image_path", "file_name", "filename", "filepath", "file_path", "file", "img", "img_path"),
     "label": ("class", "class_name", "target", "defect", "defect_type"),
     "split": ("set", "subset", "partition", "phase"),
     "mask": ("mask_path", "mask_file", "mask_filename", "ground_truth", "gt", "gt_path"),
     "category": ("object",),
 }
-"""What other programs call the columns."""
-
 SEPARATORS = ",;\t"
-
 LONGEST_LINE = 1 << 18  # characters; a file without line ends would otherwise be read whole
 
 

@@ -33,8 +33,7 @@ from raccgan.data.sources.masks import pair, place_of
 from raccgan.data.splits import closest, split_by_class
 from raccgan.errors import InputError
 
-BY_MASK = ("good", "anomalous")
-"""The classes of images that only their masks tell apart."""
+BY_MASK = ("good", "anomalous")  # the classes of images that only their masks tell apart
 
 
 class Reading:
