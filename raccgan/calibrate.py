@@ -82,7 +82,7 @@ def _parser() -> options.Parser:
     )
     options.add_threshold(parser)
     options.add_label_policy(parser)
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+    options.add_places(parser, data_root=False, out=None)
     options.add_settings(parser, ("kernels", "score_batch"))
     return parser
 

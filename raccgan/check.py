@@ -21,11 +21,9 @@ EXAMPLES = """\
 
 exit status:
   0  the data can be trained on
-  1  some images or lines of a list cannot be read; they are named
+  1  some images, their masks, or lines of a list cannot be used; they are named
   2  nothing can be trained on: a line says why
 """
-
-SETTINGS = ("category", "protocol", "normal", "held_out", "fit")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -54,8 +52,9 @@ def main(arguments: Sequence[str]) -> int:
     run = Run(replace(config, image_size=8), split, source, source.channels, pick_device("cpu"))
     read, _ = readable(run)
     lost = sum(len(getattr(split, part)) - len(getattr(read.split, part)) for part in ("train", "held_out", "test"))
-    tell(f"{lost + len(problems)} images cannot be read" if lost + len(problems) else "every image can be read")
-    return 1 if lost + len(problems) else 0
+    lost += len(problems)
+    tell(f"{lost} cannot be used: see the lines on what was skipped" if lost else "every image can be read")
+    return 1 if lost else 0
 
 
 def _parser() -> options.Parser:
@@ -64,7 +63,7 @@ def _parser() -> options.Parser:
     )
     parser.add_argument("dataset", metavar="DATASET", help="a folder, a .csv list, or a name, as --dataset of train")
     options.add_places(parser, device=False, out=None)
-    options.add_settings(parser, SETTINGS)
+    options.add_settings(parser, ("category", "protocol", "normal", "held_out", "fit"))
     return parser
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,24 +16,25 @@ from sklearn.utils.validation import check_is_fitted
 
 from raccgan.config import Config, make_config
 from raccgan.data.images.decode import count_channels
-from raccgan.data.listing import IMAGE_SUFFIXES, list_images, visible
+from raccgan.data.listing import images_in, list_images
 from raccgan.data.samples import Sample, Source, printable
 from raccgan.data.sources.registry import SOURCES, load_source
-from raccgan.data.splits import Split, hash_order, make_split, names_of, text_of
+from raccgan.data.splits import Split, hold_out, make_split, names_of, text_of
 from raccgan.errors import InputError
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.devices import pick_device, require_kernels, settle
+from raccgan.outputs.files import prepare_out
 from raccgan.scoring.calibration import calibrate, fitted_scorer
 from raccgan.scoring.detector import Detector
 from raccgan.scoring.reading import Batch, Reader
 from raccgan.training.loop import PHASES, Training
 from raccgan.training.run import Run, fewer_a_batch, readable
 
+# What the preset mnist-small is changed by where no preset is named: a few minutes on a CPU.
 SMALL = {"image_size": 32, "score": "both", "threads": 0}
-"""What the preset ``mnist-small`` is changed by where no preset is named: a few minutes on a CPU."""
-
-NORMAL = "normal"
-"""The class of images that come without one."""
+NORMAL = "normal"  # the class of images that come without one
+_NAMED = ("image_size", "gan_steps", "encoder_steps")  # settings that have an argument each
+_OURS = frozenset({"dataset", "quantile", "seed"})  # settings that other arguments decide
 
 Floats = NDArray[np.float64]
 
@@ -59,7 +61,7 @@ class RACCGAN(BaseEstimator):  # type: ignore[misc]  # scikit-learn brings no an
 
     Attributes:
         detector_: the :class:`raccgan.scoring.detector.Detector`, whose ``score`` has maps, masks and boxes too.
-        threshold_: above it an image is anomalous. It may be replaced.
+        threshold_: above it an image is anomalous. It may be replaced, which leaves that of ``detector_`` as it is.
         decision_scores_: float64 [N], the scores of the images of ``fit``, those held out among them.
         labels_: int64 [N], what ``predict`` says of them.
     """
@@ -113,7 +115,8 @@ class RACCGAN(BaseEstimator):  # type: ignore[misc]  # scikit-learn brings no an
             training.calibration = calibrate(scorer, held_out, quantile=run.config.quantile)
             training.save(PHASES[-1])
             stored = checkpoints.load(file)
-        self._detect_with(Detector(stored, training.calibration.threshold, device))
+        self.detector_ = Detector(stored, training.calibration.threshold, device)
+        self.threshold_ = self.detector_.threshold
         seen = sorted((*run.split.train, *run.split.held_out), key=lambda sample: order[sample.key])
         self.decision_scores_ = self.decision_function([sample.image for sample in seen])
         self.labels_ = (self.decision_scores_ > self.threshold_).astype(np.int64)
@@ -149,8 +152,7 @@ class RACCGAN(BaseEstimator):  # type: ignore[misc]  # scikit-learn brings no an
             InputError: the folder cannot be written.
         """
         check_is_fitted(self, "detector_")
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = prepare_out(path)
         stored = replace(self.detector_.stored, threshold=float(self.threshold_))
         checkpoints.save(folder / checkpoints.NAME, stored)
 
@@ -162,44 +164,39 @@ class RACCGAN(BaseEstimator):  # type: ignore[misc]  # scikit-learn brings no an
             InputError: no such checkpoint or device, or its training is not finished.
         """
         detector = Detector.load(path, device=device)
-        config = detector.config
-        made = cls(contamination=round(1 - config.quantile, 12), random_state=config.seed, device=device)
-        named = ("image_size", "gan_steps", "encoder_steps")
-        made.set_params(**{name: getattr(config, name) for name in named})
-        made.settings = {k: v for k, v in config.to_dict().items() if k not in (*named, *_OURS)}
-        made._detect_with(detector)
+        settings = detector.config.to_dict()
+        made = cls(contamination=round(1 - settings["quantile"], 12), random_state=settings["seed"], device=device)
+        made.set_params(**{name: settings[name] for name in _NAMED})
+        made.settings = {name: value for name, value in settings.items() if name not in (*_NAMED, *_OURS)}
+        made.detector_, made.threshold_ = detector, detector.threshold
         return made
 
-    def _detect_with(self, detector: Detector) -> None:
-        self.detector_, self.threshold_ = detector, detector.threshold
-
     def _config(self, X: Batch) -> Config:
-        named = {name: getattr(self, name) for name in ("image_size", "gan_steps", "encoder_steps")}
-        given = {name: value for name, value in named.items() if value is not None} | dict(self.settings or {})
+        given = {name: value for name in _NAMED if (value := getattr(self, name)) is not None}
+        given |= self.settings or {}
         if taken := sorted(given.keys() & _OURS):
             raise InputError(f"settings cannot hold {', '.join(taken)}: fit, contamination and random_state say that")
         given |= {"quantile": round(1 - self.contamination, 12), "seed": int(self.random_state)}
-        given["dataset"] = str(X) if isinstance(X, (str, Path)) else "images"
+        given["dataset"] = str(X) if isinstance(X, (str, Path)) else "images given to RACCGAN.fit"
         return make_config(self.preset or "mnist-small", given if self.preset else SMALL | given)
-
-
-_OURS = frozenset({"dataset", "quantile", "seed"})
-"""Settings that other arguments decide."""
 
 
 def _run_of(config: Config, X: Batch, device: Any) -> tuple[Run, dict[str, int]]:
     """The normal images to train on and those held out for the threshold, and the place of each by its key."""
     require_kernels(config.kernels, device)
-    if isinstance(X, (str, Path)) and not _is_of_normal_images(Path(X)):
-        source = load_source(str(X), Path("data"), category=config.category or None)
+    images: Any = X
+    if isinstance(X, (str, Path)) and str(X) not in SOURCES and Path(X).is_dir() and images_in(Path(X)):
+        images = list_images(Path(X))  # a folder of normal images, and not of classes alone
+    if isinstance(images, (str, Path)):
+        source = load_source(str(X), Path(os.environ.get("RACCGAN_DATA") or "data"), category=config.category or None)
         normal = names_of(config.normal, source.classes)
         split = make_split(source, config.protocol or None, normal, held_out=config.held_out, seed=config.seed)
         split = replace(split, test=(), spare=())
         config = replace(config, protocol=config.protocol or source.default_protocol)
     else:
-        images: Any = list_images(Path(X)) if isinstance(X, (str, Path)) else X
         samples = _samples(images, Reader(config, config.channels or 3))
-        split = _split(samples, config)
+        train, held_out = hold_out(samples, config.held_out, config.seed)
+        split = Split((NORMAL,), tuple(train), tuple(held_out), ())
         source = Source("images", samples, (NORMAL,), count_channels(samples), (NORMAL,), config.protocol)
     config = replace(config, normal=text_of(split.normal_classes))
     order = {sample.key: place for place, sample in enumerate(source.samples)}
@@ -212,16 +209,3 @@ def _samples(images: Batch, reader: Reader) -> tuple[Sample, ...]:
         raise InputError(f"{len(pixels)} images to train on: at least two are needed, one of them for the threshold")
     keys = [f"{i} {printable(image)}" if isinstance(image, Path) else str(i) for i, image in enumerate(pixels)]
     return tuple(Sample(key, NORMAL, "train", image) for key, image in zip(keys, pixels, strict=True))
-
-
-def _split(samples: Sequence[Sample], config: Config) -> Split:
-    kept = max(1, min(round(config.held_out * len(samples)), len(samples) - 1))
-    chosen = set(hash_order((sample.key for sample in samples), salt=f"held out {config.seed}")[:kept])
-    train, held_out = (tuple(s for s in samples if (s.key in chosen) == wanted) for wanted in (False, True))
-    return Split((NORMAL,), train, held_out, ())
-
-
-def _is_of_normal_images(path: Path) -> bool:
-    """Whether a path is a folder with images in it, and not with folders of classes alone."""
-    named = str(path) not in SOURCES and path.is_dir()
-    return named and any(file.suffix.lower() in IMAGE_SUFFIXES for file in visible(path))

@@ -129,6 +129,12 @@ def test_nothing_is_scored_before_fitting() -> None:
         RACCGAN().save("nowhere")
 
 
+def test_a_place_that_cannot_be_written_is_named(fitted: RACCGAN, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="it is an ordinary file"):
+        fitted.save(tmp_path / "file")
+
+
 @pytest.mark.parametrize(
     "check",
     [

@@ -7,19 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from raccgan.data.images.decode import is_colour, read_mask, read_unit
-from raccgan.data.images.opening import frames_of_tiff, open_image
+from raccgan.data.images.opening import open_image
 from raccgan.data.listing import left_out_line
-from raccgan.data.samples import Pixels, Sample, Source, spread
+from raccgan.data.samples import Pixels, Sample, Source, natural_key, spread
 from raccgan.data.splits import Split
 from raccgan.errors import InputError
 
-DARK = 1 / 16
-"""A set of images of which none passes this share of its scale was stored with fewer bits than its files have."""
-
+DARK = 1 / 16  # images of which none passes this share of its scale have fewer bits than their files
 MOST_HEADERS = 200
 MOST_DECODED = 50
 
@@ -37,10 +36,12 @@ def about_images(
     """Depth and size of images, what is left out by reason, and a note where all are nearly black and not levelled."""
     some = spread(images, MOST_HEADERS)
     found = [header for header in map(_header, some) if header is not None]
-    line = f"{len(images)} images: " + (f"{_depths(found)}, {_sizes(found)}" if found else "none can be read")
+    line = f"{len(images)} images: {_depths_and_sizes(found) if found else 'none can be read'}"
     if left_out:
         line += f"; left out: {left_out_line(left_out)}"
-    return [line, *_frames(some), *(_darkness(images) if brightness == "keep" else ())]
+    paged = sum(header.pages > 1 for header in found)
+    pages = [f"note: {paged} TIFF files have several pages, of which the first is read"] if paged else []
+    return [line, *pages, *(_darkness(images) if brightness == "keep" else ())]
 
 
 def _parts(source: Source, split: Split | None) -> str:
@@ -59,10 +60,11 @@ def _parts(source: Source, split: Split | None) -> str:
 
 def _by_class(samples: Iterable[Sample], most: int = 10) -> str:
     counts = Counter(sample.label for sample in samples)
-    shown = [f"{label} {count}" for label, count in list(counts.items())[:most]]
-    if len(counts) > most:
-        shown.append(f"{len(counts) - most} classes more {sum(list(counts.values())[most:])}")
-    return ", ".join(shown)
+    shown = sorted(counts, key=natural_key)[:most]
+    words = [f"{label} {counts[label]}" for label in shown]
+    if more := len(counts) - len(shown):
+        words.append(f"{more} classes more {counts.total() - sum(counts[label] for label in shown)}")
+    return ", ".join(words)
 
 
 def _masks(source: Source, split: Split | None) -> str:
@@ -81,16 +83,15 @@ def _odd_masks(source: Source, split: Split | None, most: int = 100) -> list[str
     """Notes on masks that mark nothing, or most of the image, or something in a normal image; of ``most`` at most."""
     masked = spread([sample for sample in source.samples if sample.mask is not None], most)
     with ThreadPoolExecutor() as pool:
-        shares = dict(zip((sample.key for sample in masked), pool.map(_share, masked), strict=True))
+        shares = list(zip(masked, pool.map(_share, masked), strict=True))
     of = f"of {len(masked)} masks"
     notes = []
     normal = split.normal_classes if split is not None else source.default_normal
-    empty = sum(shares[sample.key] == 0 for sample in masked if normal and sample.label not in normal)
-    if empty:
+    if empty := sum(share == 0 for sample, share in shares if normal and sample.label not in normal):
         notes.append(f"{empty} {of} mark nothing, in images that are not normal: they are left out of pixel metrics")
-    if marked := sum((shares[sample.key] or 0) > 0 for sample in masked if sample.label in normal):
+    if marked := sum((share or 0) > 0 for sample, share in shares if sample.label in normal):
         notes.append(f"{marked} {of} mark pixels of a normal image: look at them, or name other normal classes")
-    large = sum((share or 0) > 0.5 for share in shares.values())
+    large = sum((share or 0) > 0.5 for _, share in shares)
     if large > len(masked) / 2:
         notes.append(f"{large} {of} mark more than half of the image: white is anomalous, so invert them if black is")
     return notes
@@ -123,31 +124,30 @@ def _darkness(images: Sequence[Path | Pixels]) -> list[str]:
     ]
 
 
-def _frames(some: Sequence[Path | Pixels]) -> list[str]:
-    several = sum(isinstance(image, Path) and frames_of_tiff(image) > 1 for image in some)
-    return [f"note: {several} TIFF files have several pages, of which the first is read"] if several else []
+class _Header(NamedTuple):
+    depth: str
+    width: int
+    height: int
+    pages: int  # of a TIFF; frames of other files are one picture or an animation
 
 
-def _header(image: Path | Pixels) -> tuple[str, int, int] | None:
-    """Depth in words, width and height."""
+def _header(image: Path | Pixels) -> _Header | None:
     colour = "colour" if is_colour(image) else "grey"
     if not isinstance(image, Path):
-        return f"{8 * image.dtype.itemsize}-bit {colour}", image.shape[1], image.shape[0]
+        return _Header(f"{8 * image.dtype.itemsize}-bit {colour}", image.shape[1], image.shape[0], 1)
     try:
         with open_image(image) as opened:
             mode = opened.mode
             bits = {"1": 1, "I": 32, "F": 32}.get(mode, 16 if mode.startswith("I;16") else 8)
-            return f"{bits}-bit {colour}", opened.width, opened.height
+            pages = getattr(opened, "n_frames", 1) if opened.format == "TIFF" else 1
+            return _Header(f"{bits}-bit {colour}", opened.width, opened.height, pages)
     except Exception:  # a damaged file makes Pillow raise anything, and is named where all files are read
         return None
 
 
-def _depths(found: Sequence[tuple[str, int, int]]) -> str:
-    return " and ".join(depth for depth, _ in Counter(depth for depth, _, _ in found).most_common())
-
-
-def _sizes(found: Sequence[tuple[str, int, int]]) -> str:
-    sizes = np.array([size for _, *size in found])
+def _depths_and_sizes(found: Sequence[_Header]) -> str:
+    depths = " and ".join(depth for depth, _ in Counter(header.depth for header in found).most_common())
+    sizes = np.array([(header.width, header.height) for header in found])
     (width, height), (widest, highest) = sizes.min(axis=0), sizes.max(axis=0)
     largest = f" to {widest} x {highest}" if (width, height) != (widest, highest) else ""
-    return f"{width} x {height}{largest} pixels"
+    return f"{depths}, {width} x {height}{largest} pixels"

@@ -10,6 +10,7 @@ from collections.abc import Set
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raccgan.data.images.opening import open_image
 from raccgan.data.samples import SplitName
@@ -22,15 +23,14 @@ SPLIT_NAMES: dict[str, SplitName] = {
     "valid": "valid", "val": "valid", "validation": "valid", "validate": "valid", "dev": "valid",
 }  # fmt: skip
 
+# Words beside the name of a part that change nothing: test_public, train-set.
 BESIDE_SPLIT = frozenset({"set", "data", "dataset", "part", "split", "public", "images", "image", "imgs", "img"})
-"""Words beside the name of a part that change nothing: ``test_public``, ``train-set``, ``trainset``."""
 
+# Folders that only hold the images of the folder they lie in, or its classes.
 CONTAINERS = frozenset({"images", "image", "imgs", "img", "data", "pictures", "photos", "rgb"})
-"""Folders that only hold the images of the folder they lie in, or its classes."""
 
 MASK_WORDS = r"ground[ _.-]?truths?|gts?|masks?"
-WEAK_MASK_WORDS = r"labels?|annotations?|annos?|segmentations?|segs?"
-"""Words for masks that may as well name a class: what the files look like decides."""
+WEAK_MASK_WORDS = r"labels?|annotations?|annos?|segmentations?|segs?"  # or names of classes: the files decide
 
 _WORD = rf"(?:{MASK_WORDS}|{WEAK_MASK_WORDS})"
 _AT_END = re.compile(rf"(?:^{_WORD}|[ _.-]+{_WORD}(?:[ _.-]?[0-9]+)?)$", re.IGNORECASE)
@@ -38,12 +38,10 @@ _AT_START = re.compile(rf"^{_WORD}(?:[ _.-]+|$)", re.IGNORECASE)
 _STRONG = re.compile(MASK_WORDS, re.IGNORECASE)
 _NEVER_A_CLASS = re.compile(r"ground[ _.-]?truths?|gts?", re.IGNORECASE)
 
-OUR_FILES = (
+OUR_FILES = (  # a folder that holds all of one of these is a run of ours, or its results
     frozenset({".raccgan-lock"}), frozenset({"scores.part"}), frozenset({"summary.json", "scores.csv"}),
     frozenset({"metrics.json", "scores.csv"}), frozenset({"checkpoint.safetensors"}),
 )  # fmt: skip
-"""A folder that holds all of one of these is a run of ours, or its results."""
-
 OUR_PICTURES = frozenset({"samples.png", "reconstructions.png", "roc.png", "losses.png"})
 OUR_FOLDERS = frozenset({"overlays", "maps"})
 
@@ -105,15 +103,9 @@ def content(path: Path) -> str:
 
     A mask has few values, or nearly all of them near its darkest and brightest; a photograph has many colours.
     """
-    try:
-        with open_image(path) as opened:
-            if opened.width * opened.height > 1 << 26:
-                return "unknown"
-            step = -(-max(opened.size) // 512)
-            pixels = np.asarray(opened if opened.mode[:1] in "IF" else opened.convert("RGB"))[::step, ::step]
-    except Exception:  # as where images are decoded: a damaged file makes Pillow raise anything, and is named there
+    pixels = _pixels(path)
+    if pixels is None:
         return "unknown"
-    pixels = pixels.reshape(-1, pixels.shape[2] if pixels.ndim == 3 else 1).astype(np.float64)
     values = np.unique(pixels, axis=0)
     grey = bool((values == values[:, :1]).all())
     low, high = values.min(), values.max()
@@ -125,13 +117,21 @@ def content(path: Path) -> str:
 
 def is_two_valued(path: Path) -> bool:
     """True where an image has two values exactly, as masks have and photographs do not."""
+    pixels = _pixels(path)
+    return pixels is not None and len(np.unique(pixels)) == 2
+
+
+def _pixels(path: Path) -> NDArray[np.float64] | None:
+    """Evenly spread pixels of an image, [n, 1 or 3]; None where it cannot be read, or is very large."""
     try:
         with open_image(path) as opened:
-            pixels = np.asarray(opened if opened.mode[:1] in "IF" else opened.convert("RGB"))
-    except Exception:  # as above
-        return False
-    low, high = pixels.min(), pixels.max()
-    return bool(low < high and ((pixels == low) | (pixels == high)).all())
+            if opened.width * opened.height > 1 << 26:
+                return None
+            step = -(-max(opened.size) // 512)
+            pixels = np.asarray(opened if opened.mode[:1] in "IF" else opened.convert("RGB"))[::step, ::step]
+    except Exception:  # as where images are decoded: a damaged file makes Pillow raise anything, and is named there
+        return None
+    return pixels.reshape(-1, pixels.shape[2] if pixels.ndim == 3 else 1).astype(np.float64)
 
 
 def is_results(names: Set[str]) -> bool:

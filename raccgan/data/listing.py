@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from glob import has_magic
 from pathlib import Path
 
@@ -14,22 +15,18 @@ from raccgan.data.layouts import OUR_FOLDERS, OUR_PICTURES, bare, is_mask_folder
 from raccgan.data.samples import natural_key, printable
 from raccgan.errors import InputError
 
-IMAGE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(  # in upper or lower case; files with other endings are left out, counted
     (
         ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".bmp", ".dib", ".tif", ".tiff", ".webp",
         ".gif", ".pgm", ".ppm", ".pbm", ".pnm",
     )
 )  # fmt: skip
-"""Files with other endings are no images and are left out, counted; upper and lower case are one."""
+_NO_DATA = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})  # hidden files of other systems
 
-_NO_DATA = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
-"""What other systems leave beside files: hidden ones by another name."""
-
-
+# Reasons to leave out.
 RESULTS = "results of raccgan"
 MASKS = "masks"
 LINKS = "linked folders, which are not followed"
-"""Three reasons to leave out."""
 
 
 class LeftOut(dict[str, Counter[str]]):
@@ -77,9 +74,14 @@ def subfolders(folder: Path) -> list[Path]:
     return [path for path in paths if not (path.is_symlink() and path.resolve() in above)]
 
 
-def names_in(folder: Path) -> set[str]:
-    """The names of all that lies in a folder, hidden files included."""
-    return {entry.name for entry in _entries(folder, None)}
+def images_in(folder: Path) -> list[Path]:
+    """The visible images in ``folder`` itself, in natural order; a broken link is one."""
+    return [path for path in visible(folder) if is_image(path)]
+
+
+def holds_results(folder: Path) -> bool:
+    """True where a folder is a run of ours, or holds the results of a command."""
+    return is_results({entry.name for entry in _entries(folder, None)})
 
 
 def list_images(folder: Path, problems: list[str] | None = None) -> list[Path]:
@@ -141,6 +143,11 @@ def is_image_name(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
+def is_image(path: Path) -> bool:
+    """True where a path has the ending of an image, and no folder is there."""
+    return is_image_name(path.name) and not path.is_dir()
+
+
 def masks_beside(files: list[Path]) -> set[Path]:
     """The masks among the images of one folder: ``x_GT.png`` beside ``x.jpg``, ``mask.png`` beside the only other."""
     stems = {path.stem.casefold() for path in files}
@@ -177,29 +184,30 @@ def without_apart(images: list[Path], pattern: str, but: Path | None, left_out: 
 
     Folders that the pattern names itself are taken as they are.
     """
-    named, known, reasons = set(Path(pattern).parts), dict[Path, str](), dict[Path, str]()
+    named = set(Path(pattern).parts)
     by_folder: dict[Path, list[Path]] = {}
     for path in images:
         by_folder.setdefault(path.parent, []).append(path)
+
+    @cache
+    def why_apart(folder: Path) -> str:
+        if not folder.name:
+            return ""
+        if folder.name not in named:
+            if holds_results(folder) or (but is not None and _same(folder, but)):
+                return RESULTS
+            if is_mask_folder(folder):
+                return MASKS
+        return why_apart(folder.parent)
+
     beside = {mask for files in by_folder.values() for mask in masks_beside(files)}
-    for folder in by_folder:
-        above = [parent for parent in (folder, *folder.parents) if parent.name and parent.name not in named]
-        reasons[folder] = next((why for why in (_why_apart(parent, but, known) for parent in above) if why), "")
     kept = []
     for path in images:
-        reason = reasons[path.parent] or (MASKS if path in beside else "")
-        if reason:
+        if reason := why_apart(path.parent) or (MASKS if path in beside else ""):
             left_out.add(reason, printable(path.parent))
         else:
             kept.append(path)
     return kept
-
-
-def _why_apart(folder: Path, but: Path | None, known: dict[Path, str]) -> str:
-    if folder not in known:
-        ours = is_results(names_in(folder)) or (but is not None and _same(folder, but))
-        known[folder] = RESULTS if ours else MASKS if is_mask_folder(folder) else ""
-    return known[folder]
 
 
 def matching(pattern: str, problems: list[str], other_case: set[Path] | None = None) -> list[Path]:

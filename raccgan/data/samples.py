@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -49,10 +49,6 @@ class Source:
     official_split: bool = True  # False: the 60/40 split is ours
     left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # reason -> what -> how many
     notes: tuple[str, ...] = ()  # what a person should know of how it was read, a line each
-
-    def with_notes(self, *notes: str) -> Source:
-        """The same with more notes."""
-        return replace(self, notes=self.notes + notes)
 
 
 def files_of(mask: MaskFiles | None) -> tuple[Path, ...]:

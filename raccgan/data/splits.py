@@ -71,15 +71,21 @@ def make_split(
                 f"{source.name} has only one training image of the normal class {label!r}; "
                 "at least two are needed, one to train on and one to calibrate the threshold"
             )
-        order = hash_order((sample.key for sample in members), salt=f"held out {seed}")
-        chosen = set(order[: _share(held_out, len(members))])
-        kept += [sample for sample in members if sample.key in chosen]
-        training += [sample for sample in members if sample.key not in chosen]
+        to_train, held = hold_out(members, held_out, seed)
+        training += to_train
+        kept += held
     test = _test_samples(source, protocol, classes)
     tested = {sample.key for sample in test}
     others = (sample for sample in source.samples if sample.label not in classes)
     spare = tuple(sample for sample in others if sample.split != "test" and sample.key not in tested)
     return Split(classes, tuple(training), tuple(kept), tuple(test), spare)
+
+
+def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """The samples that train, and the share of them that is kept from it: at least one each, of two or more."""
+    order = hash_order((sample.key for sample in samples), salt=f"held out {seed}")
+    chosen = set(order[: _share(share, len(samples))])
+    return [s for s in samples if s.key not in chosen], [s for s in samples if s.key in chosen]
 
 
 def hash_order(keys: Iterable[str], *, salt: str) -> list[str]:

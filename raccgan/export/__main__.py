@@ -51,7 +51,11 @@ def main(arguments: Sequence[str]) -> int:
 
     if missing := graph.missing(given.format):
         raise InputError(f"--format {given.format} needs {', '.join(missing)}: run pip install -e '.[export]'")
-    _check_opset(given.opset, given.format, graph.OPSETS)
+    if given.opset is not None and given.format != "onnx":
+        raise InputError(f"--opset is of --format onnx; --format {given.format} has none")
+    first, last = graph.OPSETS
+    if given.opset is not None and not first <= given.opset <= last:
+        raise InputError(f"--opset {given.opset} cannot be written; it must be from {first} to {last}")
     stored = checkpoints.load(given.run)
     config = checkpoints.config_of(stored)
     options.settle_libraries()
@@ -86,13 +90,6 @@ def main(arguments: Sequence[str]) -> int:
         write_json(file.with_name(f"{file.name}.json"), described)
         tell(f"the model is in {file}, how to call it in {file.name}.json")
     return 0
-
-
-def _check_opset(opset: int | None, form: str, known: tuple[int, int]) -> None:
-    if opset is not None and form != "onnx":
-        raise InputError(f"--opset is of --format onnx; --format {form} has none")
-    if opset is not None and not known[0] <= opset <= known[1]:
-        raise InputError(f"--opset {opset} cannot be written; it must be from {known[0]} to {known[1]}")
 
 
 def _parser() -> options.Parser:

@@ -23,7 +23,7 @@ from raccgan.models.checkpoint import Checkpoint, config_of, networks_of
 from raccgan.scoring.record import TERMS
 from raccgan.scoring.scorer import ScoreModule, Scorer
 
-OUTPUTS = {
+OUTPUTS = {  # without "mask" where the checkpoint holds no threshold of pixels
     "score": "[batch] float32: the anomaly score, higher is more anomalous",
     "nearest_class": "[batch] int64: the place in classes of the normal class that the score is under",
     "anomalous": "[batch] bool: true if, and only if, the score is not at most the threshold",
@@ -31,10 +31,8 @@ OUTPUTS = {
     "map": "[batch, size, size] float32: squared difference per pixel, mean over channels, smoothed",
     "mask": "[batch, size, size] bool: true where the map is not at most the threshold of pixels",
 }
-"""Without ``mask`` where the checkpoint holds no threshold of pixels."""
 
-OPSETS = (18, 25)
-"""The versions of ONNX's operators that exports were tried with; PyTorch translates for none below."""
+OPSETS = (18, 25)  # versions of ONNX's operators that exports were tried with; PyTorch translates for none below
 
 INPUTS = {"float32": "[-1, 1]: pixel / 255 * 2 - 1", "uint8": "0 to 255, as decoded and resized"}
 
@@ -128,17 +126,15 @@ def export(graph: ScoringGraph, form: str, *, channels: int, size: int, opset: i
 def _onnx(program: Any, outputs: Sequence[str], opset: int) -> Any:
     import onnx
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        made = torch.onnx.export(
-            program,
-            dynamo=True,
-            input_names=["images"],
-            output_names=list(outputs),
-            opset_version=opset,
-            external_data=False,
-            verbose=False,
-        )
+    made = torch.onnx.export(
+        program,
+        dynamo=True,
+        input_names=["images"],
+        output_names=list(outputs),
+        opset_version=opset,
+        external_data=False,
+        verbose=False,
+    )
     assert made is not None
     model = _with_named_batch(made.model_proto)
     if (version := versions(model)["opset"]) != opset:

@@ -66,17 +66,20 @@ def outlined(
     return result
 
 
-def boxed(picture: NDArray[np.uint8], boxes: Iterable[Mapping[str, Any]], scale: float = 1.0) -> NDArray[np.uint8]:
+def boxed(
+    picture: NDArray[np.uint8], boxes: Iterable[Mapping[str, Any]], original: tuple[int, int]
+) -> NDArray[np.uint8]:
     """A copy of a picture [H, W, 3] with a line round each box, one pixel away from it where there is room.
 
-    Boxes have ``x``, ``y``, ``width`` and ``height`` in pixels of which the picture has ``scale`` each way.
+    Boxes have ``x``, ``y``, ``width`` and ``height`` in pixels of the ``original`` height x width.
     """
     result = picture.copy()
     height, width = picture.shape[:2]
+    down, across = height / original[0], width / original[1]  # of a narrow strip they differ, by rounding
     for box in boxes:
-        left, top = (max(0, int(box[name] * scale) - 1) for name in ("x", "y"))
-        right = min(width - 1, math.ceil((box["x"] + box["width"]) * scale))
-        bottom = min(height - 1, math.ceil((box["y"] + box["height"]) * scale))
+        left, top = max(0, int(box["x"] * across) - 1), max(0, int(box["y"] * down) - 1)
+        right = min(width - 1, math.ceil((box["x"] + box["width"]) * across))
+        bottom = min(height - 1, math.ceil((box["y"] + box["height"]) * down))
         result[[top, bottom], left : right + 1] = PREDICTED
         result[top : bottom + 1, [left, right]] = PREDICTED
     return result

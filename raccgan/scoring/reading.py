@@ -34,11 +34,8 @@ Batch: TypeAlias = "One | Iterable[One]"
 image in colour where the last axis is at most 4, else N grey ones. Three grey ones could be the planes of one in
 colour, so an array [3, H, W] is refused: such images come as a list or as [3, H, W, 1]."""
 
-CHUNK = 8
-"""Images that one thread decodes at a time: handing over one small image costs as much as decoding it."""
-
-SIGNED = (-1.0, 1.0)
-"""The range of a tensor's values unless the caller says otherwise."""
+CHUNK = 8  # images that one thread decodes at a time: handing over a small image costs as much as decoding it
+SIGNED = (-1.0, 1.0)  # the range of a tensor's values unless the caller says otherwise
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ class Reader:
         with ThreadPoolExecutor(workers) as pool:
             try:
                 while some := list(islice(images, chunk)):
-                    waiting.append(pool.submit(self._read_all, some))
+                    waiting.append(pool.submit(list, map(self._read, some)))
                     if len(waiting) > ahead:
                         yield from waiting.popleft().result()
                 while waiting:
@@ -108,15 +105,12 @@ class Reader:
         elif isinstance(images, Tensor):
             yield from map(self._looked_at, images if images.dim() == 4 else [images])
         elif isinstance(images, np.ndarray):
-            grey = images.ndim == 3 and images.shape[-1] > 4 and not self._has_planes(images)
+            colours = (3, 4) if self.channels == 3 else (3,)  # the first axis may be theirs: that is refused later
+            grey = images.ndim == 3 and images.shape[-1] > 4 and len(images) not in colours
             yield from (images if images.ndim == 4 or grey else [images])
         else:
             for image in images:
                 yield from self.each(image)
-
-    def _has_planes(self, array: NDArray[Any]) -> bool:
-        """Whether an array of three axes may be one image whose first axis, not its last, is that of colours."""
-        return array.shape[0] == 3 or (array.shape[0] == 4 and self.channels == 3)
 
     def _looked_at(self, image: Tensor) -> Tensor:
         """The image, after the one warning that a tensor in [0, 1] calls for."""
@@ -128,9 +122,6 @@ class Reader:
                 stacklevel=2,
             )
         return image
-
-    def _read_all(self, images: list[One]) -> list[Read | Skipped]:
-        return [self._read(image) for image in images]
 
     def _read(self, image: One) -> Read | Skipped:
         source = Path(image) if isinstance(image, str) else image
@@ -177,7 +168,7 @@ class Reader:
             grey = "; three grey images come as a list or as [3, H, W, 1]" if image.shape[0] == 3 else ""
             raise InputError(
                 f"an array of shape {image.shape} has its channels first: an image is H x W x C, which "
-                f"np.moveaxis(array, 0, -1) makes of it{grey}"
+                f"np.moveaxis(array, -3, -1) makes of it{grey}"
             )
         if self.bgr and image.ndim == 3 and image.shape[-1] in (3, 4):
             return image[..., [2, 1, 0, 3][: image.shape[-1]]]

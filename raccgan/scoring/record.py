@@ -80,8 +80,8 @@ TITLES = {f.name: f.metadata["title"] for f in dataclasses.fields(ScoreRecord) i
 
 FILE_COLUMNS = ("path", *FIELDS)  # of the table of scored files
 _OF_FILES = ("threshold", "map_max", "map_x", "map_y")
+# Of the table of scored test images; "label" is the true decision.
 TEST_COLUMNS = ("path", "class", "label", *(name for name in FIELDS if name not in _OF_FILES))
-"""The columns of the table of scored test images; ``label`` is the true decision."""
 
 
 @dataclass(frozen=True)

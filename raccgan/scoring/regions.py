@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from raccgan.data.images.geometry import Float, Placement
 
-MOST_BOXES = 100
-"""Of an image; noise has thousands."""
+MOST_BOXES = 100  # of an image; noise has thousands
 
 
 class Box(NamedTuple):

@@ -20,6 +20,7 @@ from raccgan.data.images.opening import room
 from raccgan.data.listing import (
     MASKS,
     LeftOut,
+    is_image,
     is_image_name,
     left_out_line,
     list_files,
@@ -65,10 +66,12 @@ def find(arguments: Sequence[str], out: Path | None = None) -> Found:
     problems: list[str] = []
     left_out = LeftOut()
     for argument in arguments:
+        less = LeftOut()
         try:
-            files |= dict.fromkeys(_meant(argument, out, problems, left_out))
+            files |= dict.fromkeys(_meant(argument, out, problems, less))
         except InputError as error:
             problems.append(str(error))
+        left_out.merge(less)
     return Found(tuple(files), tuple(problems), left_out)
 
 
@@ -86,20 +89,16 @@ def _meant(argument: str, out: Path | None, problems: list[str], left_out: LeftO
         return [path]  # a file that is not there is named when it is read
     other_case: set[Path] = set()
     matches = matching(argument, problems, other_case)
-    images = without_apart([match for match in matches if _is_image(match)], argument, out, left_out)
+    images = without_apart([match for match in matches if is_image(match)], argument, out, left_out)
     for match in matches:
-        if not _is_image(match) and not match.is_dir():
+        if not is_image_name(match.name) and not match.is_dir():
             left_out.add("files of other kinds", match.suffix.lower() or "no ending")
-    for match in other_case:
+    for match in sorted(other_case):
         left_out.add("files whose names match the pattern in other case alone", printable(match.name))
     if not images:
         left = f" (left out: {left_out_line(left_out)})" if left_out else ""
         raise InputError(f"no image matches {printable(argument)}{left}")
     return images
-
-
-def _is_image(path: Path) -> bool:
-    return is_image_name(path.name) and not path.is_dir()
 
 
 class Wanted(NamedTuple):
@@ -264,5 +263,5 @@ def overlay_of(result: Result, scale: MapScale, boxes: Sequence[Mapping[str, Any
     if boxes:
         assert result.pixel_threshold is not None
         drawn = outlined(drawn, laid > np.float64(result.pixel_threshold), PREDICTED)
-        drawn = boxed(drawn, boxes, width / result.place.width)
+        drawn = boxed(drawn, boxes, (result.place.height, result.place.width))
     return Image.fromarray(drawn)

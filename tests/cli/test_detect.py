@@ -143,6 +143,15 @@ def test_results_in_the_folder_of_the_images_are_left_out(trained: Path, images:
         assert len(table(images / "scores.csv")) == 23
 
 
+def test_an_argument_is_told_of_its_own_left_out_files(tmp_path: Path) -> None:
+    for name in ("a/x.dcm", "b/y.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    found = score_files.find([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert [".dcm" in problem for problem in found.problems] == [True, False]
+    assert found.left_out == {"files of other kinds": {".dcm": 1, ".txt": 1}}
+
+
 def test_names_in_other_case_are_counted(images: Path) -> None:
     (images / "a" / "0.png").rename(images / "a" / "0.PNG")
     found = score_files.find([f"{images}/a/*.png"])

@@ -126,7 +126,7 @@ def test_check_names_what_cannot_be_read(parts: Path, capsys: pytest.CaptureFixt
     (parts / "ground_truth/hole/1.png").write_bytes(b"no image")
     status, out, err = checked(capsys, parts)
     assert status == 1
-    assert out[-1] == "2 images cannot be read"
+    assert out[-1] == "2 cannot be used: see the lines on what was skipped"
     assert len([line for line in err if line.startswith("skipped: ")]) == 2
 
 

@@ -177,6 +177,7 @@ def test_what_cannot_be_scored_is_named(detector: Detector, tmp_path: Path) -> N
         (np.full((8, 8), 7.0), "have to lie in"),
         (np.full((8, 8), np.nan), "have to lie in"),
         (grey(1)[0].astype(np.int64), "int64 pixels"),
+        (np.zeros((1, 2, 8, 8, 3), np.uint8), "an image is H x W or"),
         (torch.zeros(8, 8), "a tensor must be"),
         (torch.zeros(1, 8, 8, dtype=torch.int64), "a tensor must be"),
         (torch.full((1, 8, 8), 2.0), r"in \[-1, 1\]"),

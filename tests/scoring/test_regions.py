@@ -13,7 +13,7 @@ from PIL import Image
 from raccgan import Detector, InputError, calibrate, detect, train
 from raccgan.data.images.geometry import place_in_square
 from raccgan.models import checkpoint as checkpoints
-from raccgan.outputs.overlays import PREDICTED
+from raccgan.outputs.overlays import PREDICTED, boxed
 from raccgan.scoring.calibration import choose_pixel_threshold
 from raccgan.scoring.record import normalised
 from raccgan.scoring.regions import MOST_BOXES, Box, mark
@@ -62,6 +62,12 @@ def test_noise_has_a_bounded_number_of_boxes() -> None:
     assert len(found.boxes) == MOST_BOXES
     assert found.boxes[0].peak == map.max()
     assert [box.peak for box in found.boxes] == sorted((box.peak for box in found.boxes), reverse=True)
+
+
+def test_a_box_at_the_end_of_a_strip_is_drawn_inside_of_its_smaller_picture() -> None:
+    box = {"x": 0, "y": 19900, "width": 50, "height": 50}
+    drawn = boxed(np.zeros((1024, 3, 3), np.uint8), [box], (20000, 50)).any(axis=(1, 2))
+    assert np.flatnonzero(drawn).tolist() == list(range(1017, 1023))
 
 
 @pytest.fixture(scope="module")

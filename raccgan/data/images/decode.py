@@ -98,13 +98,12 @@ def decode_mask(mask: MaskFiles, image: Path | Pixels, *, size: int, fit: str = 
 def read_mask(mask: MaskFiles, image: Path | Pixels) -> NDArray[np.bool_]:
     """The anomalous pixels of an image [H, W], upright and in the image's size; see :func:`decode_mask`."""
     lies = _lies(image)
-    parts = []
+    anomalous = np.zeros((lies.height, lies.width), dtype=bool)
     for path in files_of(mask):
         with ExitStack() as held:  # one after the other: threads that hold one file and wait for another would block
-            parts.append(marked(read_unit(path, held)))
-    return np.logical_or.reduce(
-        [_laid(part, path, image, lies) for part, path in zip(parts, files_of(mask), strict=True)]
-    )
+            part = marked(read_unit(path, held))
+        anomalous |= _laid(part, path, image, lies)
+    return anomalous
 
 
 class _Lies(NamedTuple):
@@ -132,14 +131,16 @@ def _laid(mask: NDArray[np.bool_], path: Path, image: Path | Pixels, lies: _Lies
     """A mask, turned as its image is if it was drawn on the image as the file stores it, in the image's size."""
     turn = _UPRIGHT.get(lies.orientation)
     if turn is not None and mask.any() and not _lies(path).orientation:
-        stored = lies.orientation in _ON_ITS_SIDE and _alike(mask.shape, (lies.width, lies.height))
-        upright = lies.orientation in _ON_ITS_SIDE and _alike(mask.shape, (lies.height, lies.width))
+        on_its_side = lies.orientation in _ON_ITS_SIDE
+        stored = not on_its_side or _alike(mask.shape, (lies.width, lies.height))
+        upright = not on_its_side or _alike(mask.shape, (lies.height, lies.width))
         if stored and not upright:
             mask = turn(mask)
-        elif stored or (not upright and lies.orientation not in _ON_ITS_SIDE):
+        elif stored:
+            assert isinstance(image, Path)  # an array has no orientation
             raise InputError(
-                f"{_name(image)} is turned by its EXIF orientation {lies.orientation}, and {printable(path)} has none, "
-                "so that nobody can tell whether it was drawn before or after: save both upright"
+                f"{printable(image)} is turned by its EXIF orientation {lies.orientation}, and {printable(path)} has "
+                "none, so that nobody can tell whether it was drawn before or after: save both upright"
             )
     if mask.shape == (lies.height, lies.width):
         return mask
@@ -154,10 +155,6 @@ def _laid(mask: NDArray[np.bool_], path: Path, image: Path | Pixels, lies: _Lies
 def _alike(one: tuple[int, ...], other: tuple[int, int]) -> bool:
     """True where two sizes have the same proportions, up to the rounding of a size."""
     return abs(one[0] * other[1] - one[1] * other[0]) <= max(other)
-
-
-def _name(image: Path | Pixels) -> str:
-    return printable(image) if isinstance(image, Path) else "the array"
 
 
 def count_channels(samples: Sequence[Sample], most: int = 200) -> int:
@@ -215,7 +212,7 @@ def levelled(images: Float) -> Float:
 def _unit(pixels: Pixels, what: str) -> Float:
     """[..., H, W, C] or H x W pixels of any supported type -> float32 [..., H, W, 1 or 3] in [0, 1]."""
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    if pixels.ndim < 3 or not 1 <= pixels.shape[-1] <= 4 or 0 in pixels.shape[-3:-1]:
+    if pixels.ndim not in (3, 4) or not 1 <= pixels.shape[-1] <= 4 or 0 in pixels.shape[-3:-1]:
         raise InputError(f"{what} has shape {pixels.shape}; an image is H x W or H x W x C with 1 to 4 channels")
     kind = pixels.dtype.kind
     if kind not in "ubf" or (kind == "u" and pixels.dtype.itemsize > 2):

@@ -16,8 +16,7 @@ from raccgan.errors import InputError
 
 FITS = ("stretch", "crop", "pad", "align")
 
-FINEST = 2
-"""Samples along each side of a pixel of the square, at least, where an image is turned: they smooth jagged edges."""
+FINEST = 2  # samples along a side of a pixel of the square, at least, where an image is turned: no jagged edges
 
 Float = NDArray[np.float32]
 

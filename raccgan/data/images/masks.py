@@ -9,12 +9,8 @@ from numpy.typing import NDArray
 
 from raccgan.data.images.geometry import Float
 
-NUMBERS = 1 / 8
-"""A mask whose largest value is below this share of its scale holds numbers of classes and no brightness."""
-
-FLAT = 0.1
-"""Numbers of classes fill areas: more than this share of the values in between lies among its equals. Soft edges and
-the noise of JPEG do not."""
+NUMBERS = 1 / 8  # a mask whose largest value is below this share of its scale holds numbers of classes
+FLAT = 0.1  # numbers of classes fill areas: more than this share of values in between lies among its equals
 
 
 def marked(mask: Float) -> NDArray[np.bool_]:

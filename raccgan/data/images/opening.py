@@ -48,8 +48,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 
 # The first bytes of files that are often taken for images of the kinds above: (place, bytes, what the file is).
 _KINDS = (
-    (4, b"ftypavif", "an AVIF image"),
-    (4, b"ftypavis", "an AVIF image"),
+    (4, b"ftypavi", "an AVIF image"),
     (4, b"ftyphei", "an HEIC image"),
     (4, b"ftyphev", "an HEIC image"),
     (4, b"ftypmif1", "an HEIC or AVIF image"),
@@ -85,17 +84,6 @@ def kind_of(path: Path) -> str:
         return ""
     lower = start.lower()  # of tags in any case; no other signature loses by it
     return next((what for at, mark, what in _KINDS if lower[at : at + len(mark)] == mark.lower()), "")
-
-
-def frames_of_tiff(path: Path) -> int:
-    """How many pages a TIFF has; 1 for other files, whose frames are one picture or an animation."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return 1
-    try:
-        with open_image(path) as opened:
-            return int(getattr(opened, "n_frames", 1))
-    except Exception:  # a damaged file makes Pillow raise anything, and is named where it is decoded
-        return 1
 
 
 _in_work = 0

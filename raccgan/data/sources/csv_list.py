@@ -11,30 +11,28 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple, TextIO
 
 from raccgan.data.layouts import split_of
 from raccgan.data.samples import Sample, Source, path_of, printable
-from raccgan.data.sources.reading import describe
-from raccgan.data.splits import closest
+from raccgan.data.sources.reading import describe, one_category
 from raccgan.errors import InputError
 from raccgan.outputs.files import cell_text
 from raccgan.outputs.terminal import one_line
 
 COLUMNS = ("path", "label", "split")
 
-NAMES = {
+NAMES = {  # what other programs call the columns
     "path": ("image", "image_path", "file_name", "filename", "filepath", "file_path", "file", "img", "img_path"),
     "label": ("class", "class_name", "target", "defect", "defect_type"),
     "split": ("set", "subset", "partition", "phase"),
     "mask": ("mask_path", "mask_file", "mask_filename", "ground_truth", "gt", "gt_path"),
     "category": ("object",),
 }
-"""What other programs call the columns."""
-
 SEPARATORS = ",;\t"
-
 LONGEST_LINE = 1 << 18  # characters; a file without line ends would otherwise be read whole
 
 
@@ -46,15 +44,16 @@ def load_csv(root: Path, problems: list[str] | None = None, category: str | None
     """
     path = _the_list(root)
     rows = list(_rows(path))
-    chosen = _category(path, [row for _, row in rows], category)
+    categories = list(dict.fromkeys(row["category"] for _, row in rows if row.get("category")))
+    chosen = one_category(path, categories, category) if categories or category else ""
     samples: list[Sample] = []
+    moved: list[str] = []  # keys of images that were found by the ends of their paths
     first_line: dict[str, int] = {}
-    moved = 0
     for line, row in rows:
-        if chosen is not None and row["category"] != chosen:
+        if chosen and row["category"] != chosen:
             continue
         try:
-            sample, elsewhere = _sample(path, line, row)
+            sample, by_end = _sample(path, line, row)
             # One image on two lines could be trained on and tested.
             assert isinstance(sample.image, Path)
             same = first_line.setdefault(os.path.normpath(sample.image), line)
@@ -66,16 +65,13 @@ def load_csv(root: Path, problems: list[str] | None = None, category: str | None
             problems.append(str(error))
         else:
             samples.append(sample)
-            moved += elsewhere
+            moved += [sample.key] * by_end
     if not samples:
         why = f"no line that can be used: {problems[0]}" if problems else "a header but no images: add lines"
         raise InputError(f"{printable(path)} has {why}")
     name = printable(path.name) + (f" {chosen}" if chosen else "")
-    source = describe(name, samples)
-    if moved:
-        note = f"{moved} lines of {printable(path)} have paths of another machine; their ends are read, such as "
-        source = source.with_notes(note + samples[-1].key)
-    return source
+    note = f"{len(moved)} lines of {printable(path)} have paths of another machine; their ends are read, such as "
+    return replace(describe(name, samples), notes=(note + moved[0],) if moved else ())
 
 
 def _the_list(root: Path) -> Path:
@@ -88,20 +84,6 @@ def _the_list(root: Path) -> Path:
     return lists[0]
 
 
-def _category(path: Path, rows: Sequence[dict[str, str]], category: str | None) -> str | None:
-    """The category that is asked for, or the only one; None in a list without any."""
-    categories = list(dict.fromkeys(row["category"] for row in rows if row.get("category")))
-    if category is None and len(categories) > 1:
-        raise InputError(
-            f"{printable(path)} has several categories: name one, for example --category {categories[0]}; "
-            f"there are {', '.join(categories)}"
-        )
-    if category is not None and category not in categories:
-        hint = closest(category, categories, "categories") if categories else ": leave --category out"
-        raise InputError(f"{printable(path)} has no category {category!r}{hint}")
-    return category or (categories[0] if categories else None)
-
-
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """(line number, column -> value, spaces stripped) of every line; missing values are empty, blank lines skipped."""
     try:
@@ -111,16 +93,16 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             first = next(lines, "")
             # Of a header, unlike of other lines, the separator is what occurs most.
             separator = max(SEPARATORS, key=first.count)
-            header = _header(path, next(csv.reader([first], delimiter=separator), []))
-            reader = csv.reader(lines, delimiter=separator)
+            reader = csv.reader(chain([first], lines), delimiter=separator)
+            header = _header(path, next(reader, []))
             for values in reader:
                 if any(value.strip() for value in values):
                     padded = values + [""] * (len(header) - len(values))
-                    yield 1 + reader.line_num, dict(zip(header, (value.strip() for value in padded), strict=False))
+                    yield reader.line_num, dict(zip(header, (value.strip() for value in padded), strict=False))
     except UnicodeDecodeError:
         raise InputError(f"{printable(path)} is not UTF-8: save it as CSV UTF-8") from None
     except csv.Error as error:
-        raise InputError(f"{printable(path)} line {1 + reader.line_num}: {error}") from None
+        raise InputError(f"{printable(path)} line {reader.line_num}: {error}") from None
     except OSError as error:
         raise InputError(f"cannot read {printable(path)}: {error.strerror}") from None
 
@@ -179,15 +161,12 @@ def _existing(path: Path, where: str, name: str) -> _File:
     """The file that a cell names, relative to the list or to the folder above it unless it is absolute."""
     cell = cell_text(name)
     windows = PureWindowsPath(cell)
-    for given in (path_of(cell), Path(cell), Path(name), Path(windows.as_posix())):
-        for base in (path.parent, path.parent.parent):
-            if (base / given).is_file():
-                return _File(given, base / given, by_end=False)
+    places = [(place, False) for place in (path_of(cell), Path(cell), Path(name), Path(windows.as_posix()))]
     foreign = windows if windows.is_absolute() else PurePosixPath(cell)
     if foreign.is_absolute():
-        for start in range(1, len(foreign.parts)):
-            end = Path(*foreign.parts[start:])
-            for base in (path.parent, path.parent.parent):
-                if (base / end).is_file():
-                    return _File(end, base / end, by_end=True)
+        places += [(Path(*foreign.parts[start:]), True) for start in range(1, len(foreign.parts))]
+    for place, by_end in places:
+        for base in (path.parent, path.parent.parent):
+            if os.path.isfile(base / place):  # False, too, for what no file can be called
+                return _File(place, base / place, by_end)
     raise InputError(f"{where}: no file {name}; paths are relative to {printable(path.parent)}")

@@ -13,11 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from raccgan.data.layouts import NORMAL_NAMES, is_container, is_mask_folder, is_results, is_unlabelled, split_of
-from raccgan.data.listing import RESULTS, list_files, names_in, subfolders
+from raccgan.data.layouts import NORMAL_NAMES, is_container, is_mask_folder, is_unlabelled, split_of
+from raccgan.data.listing import RESULTS, holds_results, list_files, subfolders
 from raccgan.data.samples import Source, SplitName, printable
-from raccgan.data.sources.reading import Reading
-from raccgan.data.splits import closest
+from raccgan.data.sources.reading import Reading, one_category
 from raccgan.errors import InputError
 
 SPLITS: tuple[SplitName, SplitName] = ("train", "test")
@@ -47,7 +46,7 @@ def load_folder(root: Path, category: str | None = None) -> Source:
                 reading.take_masks(path)
             else:
                 for split, part in split_folders(path).items():
-                    reading.add(part, path, split)
+                    reading.add(part, path.name, split)
         return reading.source(name)
     reading.read(folder, None)
     return reading.source(name, official_split=False)
@@ -76,7 +75,7 @@ def _inmost(folder: Path) -> list[Path]:
     """The folder, and the ``images/`` or ``data/`` in it that holds all but masks, and so on."""
     holders = [folder]
     while True:
-        inside = [path for path in subfolders(holders[-1]) if not is_mask_folder(path)]
+        inside = _without_masks(holders[-1])
         if len(inside) != 1 or not is_container(inside[0].name):
             return holders
         holders.append(inside[0])
@@ -84,21 +83,14 @@ def _inmost(folder: Path) -> list[Path]:
 
 def choose_category(folder: Path, category: str | None) -> Path:
     """The folder of one category: the named one, or the only one."""
-    categories = {printable(path.name): path for path in subfolders(folder) if is_split(path) or _is_sorted(path)}
+    categories = {
+        printable(path.name): path
+        for path in subfolders(folder)
+        if is_split(path) or (_is_sorted(path) and not split_of(path.name))
+    }
     if not categories:
         raise InputError(f"{printable(folder)} has no category: no folder in it has train/ and test/")
-    first, *others = categories
-    if category is None and others:
-        raise InputError(
-            f"{printable(folder)} has several categories: name one, for example --category {first}; "
-            f"there are {', '.join(categories)}"
-        )
-    category = first if category is None else category
-    if category not in categories:
-        raise InputError(
-            f"{printable(folder)} has no category {category!r}{closest(category, categories, 'categories')}"
-        )
-    return categories[category]
+    return categories[one_category(folder, list(categories), category)]
 
 
 def load_split(folder: Path, *, base: Path, name: str, but: Sequence[str] = ()) -> Source:
@@ -117,7 +109,7 @@ def load_split(folder: Path, *, base: Path, name: str, but: Sequence[str] = ()) 
             continue
         if is_mask_folder(path):
             reading.take_masks(path)
-        elif is_results(names_in(path)):
+        elif holds_results(path):
             reading.left_out.add(RESULTS, f"{printable(path.name)}/")
         elif (files := list_files(path)).images:
             why = "images of a test part without labels" if is_unlabelled(path.name) else "images beside the parts"
@@ -129,7 +121,7 @@ def load_split(folder: Path, *, base: Path, name: str, but: Sequence[str] = ()) 
 
 def _has_parts_in_classes(folder: Path) -> bool:
     """True where a folder holds classes, and each of these its images in ``train/`` and ``test/``, or one of them."""
-    classes = [path for path in subfolders(folder) if not is_mask_folder(path)]
+    classes = _without_masks(folder)
     inside = [subfolders(path) for path in classes]
     if not classes or not all(parts and all(split_of(part.name) for part in parts) for parts in inside):
         return False
@@ -140,11 +132,15 @@ def _has_categories(folder: Path) -> bool:
     """True where the folders in ``folder`` are data sets of their own."""
     if is_split(folder) or _has_parts_in_classes(folder):
         return False
-    inside = [path for path in subfolders(folder) if not is_mask_folder(path) and not is_container(path.name)]
+    inside = [path for path in _without_masks(folder) if not is_container(path.name)]
     return any(map(is_split, inside)) or (bool(inside) and all(map(_is_sorted, inside)))
 
 
 def _is_sorted(folder: Path) -> bool:
     """True where a folder holds a normal class by its usual name, and another class beside it."""
-    inside = [path for path in subfolders(_inmost(folder)[-1]) if not is_mask_folder(path)]
+    inside = _without_masks(_inmost(folder)[-1])
     return len(inside) > 1 and any(path.name.casefold() in NORMAL_NAMES for path in inside)
+
+
+def _without_masks(folder: Path) -> list[Path]:
+    return [path for path in subfolders(folder) if not is_mask_folder(path)]

@@ -13,7 +13,6 @@ from raccgan.data.layouts import (
     OUR_FOLDERS,
     is_container,
     is_mask_folder,
-    is_results,
     is_two_valued,
     look_like_masks,
     split_of,
@@ -22,21 +21,19 @@ from raccgan.data.listing import (
     LINKS,
     RESULTS,
     LeftOut,
-    is_image_name,
+    holds_results,
+    images_in,
     list_files,
     masks_beside,
-    names_in,
     no_image,
     subfolders,
-    visible,
 )
 from raccgan.data.samples import Sample, Source, SplitName, natural_key, printable, spread
 from raccgan.data.sources.masks import pair, place_of
-from raccgan.data.splits import split_by_class
+from raccgan.data.splits import closest, split_by_class
 from raccgan.errors import InputError
 
-BY_MASK = ("good", "anomalous")
-"""The classes of images that only their masks tell apart."""
+BY_MASK = ("good", "anomalous")  # the classes of images that only their masks tell apart
 
 
 class Reading:
@@ -53,19 +50,19 @@ class Reading:
         inner, folders = self._classes(folder)
         if not folders:
             self._without_classes(inner, split)
-        elif loose := [path for path in visible(inner) if is_image_name(path.name) and path.is_file()]:
+        elif loose := images_in(inner):
             self.left_out.add("images beside the folders of classes", f"{printable(inner.name)}/", len(loose))
         for path in folders:
-            self.add(path, path, split)
+            self.add(path, path.name, split)
 
-    def add(self, folder: Path, label: Path, split: SplitName | None) -> None:
-        """Add the images below a folder, which are of the class that the folder ``label`` names, and their masks."""
+    def add(self, folder: Path, label: str, split: SplitName | None) -> None:
+        """Add the images below a folder, which are of the class ``label``, and their masks."""
         files = list_files(folder)
         self.left_out.merge(files.left_out)
         if not files.images and RESULTS not in files.left_out:
             raise no_image(folder, files.left_out)
         _refuse_data_sets(folder, files.images)
-        self._add(files.images, printable(label.name), split)
+        self._add(files.images, printable(label), split)
         self.masks += files.masks
 
     def take_masks(self, folder: Path) -> None:
@@ -92,9 +89,9 @@ class Reading:
             with ThreadPoolExecutor() as pool:
                 samples = list(pool.map(_by_mask, samples))
         elif "" in labels:
-            bare = [sample for sample in samples if not sample.label and sample.mask is None]
+            bare = [sample.key for sample in samples if not sample.label and sample.mask is None]
             raise InputError(
-                f"{bare[0].key} in {printable(self.base)} has neither a class folder nor a mask ({len(bare)} such "
+                f"{bare[0]} in {printable(self.base)} has neither a class folder nor a mask ({len(bare)} such "
                 "images): put the images into one folder a class, for example normal/ and anomalous/"
             )
         for mask in alone:
@@ -112,11 +109,11 @@ class Reading:
         Those of masks and results are set apart.
         """
         classes = []
-        ours = is_results(names_in(folder))
+        ours = holds_results(folder)
         for path in subfolders(folder):
             if is_mask_folder(path):
                 self.take_masks(path)
-            elif is_results(names_in(path)) or (ours and path.name in OUR_FOLDERS):
+            elif holds_results(path) or (ours and path.name in OUR_FOLDERS):
                 self.left_out.add(RESULTS, f"{printable(path.name)}/")
             else:
                 classes.append(path)
@@ -126,7 +123,7 @@ class Reading:
 
     def _without_classes(self, folder: Path, split: SplitName | None) -> None:
         """Take images that lie in no folder of a class, if there are masks: they then tell normal from anomalous."""
-        images = [path for path in visible(folder) if is_image_name(path.name) and not path.is_dir()]
+        images = images_in(folder)
         beside = masks_beside(images)
         if not images or not (beside or self.masks):
             what = "images but no class folder" if images else "neither images nor class folders"
@@ -154,22 +151,16 @@ class Reading:
 
     def _refuse_masks_as_classes(self, most: int = 5) -> None:
         """A class of black and white images among classes of photographs is masks under a name not known here."""
-        by_label: dict[str, list[Sample]] = {}
+        by_label: dict[str, list[Path]] = {}
         for sample in self.samples:
-            by_label.setdefault(sample.label, []).append(sample)
+            assert isinstance(sample.image, Path)
+            by_label.setdefault(sample.label, []).append(sample.image)
         if len(by_label) < 2:
             return
-        binary = {
-            label: all(
-                is_two_valued(sample.image) for sample in spread(samples, most) if isinstance(sample.image, Path)
-            )
-            for label, samples in by_label.items()
-        }
-        odd = [label for label, only in binary.items() if only]
-        if odd and len(odd) < len(binary):
-            where = Path(by_label[odd[0]][0].key).parent
+        odd = [images[0].parent for images in by_label.values() if all(map(is_two_valued, spread(images, most)))]
+        if odd and len(odd) < len(by_label):
             raise InputError(
-                f"the images in {printable(self.base / where)} are black and white like masks, and those of other "
+                f"the images in {printable(odd[0])} are black and white like masks, and those of other "
                 "classes are not: rename the folder to ground_truth if they are masks, or move it away"
             )
 
@@ -191,6 +182,19 @@ def _refuse_data_sets(folder: Path, images: Sequence[Path]) -> None:
                 f"{printable(above)} has {printable(found)}/ in it, so {printable(folder)} is no class: "
                 f"name {printable(above)} as the dataset, or move the images of {printable(found)}/ up"
             )
+
+
+def one_category(where: Path, categories: Sequence[str], category: str | None) -> str:
+    """The category that is asked for, or the only one; an InputError where there are several, or none of that name."""
+    if category is None and len(categories) > 1:
+        raise InputError(
+            f"{printable(where)} has several categories: name one, for example --category {categories[0]}; "
+            f"there are {', '.join(categories)}"
+        )
+    if category is not None and category not in categories:
+        hint = closest(category, categories, "categories") if categories else ": leave --category out"
+        raise InputError(f"{printable(where)} has no category {category!r}{hint}")
+    return category or categories[0]
 
 
 def describe(

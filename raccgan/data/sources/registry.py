@@ -56,6 +56,8 @@ def load_source(dataset: str, root: Path, *, category: str | None = None, proble
     for a source that has several. Where ``problems`` is given, a line of a .csv file that cannot be used adds a line
     to it, and the others go on. An InputError says what else is wrong.
     """
+    if dataset == "csv":
+        return load_csv(root, problems, category)
     if dataset in SOURCES:
         return SOURCES[dataset].load(root, category)
     path = Path(dataset)

@@ -56,6 +56,9 @@ def test_what_spreadsheets_write(listed: Path, encoding: str, newline: str) -> N
 def test_absolute_paths_and_the_only_list_of_a_folder(listed: Path) -> None:
     (listed / "list.csv").write_text(f"path,label,split\n{listed / 'img/0.png'},a,train\n")
     assert load_source("csv", listed).samples[0].image == listed / "img/0.png"
+    problems: list[str] = []
+    (listed / "list.csv").write_text("path,label,split\nnone.png,a,train\nimg/0.png,a,train\n")
+    assert len(load_source("csv", listed, problems=problems).samples) == len(problems) == 1
     (listed / "other.csv").write_text("")
     with pytest.raises(InputError, match=r"should hold one .csv file, and holds list.csv, other.csv"):
         load_source("csv", listed)
@@ -88,6 +91,8 @@ def test_absolute_paths_and_the_only_list_of_a_folder(listed: Path) -> None:
             "line 3: img/../img/0.png is on line 2 already; remove one",
         ),
         ("path,label,split\n" + "x" * 200_000 + ",a,train\n", "line 2: field larger"),
+        ('path,label,split,"' + "x" * 200_000, "line 1: field larger"),
+        ("path,label,split\n" + "x" * 400 + ",a,train\n", "line 2: no file xxx"),  # longer than a name may be
         ("path,label,split\n" + "x," * 200_000, "line 2: longer than 262144 characters"),
         ("x" * 300_000, "line 1: longer than 262144 characters"),
         ("path,label,split\nimg/0.png,\x1b[31mred,train\n", r"line 2: the label \\x1b\[31mred holds characters"),
@@ -167,6 +172,9 @@ def test_paths_of_another_machine(listed: Path, cell: str, by_end: bool) -> None
     assert source.samples[0].mask == listed / "img/m.png"
     assert bool(source.notes) == by_end
     assert not by_end or "1 lines of" in source.notes[0]
+    (listed / "list.csv").write_text(f"path,label,split\n{cell},good,train\nimg/1.png,good,train\n")
+    notes = load_csv(listed / "list.csv").notes
+    assert [note.endswith("such as img/0.png") for note in notes] == [True] * by_end
 
 
 def test_a_list_in_a_folder_of_lists_and_its_categories(listed: Path) -> None:

@@ -89,6 +89,8 @@ def test_category_errors(tmp_path: Path, screw: Path, draw_classes: DrawClasses,
     ):
         load(root, "Screws")
     assert len(load(root, "bottle").samples) == 3
+    with pytest.raises(InputError, match=r"screw has no category: no folder in it has train/ and test/"):
+        load_folder(screw, "test")
 
 
 def test_mvtec_absent_or_something_else(tmp_path: Path, draw_classes: DrawClasses) -> None:
