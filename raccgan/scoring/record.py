@@ -1,7 +1,7 @@
 """The record of an image's score, and tables of records: their columns, JSON, the page and exports follow its fields.
 
 A term of the score is declared here as a field, and computed under the same name in
-:meth:`raccgan.scoring.scorer.ScoreModule.lowest`.
+:meth:`raccgan.scoring.scorer.ScoreModule.terms`.
 """
 
 from __future__ import annotations
