@@ -81,7 +81,7 @@ def test_a_run_leaves_everything_in_its_folder(finished: Path) -> None:
     assert 0 <= metrics["image"]["auroc"] <= 1
     assert {"auroc", "auprc", "f1_max"} <= set(metrics["image"])
     assert metrics["pixel"] == dict.fromkeys(("auroc", "aupro", "f1", "iou", "threshold"))
-    assert set(metrics["controls"]) == {"autoencoder", "nearest_neighbour"}
+    assert set(metrics["controls"]) == set(CONTROLS)
     assert {"threshold", "seed", "seconds", "kernels", "device"} <= set(metrics)
     rows = table(finished / "scores.csv")
     assert len(rows) == metrics["images"]["test_normal"] + metrics["images"]["test_anomalous"]
