@@ -21,6 +21,7 @@ from PIL import Image
 
 from raccgan import detect, doctor, evaluate, train
 from raccgan.cli import options
+from raccgan.evaluation.beside import CONTROLS
 from raccgan.models.checkpoint import NAME, load
 from tests.conftest import TINY_OPTIONS
 
