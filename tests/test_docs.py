@@ -30,7 +30,7 @@ INDEX = ROOT / "docs" / "README.md"
 PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {INDEX})  # docs/api is made of docstrings
 
 LONG = (
-    "add-an-op", "distributed", "experiments", "export", "generate", "measuring", "reliability", "results",
+    "add-an-op", "distributed", "experiments", "export", "generate", "kernels", "measuring", "reliability", "results",
     "scores-and-thresholds",
 )  # fmt: skip
 """The pages whose commands take longest."""

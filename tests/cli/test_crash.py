@@ -164,6 +164,7 @@ def same_as(wanted: Checkpoint, out: Path, whole: Path) -> None:
     assert not (out / LOCK).exists()
 
 
+@pytest.mark.long
 def test_detection_killed_again_and_again_ends_with_the_same_files(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     """Two hundred images with maps, overlays and a page; killed while scores, maps and tables are written."""
     kills, killed = max(1, pytestconfig.getoption("kills") // 5), 0

@@ -56,6 +56,7 @@ def test_rows_run_once_and_are_summed_up(tmp_path: Path, capsys: pytest.CaptureF
     assert (tmp_path / "summary.png").stat().st_size > 1000
 
 
+@pytest.mark.long
 def test_the_same_row_gives_the_same_figures(tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert run(tmp_path / name, "--normal=3") == 0
@@ -64,6 +65,7 @@ def test_the_same_row_gives_the_same_figures(tmp_path: Path) -> None:
     assert {name: a[name] for name in same} == {name: b[name] for name in same}
 
 
+@pytest.mark.long
 def test_ranks_deal_out_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
