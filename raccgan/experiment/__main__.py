@@ -143,7 +143,8 @@ def _parser() -> options.Parser:
 _SETTINGS = (  # that may replace the table's own; such rows are others than the table's
     "fit", "brightness", "image_size", "base_width", "multipliers", "gan_steps", "batch_size", "critic_steps",
     "penalty", "generator_lr", "discriminator_lr", "ema", "encoder_steps", "encoder_lr", "generator_tuning", "kappa",
-    "score", "control_steps", "score_batch", "kernels", "precision", "threads", "checkpoint_every",
+    "pathology_steps", "pathology_width", "score", "control_steps", "score_batch", "kernels", "precision", "threads",
+    "checkpoint_every",
 )  # fmt: skip
 
 
