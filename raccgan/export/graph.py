@@ -87,7 +87,10 @@ class ScoringGraph(nn.Module):
         x = images if self.dtype == "float32" else images.to(torch.float32) / 255 * 2 - 1
         lowest, map = self.module(_levelled(x) if self.level else x)
         score, *terms = lowest.scores
-        # "not at most" instead of "above": an image with a NaN in it is never passed as normal.
+        # An image with a NaN in it is never passed as normal. Runtimes drop a NaN in a minimum or a maximum, so that it
+        # does not always reach the score; and "not at most" is true of it, which "above" is not.
+        finite = (x.abs() <= torch.finfo(torch.float32).max).flatten(1).all(dim=1)
+        score = torch.where(finite, score, torch.nan)
         masks = () if self.pixel_threshold is None else (~(map <= self.pixel_threshold),)
         return score, lowest.condition, ~(score <= self.threshold), *terms, map, *masks
 
