@@ -17,7 +17,7 @@ from raccgan import RACCGAN, Detector, InputError, detect
 from tests.cli.test_commands import run
 from tests.conftest import TINY
 
-SETTINGS = {name: TINY[name] for name in ("base_width", "latent", "embedding", "batch_size")}
+SETTINGS = {name: TINY[name] for name in TINY if name not in ("gan_steps", "encoder_steps", "control_steps")}
 
 
 def tiny(**given: Any) -> RACCGAN:

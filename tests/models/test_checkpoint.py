@@ -258,7 +258,7 @@ def test_headers_of_any_text_are_read_or_refused(saved: Training) -> None:
     header, tensors = tensor_file.read(saved.path)
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     text, draw, said = json.dumps(header).encode(), random.Random(0), []
-    for _ in range(200):
+    for _ in range(60):
         changed = shuffled(text, draw).decode("utf-8", errors="replace")
         metadata = {"raccgan": f"{tensor_file.hash_of(changed, tensors)} {changed}"}
         saved.path.write_bytes(safetensors.torch.save(tensors, metadata))
@@ -267,7 +267,7 @@ def test_headers_of_any_text_are_read_or_refused(saved: Training) -> None:
             checkpoints.networks_of(stored, checkpoints.config_of(stored), CPU)
         except InputError as error:
             said.append(str(error))
-    assert len(said) >= 30
+    assert len(said) >= 15
     assert not any("\n" in line for line in said)
 
 
