@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raccgan.cli import options
-from raccgan.config import PRESETS, Config, make_config
+from raccgan.config import PRESETS, Config, goes_by_time, make_config
 from raccgan.distributed import ranks
 from raccgan.errors import InputError
 from raccgan.outputs.files import own_folder
@@ -29,7 +30,9 @@ EXAMPLES = """\
   python -m raccgan.train --preset parts --dataset mvtec --category screw --data-root ~/data
       MVTec AD, one category; looks in ~/data/mvtec/screw. Parts that lie as they fell are turned upright
   python -m raccgan.train --dataset ~/scans --normal healthy --out runs/scans
-      your own folder: one sub-folder a class, such as healthy/ and abnormal/
+      your own folder: one sub-folder a class, such as healthy/ and abnormal/; about 20 minutes on a CPU
+  python -m raccgan.train --dataset ~/scans --normal healthy --minutes 120 --out runs/scans
+      the same, with larger networks or more steps, as they fit in two hours
   python -m raccgan.train --resume runs/scans
       go on where a run stopped
   python -m raccgan.train --dataset fashion-mnist --precision bfloat16 --compile
@@ -45,11 +48,12 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"--phase {given.phase!r} is not one of {', '.join(PHASES)}")
     device = options.pick_device(given.device)
 
+    from raccgan.evaluation.budget import planned
     from raccgan.models import checkpoint as checkpoints
     from raccgan.models.devices import require_kernels
     from raccgan.training import places
     from raccgan.training.loop import Training
-    from raccgan.training.run import fewer_a_batch, prepare, readable, say_understood
+    from raccgan.training.run import fewer_a_batch, prepare, readable, say_understood, settle_threads
     from raccgan.training.steps import cannot_trace
 
     asked = options.settings_of(given)
@@ -58,6 +62,9 @@ def main(arguments: Sequence[str]) -> int:
     start = job.on_first(lambda: places.find(request))
     out, resumed, settings = start.out, start.resumed, start.settings | asked
     config = make_config(given.preset, settings) if resumed is None else checkpoints.config_of(resumed, **settings)
+    timed = resumed is None and goes_by_time(given.preset, config.dataset)
+    if given.minutes is not None and not timed:
+        raise InputError("--minutes chooses sizes and steps, which --preset, --resume and digits bring: leave one out")
     require_kernels(config.kernels, device)
     options.note_missing_library(config.kernels)
     run = prepare(config, given.data_root, device, job)
@@ -74,10 +81,13 @@ def main(arguments: Sequence[str]) -> int:
                 f"--phase {given.phase} needs a trained {trained}, and this run has {done.get(before, 0)} of {goal} "
                 f"steps: run --phase {'gan' if before == 'gan' else 'encoder'} first, or --resume such a run"
             )
+    say_understood(run)
+    if timed:
+        run = replace(run, config=job.on_first(lambda: planned(run, settings, given.minutes)))
+        settle_threads(run.config)
     if given.compile and (reason := cannot_trace(run.config, job)) is not None:
         raise InputError(f"--compile works {reason}")
     job.require_divisible(run.config.batch_size)
-    say_understood(run)
     run, data = readable(run)
     run = fewer_a_batch(run, len(data))
     with job.entered_on_first(lambda: own_folder(out)):  # last of all checks, so that a refused run leaves nothing
@@ -135,8 +145,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--preset",
         metavar="NAME",
-        help=f"settings to start from: {', '.join(PRESETS)}; all but digits, mnist-small and parts are sized for a GPU "
-        "(default: what suits the data). A preset replaces some of the defaults shown below",
+        help=f"settings to start from: {', '.join(PRESETS)}; all but digits, mnist-small and parts are sized for a "
+        "GPU. A preset replaces some of the defaults shown below (default: that of digits for digits; for other data, "
+        "sizes and steps that take --minutes)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="X",
+        help="without a preset: how long training and its tests may take on this machine, where a few steps are timed "
+        "first (default: 20 on a CPU, 60 on a GPU)",
     )
     parser.add_argument(
         "--resume",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raccgan.config import MODEL_FIELDS, PRESETS, Config, make_config
+from raccgan.config import MODEL_FIELDS, PRESETS, Config, goes_by_time, make_config
 from raccgan.errors import InputError
 
 
@@ -19,13 +19,13 @@ def test_presets_are_valid_and_every_field_can_be_overridden(preset: str) -> Non
     assert set(MODEL_FIELDS) <= set(config.to_dict())
 
 
-@pytest.mark.parametrize(
-    ("dataset", "preset"),
-    [("digits", "digits"), ("mnist", "mnist"), ("fashion-mnist", "fashion-mnist"), ("mvtec", "mvtec"),
-     ("chest-xray", "pulmonary"), ("/some/folder", "mvtec"), ("parts", "mvtec")],
-)  # fmt: skip
-def test_the_data_set_chooses_the_preset(dataset: str, preset: str) -> None:
-    assert make_config(None, {"dataset": dataset}) == make_config(preset, {"dataset": dataset})
+def test_digits_have_their_preset_and_other_data_go_by_time() -> None:
+    assert make_config(None, {}) == make_config("digits", {})
+    for dataset in ("mnist", "/some/folder"):
+        assert goes_by_time(None, dataset)
+        assert not goes_by_time("parts", dataset)
+        assert make_config(None, {"dataset": dataset}).score == "learned"
+    assert not goes_by_time(None, "digits")
 
 
 def test_published_widths_and_latents() -> None:

@@ -44,6 +44,12 @@ def about_images(
     return [line, *pages, *(_darkness(images) if brightness == "keep" else ())]
 
 
+def typical_side(images: Sequence[Path | Pixels]) -> int | None:
+    """The median over images of the shorter side, in pixels; None where no image can be read."""
+    found = [header for header in map(_header, spread(images, MOST_DECODED)) if header is not None]
+    return int(np.median([min(header.width, header.height) for header in found])) if found else None
+
+
 def _parts(source: Source, split: Split | None) -> str:
     if split is None:
         parts = {part: [s for s in source.samples if s.split == part] for part in ("train", "valid", "test")}

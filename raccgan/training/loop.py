@@ -82,7 +82,7 @@ class Training(Steps):
         every = max(1, goal // 400)  # points of the loss curves
         if start < goal:
             self.networks.density.forget()
-            self._trace_if_worth_it(phase)
+            self.trace_if_worth_it(phase)
         begun, before = time.monotonic(), self.seconds
         shown = Progress(_TITLES[phase], goal, start, shown=self.job.first)
         with finish_step_on_interrupt() as interrupted, shown as progress:
@@ -117,7 +117,7 @@ class Training(Steps):
             images, labels = self.data.images(own), self.data.labels[own]
             yield images.to(self.device, memory_format=torch.channels_last), labels.to(self.device)
 
-    def _trace_if_worth_it(self, phase: str) -> None:
+    def trace_if_worth_it(self, phase: str) -> None:
         """Trace the phase's steps if that is possible and faster; it was not measured on a GPU."""
         self.traced = {}
         # All steps count, done or not, so that a resumed run rounds as an uninterrupted one does.

@@ -55,8 +55,7 @@ class Run:
 
 def prepare(config: Config, data_root: Path, device: torch.device, job: Collectives = SINGLE) -> Run:
     """Load and split the data, set the threads; an InputError for bad data, protocol or classes, or if ranks differ."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    settle_threads(config)
     problems: list[str] | None = [] if config.unreadable == "skip" else None
     source = load_source(config.dataset, data_root, category=config.category or None, problems=problems)
     _say_skipped(job, problems or ())
@@ -66,6 +65,12 @@ def prepare(config: Config, data_root: Path, device: torch.device, job: Collecti
     protocol = config.protocol or source.default_protocol
     resolved = replace(config, protocol=protocol, normal=text_of(split.normal_classes))
     return Run(resolved, split, source, config.channels or source.channels, device, job)
+
+
+def settle_threads(config: Config) -> None:
+    """Set the threads of PyTorch on a CPU where the configuration has a number."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
 
 
 def readable(run: Run) -> tuple[Run, ImageDataset]:
