@@ -103,9 +103,11 @@ class Steps:
         x = x.flip(-1) if torch.rand(1, generator=draw) < 0.5 else x
         normal, base, other = x.chunk(3)
         ill, _ = synthetic(base, other, Draws(*(part.to(self.device) for part in draws)))
+        # A trace is of one memory format, whether the images were turned or not.
+        normal, ill = (each.contiguous(memory_format=torch.channels_last) for each in (normal, ill))
         for group in self.optimisers["pathology"].param_groups:
             group["lr"] = PATHOLOGY_LR * min(1.0, 5 * (1 - step / self.config.pathology_steps))
-        return self._descend("pathology", normal, ill.contiguous(memory_format=torch.channels_last))
+        return self._descend("pathology", normal, ill)
 
     def _descend(self, name: str, *inputs: Tensor) -> Terms:
         self.optimisers[name].zero_grad(set_to_none=True)

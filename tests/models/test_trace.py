@@ -27,6 +27,8 @@ Make = Callable[..., tuple[Run, Training]]
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
+    # Of one channel, every memory format is the other one too; smaller images are not moved.
+    "colour": {"channels": 3, "image_size": 32, "base_width": 2, "multipliers": "1,1,1,1"},
     "attention": {"attention_discriminator": "all", "attention_encoder": "all"},
     "dense": {"convolution": "dense", "critic_steps": 2},
     "wide": {"image_size": 32, "base_width": 5, "multipliers": "3,2,1,1", "generator_tuning": 0.5},
@@ -36,10 +38,12 @@ LONG = ("dense", "wide")
 
 
 def steps(training: Training, count: int = 3) -> list[dict[str, float]]:
-    """What so many steps of both phases report."""
+    """What so many steps of each phase report; of the last, more, so that some move their images and some do not."""
     reported = []
-    for phase, step in (("gan", training.gan_step), ("encoder", training.encoder_step)):
+    phases = {"gan": training.gan_step, "encoder": training.encoder_step, "pathology": training.pathology_step}
+    for phase, step in phases.items():
         training.freeze(phase)
+        count *= 2 if phase == "pathology" else 1
         for number, (x, y) in zip(range(count), training.batches(phase), strict=False):
             reported.append({name: float(value) for name, value in step(number, x, y).items()})
     return reported
@@ -59,7 +63,7 @@ def test_a_traced_step_has_the_bits_of_a_step(tiny: Make, settings: dict[str, An
     wanted = weights(plain)
     assert all(torch.equal(value, wanted[name]) for name, value in weights(traced).items())
     moved = {name.split(".")[0] for name, value in wanted.items() if not torch.equal(value, start[name])}
-    assert moved == {"generator", "discriminator", "encoder", "average"}
+    assert moved == {"generator", "discriminator", "encoder", "average", "pathology"}
 
 
 def calls_of(training: Training) -> list[str]:
