@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from raccgan import train
-from raccgan.data.images.decode import decode, levelled
-from raccgan.data.listing import list_images
-from raccgan.errors import InputError
+from raccgan.data.images.decode import levelled
 from raccgan.export import __main__ as export
 from raccgan.export import graph
 from raccgan.models import checkpoint as checkpoints
-from raccgan.scoring.scorer import MINIMUM, Scorer
-from tests.cli.test_commands import refused, run, shapes
-from tests.conftest import CPU, TINY_OPTIONS
+from raccgan.scoring.scorer import Scorer
+from tests.cli.test_commands import refused, run
+from tests.export.conftest import Trained, trained
 from tests.kernels.compare import assert_each_close
 
 Runner = Callable[[Tensor], list[Tensor]]
@@ -40,47 +36,6 @@ NAMES = (
     "pathology", "feature_density", "place_density", "place_peak", "contrast_4", "contrast_8", "contrast_16", "map",
     "mask",
 )  # fmt: skip
-
-
-@dataclass
-class Trained:
-    """A tiny run at 16 px, whose threshold lies amid the scores, and every image that it could see."""
-
-    run: Path
-    images: Tensor  # [N, C, 16, 16] in [-1, 1]
-
-    def scorer(self, label_policy: str = MINIMUM) -> Scorer:
-        stored = checkpoints.load(self.run)
-        config = checkpoints.config_of(stored)
-        return Scorer(config, checkpoints.networks_of(stored, config, CPU), stored.classes, label_policy)
-
-    @property
-    def threshold(self) -> float:
-        threshold = checkpoints.load(self.run).threshold
-        assert threshold is not None
-        return threshold
-
-    @property
-    def pixel_threshold(self) -> float:
-        threshold = checkpoints.load(self.run).pixel_threshold
-        assert threshold is not None
-        return threshold
-
-
-def trained(place: Path, channels: int, normal: str, *options: str) -> Trained:
-    shapes(place / "data", ["dark", "middle", "bright"], 20)
-    where = ["--dataset", place / "data", "--protocol", "one-vs-rest", "--normal", normal, "--out", place / "run"]
-    model = ["--image-size", 16, "--latent", 9, "--channels", channels, "--attention-encoder", "last-1"]
-    assert run(train, *where, *TINY_OPTIONS, *model, "--quantile", 0.5, *options, "--phase", "gan") == 0
-    assert run(train, "--resume", place / "run", "--phase", "encoder") == 0
-    files = list_images(place / "data")
-    return Trained(place / "run", torch.stack([torch.from_numpy(decode(f, size=16, channels=channels)) for f in files]))
-
-
-@pytest.fixture(scope="module")
-def several(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Grey, two normal classes."""
-    return trained(tmp_path_factory.mktemp("several"), 1, "dark,middle")
 
 
 @pytest.fixture(scope="module")
@@ -242,51 +197,6 @@ def test_the_torch_file_needs_no_raccgan(several: Trained, exported: dict[str, P
     assert done.returncode == 0, done.stderr
     scores = torch.tensor(json.loads(done.stdout))
     assert_each_close(scores, several.scorer().score(several.images).score, rtol=1e-4, atol=0)
-
-
-@pytest.mark.parametrize("threshold", [0.1, 0.25, 1 / 3, 1e-30, 1e-50, 0.0, -0.7, 1e300])
-def test_the_threshold_in_single_precision_decides_as_the_double_does(threshold: float) -> None:
-    inside = graph._float32_below(threshold)
-    with np.errstate(over="ignore", under="ignore"):
-        near = np.float32(threshold)
-        around = [near, np.nextafter(near, np.float32(-np.inf)), np.nextafter(near, np.float32(np.inf))]
-    for score in around:
-        assert (score <= np.float32(inside)) == (float(score) <= threshold)
-
-
-@pytest.mark.parametrize("wrong", [lambda s: s * 1.01, lambda s: s * float("nan"), lambda s: torch.zeros_like(s)])
-def test_a_model_that_does_not_agree_is_refused(several: Trained, wrong: Callable[[Tensor], Tensor]) -> None:
-    scorer = several.scorer()
-
-    def model(change: Callable[[Tensor], Tensor]) -> Runner:
-        def call(images: Tensor) -> list[Tensor]:
-            score = change(scorer.score(images).score)
-            return [score, torch.zeros(len(images)), ~(score <= several.threshold)]
-
-        return call
-
-    right = graph.agreement(model(lambda s: s), scorer, several.images, several.threshold, "float32")
-    assert right.images == len(several.images)
-    assert right.equal_decisions == 1
-    assert right.max_relative_difference < 1e-4  # the batches differ
-    with pytest.raises(InputError, match="does not agree with the checkpoint: a score differs by"):
-        graph.agreement(model(wrong), scorer, several.images, several.threshold, "float32")
-
-
-def test_images_of_one_value_are_not_compared(several: Trained) -> None:
-    """A model that differs on them alone agrees; with nothing else to compare on there is no answer."""
-    scorer = several.scorer()
-    blank = torch.full((2, 1, 16, 16), 0.3)
-
-    def call(images: Tensor) -> list[Tensor]:
-        score = scorer.score(images).score
-        score = torch.where(images.flatten(1).std(dim=1) < 1e-6, score + 1, score)
-        return [score, torch.zeros(len(images)), ~(score <= several.threshold)]
-
-    mixed = torch.cat([blank, several.images[:5]])
-    assert graph.agreement(call, scorer, mixed, several.threshold, "float32").images == 5
-    with pytest.raises(InputError, match="of one value everywhere"):
-        graph.agreement(call, scorer, blank, several.threshold, "float32")
 
 
 def test_nothing_is_written_where_the_model_does_not_agree(
