@@ -112,8 +112,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Tiny tensors gain nothing from more threads, and tests that share cores lose much."""
+    """Tiny tensors gain nothing from more threads, and tests that share cores lose much; so do their processes."""
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ def test_a_batch_is_no_larger_than_the_images_there_are(tmp_path: Path, capsys: 
     said = capsys.readouterr().err
     assert (
         "note: there are 5 images to train on, beside 1 held out for the threshold and 14 to test, so a batch has 5 "
-        "instead of 16" in said
+        "instead of 32" in said
     )
     assert "note: the threshold rests on 1 held-out normal image, and a 0.95 quantile needs 20" in said
     assert checkpoints.load(tmp_path / "run").config["batch_size"] == 5
