@@ -89,11 +89,32 @@ class Config:
     encoder_latent: str = _model(
         "linear", "output of the encoder; tanh is the authors' form", choices=("linear", "tanh")
     )
+    encoder_head: str = _model(
+        "relu",
+        "what precedes the encoder's last layer; bare, the authors' form, has no ReLU there, and spectral norm on the "
+        "class embedding, up to 32 px on that layer too",
+        choices=("relu", "bare"),
+    )
+    generator_head: str = _model(
+        "3x3", "the generator's last convolution; 1x1 is the authors' form above 32 px", choices=("3x3", "1x1")
+    )
+    features: str = _model(
+        "places",
+        "the discriminator's features that the encoder's loss and the score compare: at each place, or their sums over "
+        "places, the authors' form above 32 px",
+        choices=("places", "sums"),
+    )
 
     pathology_width: int = _model(
         32, "channels of the pathology head after its first block, a quarter of those after its last", low=1, high=512
     )
 
+    augmentation: str = _gan(
+        "none",
+        "what each image may become in a step, of the encoder too: mirrored, or a part of half its area to all of it; "
+        "both is the authors' form",
+        choices=("none", "flip", "crop", "both"),
+    )
     gan_steps: int = _gan(20000, "generator steps", low=0)
     batch_size: int = _gan(64, "images a step", low=1)
     critic_steps: int = _gan(1, "discriminator steps a generator step", low=1, high=100)

@@ -31,6 +31,15 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {  # one change at a time to a table
     "scalar-encoder": {"encoder_conditioning": "scalar"},
     "tanh-latent": {"encoder_latent": "tanh"},
     "authors-encoder": {"encoder_conditioning": "scalar", "encoder_latent": "tanh"},
+    "authors": {
+        "encoder_conditioning": "scalar",
+        "encoder_latent": "tanh",
+        "encoder_head": "bare",
+        "generator_head": "1x1",
+        "features": "sums",
+        "attention_generator": "none",
+        "augmentation": "both",
+    },
     # The feature term, which the encoder's loss and the score have in common.
     "no-feature-term": {"kappa": 0.0},
     "kappa-0.1": {"kappa": 0.1},
@@ -153,7 +162,15 @@ class Trial:
 # Settings that change how a result is computed and not the result; and those that are younger than published rows, at
 # the value that those had without them.
 _HOW = ("kernels", "threads", "score_batch", "checkpoint_every", "rank_timeout")
-_LATER: Mapping[str, Any] = {"generator_tuning": 0.0, "pathology_steps": 1000, "pathology_width": 32}
+_LATER: Mapping[str, Any] = {
+    "generator_tuning": 0.0,
+    "pathology_steps": 1000,
+    "pathology_width": 32,
+    "encoder_head": "relu",
+    "generator_head": "3x3",
+    "features": "places",
+    "augmentation": "none",
+}
 
 
 def trials(

@@ -28,20 +28,27 @@ class Discriminator(nn.Module):
             ResidualDown(config, c, d, pre_relu=i > 0, down=i < last, attention=i in attended)
             for i, (c, d) in enumerate(pairwise((channels, *widths)))
         )
-        self.head = config.head
+        self.head, self.sums = config.head, config.features == "sums"
         size = widths[-1] * (16 if self.head == "flatten" else 1)
         self.linear = spectral_norm(nn.Linear(size, 1))
         self.embedding = spectral_norm(nn.Embedding(classes, size))
         initialise(self)
 
     def features(self, x: Tensor) -> Tensor:
-        """f(x), [N, widths[0], 4, 4], of images x [N, C, H, W] in [-1, 1]; no class enters."""
+        """f(x), [N, widths[0], 4, 4] or, where the configuration asks for sums, [N, widths[0]], of images x
+        [N, C, H, W] in [-1, 1]; no class enters."""
+        h = self._trunk(x)
+        return h.sum(dim=(2, 3)) if self.sums else h
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Critic values [N] of images x [N, C, H, W] in [-1, 1] as members of the classes y [N] (int64); without y, as
+        of no class."""
+        f = self._trunk(x)
+        h = flattened(f) if self.head == "flatten" else f.sum(dim=(2, 3))
+        value: Tensor = self.linear(h).squeeze(1)
+        return value if y is None else value + (self.embedding(y) * h).sum(dim=1)
+
+    def _trunk(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x)
         return F.relu(x)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Critic values [N] of images x [N, C, H, W] in [-1, 1] as members of the classes y [N] (int64)."""
-        f = self.features(x)
-        h = flattened(f) if self.head == "flatten" else f.sum(dim=(2, 3))
-        return self.linear(h).squeeze(1) + (self.embedding(y) * h).sum(dim=1)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from raccgan.config import Config
 from raccgan.models.blocks import ResidualDown, flattened, initialise
@@ -18,7 +20,8 @@ class Encoder(nn.Module):
     ``config.encoder_conditioning`` says how the class enters. "film": an embedding scales and shifts every norm of the
     trunk, and adds a term of its own to each coordinate of the latent. "scalar", the authors' form: <embedding(y), h>,
     one number, is added to all coordinates. ``config.encoder_latent`` is "linear", as z is N(0, 1); or the authors'
-    "tanh", whose latents stay in [-1, 1]. The widths mirror the generator's.
+    "tanh", whose latents stay in [-1, 1]. ``config.encoder_head`` is "relu", before the linear layer; or the authors'
+    "bare". The widths mirror the generator's.
     """
 
     def __init__(self, config: Config, channels: int, classes: int) -> None:
@@ -34,32 +37,44 @@ class Encoder(nn.Module):
         size = 16 * widths[-1]
         self.linear = nn.Linear(size, latent)
         self.embedding = nn.Embedding(classes, embedding or size)
+        self.bare = config.encoder_head == "bare"
+        if self.bare:
+            spectral_norm(self.embedding)
+            if config.image_size <= 32:
+                spectral_norm(self.linear)
         self.class_term = nn.Linear(embedding, latent, bias=False) if embedding else None
         self.output = config.encoder_latent
         self.kernels = config.kernels
         initialise(self)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Latents [N, latent] of images x [N, C, H, W] in [-1, 1] as members of the classes y [N] (int64)."""
-        return self._latent(self._trunk(x, y)[-1], y)
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Latents [N, latent] of images x [N, C, H, W] in [-1, 1] as members of the classes y [N] (int64); without y,
+        of no class."""
+        condition = self._condition(y)
+        return self._latent(self._trunk(x, condition)[-1], condition)
 
     def describe(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The latents [N, latent], and the descriptors [N, described] of :mod:`raccgan.models.density`."""
-        outputs = self._trunk(x, y)
-        z = self._latent(outputs[-1], y)
+        condition = self._condition(y)
+        outputs = self._trunk(x, condition)
+        z = self._latent(outputs[-1], condition)
         return z, torch.cat([z, *(F.relu(h).mean(dim=(2, 3)) for h in outputs)], dim=1)
 
-    def _trunk(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        condition = self.embedding(y) if self.class_term is not None else None
+    def _condition(self, y: Tensor | None) -> Tensor | None:
+        return None if y is None else cast(Tensor, self.embedding(y))
+
+    def _trunk(self, x: Tensor, condition: Tensor | None) -> list[Tensor]:
         h, outputs = self.stem(x), []
         for block in self.blocks:
-            h = block(h, condition)
+            h = block(h, condition)  # without a condition of its own, a block ignores it
             outputs.append(h)
         return outputs
 
-    def _latent(self, h: Tensor, y: Tensor) -> Tensor:
-        condition = self.embedding(y)
-        h = flattened(F.relu(h))
+    def _latent(self, h: Tensor, condition: Tensor | None) -> Tensor:
+        h = flattened(h if self.bare else F.relu(h))
         z: Tensor = self.linear(h)
-        z = z + ((condition * h).sum(dim=1, keepdim=True) if self.class_term is None else self.class_term(condition))
+        if condition is not None and self.class_term is not None:
+            z = z + self.class_term(condition)
+        elif condition is not None:
+            z = z + (condition * h).sum(dim=1, keepdim=True)
         return torch.tanh(z) if self.output == "tanh" else z

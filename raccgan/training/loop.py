@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raccgan.data.augmentation import placed, placements
 from raccgan.data.dataset import ImageDataset, StepBatches
 from raccgan.data.sources.registry import place_of
 from raccgan.errors import InputError
@@ -111,10 +112,13 @@ class Training(Steps):
         """This rank's images [n, C, H, W] and classes [n] of every step still to do, on the device."""
         size = self.config.batch_size * {"gan": self.config.critic_steps, "encoder": 1, "pathology": 3}[phase]
         seed = stream(self.config.seed, phase + "/data").initial_seed()
-        batches = StepBatches(len(self.data), size, seed=seed)
+        batches, kind = StepBatches(len(self.data), size, seed=seed), self.config.augmentation
         for step in range(self.steps[phase], self.goals[phase]):
             own = self.job.own(batches.batch(step), self.config.batch_size)
             images, labels = self.data.images(own), self.data.labels[own]
+            if kind != "none" and phase != "pathology":  # which moves and mirrors its images itself
+                drawn = placements(kind, size, stream(self.config.seed, f"{phase}/augmentation", step))
+                images = placed(images, drawn[self.job.own(range(size), self.config.batch_size)])
             yield images.to(self.device, memory_format=torch.channels_last), labels.to(self.device)
 
     def trace_if_worth_it(self, phase: str) -> None:
