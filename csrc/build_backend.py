@@ -3,7 +3,7 @@
 An isolated build sees none of the packages of the environment it installs into, and would download a PyTorch of its
 own, gigabytes in its CUDA builds, just to compile against. The stable ABI does not mind which one it is, so: where the
 target environment has a PyTorch that pyproject.toml admits, its folder goes to the end of ``sys.path`` for the build;
-elsewhere PyTorch becomes a build requirement. So does nvcc, where that PyTorch is a CUDA build and the machine has none.
+elsewhere PyTorch becomes a build requirement. So does nvcc, where PyTorch is a CUDA build and the machine has none.
 
 Two installs of one checkout at the same time write the same folders, so the second waits for the first.
 """

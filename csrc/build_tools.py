@@ -100,8 +100,8 @@ def find_cxx() -> list[str]:
 def find_nvcc(packages: Iterable[str]) -> str | None:
     """The CUDA compiler, or None.
 
-    Looked for in ``CUDA_HOME`` and ``CUDA_PATH``, on ``PATH``, in /usr/local/cuda, and last among the Python packages in
-    the folders ``packages``, where ``pip install nvidia-cuda-nvcc`` and its like put theirs into nvidia/.
+    Looked for in ``CUDA_HOME`` and ``CUDA_PATH``, on ``PATH``, in /usr/local/cuda, and last in the folders ``packages``
+    of Python packages: ``pip install nvidia-cuda-nvcc`` and its like put theirs into nvidia/ there.
     """
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     places = [*(f"{home}/bin" for home in homes if home), os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
