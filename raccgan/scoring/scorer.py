@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from raccgan.config import Config
 from raccgan.errors import InputError
 from raccgan.kernels.anomaly_score import anomaly_score
+from raccgan.kernels.qualification.record import Recorded, recorded
 from raccgan.models import compiling
 from raccgan.models.density import Density, Vectors
 from raccgan.models.devices import settle
@@ -22,6 +23,7 @@ from raccgan.models.inference import frozen
 from raccgan.models.maps import smoothed
 from raccgan.models.networks import Networks
 from raccgan.models.pathology import Observed, Pathology
+from raccgan.models.qualifying import qualify
 from raccgan.models.trace import Replayed
 from raccgan.scoring.record import TERMS
 
@@ -120,6 +122,25 @@ class ScoreModule(nn.Module):
         pair = torch.arange(best.shape[0], device=best.device) * len(self.conditions) + best
         return Lowest(table.flatten(1)[:, pair], self.places[best], pair)
 
+    @torch.no_grad()
+    def calls(self, images: int, size: int) -> list[Recorded]:
+        """The calls of ops in one pass over so many images of ``size`` pixels a side, listed without computing them."""
+        head = cast(nn.Conv2d, self.generator.head)
+
+        def one_pass() -> None:
+            x = torch.zeros(images, head.out_channels, size, size, device=self.places.device)
+            image_of, y = self.pairs(x)
+            self.compare(x[image_of], self.discriminator.features(x)[image_of], y)
+            self.pathology.observe(x)
+
+        return recorded(one_pass)
+
+
+def for_inference(networks: Networks) -> Networks:
+    """Copies in eval mode, with what no longer changes computed once."""
+    copies = {name: frozen(network) for name, network in networks.items() if name != "generator"}
+    return Networks(generator=copies["average"], **copies)
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -189,20 +210,11 @@ class Scorer:
             )
         self.label_policy, self.compiled = label_policy, compiled
         conditions = [i for i, name in enumerate(classes) if label_policy in (MINIMUM, name)]
-        average = frozen(networks.average)
-        copies = Networks(
-            average,
-            frozen(networks.discriminator),
-            frozen(networks.encoder),
-            average,
-            frozen(networks.pathology),
-            frozen(networks.density),
-            frozen(networks.evidence),
-        )
-        self.module = ScoreModule(copies, conditions, config)
+        self.module = ScoreModule(for_inference(networks), conditions, config)
         self.device = next(networks.encoder.parameters()).device
         self.module.to(self.device)
         self.pairs = config.score_batch
+        qualify(config.kernels, self.device, lambda: self.module.calls(self.batch, config.image_size))
         self._features = self._faster(self.module.discriminator.features, compiled)
         self._compare = self._faster(self.module.compare, compiled)
         self._observe = self._faster(self.module.pathology.observe, compiled)

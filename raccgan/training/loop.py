@@ -20,9 +20,11 @@ from raccgan.errors import InputError
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.checkpoint import Calibration, Checkpoint, History
 from raccgan.models.networks import build
+from raccgan.models.qualifying import qualify
 from raccgan.models.randomness import stream
 from raccgan.outputs.progress import Progress
 from raccgan.outputs.terminal import say
+from raccgan.training.calls import calls
 from raccgan.training.run import Run
 from raccgan.training.steps import Steps, cannot_trace
 
@@ -52,6 +54,12 @@ class Training(Steps):
     def __init__(
         self, run: Run, data: ImageDataset, path: Path, resumed: Checkpoint | None = None, *, compiled: bool = False
     ) -> None:
+        qualify(
+            run.config.kernels,
+            run.device,
+            lambda: calls(run.config, len(run.classes), run.channels, run.device, run.job.world),
+            shown=run.job.first,
+        )
         if resumed is not None:
             networks = checkpoints.networks_of(resumed, run.config, run.device)
         else:
