@@ -99,7 +99,7 @@ def choose(op: str, backends: Backends, kernels: str, call: Call) -> Choice:
             continue
         reason = _refusal(backends[name], name, call) or _left_out(name, call, found)
         if reason is None:
-            return Choice(name, backends[name].run, refused)
+            return Choice(name, backends[name].run, refused if found is None else {**found.refused, **refused})
         refused[name] = reason
         _log_once(op, name, reason)
     raise KernelError(f"no backend serves {op}: " + "; ".join(f"{name}: {reason}" for name, reason in refused.items()))

@@ -75,8 +75,10 @@ def qualify(
     """
     device = table.indexed(device)
     classes: dict[Class, list[Recorded]] = {}
-    for call in calls:
-        classes.setdefault(call.kind, []).append(call)
+    unique = dict.fromkeys(calls)
+    for call in unique:
+        if call.second_order or call._replace(second_order=True) not in unique:
+            classes.setdefault(call.kind, []).append(call)
     if os.environ.get("RACCGAN_QUALIFY") == "0":
         return {}
     if all(kind in known(device) for kind in classes):

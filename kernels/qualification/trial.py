@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from statistics import median
 from typing import Any
 
@@ -132,57 +132,72 @@ def _weights(shape: torch.Size, device: torch.device, seed: int) -> Tensor:
     return torch.randn(shape, generator=draw, device=device).bfloat16()
 
 
-def check(recorded: Recorded, backend: Backend, reference: Backend, device: torch.device) -> float:
-    """The largest relative error of a backend in a call.
+class Trial:
+    """What a recorded call has to give, for backends to be checked against; computed when first needed."""
 
-    Raises:
-        RefusedError: in each draw it gives other numbers than the reference, or numbers that are not finite; or other
-            bits each time.
-    """
-    samples = min(SAMPLES, recorded.samples)
-    for seed in SEEDS:
-        try:
-            error = _check_once(recorded, backend, reference, device, samples, seed)
-            break
-        except RefusedError:
-            if seed == SEEDS[-1]:
-                raise
-    _check_whole(recorded, backend, reference, device)
-    return error
+    def __init__(self, recorded: Recorded, reference: Backend, device: torch.device) -> None:
+        self.recorded, self.reference, self.device = recorded, reference, device
 
+    def check(self, backend: Backend) -> float:
+        """The largest relative error of a backend.
 
-def _check_once(
-    recorded: Recorded, backend: Backend, reference: Backend, device: torch.device, samples: int, seed: int
-) -> float:
-    own = made(recorded, device, samples, seed)
-    wide = made(recorded, device, samples, seed, torch.float64)
-    wanted = results(reference.run, recorded, wide, autocast=False)
-    beside = results(reference.run, recorded, own)
-    got = results(backend.run, recorded, own)
-    worst = 0.0
-    eps = _eps(recorded)
-    for (name, g), (_, w), (_, b) in zip(got, wanted, beside, strict=True):
-        allowed = FACTOR * _error(b, w, name) + LEAST * eps
-        error = _error(g, w, name)
-        if not error <= allowed:
-            raise RefusedError(f"wrong: {name} is off by {error:.1e}, {allowed:.1e} is allowed")
-        worst = max(worst, error)
-    return worst
+        Raises:
+            RefusedError: in each draw it gives other numbers than the reference, or numbers that are not finite; or
+                other bits each time.
+        """
+        for seed in SEEDS:
+            try:
+                error = self._check_few(backend, seed)
+                break
+            except RefusedError:
+                if seed == SEEDS[-1]:
+                    raise
+        if backend is not self.reference:
+            self._check_all(backend)
+        return error
 
+    @lru_cache(maxsize=1)  # noqa: B019  # a trial ends with its call
+    def _right(self, seed: int) -> tuple[Named, Named]:
+        """By the reference: in float64, and in the call's own dtype."""
+        samples = min(SAMPLES, self.recorded.samples)
+        wide = made(self.recorded, self.device, samples, seed, torch.float64)
+        own = made(self.recorded, self.device, samples, seed)
+        wanted = results(self.reference.run, self.recorded, wide, autocast=False)
+        return wanted, results(self.reference.run, self.recorded, own)
 
-def _check_whole(recorded: Recorded, backend: Backend, reference: Backend, device: torch.device) -> None:
-    """All samples, beside the reference in the same dtype, twice: the same bits."""
-    arguments = made(recorded, device, recorded.samples, 3)
-    wanted = results(reference.run, recorded, arguments)
-    first, second = (results(backend.run, recorded, arguments) for _ in range(2))
-    allowed = min(0.25, 8 * math.sqrt(_eps(recorded)))  # a kink alone moves the square root of a unit
-    for (name, w), (_, a), (_, b) in zip(wanted, first, second, strict=True):
-        if not (error := _error(a, w, name)) <= allowed:
-            raise RefusedError(
-                f"wrong at {recorded.samples} samples: {name} is off by {error:.1e}, {allowed:.1e} is allowed"
-            )
-        if a is not None and b is not None and not torch.equal(a, b):
-            raise RefusedError(f"not the same bits twice: {name} at {recorded.samples} samples")
+    def _check_few(self, backend: Backend, seed: int) -> float:
+        wanted, beside = self._right(seed)
+        own = made(self.recorded, self.device, min(SAMPLES, self.recorded.samples), seed)
+        got = results(backend.run, self.recorded, own)
+        worst = 0.0
+        for (name, g), (_, w), (_, b) in zip(got, wanted, beside, strict=True):
+            allowed = FACTOR * _error(b, w, name) + LEAST * _eps(self.recorded)
+            error = _error(g, w, name)
+            if not error <= allowed:
+                raise RefusedError(f"wrong: {name} is off by {error:.1e}, {allowed:.1e} is allowed")
+            worst = max(worst, error)
+        return worst
+
+    @cached_property
+    def _whole(self) -> Named:
+        """Of all samples, by the reference in the call's own dtype, whose second derivatives would take long."""
+        return results(self.reference.run, self.recorded._replace(second_order=False), self._arguments)
+
+    @cached_property
+    def _arguments(self) -> Any:
+        return made(self.recorded, self.device, self.recorded.samples, 3)
+
+    def _check_all(self, backend: Backend) -> None:
+        """All samples, twice: the same bits."""
+        first, second = (results(backend.run, self.recorded, self._arguments) for _ in range(2))
+        allowed = min(0.25, 8 * math.sqrt(_eps(self.recorded)))  # a kink alone moves the square root of a unit
+        samples = f"at {self.recorded.samples} samples"
+        for (name, w), (_, a) in zip(self._whole, first, strict=False):
+            if not (error := _error(a, w, name)) <= allowed:
+                raise RefusedError(f"wrong {samples}: {name} is off by {error:.1e}, {allowed:.1e} is allowed")
+        for (name, a), (_, b) in zip(first, second, strict=True):
+            if a is not None and b is not None and not torch.equal(a, b):
+                raise RefusedError(f"not the same bits twice: {name} {samples}")
 
 
 def _eps(recorded: Recorded) -> float:
@@ -216,17 +231,19 @@ def times(
     first = {}
     for name, backend in backends.items():
         say(name)
-        _timed(backend.run, recorded, arguments, device)  # compiles, and fills caches
-        first[name] = _timed(backend.run, recorded, arguments, device)
+        first[name] = _timed(backend.run, recorded, arguments, device)  # compiles, and fills caches
+        if first[name] < 1e3:
+            first[name] = _timed(backend.run, recorded, arguments, device)
     found: dict[str, list[float]] = {name: [] for name in backends}
+    contenders = [name for name in backends if first[name] < 3 * min(first.values())]
     for _ in range(ROUNDS):
         for name, backend in backends.items():
-            if sum(found[name]) < 1e3 * SECONDS:
+            if name in contenders and sum(found[name]) < 1e3 * SECONDS:
                 say(name)
                 repeats = max(1, min(20, round(0.5 / max(first[name], 1e-3))))  # half a millisecond at least
                 spent = sum(_timed(backend.run, recorded, arguments, device) for _ in range(repeats))
                 found[name].append(spent / repeats)
-    return {name: median(spent) for name, spent in found.items()}
+    return {name: median(spent) if spent else first[name] for name, spent in found.items()}
 
 
 def _timed(run: Run, recorded: Recorded, arguments: Any, device: torch.device) -> float:

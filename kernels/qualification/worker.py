@@ -46,7 +46,9 @@ def main() -> None:
     for name in request.imports:
         importlib.import_module(name)
     device = torch.device(request.device)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    # As raccgan.models.devices.exact sets it where the calls come from.
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # PyTorch declares none
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.deterministic = True
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -66,31 +68,39 @@ def main() -> None:
 def _try_class(
     number: int, calls: list[Recorded], candidates: dict[str, dispatch.Backend], device: torch.device, tell: Any
 ) -> None:
-    reference = candidates["reference"]
-    proven = {}
-    for name, backend in candidates.items():
-        tell(trying=[number, name])
-        try:
-            if reason := next(filter(None, (backend.supports(_call(one, device)) for one in calls)), None):
+    proven = dict(candidates)
+    errors = dict.fromkeys(candidates, 0.0)
+    for one in calls:
+        test = trial.Trial(one, candidates["reference"], device)
+        for name, backend in list(proven.items()):
+            tell(trying=[number, name])
+            if (reason := _why_not(test, backend, errors, name)) is not None:
+                del proven[name]
                 tell(refused=[number, name, reason])
-                continue
-            error = max(trial.check(one, backend, reference, device) for one in calls)
-        except trial.RefusedError as refusal:
-            tell(refused=[number, name, str(refusal)])
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a kernel raises is the reason that it is not taken
-            tell(refused=[number, name, f"raises: {_first_line(error)}"])
-            if device.type == "cuda":
-                _leave_if_broken(device)
-        else:
-            proven[name] = backend
-            tell(proven=[number, name, error])
+    for name in proven:
+        tell(proven=[number, name, errors[name]])
     total = dict.fromkeys(proven, 0.0)
     for one in calls:
         spent = trial.times(one, proven, device, lambda name: tell(trying=[number, name]))
         total = {name: total[name] + spent[name] for name in proven}
     tell(timed=[number, total])
+
+
+def _why_not(test: trial.Trial, backend: dispatch.Backend, errors: dict[str, float], name: str) -> str | None:
+    """Why a backend does not serve a call, in words; None where it does."""
+    try:
+        if reason := backend.supports(_call(test.recorded, test.device)):
+            return reason
+        errors[name] = max(errors[name], test.check(backend))
+    except trial.RefusedError as refusal:
+        return str(refusal)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a kernel raises is the reason that it is not taken
+        if test.device.type == "cuda":
+            _leave_if_broken(test.device)
+        return f"raises: {_first_line(error)}"
+    return None
 
 
 def _call(one: Recorded, device: torch.device) -> dispatch.Call:

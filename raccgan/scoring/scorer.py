@@ -17,7 +17,7 @@ from raccgan.kernels.anomaly_score import anomaly_score
 from raccgan.kernels.qualification.record import Recorded, recorded
 from raccgan.models import compiling
 from raccgan.models.density import Density, Vectors
-from raccgan.models.devices import settle
+from raccgan.models.devices import exact, settle
 from raccgan.models.evidence import Evidence
 from raccgan.models.inference import frozen
 from raccgan.models.maps import smoothed
@@ -267,6 +267,10 @@ class Scorer:
 
     def compare(self, x: Tensor, *, details: bool) -> tuple[Compared, Observed]:
         """What :meth:`ScoreModule.terms` is of, in passes; maps and reconstructions are empty without ``details``."""
+        with exact(self.device):
+            return self._compare_all(x, details=details)
+
+    def _compare_all(self, x: Tensor, *, details: bool) -> tuple[Compared, Observed]:
         f = self._features(x)
         passes = zip(*(each.split(self.pairs) for each in self.module.pairs(x)), strict=True)
         parts = []

@@ -19,6 +19,7 @@ from raccgan.data.sources.registry import place_of
 from raccgan.errors import InputError
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.checkpoint import Calibration, Checkpoint, History
+from raccgan.models.devices import exact
 from raccgan.models.networks import build
 from raccgan.models.qualifying import qualify
 from raccgan.models.randomness import stream
@@ -93,7 +94,7 @@ class Training(Steps):
             self._trace_if_worth_it(phase)
         begun, before = time.monotonic(), self.seconds
         shown = Progress(_TITLES[phase], goal, start, shown=self.job.first)
-        with finish_step_on_interrupt() as interrupted, shown as progress:
+        with finish_step_on_interrupt() as interrupted, shown as progress, exact(self.device):
             for step, (x, y) in zip(range(start, goal), self.batches(phase), strict=False):
                 losses = step_of(step, x, y)
                 means = self.job.averaged(torch.stack(list(losses.values())))

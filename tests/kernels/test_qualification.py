@@ -96,7 +96,7 @@ def test_the_dispatcher_follows_the_table(monkeypatch: pytest.MonkeyPatch) -> No
     assert dispatch.choose("moments", anywhere, "fused", gpu).name == "reference"  # nothing was tried
     table.use(gpu.device, {Class("moments", "float32", (4, 6, 6), 0): Row(("triton", "reference"), refused)})
     choice = dispatch.choose("moments", anywhere, "fused", gpu)
-    assert (choice.name, choice.refused) == ("triton", {})
+    assert (choice.name, choice.refused) == ("triton", refused)
     anywhere["triton"] = dispatch.Backend(lambda call: "not this call", anywhere["triton"].run)
     choice = dispatch.choose("moments", anywhere, "fused", gpu)
     assert (choice.name, choice.refused) == ("reference", {"triton": "not this call", **refused})
