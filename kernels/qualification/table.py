@@ -63,6 +63,6 @@ def row(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...
 
 def indexed(device: torch.device) -> torch.device:
     """The device with its index, where it is a GPU: ``cuda`` is the current one."""
-    if device.type == "cuda" and device.index is None:
+    if device == torch.device("cuda"):
         return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
     return device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -125,10 +125,10 @@ class ScoreModule(nn.Module):
     @torch.no_grad()
     def calls(self, images: int, size: int) -> list[Recorded]:
         """The calls of ops in one pass over so many images of ``size`` pixels a side, listed without computing them."""
-        head = cast(nn.Conv2d, self.generator.head)
+        channels = self.generator.head.out_channels
 
         def one_pass() -> None:
-            x = torch.zeros(images, head.out_channels, size, size, device=self.places.device)
+            x = torch.zeros(images, channels, size, size, device=self.places.device)
             image_of, y = self.pairs(x)
             self.compare(x[image_of], self.discriminator.features(x)[image_of], y)
             self.pathology.observe(x)
@@ -138,8 +138,16 @@ class ScoreModule(nn.Module):
 
 def for_inference(networks: Networks) -> Networks:
     """Copies in eval mode, with what no longer changes computed once."""
-    copies = {name: frozen(network) for name, network in networks.items() if name != "generator"}
-    return Networks(generator=copies["average"], **copies)
+    average = frozen(networks.average)
+    return Networks(
+        average,
+        frozen(networks.discriminator),
+        frozen(networks.encoder),
+        average,
+        frozen(networks.pathology),
+        frozen(networks.density),
+        frozen(networks.evidence),
+    )
 
 
 @dataclass(frozen=True)
