@@ -32,6 +32,7 @@ from setuptools.errors import CompileError
 
 sys.path.insert(0, "csrc")
 
+import requirements
 from build_tools import Toolkit, find_cxx, find_ninja, jobs, locked, require_setuptools, said_by
 
 CPU_SOURCES = sorted(Path("csrc/cpu").rglob("*.cpp"))
@@ -187,6 +188,8 @@ class BuildNative(build_ext):
 
 require_setuptools()
 setup(
+    install_requires=requirements.dependencies(),
+    extras_require=requirements.extras(),
     ext_modules=[Extension("raccgan._native", [], py_limited_api=True)],
     cmdclass={"build_ext": BuildNative},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from statistics import geometric_mean
+from typing import Any
 
 import torch
 
@@ -212,11 +213,12 @@ def saved(device: str) -> frozenset[Key]:
 
 
 def _of_the_gpu() -> Iterator[str]:
-    """Versions and switches that a GPU's numbers depend on; tf32 is as PyTorch allows it, for everyone alike."""
-    allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    """Versions and switches that a GPU's numbers depend on; TF32 is as PyTorch allows it, for everyone alike."""
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # PyTorch declares none
+    precision = torch.backends.cuda.matmul.fp32_precision, conv.fp32_precision
     cudnn = torch.backends.cudnn.version()
     yield f"GPU         CUDA {torch.version.cuda}, cuDNN {cudnn}, Triton {triton_runtime.state()}"
-    yield f"tf32        in matrix products: {allowed[0]}; in convolutions: {allowed[1]}"
+    yield f"float32     in matrix products: {precision[0]}; in convolutions: {precision[1]}"
 
 
 def _threads() -> str:

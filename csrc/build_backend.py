@@ -3,7 +3,7 @@
 An isolated build sees none of the packages of the environment it installs into, and would download a PyTorch of its
 own, gigabytes in its CUDA builds, just to compile against. The stable ABI does not mind which one it is, so: where the
 target environment has a PyTorch that pyproject.toml admits, its folder goes to the end of ``sys.path`` for the build;
-elsewhere PyTorch becomes a build requirement, in the bounds of pyproject.toml.
+elsewhere PyTorch becomes a build requirement. So does nvcc, where PyTorch is a CUDA build and the machine has none.
 
 Two installs of one checkout at the same time write the same folders, so the second waits for the first.
 """
@@ -11,14 +11,12 @@ Two installs of one checkout at the same time write the same folders, so the sec
 from __future__ import annotations
 
 import sys
-import sysconfig
-import tomllib
 from collections.abc import Callable
 from functools import wraps
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+import requirements
 from build_tools import locked, require_setuptools
 from setuptools import build_meta
 
@@ -27,30 +25,12 @@ Settings = dict[str, Any] | None
 require_setuptools()
 
 
-def _torch_requirement() -> str:
-    """PyTorch's line among the dependencies in pyproject.toml, say ``torch>=2.11,<2.14``."""
-    project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
-    return next(line for line in project["dependencies"] if line.startswith("torch>"))
-
-
-def _folder_of_installed_torch() -> str | None:
-    """The site-packages folder of the environment built for, if there is a suitable PyTorch in it."""
-    from packaging.requirements import Requirement
-
-    admitted = Requirement(_torch_requirement()).specifier
-    for folder in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        for torch in distributions(name="torch", path=[folder]):
-            if admitted.contains(torch.version, prereleases=True):
-                return folder
-    return None
-
-
 def _alone(hook: Callable[..., str], *, with_torch: bool = False) -> Callable[..., str]:
     @wraps(hook)
     def run(*args: Any, **kwargs: Any) -> str:
-        folder = _folder_of_installed_torch() if with_torch else None
-        if folder and folder not in sys.path:
-            sys.path.append(folder)  # behind the build's own setuptools
+        torch = requirements.installed("torch") if with_torch else None
+        if torch and str(torch[1]) not in sys.path:
+            sys.path.append(str(torch[1]))  # behind the build's own setuptools
         with locked(Path("build/install.lock")):
             return hook(*args, **kwargs)
 
@@ -61,7 +41,8 @@ def _alone(hook: Callable[..., str], *, with_torch: bool = False) -> Callable[..
 
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
-    return [] if _folder_of_installed_torch() else [_torch_requirement()]
+    torch = [] if requirements.installed("torch") else [requirements.requirement("torch")]
+    return [*torch, *requirements.toolkit()]
 
 
 get_requires_for_build_editable = get_requires_for_build_wheel

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -97,6 +97,18 @@ def find_cxx() -> list[str]:
     raise CompileError(f"a C++20 compiler is needed: apt install g++ (tried {'; '.join(tried)})")
 
 
+def find_nvcc(packages: Iterable[str]) -> str | None:
+    """The CUDA compiler, or None.
+
+    Looked for in ``CUDA_HOME`` and ``CUDA_PATH``, on ``PATH``, in /usr/local/cuda, and last in the folders ``packages``
+    of Python packages: ``pip install nvidia-cuda-nvcc`` and its like put theirs into nvidia/ there.
+    """
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    places = [*(f"{home}/bin" for home in homes if home), os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    places += [str(found) for path in packages for found in sorted(Path(path).glob("nvidia/*/bin"), reverse=True)]
+    return shutil.which("nvcc", path=os.pathsep.join(places))
+
+
 def said_by(command: list[str]) -> str:
     """What a command prints, errors included."""
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
@@ -130,16 +142,8 @@ class Toolkit(NamedTuple):
 
     @classmethod
     def find(cls) -> Toolkit | None:
-        """The toolkit to build with, or None where there is none or it is not wanted.
-
-        Looked for in ``CUDA_HOME`` and ``CUDA_PATH``, on ``PATH``, in /usr/local/cuda, and last among the Python
-        packages: ``pip install nvidia-cuda-nvcc`` and its like put theirs into site-packages/nvidia.
-        """
-        wanted = os.environ.get("RACCGAN_CUDA")
-        homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-        places = [*(f"{home}/bin" for home in homes if home), os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
-        places += [str(found) for path in sys.path for found in sorted(Path(path).glob("nvidia/*/bin"), reverse=True)]
-        nvcc = shutil.which("nvcc", path=os.pathsep.join(places))
+        """The toolkit to build with, or None where there is none or it is not wanted."""
+        wanted, nvcc = os.environ.get("RACCGAN_CUDA"), find_nvcc(sys.path)
         if wanted == "0" or (nvcc is None and wanted != "1"):
             return None
         if nvcc is None:

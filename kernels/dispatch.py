@@ -5,8 +5,12 @@ reference   plain PyTorch: the definition of each op, any device, dtype and kind
 pytorch     PyTorch's own ops on less arithmetic, any device and dtype; for tests and benchmarks to ask for
 native      the compiled extension: C++ on a CPU, CUDA C++ on a GPU
 triton      the Triton kernels, on a GPU
-fused       automatic choice: the first of native, triton, pytorch and reference that serves the call
+fused       automatic choice: the fastest by qualification, or the first of the above that serves the call
 =========== ==============================================================================================
+
+On a GPU ``fused`` takes native and triton where :mod:`raccgan.kernels.qualification` has tried calls of that class on
+that device, and they were right and faster. On a CPU the order is native, pytorch, reference, unless a user has had the
+backends qualified there.
 
 A backend that is asked for by name serves the call or refuses with a :class:`KernelError`. Only ``fused`` falls back,
 and logs each reason once to the logger ``raccgan.kernels`` at level DEBUG. ``python -m raccgan.doctor`` prints them.
@@ -24,12 +28,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from raccgan.kernels import library, torch_internals
+from raccgan.kernels import library, probe, torch_internals
+from raccgan.kernels.qualification import table
 
 NAMES = ("reference", "fused", "native", "triton")  # what --kernels takes
 BACKENDS = ("native", "triton", "pytorch", "reference")  # in the order in which ``fused`` asks them
 COMPILED_DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
-CUDA_CAPABILITY = (8, 0)  # of the oldest GPU that setup.py compiles for
 
 _logger = logging.getLogger("raccgan.kernels")
 _logged: set[tuple[str, str, str]] = set()
@@ -89,12 +93,13 @@ def choose(op: str, backends: Backends, kernels: str, call: Call) -> Choice:
             f"--kernels {kernels} cannot serve {op}: {reason}; --kernels fused takes the best that can run here"
         )
     refused: dict[str, str] = {}
-    for name in BACKENDS:
+    found = table.row(op, call.device, call.dtype, call.shape, call.kernel_size)
+    for name in BACKENDS if found is None else dict.fromkeys((*found.order, *BACKENDS)):
         if name not in backends:
             continue
-        reason = _refusal(backends[name], name, call) or _left_out(name, call)
+        reason = _refusal(backends[name], name, call) or _left_out(name, call, found)
         if reason is None:
-            return Choice(name, backends[name].run, refused)
+            return Choice(name, backends[name].run, refused if found is None else {**found.refused, **refused})
         refused[name] = reason
         _log_once(op, name, reason)
     raise KernelError(f"no backend serves {op}: " + "; ".join(f"{name}: {reason}" for name, reason in refused.items()))
@@ -107,10 +112,12 @@ def _refusal(backend: Backend, name: str, call: Call) -> str | None:
     return backend.supports(call)
 
 
-def _left_out(name: str, call: Call) -> str | None:
+def _left_out(name: str, call: Call, found: table.Row | None) -> str | None:
     """Why ``fused`` does not take a backend that could serve the call."""
+    if found is not None:
+        return None if name in found.order else found.refused.get(name)
     if name in ("native", "triton") and call.device.type == "cuda":
-        return f"not measured on a GPU yet: --kernels {name} takes it"
+        return f"calls of this class were not tried on this GPU: --kernels {name} takes it"
     # Measured on two cores of an AMD EPYC on 30 November 2026 (bench/results/dispatch-amd-epyc.json): 293 classes of
     # calls together took 1709.7 ms by native alone, 1706.4 ms with this rule, and 1701.4 ms by the fastest of each.
     if name == "native" and call.kernel_size == 1 and call.shape[1:2] == (1,):
@@ -144,15 +151,18 @@ def compiled(call: Call, kernels: str, device: str | None = None) -> str | None:
         return None
     if not _CUDA:
         return 'the CUDA part is not compiled in: run "pip install -e ." where nvcc is on PATH or CUDA_HOME is set'
-    if torch.cuda.is_available() and torch.cuda.get_device_capability(call.device) < CUDA_CAPABILITY:
-        return "the CUDA kernels are compiled for GPUs of compute capability {}.{} and later".format(*CUDA_CAPABILITY)
-    return None
+    return probe.refusal(call.device)
 
 
 def ops() -> dict[str, Backends]:
     """Every op with its backends, for ``raccgan.doctor`` and the tests."""
     names = ("depthwise_separable", "moments", "cbam", "anomaly_score")
     return {name: importlib.import_module(f"raccgan.kernels.{name}").BACKENDS for name in names}
+
+
+def tables() -> dict[str, Backends]:
+    """The backends of every op by the name under which its calls are chosen: those of :func:`ops`, and pointwise."""
+    return ops() | {"pointwise": importlib.import_module("raccgan.kernels.depthwise_separable.op").POINTWISE}
 
 
 def require(kernels: str, device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, Choice]:

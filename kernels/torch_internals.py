@@ -1,6 +1,6 @@
 """Every private API of PyTorch that the kernels use, each with its substitute where PyTorch no longer has it.
 
-Tested with PyTorch 2.11, 2.12 and 2.13. A later version may rename any of them; results then stay right.
+Tested with PyTorch 2.11 to 2.15. A later version may rename any of them; results then stay right.
 """
 
 from __future__ import annotations

@@ -48,14 +48,39 @@ def test_the_build_asks_for_pytorch_only_where_there_is_none(
 ) -> None:
     assert not hasattr(build_backend, "get_requires_for_build_sdist")  # so a frontend asks for nothing
     assert build_backend.get_requires_for_build_wheel() == []
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name, **_: str(tmp_path))
     (requirement,) = build_backend.get_requires_for_build_editable()
     assert requirement.startswith("torch>=2.11,<")
-    for version, wanted in (("2.10.0", [requirement]), ("2.12.1+cu130", [])):
+    assert requirement.endswith(",<2.14")  # narrower than what serves: the release that .ci/run tests
+    for version, wanted in (("2.10.0", [requirement]), ("2.12.1+cpu", []), ("2.15.0", []), ("2.16.0", [requirement])):
         metadata = tmp_path / "torch.dist-info" / "METADATA"
         metadata.parent.mkdir(exist_ok=True)
         metadata.write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+        (tmp_path / "torch").mkdir(exist_ok=True)
+        (tmp_path / "torch" / "version.py").write_text("cuda: Optional[str] = None\n")
         assert build_backend.get_requires_for_build_wheel() == wanted
+        ours = next(line for line in build_backend.requirements.dependencies() if line.startswith("torch>"))
+        assert ours.endswith(",<2.14") == bool(wanted)  # one that serves is kept
+
+
+@pytest.mark.parametrize(
+    ("cuda", "release"), [("'13.0'", "13.0"), ("'13.2'", "13.2"), ("'12.8'", None), ("None", None)]
+)
+def test_the_build_asks_for_nvcc_where_pytorch_has_cuda_and_there_is_none(
+    build_backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str, release: str | None
+) -> None:
+    monkeypatch.delenv("RACCGAN_CUDA", raising=False)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name, **_: str(tmp_path))
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
+    (tmp_path / "torch.dist-info").mkdir()
+    (tmp_path / "torch.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.15.0\n")
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "version.py").write_text(f"__version__ = '2.15.0'\ncuda: Optional[str] = {cuda}\n")
+    asked = build_backend.get_requires_for_build_editable()
+    names = ("cuda-toolkit[cccl,nvcc]", "nvidia-nvvm", "nvidia-cuda-crt")
+    assert asked == ([f"{name}=={release}.*" for name in names] if release else [])
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: f"/usr/bin/{name}")
+    assert build_backend.get_requires_for_build_editable() == []
 
 
 @pytest.fixture
@@ -64,7 +89,9 @@ def small_tree(tmp_path: Path) -> Path:
     for name in ("bindings", "cpu/simd"):
         (tmp_path / "csrc" / name).mkdir(parents=True)
     shutil.copy(ROOT / "setup.py", tmp_path)
-    shutil.copy(CSRC / "build_tools.py", tmp_path / "csrc")
+    for name in ("build_tools.py", "requirements.py"):
+        shutil.copy(CSRC / name, tmp_path / "csrc")
+    (tmp_path / "pyproject.toml").write_text("[tool.raccgan]\ndependencies = []\noptional-dependencies = {}\n")
     (tmp_path / "csrc" / "number.h").write_text("#define NUMBER 1\n")
     (tmp_path / "csrc" / "bindings" / "number.cpp").write_text(
         '#include "number.h"\nextern "C" __attribute__((visibility("default"))) int number() { return NUMBER; }\n'

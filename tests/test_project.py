@@ -47,7 +47,9 @@ def test_files_that_a_page_links_to_are_there(page: str) -> None:
 def test_hooks_and_workflows_use_what_is_installed_and_ci_runs() -> None:
     hooks = (ROOT / ".pre-commit-config.yaml").read_text("utf-8")
     tools = set(re.findall(r"entry: (\S+)", hooks))
-    installed = {re.split(r"[<>=;\[ ]", line)[0] for line in PROJECT["project"]["optional-dependencies"]["test"]}
+    installed = {
+        re.split(r"[<>=;\[ ]", line)[0] for line in PROJECT["tool"]["raccgan"]["optional-dependencies"]["test"]
+    }
     assert tools
     assert tools <= installed
     for workflow in (ROOT / ".github" / "workflows").iterdir():

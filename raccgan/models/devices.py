@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -42,6 +45,24 @@ def require_kernels(kernels: str, device: torch.device) -> None:
         dispatch.require(kernels, device)
     except dispatch.KernelError as error:
         raise InputError(str(error)) from None
+
+
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Inside, float32 on a GPU is float32, which PyTorch's convolutions are not by themselves: they round to TF32, with
+    10 bits of fraction. And cuDNN takes algorithms that give the same bits each time.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    conv: Any = cudnn.conv  # type: ignore[attr-defined]  # PyTorch declares none
+    before = conv.fp32_precision, matmul.fp32_precision, cudnn.deterministic, cudnn.benchmark
+    try:
+        conv.fp32_precision, matmul.fp32_precision, cudnn.deterministic, cudnn.benchmark = "ieee", "ieee", True, False
+        yield
+    finally:
+        conv.fp32_precision, matmul.fp32_precision, cudnn.deterministic, cudnn.benchmark = before
 
 
 _forked = False

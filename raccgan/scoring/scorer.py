@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from raccgan.config import Config
 from raccgan.errors import InputError
 from raccgan.kernels.anomaly_score import anomaly_score
+from raccgan.kernels.qualification.record import Recorded, recorded
 from raccgan.models import compiling
 from raccgan.models.density import Density, Vectors
-from raccgan.models.devices import settle
+from raccgan.models.devices import exact, settle
 from raccgan.models.evidence import Evidence
 from raccgan.models.inference import frozen
 from raccgan.models.maps import smoothed
 from raccgan.models.networks import Networks
 from raccgan.models.pathology import Observed, Pathology
+from raccgan.models.qualifying import qualify
 from raccgan.models.trace import Replayed
 from raccgan.scoring.record import TERMS
 
@@ -120,6 +122,33 @@ class ScoreModule(nn.Module):
         pair = torch.arange(best.shape[0], device=best.device) * len(self.conditions) + best
         return Lowest(table.flatten(1)[:, pair], self.places[best], pair)
 
+    @torch.no_grad()
+    def calls(self, images: int, size: int) -> list[Recorded]:
+        """The calls of ops in one pass over so many images of ``size`` pixels a side, listed without computing them."""
+        channels = self.generator.head.out_channels
+
+        def one_pass() -> None:
+            x = torch.zeros(images, channels, size, size, device=self.places.device)
+            image_of, y = self.pairs(x)
+            self.compare(x[image_of], self.discriminator.features(x)[image_of], y)
+            self.pathology.observe(x)
+
+        return recorded(one_pass)
+
+
+def for_inference(networks: Networks) -> Networks:
+    """Copies in eval mode, with what no longer changes computed once."""
+    average = frozen(networks.average)
+    return Networks(
+        average,
+        frozen(networks.discriminator),
+        frozen(networks.encoder),
+        average,
+        frozen(networks.pathology),
+        frozen(networks.density),
+        frozen(networks.evidence),
+    )
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -189,20 +218,11 @@ class Scorer:
             )
         self.label_policy, self.compiled = label_policy, compiled
         conditions = [i for i, name in enumerate(classes) if label_policy in (MINIMUM, name)]
-        average = frozen(networks.average)
-        copies = Networks(
-            average,
-            frozen(networks.discriminator),
-            frozen(networks.encoder),
-            average,
-            frozen(networks.pathology),
-            frozen(networks.density),
-            frozen(networks.evidence),
-        )
-        self.module = ScoreModule(copies, conditions, config)
+        self.module = ScoreModule(for_inference(networks), conditions, config)
         self.device = next(networks.encoder.parameters()).device
         self.module.to(self.device)
         self.pairs = config.score_batch
+        qualify(config.kernels, self.device, lambda: self.module.calls(self.batch, config.image_size))
         self._features = self._faster(self.module.discriminator.features, compiled)
         self._compare = self._faster(self.module.compare, compiled)
         self._observe = self._faster(self.module.pathology.observe, compiled)
@@ -255,6 +275,10 @@ class Scorer:
 
     def compare(self, x: Tensor, *, details: bool) -> tuple[Compared, Observed]:
         """What :meth:`ScoreModule.terms` is of, in passes; maps and reconstructions are empty without ``details``."""
+        with exact(self.device):
+            return self._compare_all(x, details=details)
+
+    def _compare_all(self, x: Tensor, *, details: bool) -> tuple[Compared, Observed]:
         f = self._features(x)
         passes = zip(*(each.split(self.pairs) for each in self.module.pairs(x)), strict=True)
         parts = []

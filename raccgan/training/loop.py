@@ -20,10 +20,13 @@ from raccgan.data.sources.registry import place_of
 from raccgan.errors import InputError
 from raccgan.models import checkpoint as checkpoints
 from raccgan.models.checkpoint import Calibration, Checkpoint, History
+from raccgan.models.devices import exact
 from raccgan.models.networks import build
+from raccgan.models.qualifying import qualify
 from raccgan.models.randomness import stream
 from raccgan.outputs.progress import Progress
 from raccgan.outputs.terminal import say
+from raccgan.training.calls import calls
 from raccgan.training.run import Run
 from raccgan.training.steps import Steps, cannot_trace
 
@@ -53,6 +56,12 @@ class Training(Steps):
     def __init__(
         self, run: Run, data: ImageDataset, path: Path, resumed: Checkpoint | None = None, *, compiled: bool = False
     ) -> None:
+        qualify(
+            run.config.kernels,
+            run.device,
+            lambda: calls(run.config, len(run.classes), run.channels, run.device, run.job.world),
+            shown=run.job.first,
+        )
         if resumed is not None:
             networks = checkpoints.networks_of(resumed, run.config, run.device)
         else:
@@ -86,7 +95,7 @@ class Training(Steps):
             self.trace_if_worth_it(phase)
         begun, before = time.monotonic(), self.seconds
         shown = Progress(_TITLES[phase], goal, start, shown=self.job.first)
-        with finish_step_on_interrupt() as interrupted, shown as progress:
+        with finish_step_on_interrupt() as interrupted, shown as progress, exact(self.device):
             for step, (x, y) in zip(range(start, goal), self.batches(phase), strict=False):
                 losses = step_of(step, x, y)
                 means = self.job.averaged(torch.stack(list(losses.values())))

@@ -111,11 +111,11 @@ def compile_one(family: str, compilation: Compilation, architecture: int, sizes:
 
 def _resources(ptx: str) -> tuple[int, int]:
     """Registers a thread and bytes spilled, as the assembler says them."""
-    import triton
+    from triton.backends.nvidia.compiler import get_ptxas
 
-    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
-    target = re.search(r"^\.target (sm_\w+)", ptx, re.MULTILINE)
+    target = re.search(r"^\.target (sm_(\d+)\w*)", ptx, re.MULTILINE)
     assert target is not None
+    assembler = get_ptxas(int(target[2])).path  # releases bring two, an older one for older GPUs
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx)

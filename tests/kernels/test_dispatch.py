@@ -134,18 +134,6 @@ def test_what_the_cuda_kernels_cannot_count_is_refused() -> None:
         assert why in str(supports(gpu._replace(shape=too_large)))
 
 
-def test_a_gpu_older_than_the_kernels_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = CPU._replace(device=torch.device("cuda"), dtype=torch.float16)
-    monkeypatch.setattr(dispatch, "_MISSING", None)
-    monkeypatch.setattr(dispatch, "_CUDA", "13.0")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for capability, served in [((7, 5), False), ((8, 0), True), ((9, 0), True), ((12, 0), True)]:
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-        reason = dispatch.compiled(call, "x")
-        assert served == (reason is None)
-        assert served or "compute capability 8.0 and later" in str(reason)
-
-
 def test_require_fails_before_a_run_starts() -> None:
     assert set(dispatch.require("fused", torch.device("cpu"))) == set(dispatch.ops())
     with pytest.raises(KernelError, match="--kernels triton cannot serve"):

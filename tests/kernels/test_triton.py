@@ -59,7 +59,7 @@ def test_fused_does_not_take_triton_unmeasured(monkeypatch: pytest.MonkeyPatch) 
         assert dispatch.choose("anomaly_score", table, "triton", call).name == "triton"
         fused = dispatch.choose("anomaly_score", table, "fused", call)
         assert fused.name == "reference"
-        assert fused.refused == {"triton": "not measured on a GPU yet: --kernels triton takes it"}
+        assert fused.refused == {"triton": "calls of this class were not tried on this GPU: --kernels triton takes it"}
 
 
 @needs_triton
@@ -71,9 +71,9 @@ def test_asked_for_by_name_where_it_cannot_serve_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("hidden", "said"),
     [
-        ("sys.modules['triton'] = None", "Triton is not installed: pip install"),
-        ("import types; sys.modules['triton'] = types.ModuleType('triton')", "Triton is not installed: pip install"),
-        ("import triton; triton.__version__ = '2.1.0'", "Triton 2.1.0 was not tested, only"),
+        ("sys.modules['triton'] = None", "Triton is not installed: CUDA builds"),
+        ("import types; sys.modules['triton'] = types.ModuleType('triton')", "Triton is not installed: CUDA builds"),
+        ("import triton; triton.__version__ = '2.1.0'", "Triton 2.1.0 is older than 3.6"),
         ("import triton; triton.knobs.runtime.interpret = True", "TRITON_INTERPRET is set, which would run"),
     ],
 )
