@@ -62,10 +62,12 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     [
         (8, 20, 8, 32),
         (28, 20, 32, 16),
-        (500, 20, 64, 16),
+        (500, 9, 64, 16),
+        (500, 20, 128, 16),
         (500, 60, 128, 16),
         (500, 3000, 128, 96),
-        (500, 5, 32, 16),
+        (500, 5, 64, 16),
+        (500, 2, 16, 32),
         (90, 60, 64, 16),
     ],
 )
@@ -77,7 +79,7 @@ def test_the_largest_networks_that_the_time_and_the_pixels_allow(
     assert len(timed) <= 3, "timing takes a while"
 
 
-@pytest.mark.parametrize("minutes", [2, 6, 20, 45])
+@pytest.mark.parametrize("minutes", [2, 6, 20, 60])
 def test_the_steps_fill_the_time(timed: list[Config], minutes: float) -> None:
     config = planned(run_of(500), {}, minutes)
     rung = next(r for r in LADDER if r.image_size == config.image_size)
