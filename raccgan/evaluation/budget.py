@@ -34,8 +34,8 @@ MINUTES = {"cpu": 20.0, "cuda": 60.0}
 STEPS = {phase: f"{phase}_steps" for phase in PHASES}
 TRIED = 4  # steps of each phase that are timed, after one that traces
 SEEN = 64  # images that are scored to time it
-# Of a rung's steps. On chest X-rays a fifth of them at 64 px had an AUROC of 0.857, and 0.8 of them at 32 px, in as many
-# minutes, 0.819.
+# Of a rung's steps. On chest X-rays a fifth of them at 64 px had an AUROC of 0.857, and 0.8 of them at 32 px, in about
+# the same time, 0.819.
 ENOUGH = 0.2
 MOST = 3.0  # times a rung's steps
 ROOM = 1.1  # pictures, tables, checkpoints, and the controls that need no network

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -50,27 +49,25 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Latents [N, latent] of images x [N, C, H, W] in [-1, 1] as members of the classes y [N] (int64); without y,
         of no class."""
-        condition = self._condition(y)
-        return self._latent(self._trunk(x, condition)[-1], condition)
+        return self._latent(self._trunk(x, y)[-1], y)
 
     def describe(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The latents [N, latent], and the descriptors [N, described] of :mod:`raccgan.models.density`."""
-        condition = self._condition(y)
-        outputs = self._trunk(x, condition)
-        z = self._latent(outputs[-1], condition)
+        outputs = self._trunk(x, y)
+        z = self._latent(outputs[-1], y)
         return z, torch.cat([z, *(F.relu(h).mean(dim=(2, 3)) for h in outputs)], dim=1)
 
-    def _condition(self, y: Tensor | None) -> Tensor | None:
-        return None if y is None else cast(Tensor, self.embedding(y))
-
-    def _trunk(self, x: Tensor, condition: Tensor | None) -> list[Tensor]:
+    def _trunk(self, x: Tensor, y: Tensor | None) -> list[Tensor]:
+        condition = None if y is None or self.class_term is None else self.embedding(y)
         h, outputs = self.stem(x), []
         for block in self.blocks:
-            h = block(h, condition)  # without a condition of its own, a block ignores it
+            h = block(h, condition)
             outputs.append(h)
         return outputs
 
-    def _latent(self, h: Tensor, condition: Tensor | None) -> Tensor:
+    def _latent(self, h: Tensor, y: Tensor | None) -> Tensor:
+        # Looked up anew: one lookup for trunk and latent would add its gradients in another order, and round otherwise.
+        condition = None if y is None else self.embedding(y)
         h = flattened(h if self.bare else F.relu(h))
         z: Tensor = self.linear(h)
         if condition is not None and self.class_term is not None:
