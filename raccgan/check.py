@@ -44,15 +44,18 @@ def main(arguments: Sequence[str]) -> int:
         normal = names_of(config.normal, source.classes)
         split = make_split(source, config.protocol or None, normal, held_out=config.held_out, seed=config.seed)
     except InputError:
-        for line in lines_of(source, None):
+        for line in lines_of(source, None, config.brightness):
             tell(line)
         raise
-    for line in lines_of(source, split):
+    for line in lines_of(source, split, config.brightness):
         tell(line)
     run = Run(replace(config, image_size=8), split, source, source.channels, pick_device("cpu"))
     read, _ = readable(run)
     lost = sum(len(getattr(split, part)) - len(getattr(read.split, part)) for part in ("train", "held_out", "test"))
-    lost += len(problems)
+    spare = run.dataset(split.spare).problems()  # which training leaves alone, and `experiment` scores
+    for problem in spare.values():
+        say(f"skipped: {problem}")
+    lost += len(problems) + len(spare)
     tell(f"{lost} cannot be used: see the lines on what was skipped" if lost else "every image can be read")
     return 1 if lost else 0
 
@@ -63,7 +66,7 @@ def _parser() -> options.Parser:
     )
     parser.add_argument("dataset", metavar="DATASET", help="a folder, a .csv list, or a name, as --dataset of train")
     options.add_places(parser, device=False, out=None)
-    options.add_settings(parser, ("category", "protocol", "normal", "held_out", "fit"))
+    options.add_settings(parser, ("category", "protocol", "normal", "held_out", "fit", "brightness"))
     return parser
 
 

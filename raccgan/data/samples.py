@@ -34,6 +34,7 @@ class Sample:
     split: SplitName
     image: Path | Pixels = field(compare=False, repr=False)  # a file, or pixels already in memory
     mask: MaskFiles | None = None  # ground truth, bright = anomalous
+    group: str = ""  # such as a patient: images of one group are in one part; empty: the image is on its own
 
 
 @dataclass(frozen=True)

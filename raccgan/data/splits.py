@@ -10,7 +10,7 @@ import csv
 import difflib
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from raccgan.data.samples import Sample, Source
@@ -82,9 +82,12 @@ def make_split(
 
 
 def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """The samples that train, and the share of them that is kept from it: at least one each, of two or more."""
-    order = hash_order((sample.key for sample in samples), salt=f"held out {seed}")
-    chosen = set(order[: _share(share, len(samples))])
+    """The samples that train, and the share of them that is kept from it: at least one each, of two or more.
+
+    A group is kept whole or not at all, unless all samples are of one.
+    """
+    groups = len({_group(sample) for sample in samples})
+    chosen = _chosen(samples, share, f"held out {seed}", _group if groups > 1 else _key)
     return [s for s in samples if s.key not in chosen], [s for s in samples if s.key in chosen]
 
 
@@ -103,16 +106,39 @@ def hash_order(keys: Iterable[str], *, salt: str) -> list[str]:
 def split_by_class(samples: Sequence[Sample]) -> tuple[Sample, ...]:
     """Give samples without an official split a fixed one: in each class 60% train, the rest test.
 
-    It depends on nothing but the keys. A class of two or more has at least one image on either side; a class of one
-    trains.
+    It depends on nothing but the keys, and the groups. A class of two or more groups, or images without one, has at
+    least one on either side; a class of one trains. A group that trains in one class trains in all.
     """
-    by_class: dict[str, list[str]] = {}
+    by_class: dict[str, list[Sample]] = {}
     for sample in samples:
-        by_class.setdefault(sample.label, []).append(sample.key)
+        by_class.setdefault(sample.label, []).append(sample)
     training: set[str] = set()
-    for keys in by_class.values():
-        training.update(hash_order(keys, salt="split by class")[: _share(TRAIN_SHARE, len(keys))])
-    return tuple(replace(sample, split="train" if sample.key in training else "test") for sample in samples)
+    for members in by_class.values():
+        training |= _chosen(members, TRAIN_SHARE, "split by class", _group)
+    groups = {sample.group for sample in samples if sample.group and sample.key in training}
+    trains = [sample.key in training or sample.group in groups for sample in samples]
+    return tuple(replace(s, split="train" if its else "test") for s, its in zip(samples, trains, strict=True))
+
+
+def _key(sample: Sample) -> str:
+    return sample.key
+
+
+def _group(sample: Sample) -> str:
+    return sample.group or sample.key
+
+
+def _chosen(samples: Sequence[Sample], share: float, salt: str, unit: Callable[[Sample], str]) -> set[str]:
+    """The keys of about a share of the samples, in whole units: at least one unit, and not the last one."""
+    keys: dict[str, list[str]] = {}
+    for sample in samples:
+        keys.setdefault(unit(sample), []).append(sample.key)
+    chosen: list[str] = []
+    for name in hash_order(keys, salt=salt)[: max(1, len(keys) - 1)]:
+        if len(chosen) >= _share(share, len(samples)):
+            break
+        chosen += keys[name]
+    return set(chosen)
 
 
 def names_of(text: str, classes: Sequence[str]) -> list[str]:
@@ -186,11 +212,12 @@ def _share(share: float, count: int) -> int:
 
 def _test_samples(source: Source, protocol: str, classes: tuple[str, ...]) -> list[Sample]:
     test = []
+    trained = {sample.group for sample in source.samples if sample.split == "train" and sample.label in classes}
     for sample in source.samples:
         if sample.split == "test":
             test.append(sample)
         elif protocol == "folder" and not source.official_split and sample.label not in classes:
-            test.append(replace(sample, split="test"))
+            test += [replace(sample, split="test")] if not sample.group or sample.group not in trained else []
     anomalous = sum(sample.label not in classes for sample in test)
     if not test:
         raise InputError(f"{source.name} has no test image")

@@ -130,6 +130,18 @@ def test_check_names_what_cannot_be_read(parts: Path, capsys: pytest.CaptureFixt
     assert len([line for line in err if line.startswith("skipped: ")]) == 2
 
 
+def test_check_reads_what_training_leaves_alone(
+    tmp_path: Path, draw_classes: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Anomalous images of the training part, which tables of experiments look at."""
+    draw_classes(".", **{"train/good": 4, "train/bad": 2, "test/good": 2, "test/bad": 2})
+    (next((tmp_path / "train/bad").iterdir())).write_bytes(b"")
+    status, out, err = checked(capsys, tmp_path)
+    assert status == 1
+    assert out[-1] == "1 cannot be used: see the lines on what was skipped"
+    assert "train/bad" in err[-1]
+
+
 def test_check_says_what_there_is_where_it_refuses(
     tmp_path: Path, draw_classes: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,7 @@
-"""A CSV list of images: columns ``path``, ``label``, ``split`` and, where there are any, ``mask`` and ``category``.
+"""A CSV list of images: columns ``path``, ``label``, ``split`` and, where there are any, ``mask``, ``category`` and
+``group``.
+
+A column ``group`` holds patients, whose images are held out for the threshold all or none.
 
 Columns may be called as other programs call them, and be separated by commas, semicolons or tabs. Paths are relative to
 the list or to the folder above it; backslashes count as slashes, and an absolute path of another machine is found by
@@ -31,6 +34,7 @@ NAMES = {  # what other programs call the columns
     "split": ("set", "subset", "partition", "phase"),
     "mask": ("mask_path", "mask_file", "mask_filename", "ground_truth", "gt", "gt_path"),
     "category": ("object",),
+    "group": ("patient", "patient_id", "patientid", "subject", "subject_id"),
 }
 SEPARATORS = ",;\t"
 LONGEST_LINE = 1 << 18  # characters; a file without line ends would otherwise be read whole
@@ -148,7 +152,7 @@ def _sample(path: Path, line: int, row: dict[str, str]) -> tuple[Sample, bool]:
         raise InputError(f"{where}: the label {one_line(label)} holds characters that cannot be seen")
     image = _existing(path, where, row["path"])
     mask = _existing(path, where, row["mask"]).file if row.get("mask") else None
-    return Sample(printable(image.name), label, split, image.file, mask), image.by_end
+    return Sample(printable(image.name), label, split, image.file, mask, row.get("group", "")), image.by_end
 
 
 class _File(NamedTuple):

@@ -12,6 +12,7 @@ from raccgan.data.sources.digits import load_digits
 from raccgan.data.sources.folder import load_folder
 from raccgan.data.sources.mnist import load_fashion_mnist, load_mnist
 from raccgan.data.sources.published import load_chest_xray, load_mvtec
+from raccgan.data.sources.pulmonary import load_covid_xray, load_lung_ct
 from raccgan.data.splits import closest
 from raccgan.errors import InputError
 
@@ -41,6 +42,8 @@ SOURCES: dict[str, Entry] = {
     "fashion-mnist": Entry(without_categories(load_fashion_mnist), "the same in ROOT/FashionMNIST/raw"),
     "mvtec": Entry(load_mvtec, "MVTec AD in ROOT/mvtec/<category>; needs a category where there are several"),
     "chest-xray": Entry(without_categories(load_chest_xray), "chest X-rays in ROOT/chest_xray/{train,test}/<class>"),
+    "lung-ct": Entry(without_categories(load_lung_ct), "slices in ROOT/lung_ct/<class>, split by patients"),
+    "covid-xray": Entry(without_categories(load_covid_xray), "ROOT/COVID-19_Radiography_Dataset, split by patients"),
     "folder": Entry(load_folder, "ROOT itself: {train,test}/<class>, or one folder a class"),
     "csv": Entry(
         lambda root, category: load_csv(root, category=category),

@@ -19,7 +19,17 @@ def test_the_names_cost_no_heavy_import() -> None:
 
 
 def test_every_source_has_a_line_of_help() -> None:
-    assert list(SOURCES) == ["digits", "mnist", "fashion-mnist", "mvtec", "chest-xray", "folder", "csv"]
+    assert list(SOURCES) == [
+        "digits",
+        "mnist",
+        "fashion-mnist",
+        "mvtec",
+        "chest-xray",
+        "lung-ct",
+        "covid-xray",
+        "folder",
+        "csv",
+    ]
     for entry in SOURCES.values():
         assert entry.help
         assert "\n" not in entry.help
