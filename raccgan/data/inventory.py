@@ -144,7 +144,7 @@ def _header(image: Path | Pixels) -> _Header | None:
     try:
         with open_image(image) as opened:
             mode = opened.mode
-            bits = {"1": 1, "I": 32, "F": 32}.get(mode, 16 if mode.startswith("I;16") else 8)
+            bits = opened.info.get("bits") or {"1": 1, "I": 32, "F": 32}.get(mode, 16 if mode.startswith("I;16") else 8)
             pages = getattr(opened, "n_frames", 1) if opened.format == "TIFF" else 1
             return _Header(f"{bits}-bit {colour}", opened.width, opened.height, pages)
     except Exception:  # a damaged file makes Pillow raise anything, and is named where all files are read

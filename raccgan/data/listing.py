@@ -11,6 +11,7 @@ from functools import cache
 from glob import has_magic
 from pathlib import Path
 
+from raccgan.data.images import medical
 from raccgan.data.layouts import OUR_FOLDERS, OUR_PICTURES, bare, is_mask_folder, is_results, is_weak, look_like_masks
 from raccgan.data.samples import natural_key, printable
 from raccgan.errors import InputError
@@ -127,11 +128,10 @@ def list_files(folder: Path, problems: list[str] | None = None, *, but: Path | N
                     left_out.add(LINKS, _relative(path, folder))
                 else:
                     waiting.append((path, masked or is_mask_folder(path)))
-            # A broken link stays, so that it is named as a file that cannot be read; a pipe would block for ever.
-            elif is_image_name(entry.name) and (entry.is_symlink() or entry.is_file()):
-                (masks if masked else here).append(path)
+            elif why := _why_not(entry, path):
+                left_out.add(why, path.suffix.lower() or "no ending")
             else:
-                left_out.add("files of other kinds", Path(entry.name).suffix.lower() or "no ending")
+                (masks if masked else here).append(path)
         beside = masks_beside(here)
         masks += beside
         images += [path for path in here if path not in beside] if beside else here
@@ -144,8 +144,23 @@ def is_image_name(name: str) -> bool:
 
 
 def is_image(path: Path) -> bool:
-    """True where a path has the ending of an image, and no folder is there."""
-    return is_image_name(path.name) and not path.is_dir()
+    """True where a path has the ending of an image, or begins as DICOM without one, and no folder is there."""
+    return (is_image_name(path.name) or _medical(path) == "") and not path.is_dir()
+
+
+def _why_not(entry: os.DirEntry[str], path: Path) -> str:
+    """Why a file is left out; empty for an image."""
+    # A broken link stays, so that it is named as a file that cannot be read; a pipe would block for ever.
+    if is_image_name(entry.name) and (entry.is_symlink() or entry.is_file()):
+        return ""
+    why = _medical(path) if entry.is_file() else None
+    return "files of other kinds" if why is None else why
+
+
+def _medical(path: Path) -> str | None:
+    """Why a medical file cannot be read here, empty where it can; None for any other file."""
+    kind = medical.kind_of(path)
+    return None if kind is None else medical.missing(kind)
 
 
 def masks_beside(files: list[Path]) -> set[Path]:

@@ -21,7 +21,6 @@ from raccgan.data.listing import (
     MASKS,
     LeftOut,
     is_image,
-    is_image_name,
     left_out_line,
     list_files,
     matching,
@@ -91,7 +90,7 @@ def _meant(argument: str, out: Path | None, problems: list[str], left_out: LeftO
     matches = matching(argument, problems, other_case)
     images = without_apart([match for match in matches if is_image(match)], argument, out, left_out)
     for match in matches:
-        if not is_image_name(match.name) and not match.is_dir():
+        if not is_image(match) and not match.is_dir():
             left_out.add("files of other kinds", match.suffix.lower() or "no ending")
     for match in sorted(other_case):
         left_out.add("files whose names match the pattern in other case alone", printable(match.name))

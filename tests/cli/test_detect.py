@@ -126,7 +126,7 @@ def test_what_is_not_an_image_to_score_is_left_out_and_counted(
     for name in ("mask/0.png", "a/0_GT.png", "before/overlays/0-1.png", "now/0.png"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         mask.save(name)
-    for name in ("before/scores.csv", "before/summary.json", "a/x.dcm", "a/none"):
+    for name in ("before/scores.csv", "before/summary.json", "a/x.heic", "a/none"):
         Path(name).write_text("x")
     Path("a/linked").symlink_to(images / "b")
     found = score_files.find([named], Path("now"))
@@ -144,12 +144,12 @@ def test_results_in_the_folder_of_the_images_are_left_out(trained: Path, images:
 
 
 def test_an_argument_is_told_of_its_own_left_out_files(tmp_path: Path) -> None:
-    for name in ("a/x.dcm", "b/y.txt"):
+    for name in ("a/x.heic", "b/y.txt"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
     found = score_files.find([str(tmp_path / "a"), str(tmp_path / "b")])
-    assert [".dcm" in problem for problem in found.problems] == [True, False]
-    assert found.left_out == {"files of other kinds": {".dcm": 1, ".txt": 1}}
+    assert [".heic" in problem for problem in found.problems] == [True, False]
+    assert found.left_out == {"files of other kinds": {".heic": 1, ".txt": 1}}
 
 
 def test_names_in_other_case_are_counted(images: Path) -> None:

@@ -25,7 +25,7 @@ def parts(tmp_path: Path, draw: Draw) -> Path:
             draw(f"{folder}/{index}.png", size=(16, 12))
     for index in range(2):
         draw_mask(tmp_path / f"ground_truth/hole/{index}.png")
-    (tmp_path / "train/good/0.dcm").write_text("")
+    (tmp_path / "train/good/0.heic").write_text("")
     return tmp_path
 
 
@@ -47,7 +47,7 @@ def test_images_masks_and_files(parts: Path) -> None:
         f"{name} has train: good 5; held out for the threshold (validation part): good 2; "
         "test: crack 4, good 3, hole 2; left out, anomalous but not in the test part: hole 1",
         "masks: 2 of the 6 anomalous test images have one; the 4 without are left out of pixel metrics",
-        "17 images: 8-bit grey, 16 x 12 pixels; left out: files of other kinds 1 (.dcm)",
+        "17 images: 8-bit grey, 16 x 12 pixels; left out: files of other kinds 1 (.heic)",
     ]
 
 

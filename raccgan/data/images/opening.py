@@ -15,6 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from raccgan.data.images import medical
 from raccgan.data.samples import printable
 from raccgan.errors import InputError
 
@@ -27,7 +28,7 @@ MOST_BYTES = 1 << 29  # of one file; some of Pillow's readers go through all of 
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """The image with its header read and nothing decoded.
+    """The image with its header read and nothing decoded; of a medical file, decoded.
 
     An empty file, or one that is too large to be decoded, is an InputError; else this raises what Pillow raises.
     """
@@ -36,6 +37,11 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         raise InputError(f"{printable(path)} is empty (0 bytes): remove it or copy it again")
     if size > MOST_BYTES:
         raise InputError(f"{printable(path)} has more than {MOST_BYTES} bytes: make it smaller first")
+    if kind := medical.kind_of(path):
+        with _quiet():
+            image = medical.read(path, kind, MOST_PIXELS)
+        yield image
+        return
     try:
         # As a stream: from a path, Pillow 13 maps raw TIFF files into memory and garbles those that lie on their side.
         with _quiet(), path.open("rb") as stream, Image.open(stream, formats=FORMATS) as opened:

@@ -290,14 +290,14 @@ def test_what_is_left_out_is_counted(tree: Tree) -> None:
     (root / "ground_truth/bad/0.json").write_text("")
     for name in ("summary.json", "scores.csv"):
         (root / "test/results" / name).write_text("")
-    for name in ("a.dcm", "b.dcm", "none", "Thumbs.db", ".hidden"):
+    for name in ("a.heic", "b.heic", "none", "Thumbs.db", ".hidden"):
         (root / "train/good" / name).write_text("x")
     (root / "elsewhere").mkdir()
     (root / "train/good/linked").symlink_to(root / "elsewhere")
     source = load_folder(root)
     assert {reason: dict(counts) for reason, counts in source.left_out.items()} == {
         "linked folders, which are not followed": {"linked": 1},
-        "files of other kinds": {".dcm": 2, "no ending": 1, ".json": 1},
+        "files of other kinds": {".heic": 2, "no ending": 1, ".json": 1},
         "results of raccgan": {"results/": 1},
         "images beside the folders of classes": {"test/": 1},
         "images of a test part without labels": {"test_private/": 2},
