@@ -136,12 +136,18 @@ def take_folder(out: Path, run: Mapping[str, Any], *, restart: bool) -> None:
 
 
 def score_files(
-    detector: Detector, files: Sequence[Path], journal: Journal, wanted: Wanted, job: Collectives = SINGLE
+    detector: Detector,
+    files: Sequence[Path],
+    journal: Journal,
+    wanted: Wanted,
+    job: Collectives = SINGLE,
+    *,
+    shown: bool = True,
 ) -> list[Row]:
     """A row for each file, each file given once, in order; the journal gets the rows batch by batch.
 
     Rows of files whose size and time have not changed since are not scored again. This is the first rank of ``job``;
-    the other ranks call :func:`help_first`.
+    the other ranks call :func:`help_first`. ``shown`` is whether progress is.
     """
     done = {row["path"]: row for row in journal.rows}
     stamps = {path: list(found[1:]) if (found := stamp(path)) else None for path in files}  # size and time
@@ -152,7 +158,7 @@ def score_files(
             (wanted.out / name).mkdir(exist_ok=True)
     details = wanted.maps or wanted.overlays or wanted.masks or wanted.report
     with (
-        Progress("scores", len(files), len(known), unit="image", lines=False) as progress,
+        Progress("scores", len(files), len(known), unit="image", lines=False, shown=shown) as progress,
         ThreadPoolExecutor(WRITERS) as pool,
     ):
         _say_skipped((done[printable(path)] for path in known), progress)

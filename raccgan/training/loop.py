@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +21,7 @@ from raccgan.models.devices import exact
 from raccgan.models.networks import build
 from raccgan.models.qualifying import qualify
 from raccgan.models.randomness import stream
+from raccgan.outputs.interruption import finish_step_on_interrupt
 from raccgan.outputs.progress import Progress
 from raccgan.outputs.terminal import say
 from raccgan.training.calls import calls
@@ -191,25 +189,3 @@ class Training(Steps):
             f"{phase} step {step + 1}: {what}; the last good checkpoint is {self._saved_at}; "
             "a lower learning rate or a higher penalty usually mends it"
         )
-
-
-@contextmanager
-def finish_step_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a flag that is read between steps; the second interrupts at once."""
-    asked = False
-
-    def handler(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    previous: dict[signal.Signals, Any] = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with suppress(ValueError):  # outside of the main thread Python sets no handlers, and the flag stays False
-                previous[number] = signal.signal(number, handler)
-        yield lambda: asked
-    finally:
-        for number, earlier in previous.items():
-            signal.signal(number, earlier)
