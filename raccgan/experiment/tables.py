@@ -107,7 +107,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         {
             "dataset": "chest-xray",
             "protocol": "folder",
-            "score": "texture",
+            "score": "learned",
             "image_size": 64,
             "base_width": 16,
             "multipliers": "4,4,2,2,1",
