@@ -103,12 +103,14 @@ def scoring_pass(kernels: str, x: Tensor, y: Tensor) -> Callable[[], list[Tensor
     with torch.no_grad():
         networks.average.train()(networks.encoder(x, y), y)
         textures, defects = torch.rand(2, len(x), TEXTURE, device=x.device)
-        networks.density.fit(Vectors(networks.encoder.describe(x, y)[1], textures, defects), y)
+        vectors = Vectors(networks.encoder.describe(x, y)[1], textures, defects)
+        for k in range(3):
+            networks.density.fit(vectors, networks.pathology.observe(x), k)
     scorer = Scorer(config, networks, ["a", "b", "c"])
 
     def run() -> list[Tensor]:
-        result, _, known = scorer._compare(x, scorer._features(x), y)
-        return [result.score, *known]
+        found = scorer._compare(x, scorer._features(x), y)
+        return [found.terms, *found.vectors, found.map]
 
     return run
 
