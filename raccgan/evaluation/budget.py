@@ -20,7 +20,7 @@ import torch
 
 from raccgan.config import Config
 from raccgan.data.inventory import typical_side
-from raccgan.data.samples import spread
+from raccgan.data.samples import Sample, spread
 from raccgan.distributed.collectives import SINGLE
 from raccgan.errors import InputError
 from raccgan.evaluation.controls import autoencoder
@@ -182,7 +182,7 @@ def _two_digits(count: int) -> int:
 
 def _costs(run: Run, config: Config) -> Costs:
     """What a configuration costs on this run's data, measured; networks and steps are thrown away."""
-    samples = spread(run.split.train, SEEN)
+    samples = _readable(run, config)
     batch = max(1, min(config.batch_size, len(samples)) // run.job.world)
     many: dict[str, Any] = dict.fromkeys(STEPS.values(), 1000)  # so that steps are traced
     trial = replace(run, config=replace(config, batch_size=batch, **many), job=SINGLE)
@@ -207,6 +207,16 @@ def _costs(run: Run, config: Config) -> Costs:
     controls = of_control * config.control_steps
     rest = ROOM * (reading * (train + held_out + test) + image * passes + controls)
     return Costs(once, step, rest, threads)
+
+
+def _readable(run: Run, config: Config) -> list[Sample]:
+    """Some training images, without those that cannot be read: a line names these where all images are read."""
+    samples = spread(run.split.train, SEEN)
+    data = replace(run, config=config).dataset(samples)
+    bad = data.problems()
+    if len(bad) == len(samples):
+        raise data.refusal(bad)
+    return [sample for index, sample in enumerate(samples) if index not in bad]
 
 
 def _timed_steps(training: Training) -> tuple[dict[str, float], dict[str, float], int]:

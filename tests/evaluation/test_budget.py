@@ -153,6 +153,17 @@ def test_timing_leaves_nothing_behind(no_global_draws: Callable[[], None]) -> No
     assert costs.threads in (0, 1)
 
 
+def test_images_that_cannot_be_read_are_not_timed(tmp_path: Path) -> None:
+    made = run_of(8, count=8)
+    (tmp_path / "broken.png").write_bytes(b"none")
+    broken = Sample("broken", "good", "train", tmp_path / "broken.png")
+    mixed = replace(made, split=replace(made.split, train=(*made.split.train, broken)))
+    assert budget._readable(mixed, made.config) == list(made.split.train)
+    alone = replace(made, split=replace(made.split, train=(broken,)))
+    with pytest.raises(InputError, match=r"broken\.png"):
+        budget._readable(alone, made.config)
+
+
 @pytest.fixture
 def no_global_draws() -> Callable[[], None]:
     before = torch.get_rng_state()
