@@ -67,6 +67,8 @@ def execute(row: Trial, folder: Path, device: torch.device, data_root: Path) -> 
 
 def _choices(run: Run, scorer: Scorer) -> Figures:
     spare = spread(run.split.spare, SPARE)
+    bad = run.dataset(spare).problems()  # which nobody has read yet, as neither training nor tests need them
+    spare = [sample for index, sample in enumerate(spare) if index not in bad]
     if not spare:
         return {f"choice_{name}": "" for name in SCORES}
     parts = (score_dataset(scorer, run.dataset(s), "scores to choose by") for s in (run.split.held_out, spare))
