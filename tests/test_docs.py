@@ -31,7 +31,7 @@ PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {INDEX})  # docs/api is made 
 
 LONG = (
     "add-an-op", "distributed", "experiments", "export", "generate", "kernels", "measuring", "reliability", "results",
-    "scores-and-thresholds",
+    "scores-and-thresholds", "your-images",
 )  # fmt: skip
 """The pages whose commands take longest."""
 

@@ -146,6 +146,7 @@ def test_two_ranks_train_as_one_process_does_and_one_of_them_writes(alone: Path,
     assert (second.stdout, second.stderr) == ("", "")
 
 
+@pytest.mark.long
 def test_evaluate_gives_the_files_of_one_process(alone: Path, tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     command = [alone, "--quantile", "0.9", "--report", "--score-batch", "40"]
