@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, generate_uid
 
 from raccgan import check, detect, evaluate, train
 from raccgan.data.images import medical
@@ -141,10 +142,13 @@ def _cut(path: Path) -> Path:
     ("made", "words"),
     [
         (lambda p: write(p, np.stack([RAMP, RAMP]), NumberOfFrames=2), "has 2 frames: save those that matter"),
-        (lambda p: write(p, RAMP, syntax=JPEG2000Lossless), "is compressed as JPEG 2000.*pylibjpeg"),
+        (lambda p: write(p, RAMP, syntax=JPEGLSLossless), "is compressed as JPEG-LS.*pylibjpeg"),
+        (lambda p: write(p, RAMP, syntax=JPEG2000Lossless), "DICOM content is damaged"),
         (lambda p: _cut(write(p, RAMP)), "cannot read .*a.dcm"),
         (lambda p: p.write_bytes(b"no dicom at all"), "is no DICOM file"),
         (lambda p: p.write_bytes(b""), "is empty"),
+        (lambda p: write(p, RAMP, WindowCenter=1, WindowWidth=0), "a window without width"),
+        (lambda p: write(p, RAMP, RescaleSlope=0, RescaleIntercept=0), "a RescaleSlope of 0"),
     ],
 )
 def test_what_cannot_be_shown_is_one_line(tmp_path: Path, made: Any, words: str) -> None:
@@ -192,3 +196,36 @@ def test_nothing_that_identifies_a_patient_is_written(tmp_path: Path, capsys: py
     for found in (said, *(path.read_bytes() for path in out.rglob("*") if path.is_file())):
         for secret in (SECRET, "19700131", "20260102"):
             assert (secret.encode() if isinstance(found, bytes) else secret) not in found
+
+
+def test_an_error_quotes_nothing_of_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.dcm", RAMP)
+
+    def quoting(*_: object) -> None:
+        raise ValueError(SECRET)
+
+    monkeypatch.setattr(medical, "_shown", quoting)
+    with pytest.raises(InputError, match=r"cannot read .*DICOM content is damaged \(ValueError\)$"):
+        decode(path, size=8, channels=1)
+
+
+def test_a_pipe_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "IM0001")
+    assert medical.kind_of(tmp_path / "IM0001") is None
+    assert list_files(tmp_path).images == []
+
+
+def test_a_volume_is_limited_as_a_whole(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.zeros((8, 8, 8), np.uint8), np.eye(4)), tmp_path / "v.nii")
+    with pytest.raises(InputError, match="more than 511 voxels"):
+        medical.read(tmp_path / "v.nii", medical.NIFTI, 511)
+
+
+def test_infinite_voxels_are_black_and_white_and_one_layer_is_seen_across(tmp_path: Path) -> None:
+    volume = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8)
+    volume[0, 0, 0] = -np.inf
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "v.nii")
+    found = shown(tmp_path / "v.nii")
+    assert found.shape == (8, 8)
+    assert len(np.unique(found)) > 50
+    assert found[-1, 0] == 0, "back and below is at the lower left"
